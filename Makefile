@@ -1,0 +1,41 @@
+# make demo   set up and run the main job on the embedded world
+# make test   set up and run the tests
+# make lint   set up and run the formatter's check, the linter, the type checker and the import contracts
+PYTHON ?= python3
+BIN := .venv/bin
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
+
+.PHONY: setup demo test lint lock clean
+
+setup: .venv/.ready
+
+# The lock names exact versions and no addresses, so that any package index serves it.
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"groundray needs Python 3.11 or newer, this is {v[0]}.{v[1]}: run make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m groundray.prepare scenes --out data/scenes
+	$(BIN)/python -m groundray.train --config demo
+	$(BIN)/python -m groundray.analyse retrieval --checkpoint runs/demo/model --data data/scenes/captions/val
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# Newest versions that fit pyproject.toml, for every platform, without addresses.
+lock: setup
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev --extra pretrained \
+		--no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv data runs mlruns mlflow.db

@@ -1,0 +1,1 @@
+"""Train, sweep and understand visually grounded language models on Ray."""
