@@ -1,0 +1,362 @@
+"""The settings of a run: typed, frozen, read from a preset or a YAML file with `--dotted.field VALUE` on top.
+
+Every impossible setting fails here, before a cluster is asked for anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+StageName = Literal["grounding"]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; the message names the place, what was expected, and what to write instead."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Run(Section):
+    """Which run this is. The same storage and name resume it."""
+
+    name: str = Field("run", pattern=r"^[\w][\w.\-]*$", description="name of the run, a folder in the storage")
+    storage: str = Field("runs", min_length=1, description="path or URL that holds the runs")
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+
+
+class Scaling(Section):
+    """Who does the work. Only `chunks` changes a result; the rest may differ from one resume to the next."""
+
+    num_workers: int = Field(1, ge=0, description="training workers; 0 trains in this process, without Ray")
+    chunks: int | None = Field(
+        None,
+        ge=1,
+        description="parts of a global batch, each encoded at once (default: the number of workers)",
+    )
+    use_gpu: bool = Field(False, description="one GPU a worker")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for a training worker")
+
+
+class Data(Section):
+    """How samples are shuffled and read."""
+
+    window: Count = Field(4096, description="samples of a global batch sequence that are shuffled together")
+    prefetch: Count = Field(2, description="batches that wait ready for a worker")
+
+
+class Trunk(Section):
+    """The convolutional part of the visual stream."""
+
+    name: Literal["vgg16", "efficientnet_lite0", "tiny"] = "vgg16"
+    weights: str = Field("published", description="`published`, `none` (from scratch), or a weight file's path")
+
+
+class Language(Section):
+    """The language stream: a BERT."""
+
+    name: str = Field(
+        "bert-base-uncased",
+        description="`tiny`, `minilm` (extra `pretrained`), a hub's model name, or a folder",
+    )
+    weights: str = Field("published", description="`published`, `none` (from scratch), or a model folder")
+    tokenizer: str | None = Field(None, description="tokenizer folder or name (default: the model's own)")
+    layers: Count = Field(2, description="of `tiny`")
+    width: Count = Field(128, description="of `tiny`")
+    heads: Count = Field(4, description="of `tiny`")
+
+
+class Model(Section):
+    """The two streams. Both are as wide as the language stream."""
+
+    image_size: Count = Field(224, description="pixels a side that the visual stream sees")
+    trunk: Trunk = Trunk()
+    language: Language = Language()
+    attention_heads: Count = Field(12, description="of the spatial attention")
+    attention_ffn: Count = Field(3072, description="width of the spatial attention's feed-forward part")
+
+
+class Optimizer(Section):
+    """Adam, and a learning rate that halves every so many epochs."""
+
+    lr: Positive = 5e-5
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    halve_every: Count = Field(15, description="epochs after which the learning rate halves")
+
+
+class Trained(Section):
+    """Which parts of the model a stage trains; the others are frozen and run in eval mode."""
+
+    trunk: bool = False
+    attention: bool = Field(True, description="the embedder and the spatial attention")
+    language_layers: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
+        8, description="the last so many layers of the language stream; `all` with its word embeddings"
+    )
+    query_key: bool = Field(False, description="with the query and key projections of those layers")
+
+
+class Stage(Section):
+    """What every stage has."""
+
+    train: str = Field(description="folder or URL of the shards to train on")
+    val: str = Field(description="folder or URL of the shards to validate on")
+    epochs: Count = 1
+    batch_size: Count = Field(description="samples of the global batch")
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["float32", "bf16", "float64"] = Field("float32", description="bf16 is autocast")
+    clip_norm: Positive | None = Field(None, description="largest norm of the gradient")
+
+
+class Grounding(Stage):
+    """Grounding of captions in images: match map and two-way NT-Xent over the global batch."""
+
+    temperature: Positive = 0.1
+    similarity: Literal["dot", "cosine"] = Field("dot", description="of a position and a token in the match map")
+    special_tokens: bool = Field(True, description="[CLS] and [SEP] count as tokens of the caption")
+    max_tokens: int = Field(32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
+    resize: Count | None = Field(None, description="short side before the centre crop (default: image_size)")
+    dropout: Share = Field(0.1, description="of the spatial attention")
+    trains: Trained = Trained()
+
+
+class Tracking(Section):
+    """MLflow. `MLFLOW_TRACKING_URI`, where it is set, is the default server."""
+
+    enabled: bool = True
+    uri: str | None = Field(None, description="tracking server (default: sqlite:///mlflow.db)")
+    experiment: str = "groundray"
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError(f"expected each stage once, got {', '.join(names)}")
+    return names
+
+
+class Settings(BaseSettings):
+    """All settings of a training run."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", cli_prog_name="python -m groundray.train", cli_implicit_flags=False
+    )
+
+    run: Run = Run()
+    stages: Annotated[tuple[StageName, ...], AfterValidator(_distinct)] = Field(
+        min_length=1, description="the stages to run, in this order"
+    )
+    scaling: Scaling = Scaling()
+    data: Data = Data()
+    model: Model = Model()
+    grounding: Grounding | None = None
+    tracking: Tracking = Tracking()
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: type[BaseSettings], **sources: Any) -> tuple[Any, ...]:
+        """Only what `load` is given: the command line over the file. No environment variables."""
+        return (sources["init_settings"],)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        workers = max(1, self.scaling.num_workers)
+        if self.chunks % workers:
+            counts = ", ".join(str(n) for n in range(1, self.chunks + 1) if self.chunks % n == 0)
+            raise ValueError(
+                f"scaling.num_workers: {workers} workers cannot share {self.chunks} chunks evenly: "
+                f"use {counts} workers, or set scaling.chunks to a multiple of {workers}"
+            )
+        for name in self.stages:
+            stage = getattr(self, name)
+            if stage is None:
+                raise ValueError(f"stages names {name!r}: expected a section {name!r} with at least train and val")
+            if stage.batch_size % self.chunks:
+                raise ValueError(
+                    f"{name}.batch_size: {stage.batch_size} samples cannot be cut into {self.chunks} equal chunks "
+                    f"(scaling.chunks): use a multiple of {self.chunks}"
+                )
+        return self
+
+    @property
+    def chunks(self) -> int:
+        """Parts of a global batch, fixed for the run: the unit in which a batch is encoded and dropout is drawn."""
+        return self.scaling.chunks or max(1, self.scaling.num_workers)
+
+    def stage(self, name: str) -> Grounding:
+        """The section of a stage that `stages` names."""
+        return getattr(self, name)
+
+    def to_yaml(self) -> str:
+        """The resolved settings; a file of them gives the same run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: every dotted setting that a result depends on.
+
+        Where the run is kept, who works on it and where it is tracked may change between an attempt and the next.
+        """
+        flat = dict(flatten(self.model_dump(mode="json")))
+        free = ("run.name", "run.storage", "tracking.", "scaling.", "data.prefetch")
+        kept = {key: value for key, value in flat.items() if not key.startswith(free)}
+        return kept | {"scaling.chunks": self.chunks}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested settings as (dotted name, value)."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def presets() -> dict[str, Path]:
+    """The presets that come with groundray: name and file."""
+    folder = Path(str(resources.files("groundray") / "presets"))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def load(config: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """The settings of a preset or YAML file, with command-line words such as `--grounding.epochs 3` on top.
+
+    Raises:
+        SettingsError: the file, a key or a value is unusable; the message names the place and the repair.
+    """
+    path = _find(config)
+    tree = _read_yaml(path)
+    _check_flags(overrides)
+    try:
+        command_line = _parse(overrides)
+        return Settings(**_merge(tree, command_line))
+    except ValidationError as error:
+        raise SettingsError(_explain(error, path)) from None
+
+
+def _find(config: str | Path) -> Path:
+    known = presets()
+    if str(config) in known:
+        return known[str(config)]
+    path = Path(config)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise SettingsError(f"--config: there is no file {path}")
+    raise SettingsError(
+        f"--config: expected a preset ({', '.join(known)}) or a .yaml file, got {str(config)!r}"
+        + did_you_mean(str(config), known)
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path}: expected sections such as `run:` and `stages:`, got {type(tree).__name__}")
+    return tree
+
+
+def _check_flags(words: Sequence[str]) -> None:
+    """Raise where the words are not `--name value` or `--name=value` of settings that exist."""
+    known = set(_dotted(Settings))
+    rest = iter(words)
+    for word in rest:
+        name, equals, _ = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            raise SettingsError(f"expected --dotted.field VALUE, got {word!r} on its own")
+        if name not in known:
+            parent = name.rpartition(".")[0]
+            siblings = sorted(key for key in known if key.rpartition(".")[0] == parent)
+            valid = f"; valid here: {', '.join(siblings)}" if parent and siblings else ""
+            raise SettingsError(f"unknown setting --{name}{did_you_mean(name, known)}{valid}")
+        if not equals and next(rest, "--").startswith("--"):
+            raise SettingsError(f"--{name}: expected a value after it")
+
+
+def _parse(words: Sequence[str]) -> dict[str, Any]:
+    if not words:
+        return {}
+    source: PydanticBaseSettingsSource = CliSettingsSource(Settings, cli_parse_args=list(words))
+    return dict(source())
+
+
+def help_text() -> str:
+    """Every setting with its meaning, for `--help`."""
+    lines = []
+    for name, field in _fields(Settings):
+        if _section(field.annotation) is None:
+            lines.append(f"  --{name:36} {field.description or ''}".rstrip())
+    return "\n".join(lines)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    for option in (annotation, *get_args(annotation)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in model.model_fields.items():
+        yield prefix + name, field
+        if nested := _section(field.annotation):
+            yield from _fields(nested, f"{prefix}{name}.")
+
+
+def _dotted(model: type[BaseModel]) -> Iterator[str]:
+    return (name for name, _ in _fields(model))
+
+
+def did_you_mean(word: str, options: Any) -> str:
+    """` (did you mean 'x'?)`, or nothing where no option is near."""
+    near = difflib.get_close_matches(word, list(options), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    lines = [f"settings of {path} cannot be used:"]
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"]]
+        dotted = ".".join(place)
+        if problem["type"] == "extra_forbidden":
+            section = Settings
+            for part in place[:-1]:
+                section = _section(section.model_fields[part].annotation) or section
+            valid = list(section.model_fields)
+            where = f" in section {'.'.join(place[:-1])!r}" if place[:-1] else ""
+            lines.append(
+                f"  {dotted}: unknown key{where}{did_you_mean(place[-1], valid)}; valid here: {', '.join(valid)}"
+            )
+        elif problem["type"] == "missing":
+            lines.append(f"  {dotted}: expected a value, got none")
+        elif problem["type"] == "value_error":
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"  {dotted + ': ' if dotted else ''}{message}")
+        else:
+            lines.append(f"  {dotted}: {problem['msg']}, got {problem['input']!r}")
+    return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""From shards to batches, in the plan's order. This module streams in one process; `runtime/stream.py` does it on Ray.
+
+Both are built of the same three steps, so that they cannot disagree:
+
+    read      a window of the plan   -> a table of encoded samples, step after step
+    decode    a few rows of it       -> arrays
+    assemble  the arrays of a step   -> its chunks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from groundray.data.plan import Cursor, Plan
+from groundray.data.schema import Dataset, arrow_schema
+from groundray.data.shards import read_rows
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Samples(Protocol):
+    """How the rows of one kind of data set become batches."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of data set, a key of `schema.KINDS`."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is read of a row."""
+        ...
+
+    def draw(self, table: pa.Table, epoch: int) -> pa.Table:
+        """The table with what is random about a sample decided (its caption), by (seed, epoch, sample id)."""
+        ...
+
+    def decode(self, table: pa.Table) -> Arrays:
+        """Arrays of the drawn rows, `id` among them, each with one entry a row."""
+        ...
+
+    def collate(self, arrays: Arrays) -> Any:
+        """The batch of some rows (possibly none)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a stage reads: a data set, how its rows become batches, and in which order."""
+
+    dataset: Dataset
+    samples: Samples
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Window:
+    """Steps `first` to `last` - 1 of an epoch, which are read together."""
+
+    epoch: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rank's part of a global batch: the chunks that it encodes, with their numbers."""
+
+    epoch: int
+    step: int
+    ends_epoch: bool
+    chunks: tuple[tuple[int, Any], ...]
+
+    def to(self, device: str) -> Step:
+        """The step with its batches on a device."""
+        return replace(self, chunks=tuple((chunk, batch.to(device)) for chunk, batch in self.chunks))
+
+
+def windows(plan: Plan, cursor: Cursor, epochs: int) -> Iterator[Window]:
+    """The windows from the cursor to the end of the last epoch."""
+    for epoch in range(cursor.epoch, epochs):
+        first = cursor.step if epoch == cursor.epoch else 0
+        while first < plan.steps:
+            last = min(plan.steps, (first // plan.window_steps + 1) * plan.window_steps)
+            yield Window(epoch, first, last)
+            first = last
+
+
+def rows_of(plan: Plan, epoch: int, step: int, chunks: range) -> npt.NDArray[np.int64]:
+    """The row numbers of a rank's part of a global batch, chunk after chunk."""
+    return np.concatenate([plan.chunk(epoch, step, chunk) for chunk in chunks])
+
+
+def read(source: Source, window: Window, chunks: range) -> pa.Table:
+    """The encoded, drawn samples of a window, in the order of its steps, with their `row` numbers."""
+    rows = np.concatenate(
+        [rows_of(source.plan, window.epoch, step, chunks) for step in range(window.first, window.last)]
+    )
+    table = read_rows(source.dataset, rows, list(source.samples.columns))
+    return source.samples.draw(table, window.epoch).append_column("row", pa.array(rows))
+
+
+def decode(source: Source, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of some rows of what `read` gave."""
+    return {**source.samples.decode(table), "row": table["row"].to_numpy()}
+
+
+def nothing(source: Source) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of no row at all."""
+    empty = arrow_schema(source.samples.kind).empty_table().select(list(source.samples.columns))
+    rows = pa.array([], pa.int64())
+    return decode(source, source.samples.draw(empty, epoch=0).append_column("row", rows))
+
+
+def assemble(source: Source, epoch: int, step: int, chunks: range, arrays: Arrays) -> Step:
+    """A step made of its decoded rows.
+
+    Raises:
+        RuntimeError: the rows are not those that the plan names (so a stream can never train on the wrong ones).
+    """
+    planned = rows_of(source.plan, epoch, step, chunks)
+    if not np.array_equal(arrays["row"], planned):
+        raise RuntimeError(
+            f"epoch {epoch} step {step}: the plan names rows {planned[:4]}... ({len(planned)}), "
+            f"the stream brought {arrays['row'][:4]}... ({len(arrays['row'])})"
+        )
+    parts = []
+    start = 0
+    for chunk in chunks:
+        end = start + len(source.plan.chunk(epoch, step, chunk))
+        parts.append((chunk, source.samples.collate({name: array[start:end] for name, array in arrays.items()})))
+        start = end
+    return Step(epoch, step, step == source.plan.steps - 1, tuple(parts))
+
+
+def stream(source: Source, cursor: Cursor, epochs: int, rank: int = 0, world_size: int = 1) -> Iterator[Step]:
+    """A rank's steps from the cursor to the end of the last epoch, read in this process."""
+    chunks = source.plan.owned(rank, world_size)
+    for window in windows(source.plan, cursor, epochs):
+        table = read(source, window, chunks)
+        start = 0
+        for step in range(window.first, window.last):
+            size = len(rows_of(source.plan, window.epoch, step, chunks))
+            arrays = decode(source, table.slice(start, size))
+            start += size
+            yield assemble(source, window.epoch, step, chunks, arrays)

@@ -1,0 +1,90 @@
+"""Progress of a run for a person: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from groundray.training.events import EpochDone, Event, StageDone, StageStarted, StepDone
+
+LINE_SECONDS = 10.0
+
+
+class Reporter:
+    """Prints the events of a run: stage, epoch, step, loss, samples a second, share of waiting, time left."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._clock = clock
+        self._epochs = 0
+        self._started = self._printed = clock()
+        self._first_step = 0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def observe(self, event: Event) -> None:
+        match event:
+            case StageStarted():
+                self._stage(event)
+            case StepDone():
+                self._step(event)
+            case EpochDone():
+                shown = _metrics(event.metrics)
+                mark = "  best so far" if event.best else ""
+                self.console.print(f"{event.stage}  epoch {event.epoch + 1}/{event.epochs}  {shown}{mark}")
+            case StageDone():
+                self.close()
+                self.console.print(f"{event.stage}  done: {_metrics(event.metrics)}")
+
+    def close(self) -> None:
+        """Take the live bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _stage(self, event: StageStarted) -> None:
+        where = "starts" if event.step == 0 else f"goes on after step {event.step}"
+        self.console.print(f"{event.stage}  {where}: {event.epochs} epochs, {event.steps} steps")
+        self._epochs, self._first_step, self._started = event.epochs, event.step, self._clock()
+        if self.console.is_terminal:
+            self.close()
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(event.stage, total=event.steps, completed=event.step, detail="")
+            self._bar.start()
+
+    def _step(self, event: StepDone) -> None:
+        now = self._clock()
+        detail = (
+            f"loss {event.metrics['loss']:.4f}  {event.metrics['samples_per_second']:.0f} samples/s  "
+            f"data wait {event.metrics['data_wait']:.0%}"
+        )
+        if self._bar is not None and self._task is not None:
+            title = f"{event.stage}  epoch {event.epoch + 1}/{self._epochs}"
+            self._bar.update(self._task, description=title, completed=event.step, detail=detail)
+        elif now - self._printed >= LINE_SECONDS:
+            done = event.step - self._first_step
+            left = (now - self._started) / done * (event.steps - event.step)
+            self.console.print(
+                f"{event.stage}  epoch {event.epoch + 1}/{self._epochs}  step {event.step}/{event.steps}  {detail}  "
+                f"{_minutes(left)} left"
+            )
+            self._printed = now
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,101 @@
+"""The same stream as `data.stream.stream`, with Ray Data reading and decoding on the cluster's CPUs.
+
+Each rank makes a dataset of its own from the plan: its items are windows of steps, one task reads a window's row
+groups, others decode what that task brings, and blocks keep their order. So a rank reads what it uses and no more,
+and where it goes on follows from the cursor, not from what another rank has consumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+from ray.data import DataContext, ExecutionResources
+
+from groundray.data.plan import Cursor
+from groundray.data.stream import Source, Step, Window, assemble, decode, nothing, read, rows_of, windows
+
+# A block is what one decoding task takes and what a rank receives at a time: small enough that the first batch
+# comes soon and that ranks stay within their memory, large enough that Ray's cost a task (5-10 ms) is lost in it.
+BLOCK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Read:
+    """Reads windows: a task of its own for each, which yields the rows of one step after the other."""
+
+    source: Source
+    chunks: range
+
+    def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
+        for item in items.to_pylist():
+            window = Window(item["epoch"], item["first"], item["last"])
+            table = read(self.source, window, self.chunks)
+            start = 0
+            for step in range(window.first, window.last):
+                size = len(rows_of(self.source.plan, window.epoch, step, self.chunks))
+                yield table.slice(start, size)
+                start += size
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decodes the rows of a block."""
+
+    source: Source
+
+    def __call__(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+        return decode(self.source, table)
+
+
+def stream(
+    source: Source,
+    cursor: Cursor,
+    epochs: int,
+    rank: int,
+    world_size: int,
+    cpus: float,
+    prefetch: int,
+) -> Iterator[Step]:
+    """A rank's steps from the cursor to the end of the last epoch.
+
+    Args:
+        cpus: the share of the cluster's CPUs that this rank's reading and decoding may take.
+        prefetch: batches that wait ready.
+    """
+    chunks = source.plan.owned(rank, world_size)
+    ahead = list(windows(source.plan, cursor, epochs))
+    if not ahead:
+        return
+    items = [vars(window) for window in ahead]
+    reading = min(0.25, cpus / 4)
+    decoding = min(1.0, cpus - reading)
+    with DataContext.current(_context(cpus)):
+        dataset = (
+            ray.data.from_items(items, override_num_blocks=len(items))
+            .map_batches(Read(source, chunks), batch_size=1, batch_format="pyarrow", num_cpus=reading)
+            .map_batches(Decode(source), batch_size=None, batch_format="pyarrow", num_cpus=decoding)
+        )
+        rows = len(chunks) * source.plan.batch_size // source.plan.chunks
+        arriving = iter(dataset.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=prefetch))
+    for window in ahead:
+        for step in range(window.first, window.last):
+            # a rank may own none of the last samples of a validation set
+            expected = len(rows_of(source.plan, window.epoch, step, chunks))
+            arrays = next(arriving) if expected else nothing(source)
+            yield assemble(source, window.epoch, step, chunks, arrays)
+
+
+def _context(cpus: float) -> DataContext:
+    """Ray Data's settings for one rank: ordered, quiet, and within its share of the CPUs."""
+    context = DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context

@@ -1,0 +1,147 @@
+"""The grounding stage: captions meet their images in a match map (paper, stage 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from groundray import config
+from groundray.data.batches import CaptionBatch
+from groundray.data.captions import CaptionSamples
+from groundray.data.plan import Plan
+from groundray.data.schema import Dataset
+from groundray.data.stream import Source, Step
+from groundray.loss.grounding import grounding_loss
+from groundray.model.freezing import freeze, set_dropout
+from groundray.model.grounded import GroundedModel
+from groundray.stage.protocol import Best, Metrics
+from groundray.stage.recall import recalls
+
+
+LOWEST_LOSS = Best("loss", "min")
+
+
+class Encoded(NamedTuple):
+    """Embeddings of images (V) and captions (W), and which tokens of the captions count."""
+
+    V: Float[Tensor, "sample position width"]
+    W: Float[Tensor, "sample token width"]
+    valid: Bool[Tensor, "sample token"]
+
+
+@dataclass(frozen=True)
+class GroundingStage:
+    """Match map and two-way NT-Xent over the global batch, on captioned images."""
+
+    settings: config.Grounding
+    train: Source
+    val: Source
+    name: str = "grounding"
+    best: Best = LOWEST_LOSS
+
+    @staticmethod
+    def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> GroundingStage:
+        """The stage over its shards.
+
+        Raises:
+            FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch.
+        """
+        stage = settings.stage("grounding")
+        return GroundingStage(
+            stage,
+            source(settings, stage, tokenizer, stage.train, shuffle=True),
+            source(settings, stage, tokenizer, stage.val, shuffle=False),
+        )
+
+    def prepare(self, model: GroundedModel) -> None:
+        freeze(model, self.settings.trains)
+        set_dropout(model, self.settings.dropout)
+
+    def encode(self, model: GroundedModel, batch: CaptionBatch) -> Encoded:
+        return encode(model, batch, self.settings.special_tokens)
+
+    def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
+        loss, _ = self._loss(concatenate(encoded))
+        return loss, {}
+
+    def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
+        """Loss a sample over batches in the training size, and recall@k among all validation images."""
+        pool, total, samples = [], 0.0, 0
+        for step in steps:
+            encoded = concatenate([encode(batch) for _, batch in step.chunks])
+            loss, S = self._loss(encoded)
+            total, samples = total + loss.item() * len(S), samples + len(S)
+            pool.append(encoded)
+        _, S = self._loss(concatenate(pool))
+        return {"loss": total / samples, **recalls(S)}
+
+    def _loss(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        return grounding_loss(*encoded, self.settings.temperature, self.settings.similarity)
+
+
+def source(
+    settings: config.Settings,
+    stage: config.Grounding,
+    tokenizer: PreTrainedTokenizerFast,
+    shards: str,
+    shuffle: bool,
+) -> Source:
+    """Captioned images: shuffled with a caption drawn at each visit, or in their own order with the first caption."""
+    dataset = Dataset.open(shards, kind="captions")
+    samples = CaptionSamples(
+        tokenizer=tokenizer.backend_tokenizer.to_str(),
+        max_tokens=stage.max_tokens,
+        resize=stage.resize or settings.model.image_size,
+        crop=settings.model.image_size,
+        seed=settings.run.seed if shuffle else None,
+    )
+    plan = Plan(
+        group_sizes=tuple(dataset.group_sizes.tolist()),
+        batch_size=stage.batch_size,
+        chunks=settings.chunks,
+        window=settings.data.window,
+        seed=settings.run.seed,
+        shuffle=shuffle,
+        drop_last=shuffle,
+    )
+    return Source(dataset, samples, plan)
+
+
+def encode(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> Encoded:
+    """The embeddings of a batch, in at least float32; a batch of no sample gives none."""
+    if len(batch) == 0:
+        V, W = model.empty()
+        return Encoded(V, W, batch.attention_mask)
+    V = model.encode_images(batch.images)
+    W = model.encode_captions(batch.tokens, batch.attention_mask)
+    if V.dtype == torch.bfloat16:
+        V, W = V.float(), W.float()
+    return Encoded(V, W, batch.attention_mask if special_tokens else inner_tokens(batch.attention_mask))
+
+
+def inner_tokens(mask: Bool[Tensor, "sample token"]) -> Bool[Tensor, "sample token"]:
+    """The tokens of a caption without [CLS], its first, and [SEP], its last."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return mask & (places > 0) & (places < mask.sum(dim=1, keepdim=True) - 1)
+
+
+def concatenate(encoded: list[Encoded]) -> Encoded:
+    """One `Encoded` of several; captions are padded to the longest of them all."""
+    V, W, valid = zip(*encoded, strict=True)
+    return Encoded(torch.cat(V), _cat_padded(W), _cat_padded(valid))
+
+
+def _cat_padded(parts: tuple[Tensor, ...]) -> Tensor:
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([_pad(part, longest) for part in parts])
+
+
+def _pad(part: Tensor, length: int) -> Tensor:
+    missing = length - part.shape[1]
+    return torch.cat([part, part.new_zeros(part.shape[0], missing, *part.shape[2:])], dim=1) if missing else part

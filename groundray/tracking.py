@@ -1,0 +1,172 @@
+"""MLflow: one run a training run, owned by the driver and found again by tag when the run is resumed.
+
+Everything happens on a thread of its own with a bounded patience: a tracking server that is slow or down never holds
+up or ends a training run. What could not be logged is said once when it fails, and counted at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from groundray.config import Settings, flatten
+from groundray.storage import Folder
+from groundray.training.events import EpochDone, Event, StepDone
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+RUN_TAG = "groundray.run"
+FLUSH_SECONDS = 2.0
+PATIENCE_SECONDS = 60.0
+MOST_METRICS = 1000  # of one call, by MLflow's limits
+MOST_PARAMETERS = 100
+PACKAGES = ("groundray", "ray", "torch", "torchvision", "transformers", "mlflow-skinny", "pyarrow", "numpy")
+
+
+class Tracker:
+    """Logs a training run to MLflow; every method returns at once, except `close`."""
+
+    def __init__(
+        self, settings: Settings, folder: Folder, fingerprints: Mapping[str, str], warn: Callable[[str], None]
+    ):
+        self._settings, self._folder, self._fingerprints, self._warn = settings, folder, fingerprints, warn
+        self._jobs: queue.Queue[Event | dict[str, Any] | None] = queue.Queue()
+        self._lost = 0
+        self._thread = threading.Thread(target=self._work, name="groundray-tracking", daemon=True)
+        self._thread.start()
+
+    def observe(self, event: Event) -> None:
+        """Log the metrics of an event."""
+        self._jobs.put(event)
+
+    def close(self, result: dict[str, Any] | None) -> None:
+        """Finish the run (as failed where there is no result), waiting a minute at most for what is still under way."""
+        self._jobs.put({"result": result})
+        self._jobs.put(None)
+        self._thread.join(PATIENCE_SECONDS)
+        if self._thread.is_alive():
+            self._warn(f"tracking: gave up after {PATIENCE_SECONDS:.0f} s; the run itself is complete")
+        elif self._lost:
+            self._warn(f"tracking: {self._lost} events could not be logged; the run itself is complete")
+
+    def _work(self) -> None:
+        log: _Log | None = None
+        over = False
+        while not over:
+            batch, over = self._next_batch()
+            try:
+                log = log or _Log.open(self._settings, self._folder, self._fingerprints)
+                log.metrics([event for event in batch if not isinstance(event, dict)])
+                for job in batch:
+                    if isinstance(job, dict):
+                        log.end(job["result"], self._folder)
+            except Exception as error:  # noqa: BLE001  whatever tracking raises, the training run goes on
+                if not self._lost:
+                    first = str(error).strip().splitlines() or [""]
+                    self._warn(f"tracking failed, training goes on: {type(error).__name__}: {first[0]}")
+                self._lost += len(batch)
+
+    def _next_batch(self) -> tuple[list[Event | dict[str, Any]], bool]:
+        """What has come in, at the latest after FLUSH_SECONDS, and whether it is all there will be."""
+        batch: list[Event | dict[str, Any]] = []
+        until = time.monotonic() + FLUSH_SECONDS
+        while (left := until - time.monotonic()) > 0 and len(batch) < MOST_METRICS:
+            try:
+                job = self._jobs.get(timeout=left)
+            except queue.Empty:
+                break
+            if job is None:
+                return batch, True
+            batch.append(job)
+        return batch, False
+
+
+class _Log:
+    """An MLflow run that is open for writing."""
+
+    def __init__(self, client: Any, run_id: str):
+        self._client, self._run_id = client, run_id
+
+    @staticmethod
+    def open(settings: Settings, folder: Folder, fingerprints: Mapping[str, str]) -> _Log:
+        """The MLflow run of a training run: found by its tag, or made with all that is known at the start."""
+        for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "1"}.items():
+            os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+        from mlflow import MlflowClient  # takes seconds: only a run that is tracked pays, off the main thread
+        from mlflow.entities import Param
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of each table that it makes
+        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
+        client = MlflowClient(settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+        experiment = client.get_experiment_by_name(settings.tracking.experiment)
+        number = experiment.experiment_id if experiment else client.create_experiment(settings.tracking.experiment)
+        found = client.search_runs([number], f"tags.`{RUN_TAG}` = '{folder}'", max_results=1)
+        if found:
+            run_id = found[0].info.run_id
+            client.update_run(run_id, status="RUNNING")
+            return _Log(client, run_id)
+
+        versions = {f"version.{name}": _version(name) for name in PACKAGES}
+        tags = {RUN_TAG: str(folder), "mlflow.source.name": "groundray.train", "git.commit": git_commit()}
+        run_id = client.create_run(number, run_name=settings.run.name, tags=tags | versions).info.run_id
+        flat = {**dict(flatten(settings.model_dump(mode="json"))), "scaling.chunks": settings.chunks}
+        known = flat | {f"data.{name}.fingerprint": value for name, value in fingerprints.items()}
+        parameters = [Param(name, str(value)) for name, value in known.items()]
+        for start in range(0, len(parameters), MOST_PARAMETERS):
+            client.log_batch(run_id, params=parameters[start : start + MOST_PARAMETERS])
+        client.log_text(run_id, settings.to_yaml(), "config.yaml")
+        return _Log(client, run_id)
+
+    def metrics(self, events: list[Event]) -> None:
+        """Log steps as `grounding/loss` and so on, and validation as `grounding/val/loss` and so on."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [
+            Metric(f"{prefix}/{name.replace('@', '_at_')}", value, now, event.step)
+            for event in events
+            if isinstance(event, StepDone | EpochDone)
+            for prefix in [event.stage if isinstance(event, StepDone) else f"{event.stage}/val"]
+            for name, value in event.metrics.items()
+        ]
+        for start in range(0, len(points), MOST_METRICS):
+            self._client.log_batch(self._run_id, metrics=points[start : start + MOST_METRICS])
+
+    def end(self, result: dict[str, Any] | None, folder: Folder) -> None:
+        """Attach what the run made, and close it."""
+        if result is not None:
+            self._client.log_dict(self._run_id, result, "result.json")
+            with tempfile.TemporaryDirectory() as local:
+                (folder / "model").download(Path(local))
+                self._client.log_artifacts(self._run_id, local, "model")
+        self._client.set_terminated(self._run_id, "FINISHED" if result is not None else "FAILED")
+
+
+def git_commit() -> str:
+    """The commit of the working directory, with `-dirty` where files differ; `unknown` outside a checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,49 @@
+"""What a run tells while it trains; the driver prints it and logs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage begins, or goes on at `step` (counted from the stage's first) of `steps`."""
+
+    stage: str
+    step: int
+    steps: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A step of `stage`; `metrics` holds the loss, and the speed and data wait share since the step before."""
+
+    stage: str
+    epoch: int
+    step: int  # counted from the stage's first
+    steps: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """Validation at the end of an epoch; `best` says whether it is the stage's best so far."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    best: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A stage is over; `metrics` are those of its best epoch, which the next stage starts from."""
+
+    stage: str
+    metrics: dict[str, float]
+
+
+Event = StageStarted | StepDone | EpochDone | StageDone

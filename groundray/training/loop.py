@@ -1,0 +1,152 @@
+"""The training loop. It knows no stage: what is special about one lies in `stage/`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from groundray import config
+from groundray.data.plan import Cursor
+from groundray.data.randomness import mix, word_of
+from groundray.data.stream import Step
+from groundray.loss.collectives import barrier, sum_over_ranks
+from groundray.stage.protocol import Metrics, Stage
+from groundray.training.checkpoint import Store
+from groundray.training.events import EpochDone, StageDone, StageStarted, StepDone
+from groundray.training.worker import Worker
+
+
+def train_stage(stage: Stage, model: nn.Module, worker: Worker, store: Store, seed: int) -> Metrics:
+    """The metrics of a stage's best epoch, whose weights are left in the model. Resumes from the store."""
+    settings, steps = stage.settings, stage.train.plan.steps
+    stage.prepare(model)
+    optimizer = make_optimizer(model, settings.optimizer)
+
+    cursor, best = Cursor(), None
+    if last := store.last(stage.name):
+        store.load(last, model, optimizer)
+        cursor = last.cursor
+    if kept := store.best(stage.name):
+        best = kept.metrics[stage.best.metric]
+    done = cursor.epoch * steps + cursor.step
+    worker.emit(StageStarted(stage.name, done, settings.epochs * steps, settings.epochs))
+
+    clock = StepClock()
+    for batch in clock.wait_for(worker.batches(stage.train, cursor, settings.epochs)):
+        learning_rate = halved(settings.optimizer, batch.epoch)
+        loss, metrics = update(stage, model, optimizer, learning_rate, batch, seed)
+        done += 1
+        metrics |= {"loss": loss, "learning_rate": learning_rate} | clock.lap(settings.batch_size)
+        worker.emit(StepDone(stage.name, batch.epoch, done, settings.epochs * steps, metrics))
+
+        if batch.ends_epoch:
+            scores = validate(stage, model, worker)
+            better = stage.best.beats(scores[stage.best.metric], best)
+            best = scores[stage.best.metric] if better else best
+            if worker.rank == 0:
+                store.save(stage.name, Cursor(batch.epoch + 1), model, optimizer, scores, better)
+            worker.emit(EpochDone(stage.name, batch.epoch, settings.epochs, done, better, scores))
+            clock.restart()
+
+    chosen = finish(stage, model, worker, store)
+    worker.emit(StageDone(stage.name, chosen))
+    return chosen
+
+
+def update(
+    stage: Stage, model: nn.Module, optimizer: optim.Optimizer, learning_rate: float, batch: Step, seed: int
+) -> tuple[float, Metrics]:
+    """The loss of a global batch, after the model has learned from it."""
+    encoded = []
+    for chunk, samples in batch.chunks:
+        # a chunk's dropout follows from where it is in the run, whichever worker encodes it
+        torch.manual_seed(int(mix(seed, word_of(stage.name), batch.epoch, batch.step, chunk)) >> 1)
+        encoded.append(encode(stage, model, samples))
+    loss, metrics = stage.loss(encoded)
+    loss.backward()
+
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in trained:
+        if parameter.grad is None:  # every rank sums the same tensors, touched by its own chunks or not
+            parameter.grad = torch.zeros_like(parameter)
+    sum_over_ranks([parameter.grad for parameter in trained])
+    if stage.settings.clip_norm:
+        metrics["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, stage.settings.clip_norm))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item(), metrics
+
+
+def encode(stage: Stage, model: nn.Module, samples: Any) -> Any:
+    """The embeddings of a chunk, in the stage's precision; the loss is never under autocast."""
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=stage.settings.precision == "bf16"):
+        return stage.encode(model, samples)
+
+
+@torch.no_grad()
+def validate(stage: Stage, model: nn.Module, worker: Worker) -> Metrics:
+    """The metrics of the whole validation set, with everything in eval mode meanwhile."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    scores = stage.validate(
+        lambda samples: encode(stage, model, samples), worker.batches(stage.val, Cursor(), epochs=1)
+    )
+    for module in training:
+        module.training = True
+    return scores
+
+
+def make_optimizer(model: nn.Module, settings: config.Optimizer) -> optim.Optimizer:
+    """Adam over the parameters that are trained, in the model's order."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return optim.Adam(trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+def halved(settings: config.Optimizer, epoch: int) -> float:
+    """The learning rate of an epoch: it halves every `halve_every` epochs."""
+    return settings.lr * 0.5 ** (epoch // settings.halve_every)
+
+
+def finish(stage: Stage, model: nn.Module, worker: Worker, store: Store) -> Metrics:
+    """The metrics of the stage's best epoch, once its weights are in every rank's model."""
+    barrier()  # rank 0 has written what the others read now
+    chosen = store.best(stage.name)
+    if chosen is None:
+        raise RuntimeError(f"stage {stage.name} ended without a checkpoint in {store.folder}")
+    store.load(chosen, model)
+    return chosen.metrics
+
+
+class StepClock:
+    """Tells how fast steps go, and which share of the time goes by waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what happened since the last lap (a validation, a checkpoint)."""
+        self._start, self._waited = time.perf_counter(), 0.0
+
+    def wait_for(self, batches: Iterator[Step]) -> Iterator[Step]:
+        """The batches, with the time until each of them counted as waiting."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def lap(self, samples: int) -> Metrics:
+        """Samples a second over all workers and the share of time spent waiting for data, since the last lap."""
+        seconds = time.perf_counter() - self._start
+        metrics = {"samples_per_second": samples / seconds, "data_wait": self._waited / seconds}
+        self.restart()
+        return metrics

@@ -1,0 +1,84 @@
+"""What a run would do, found out without doing any of it: `--dry-run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from groundray.config import Settings
+from groundray.data.plan import Plan
+from groundray.data.schema import Dataset
+from groundray.model.freezing import freeze, trainable_counts
+from groundray.model.grounded import build
+from groundray.training import run
+
+
+@dataclass(frozen=True)
+class StagePreview:
+    """What a stage would do.
+
+    Attributes:
+        data: a line each for the training and validation shards.
+        trainable: trained parameters of each module.
+    """
+
+    name: str
+    data: tuple[str, ...]
+    trainable: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do; `problems` are why it could not start."""
+
+    folder: str
+    resumes: bool
+    stages: tuple[StagePreview, ...]
+    problems: tuple[str, ...]
+
+
+def preview(settings: Settings) -> Preview:
+    """The stages, samples, steps and trainable parameters of a run. Loads no weights and starts no cluster."""
+    folder = run.folder_of(settings)
+    problems: list[str] = []
+    stages = []
+    for name in settings.stages:
+        stage = settings.stage(name)
+        data = []
+        for part, shards, shuffle in (("train", stage.train, True), ("val", stage.val, False)):
+            try:
+                plan = _plan(settings, shards, stage.batch_size, shuffle)
+            except (FileNotFoundError, ValueError) as error:
+                problems.append(f"{name}.{part}: {error}")
+                continue
+            dropped = f", {plan.dropped} samples dropped an epoch" if plan.dropped else ""
+            total = f" x {stage.epochs} epochs" if shuffle else ""
+            data.append(f"{part}: {plan.rows} samples, {plan.steps} steps of {plan.batch_size}{total}{dropped}")
+        try:
+            trainable = _trainable(settings, name)
+        except (OSError, ValueError) as error:
+            problems.append(f"model: {error}")
+            trainable = {}
+        stages.append(StagePreview(name, tuple(data), trainable))
+    try:
+        run.check(settings)
+    except (OSError, ValueError) as error:
+        if not any(str(error) in problem for problem in problems):
+            problems.append(str(error))
+    return Preview(str(folder), folder.exists(run.CHECKPOINTS), tuple(stages), tuple(problems))
+
+
+def _plan(settings: Settings, shards: str, batch_size: int, shuffle: bool) -> Plan:
+    dataset = Dataset.open(shards)
+    return Plan(
+        tuple(dataset.group_sizes.tolist()), batch_size, settings.chunks, shuffle=shuffle, drop_last=shuffle
+    )
+
+
+def _trainable(settings: Settings, name: str) -> dict[str, int]:
+    """Parameters that the stage trains, counted on a model without memory."""
+    with torch.device("meta"):
+        model = build(settings.model, weights=False)
+    freeze(model, settings.stage(name).trains)
+    return trainable_counts(model)

@@ -1,0 +1,143 @@
+"""The plan's promises, as properties: every sample once, the same order for the same seed, on any number of workers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundray.data.plan import Cursor, Plan, span
+from groundray.data.stream import windows
+
+sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple)
+chunks = st.sampled_from([1, 2, 3, 4])
+
+
+@st.composite
+def plans(draw: st.DrawFn, **fixed: bool) -> Plan:
+    groups, parts = draw(sizes), draw(chunks)
+    most = max(1, sum(groups) // parts) if fixed.get("drop_last", True) else 30
+    per_chunk = draw(st.integers(1, most))
+    if fixed.get("drop_last", True) and per_chunk * parts > sum(groups):
+        parts = 1
+    return Plan(
+        groups,
+        batch_size=per_chunk * parts,
+        chunks=parts,
+        window=draw(st.integers(1, 100)),
+        seed=draw(st.integers(0, 2**63)),
+        **fixed,
+    )
+
+
+def epoch_rows(plan: Plan, epoch: int = 0) -> list[int]:
+    return [row for step in range(plan.steps) for row in plan.batch(epoch, step).tolist()]
+
+
+@given(plans(drop_last=True), st.integers(0, 5))
+def test_training_takes_no_row_twice_and_drops_what_it_says(plan: Plan, epoch: int) -> None:
+    rows = epoch_rows(plan, epoch)
+    assert len(set(rows)) == len(rows) == plan.rows - plan.dropped
+    assert set(rows) <= set(range(plan.rows))
+    assert plan.dropped < plan.batch_size
+
+
+@given(plans(drop_last=False, shuffle=False))
+def test_validation_takes_every_row_once_with_chunks_of_even_size(plan: Plan) -> None:
+    assert sorted(epoch_rows(plan)) == list(range(plan.rows))
+    for step in range(plan.steps):
+        lengths = [len(plan.chunk(0, step, chunk)) for chunk in range(plan.chunks)]
+        assert max(lengths) - min(lengths) <= 1
+
+
+@given(plans(drop_last=False, shuffle=True))
+def test_without_drop_last_a_shuffled_epoch_takes_every_row_once(plan: Plan) -> None:
+    assert sorted(epoch_rows(plan, 3)) == list(range(plan.rows))
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    plan = Plan((30, 20, 50), batch_size=10, chunks=2, window=40, seed=7)
+    same = Plan((30, 20, 50), batch_size=10, chunks=2, window=40, seed=7)
+    other = Plan((30, 20, 50), batch_size=10, chunks=2, window=40, seed=8)
+    assert epoch_rows(plan) == epoch_rows(same)
+    assert epoch_rows(plan) != epoch_rows(other)
+    assert epoch_rows(plan, 0) != epoch_rows(plan, 1)
+
+
+def test_order_is_what_it_was_in_the_first_release() -> None:
+    """A run may outlive a release: this order must never change, or a resumed run would repeat samples."""
+    plan = Plan((4, 2, 3, 3), batch_size=4, chunks=2, window=8, seed=0)
+    assert epoch_rows(plan) == [10, 5, 1, 7, 4, 9, 0, 8, 6, 11, 3, 2]
+
+
+def test_ranks_cut_the_same_batch() -> None:
+    plan = Plan((17, 9, 30), batch_size=12, chunks=4, window=24, seed=1)
+    for world_size in (1, 2, 4):
+        batch = [
+            row
+            for rank in range(world_size)
+            for chunk in plan.owned(rank, world_size)
+            for row in plan.chunk(0, 2, chunk).tolist()
+        ]
+        assert batch == plan.batch(0, 2).tolist()
+
+
+def test_workers_that_do_not_divide_the_chunks_are_refused() -> None:
+    with pytest.raises(ValueError, match="divides 4 chunks, got 3"):
+        Plan((17, 9, 30), batch_size=12, chunks=4).owned(0, 3)
+
+
+def test_a_chunk_reads_only_its_span_of_row_groups() -> None:
+    plan = Plan((10,) * 20, batch_size=20, chunks=2, window=40, seed=3)
+    opened = [{int(row) // 10 for step in range(plan.steps) for row in plan.chunk(0, step, chunk)} for chunk in (0, 1)]
+    assert opened[0] | opened[1] == set(range(20))
+    assert not opened[0] & opened[1]
+
+
+def test_more_samples_than_a_window_are_shuffled_within_it() -> None:
+    plan = Plan((10,) * 20, batch_size=10, chunks=1, window=50, seed=3)
+    first_window = {int(row) for step in range(5) for row in plan.batch(0, step)}
+    assert len({row // 10 for row in first_window}) == 5  # five row groups, read whole
+    assert len({int(row) // 10 for row in plan.batch(0, 0)}) > 1  # and mixed
+
+
+@given(plans(drop_last=True), st.integers(1, 3), st.data())
+def test_windows_from_a_cursor_are_the_rest_of_the_steps(plan: Plan, epochs: int, data: st.DataObject) -> None:
+    cursor = Cursor(data.draw(st.integers(0, epochs - 1)), data.draw(st.integers(0, plan.steps - 1)))
+    steps = [(w.epoch, step) for w in windows(plan, cursor, epochs) for step in range(w.first, w.last)]
+    every = [(epoch, step) for epoch in range(epochs) for step in range(plan.steps)]
+    assert steps == [place for place in every if place >= (cursor.epoch, cursor.step)]
+
+
+@given(st.integers(0, 1000), st.integers(1, 20))
+def test_spans_cut_the_rows_without_gap(rows: int, parts: int) -> None:
+    edges = [span(rows, parts, chunk) for chunk in range(parts)]
+    assert edges[0][0] == 0
+    assert edges[-1][1] == rows
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(edges))
+
+
+@pytest.mark.parametrize(
+    ("groups", "batch_size", "parts", "message"),
+    [
+        ((5,), 3, 2, "multiple of 2 chunks"),
+        ((), 2, 1, "empty data set"),
+        ((3,), 4, 1, "the data set has 3: use a smaller batch_size"),
+    ],
+)
+def test_an_impossible_plan_is_refused(groups: tuple[int, ...], batch_size: int, parts: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Plan(groups, batch_size=batch_size, chunks=parts)
+
+
+def test_a_step_beyond_the_epoch_is_refused() -> None:
+    plan = Plan((10,), batch_size=5)
+    with pytest.raises(IndexError, match="expected step < 2"):
+        plan.chunk(0, 2, 0)
+
+
+def test_rows_are_row_numbers() -> None:
+    assert Plan((10,), batch_size=5).batch(0, 0).dtype == np.int64
