@@ -52,13 +52,28 @@ def _dry_run(settings: Settings) -> int:
     from groundray.training.preview import preview
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    shown, problems = preview(settings)
-    wanted, more = launch.preview(settings)
-    console.print(shown)
-    console.print(wanted)
-    for problem in (*problems, *more):
-        console.print(f"problem: {problem}")
-    return EXIT_USAGE if problems or more else 0
+    seen = preview(settings)
+    wanted, problems = launch.preview(settings), list(seen.problems)
+    console.print(f"run       {seen.folder}{' (goes on from its last checkpoint)' if seen.resumes else ''}")
+    for stage in seen.stages:
+        console.print(f"stage     {stage.name}")
+        for line in stage.data:
+            console.print(f"  {line}")
+        for module, count in stage.trainable.items():
+            console.print(f"  trains {module}: {count:,} parameters")
+        console.print(f"  trains {sum(stage.trainable.values()):,} parameters in all")
+    console.print(
+        f"workers   {settings.scaling.num_workers}, {settings.chunks} chunks a global batch; "
+        f"CPUs: {wanted.workers * wanted.worker_cpus:g} for workers of {wanted.cluster_cpus:g} "
+        f"({wanted.where}); GPUs: {wanted.gpus} of {wanted.cluster_gpus:g}"
+    )
+    try:
+        wanted.check()
+    except ValueError as error:
+        problems.append(str(error))
+    for problem in problems:
+        console.print(f"problem   {problem}")
+    return EXIT_USAGE if problems else 0
 
 
 def _train(settings: Settings, verbose: bool, errors: Console) -> int:

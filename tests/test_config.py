@@ -57,7 +57,10 @@ def test_settings_are_frozen(minimal: Path) -> None:
         (["--grounding.temperature", "-1"], r"greater than 0, got '-1'"),
         (["--stages", "grounding,grounding"], r"each stage once"),
         (["--stages", "grunding"], r"stages.0: .*'grounding'.* got 'grunding'"),
-        (["--scaling.num_workers", "3", "--scaling.chunks", "4"], r"3 workers cannot share 4 chunks evenly: use 1, 2, 4"),
+        (
+            ["--scaling.num_workers", "3", "--scaling.chunks", "4"],
+            r"3 workers cannot share 4 chunks evenly: use 1, 2, 4",
+        ),
         (["--scaling.chunks", "3"], r"grounding.batch_size: 8 samples cannot be cut into 3 equal chunks"),
         (["--run.name", "../elsewhere"], r"run.name"),
     ],

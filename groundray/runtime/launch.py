@@ -43,6 +43,7 @@ class Resources:
     gpus: int
     cluster_cpus: float
     cluster_gpus: float
+    where: str
 
     @property
     def data_cpus(self) -> float:
@@ -56,7 +57,7 @@ class Resources:
                 f"scaling.use_gpu: expected {self.gpus} GPUs for {self.workers} workers, "
                 f"the cluster has {self.cluster_gpus:g}"
             )
-        if self.data_cpus < MIN_DATA_CPUS:
+        if self.workers and self.data_cpus < MIN_DATA_CPUS:
             most = (self.cluster_cpus - self.workers * MIN_DATA_CPUS) / self.workers
             raise ValueError(
                 f"{self.workers} workers with {self.worker_cpus:g} CPUs each leave Ray Data no CPU of the cluster's "
@@ -70,15 +71,28 @@ class Resources:
 
 
 def resources(settings: Settings) -> Resources:
-    """What the run wants and what the connected cluster has."""
+    """What the run wants, against what the connected cluster has."""
     has = ray.cluster_resources()
+    return _resources(settings, has.get("CPU", 0), has.get("GPU", 0), "the cluster")
+
+
+def preview(settings: Settings) -> Resources:
+    """What the run wants, against the cluster at `RAY_ADDRESS` or else this machine; starts no cluster."""
+    if settings.scaling.num_workers and os.environ.get("RAY_ADDRESS"):
+        with cluster.connect():
+            return resources(settings)
+    return _resources(settings, os.cpu_count() or 1, torch.cuda.device_count(), "this machine")
+
+
+def _resources(settings: Settings, cpus: float, gpus: float, where: str) -> Resources:
     workers = settings.scaling.num_workers
     return Resources(
         workers=workers,
         worker_cpus=settings.scaling.cpus_per_worker,
-        gpus=workers if settings.scaling.use_gpu else 0,
-        cluster_cpus=has.get("CPU", 0),
-        cluster_gpus=has.get("GPU", 0),
+        gpus=max(1, workers) if settings.scaling.use_gpu else 0,
+        cluster_cpus=cpus,
+        cluster_gpus=gpus,
+        where=where,
     )
 
 

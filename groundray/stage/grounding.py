@@ -23,7 +23,6 @@ from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Best, Metrics
 from groundray.stage.recall import recalls
 
-
 LOWEST_LOSS = Best("loss", "min")
 
 

@@ -71,9 +71,7 @@ def preview(settings: Settings) -> Preview:
 
 def _plan(settings: Settings, shards: str, batch_size: int, shuffle: bool) -> Plan:
     dataset = Dataset.open(shards)
-    return Plan(
-        tuple(dataset.group_sizes.tolist()), batch_size, settings.chunks, shuffle=shuffle, drop_last=shuffle
-    )
+    return Plan(tuple(dataset.group_sizes.tolist()), batch_size, settings.chunks, shuffle=shuffle, drop_last=shuffle)
 
 
 def _trainable(settings: Settings, name: str) -> dict[str, int]:

@@ -1,0 +1,54 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from groundray.progress import Reporter
+from groundray.training.events import EpochDone, Event, StageDone, StageStarted, StepDone
+
+
+def printed(events: list[tuple[float, Event]], terminal: bool = False) -> str:
+    """What a reporter prints of events at their times in seconds."""
+    now = [0.0]
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=160, highlight=False)
+    reporter = Reporter(console, clock=lambda: now[0])
+    for when, event in events:
+        now[0] = when
+        reporter.observe(event)
+    reporter.close()
+    return out.getvalue()
+
+
+def step(number: int, loss: float = 1.5) -> StepDone:
+    metrics = {"loss": loss, "samples_per_second": 120.0, "data_wait": 0.02}
+    return StepDone("grounding", 0, number, 100, metrics)
+
+
+def test_lines_come_now_and_then_with_all_that_matters() -> None:
+    text = printed([(0, StageStarted("grounding", 0, 100, 2)), (5, step(5)), (11, step(10)), (12, step(11))])
+    lines = text.splitlines()
+    assert lines[0] == "grounding  starts: 2 epochs, 100 steps"
+    # 10 of 100 steps in 11 s leave 90 steps: 99 s
+    assert lines[1:] == ["grounding  epoch 1/2  step 10/100  loss 1.5000  120 samples/s  data wait 2%  1:39 left"]
+
+
+def test_time_left_counts_from_where_the_run_went_on() -> None:
+    text = printed([(0, StageStarted("grounding", 50, 100, 2)), (11, step(60))])
+    assert "goes on after step 50" in text
+    assert "0:44 left" in text  # 10 steps in 11 s leave 40 steps
+
+
+def test_epochs_and_the_end_are_always_told() -> None:
+    epoch = EpochDone("grounding", 0, 2, 50, True, {"loss": 0.25, "text_to_image/recall@10": 0.9})
+    text = printed([(0, StageStarted("grounding", 0, 100, 2)), (1, epoch), (2, StageDone("grounding", {"loss": 0.25}))])
+    assert "epoch 1/2  loss 0.25  text_to_image/recall@10 0.9  best so far" in text
+    assert "grounding  done: loss 0.25" in text
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    text = printed([(0, StageStarted("grounding", 0, 100, 2)), (1, step(1))], terminal=True)
+    assert "━" in text
