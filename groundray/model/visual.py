@@ -1,0 +1,77 @@
+"""The visual stream: trunk, embedder and spatial attention, an embedding for each position of the image."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from groundray import config
+from groundray.model.trunk import Trunk, build_trunk
+
+
+class SpatialAttention(nn.Module):
+    """One post-norm transformer block over the positions of the image.
+
+    A learned position table is added to the attention's input; the residual takes the input without it. Dropout comes
+    after the attention's output and after the feed-forward part.
+    """
+
+    def __init__(self, width: int, positions: int, heads: int, ffn: int, dropout: float = 0.1):
+        super().__init__()
+        self.positions = nn.Parameter(0.02 * torch.randn(positions, width))
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attention_norm = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(nn.Linear(width, ffn), nn.ReLU(), nn.Linear(ffn, width))
+        self.ffn_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "sample position width"]) -> Float[Tensor, "sample position width"]:
+        placed = x + self.positions
+        attended, _ = self.attention(placed, placed, placed, need_weights=False)
+        x = self.attention_norm(x + self.dropout(attended))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+
+
+class VisualStream(nn.Module):
+    """An embedding for each position of an image.
+
+    Attributes:
+        positions: how many positions an image of the stream's size has, row by row.
+    """
+
+    def __init__(self, trunk: Trunk, width: int, image_size: int, heads: int, ffn: int):
+        super().__init__()
+        side = image_size // trunk.stride
+        self.positions = side * side
+        self.trunk = trunk
+        self.embedder = nn.Conv2d(trunk.channels, width, kernel_size=1)
+        self.attention = SpatialAttention(width, self.positions, heads, ffn)
+
+    def forward(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample position width"]:
+        return self.attend(self.features(images))
+
+    def features(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample channel row column"]:
+        """The trunk's feature map, without a graph where the trunk is frozen."""
+        frozen = not any(parameter.requires_grad for parameter in self.trunk.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            return self.trunk(images)
+
+    def attend(self, features: Float[Tensor, "sample channel row column"]) -> Float[Tensor, "sample position width"]:
+        """The embeddings of a feature map."""
+        return self.attention(self.embedder(features).flatten(2).transpose(1, 2))
+
+
+def build_visual(settings: config.Model, width: int, weights: bool = True) -> VisualStream:
+    """The visual stream that the settings describe, as wide as the language stream."""
+    if width % settings.attention_heads:
+        raise ValueError(
+            f"model.attention_heads: {settings.attention_heads} heads cannot share a width of {width} evenly"
+        )
+    trunk = build_trunk(settings.trunk, weights)
+    if settings.image_size % trunk.stride:
+        raise ValueError(
+            f"model.image_size: expected a multiple of {trunk.stride} pixels for trunk {settings.trunk.name}, "
+            f"got {settings.image_size}"
+        )
+    return VisualStream(trunk, width, settings.image_size, settings.attention_heads, settings.attention_ffn)

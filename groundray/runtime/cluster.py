@@ -1,0 +1,37 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+
+@contextlib.contextmanager
+def connect(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None]:
+    """Meanwhile this process is connected to Ray: to a connection that it has already, to the cluster at
+    `RAY_ADDRESS` (a job has it set), or else to a cluster of this machine that is started for it and ended after it.
+
+    Args:
+        verbose: show Ray's own logs.
+        num_cpus: of a cluster that is started here (default: what the machine has).
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # else Ray uploads the folder and builds an environment on each worker whenever `uv run` started the driver
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray tells of the next release's changes at each start; its users can do nothing about them here
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
