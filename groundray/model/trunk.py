@@ -32,7 +32,7 @@ class Trunk(nn.Module):
         self, layers: nn.Module, channels: int, stride: int, pixels: tuple[tuple[float, ...], tuple[float, ...]]
     ):
         super().__init__()
-        self.layers = layers
+        self.layers = layers.to(memory_format=torch.channels_last)  # a third faster on a CPU, and what GPUs like
         self.channels = channels
         self.stride = stride
         self.register_buffer("mean", 255 * torch.tensor(pixels[0]).view(3, 1, 1), persistent=False)
@@ -40,7 +40,8 @@ class Trunk(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample channel row column"]:
         """The feature map of images with pixels 0-255."""
-        return self.layers((images.to(self.mean.dtype) - self.mean) / self.sd)
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.sd
+        return self.layers(pixels.contiguous(memory_format=torch.channels_last))
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

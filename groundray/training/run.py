@@ -24,6 +24,7 @@ from groundray.stage.stages import STAGES
 from groundray.storage import Folder
 from groundray.training.checkpoint import Store
 from groundray.training.loop import train_stage
+from groundray.training.memory import keep_freed_memory
 from groundray.training.worker import Worker
 
 CONFIG, RESULT, MODEL, CHECKPOINTS = "config.yaml", "result.json", "model", "checkpoints"
@@ -77,6 +78,7 @@ def check(settings: Settings) -> dict[str, Source]:
 
 def train(settings: Settings, worker: Worker) -> dict[str, Any]:
     """The result of a run: the metrics of each stage's best epoch. Resumes whatever the run's folder holds."""
+    keep_freed_memory()
     folder = folder_of(settings)
     store = Store(folder / CHECKPOINTS)
     tokenizer = load_tokenizer(settings.model.language)
