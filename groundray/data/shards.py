@@ -1,15 +1,45 @@
-"""Writing and reading shards: Parquet files whose row groups are bounded in bytes and checked page by page."""
+"""Writing and reading shards: Parquet files whose row groups are bounded in bytes and whose pages are checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from groundray.data.schema import Dataset
+from groundray.data.schema import ROW_GROUP_BYTES, Dataset, Shard, arrow_schema
+from groundray.storage import Folder
+
+GROUPS_A_SHARD = 16
+
+
+def write_shards(
+    folder: Folder,
+    kind: str,
+    rows: Iterable[dict[str, Any]],
+    counts: dict[str, int],
+    source: dict[str, Any],
+    row_group_bytes: int = ROW_GROUP_BYTES,
+) -> Dataset:
+    """The data set made of some rows of a kind, written to an empty folder; `dataset.json` comes last.
+
+    A row group ends before it would exceed `row_group_bytes` of encoded samples (a single larger sample has a row
+    group of its own). The same rows give the same bytes. Memory: one row group.
+    """
+    schema = arrow_schema(kind)
+    shards = [
+        _write_shard(folder, f"shard-{number:05d}.parquet", schema, groups)
+        for number, groups in enumerate(_shards(_groups(rows, row_group_bytes)))
+    ]
+    fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    total = {"rows": sum(sum(shard.row_groups) for shard in shards), **counts}
+    dataset = Dataset(folder, kind, tuple(shards), total, source, fingerprint)
+    dataset.write_index()
+    return dataset
 
 
 def read_rows(dataset: Dataset, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
@@ -19,16 +49,99 @@ def read_rows(dataset: Dataset, rows: npt.NDArray[np.int64], columns: Sequence[s
         ValueError: a row group is damaged; the message names shard, row group and repair.
     """
     ends = np.cumsum(dataset.group_sizes)
-    groups = np.searchsorted(ends, rows, side="right")
-    needed, place = np.unique(groups, return_inverse=True)
+    needed, place = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
     tables = [read_group(dataset, int(group), columns) for group in needed]
-    starts = np.cumsum([0] + [len(table) for table in tables])
-    first = ends[needed] - dataset.group_sizes[needed]
+    if not tables:
+        return arrow_schema(dataset.kind).empty_table().select(list(columns))
+    starts = np.cumsum([0, *(len(table) for table in tables[:-1])])
+    first = (ends - dataset.group_sizes)[needed]
     return pa.concat_tables(tables).take(pa.array(starts[place] + rows - first[place]))
 
 
 def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table:
+    """A row group of a data set, counted over all of its shards.
+
+    Raises:
+        ValueError: it is damaged, or its shard is.
+    """
     file, number = dataset.groups[group]
     path = dataset.folder.locate(file)
-    with pq.ParquetFile(path, filesystem=dataset.folder.filesystem, page_checksum_verification=True) as shard:
-        return shard.read_row_group(number, columns=list(columns))
+    try:
+        with pq.ParquetFile(path, filesystem=dataset.folder.filesystem, page_checksum_verification=True) as shard:
+            table = shard.read_row_group(number, columns=list(columns))
+    except (OSError, pa.ArrowException, IndexError) as error:
+        raise ValueError(
+            f"{dataset.folder}/{file}, row group {number} cannot be read ({error}): "
+            "restore the file, or delete the folder and run `python -m groundray.prepare` again"
+        ) from error
+    if len(table) != dataset.group_sizes[group]:
+        raise ValueError(
+            f"{dataset.folder}/{file}, row group {number}: expected {dataset.group_sizes[group]} rows, got "
+            f"{len(table)}: delete the folder and run `python -m groundray.prepare` again"
+        )
+    return table
+
+
+def _groups(rows: Iterable[dict[str, Any]], most: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows in groups of at most `most` bytes."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        bytes_of_row = sum(_bytes(value) for value in row.values())
+        if group and size + bytes_of_row > most:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += bytes_of_row
+    if group:
+        yield group
+
+
+def _shards(groups: Iterator[list[dict[str, Any]]]) -> Iterator[Iterator[list[dict[str, Any]]]]:
+    """The groups in shards of GROUPS_A_SHARD; each must be used up before the next is asked for."""
+
+    def rest_of_shard(first: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        yield first
+        for _ in range(GROUPS_A_SHARD - 1):
+            if (group := next(groups, None)) is None:
+                return
+            yield group
+
+    while (first := next(groups, None)) is not None:
+        yield rest_of_shard(first)
+
+
+def _write_shard(folder: Folder, name: str, schema: pa.Schema, groups: Iterator[list[dict[str, Any]]]) -> Shard:
+    path = folder.locate(name)
+    sizes = []
+    # encoded images do not get smaller, and a dictionary of them would only cost memory
+    with pq.ParquetWriter(
+        path,
+        schema,
+        filesystem=folder.filesystem,
+        compression="none",
+        use_dictionary=False,
+        write_page_checksum=True,
+        write_statistics=False,
+    ) as writer:
+        for group in groups:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
+            sizes.append(len(group))
+    digest = hashlib.sha256()
+    size = 0
+    with folder.filesystem.open_input_stream(path) as file:
+        while block := file.read(2**22):
+            digest.update(block)
+            size += len(block)
+    return Shard(name, tuple(sizes), size, digest.hexdigest())
+
+
+def _bytes(value: Any) -> int:
+    """About how many bytes a value takes in a shard."""
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(_bytes(item) for item in value)
+    if isinstance(value, dict):
+        return sum(_bytes(item) for item in value.values())
+    return 8

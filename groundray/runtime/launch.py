@@ -21,7 +21,7 @@ from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step
 from groundray.runtime import cluster
 from groundray.runtime.stream import stream
-from groundray.training import run
+from groundray.training import memory, run
 from groundray.training.events import Event, StepDone
 from groundray.training.worker import InProcess
 
@@ -127,7 +127,11 @@ def _fit(settings: Settings, available: Resources, observe: Callable[[Event], No
             use_gpu=scaling.use_gpu,
             resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})},
         ),
-        run_config=ray.train.RunConfig(name=RAY_FOLDER, storage_path=_ray_storage(settings)),
+        run_config=ray.train.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=_ray_storage(settings),
+            worker_runtime_env={"env_vars": memory.ENVIRONMENT},
+        ),
     )
     with _delivering(mailbox, observe):
         try:

@@ -7,7 +7,15 @@ import sys
 
 # of mallopt(3)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGE = 2**30
+_LARGE, _ALL = 2**30, 2**31 - 1
+
+# The same for a process that is yet to start. Ray trains in a thread, which would get an arena of its own, and those
+# never hold a large tensor: hence one arena.
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(_LARGE),
+    "MALLOC_TRIM_THRESHOLD_": str(_ALL),
+}
 
 
 def keep_freed_memory() -> bool:
@@ -19,4 +27,4 @@ def keep_freed_memory() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt and mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, _ALL))

@@ -1,0 +1,228 @@
+"""The whole world on disk, in the layouts of the sources that it stands for.
+
+coco/{train,val}/ID.jpg      coco/annotations/captions_{train,val}.json          COCO captions
+visual_genome/{train,val}/   image_data, objects, attributes, relationships .json  Visual Genome, of the same images
+objects/{train,val}/SHAPE/*.jpg                                                  an image folder of single objects
+text/{train,val}.txt                                                             every caption, a line each
+norms/                       concreteness, categories, features, composition, triplets .csv
+tokenizer/                   a WordPiece tokenizer, trained on the captions
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from groundray.data.scenes import norms
+from groundray.data.scenes.drawing import jpeg
+from groundray.data.scenes.scene import SIZE, Object, Scene, make_object, make_scene, relations
+from groundray.data.scenes.vocabulary import SHAPES
+from groundray.data.scenes.wording import captions
+
+VERSION = 1
+BATCH = 100  # scenes drawn at a time by a process
+Track = Callable[[Sequence[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class World:
+    """What was written."""
+
+    scenes: int
+    objects: int
+    captions: int
+
+    def __str__(self) -> str:
+        return f"{self.scenes} scenes with {self.captions} captions and {self.objects} single objects"
+
+
+def write_world(
+    out: Path,
+    num_scenes: int,
+    num_val: int = 200,
+    seed: int = 0,
+    objects_a_shape: int = 60,
+    track: Track = iter,
+    workers: int | None = None,
+) -> World:
+    """What was written to the folder `out`: the same bytes for the same numbers.
+
+    Args:
+        num_scenes: scenes to train on.
+        num_val: held-out scenes.
+        objects_a_shape: single objects of each shape to train on; a quarter as many are held out.
+        track: wraps the sequence of batches, to show progress.
+        workers: drawing processes (default: one a core).
+    """
+    splits = {
+        "train": [make_scene(seed, "train", index, index) for index in range(num_scenes)],
+        "val": [make_scene(seed, "val", index, num_scenes + index) for index in range(num_val)],
+    }
+    singles = {
+        split: [make_object(seed, split, i, shape, i) for shape in SHAPES for i in range(count)]
+        for split, count in (("train", objects_a_shape), ("val", max(1, objects_a_shape // 4)))
+    }
+    jobs = [
+        (out / "coco" / split, scenes[start : start + BATCH], False)
+        for split, scenes in splits.items()
+        for start in range(0, len(scenes), BATCH)
+    ] + [
+        (out / "objects" / split, scenes[start : start + BATCH], True)
+        for split, scenes in singles.items()
+        for start in range(0, len(scenes), BATCH)
+    ]
+    for folder, scenes, by_shape in jobs:
+        for name in {_folder(folder, scene, by_shape) for scene in scenes}:
+            name.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done in track([pool.submit(_draw, *job) for job in jobs]):
+            done.result()
+
+    texts: list[str] = []
+    for split, scenes in splits.items():
+        worded = [captions(scene) for scene in scenes]
+        _write_json(out / "coco" / "annotations" / f"captions_{split}.json", _coco(scenes, worded))
+        for name, content in _visual_genome(scenes).items():
+            _write_json(out / "visual_genome" / split / f"{name}.json", content)
+        lines = [text for of_scene in worded for text in of_scene]
+        _write(out / "text" / f"{split}.txt", "".join(f"{line}\n" for line in lines))
+        texts += lines
+    _write_norms(out / "norms", splits["val"])
+    _write_tokenizer(out / "tokenizer", texts)
+    return World(num_scenes + num_val, sum(map(len, singles.values())), len(texts))
+
+
+def _folder(folder: Path, scene: Scene, by_shape: bool) -> Path:
+    return folder / scene.objects[0].shape if by_shape else folder
+
+
+def _draw(folder: Path, scenes: Sequence[Scene], by_shape: bool) -> None:
+    for scene in scenes:
+        (_folder(folder, scene, by_shape) / f"{scene.id}.jpg").write_bytes(jpeg(scene))
+
+
+def _coco(scenes: Sequence[Scene], worded: Sequence[list[str]]) -> dict[str, Any]:
+    numbered = enumerate((scene.id, text) for scene, texts in zip(scenes, worded, strict=True) for text in texts)
+    return {
+        "info": {"description": "groundray's embedded world", "version": str(VERSION)},
+        "licenses": [{"id": 1, "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}],
+        "images": [
+            {"id": scene.id, "file_name": f"{scene.id}.jpg", "width": SIZE, "height": SIZE, "license": 1}
+            for scene in scenes
+        ],
+        "annotations": [{"id": id, "image_id": image, "caption": text} for id, (image, text) in numbered],
+    }
+
+
+def _visual_genome(scenes: Sequence[Scene]) -> dict[str, list[dict[str, Any]]]:
+    content: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("image_data", "objects", "attributes", "relationships")
+    }
+    for scene in scenes:
+        boxes = [_vg_object(scene, place, item) for place, item in enumerate(scene.objects)]
+        content["image_data"].append({"image_id": scene.id, "url": "", "width": SIZE, "height": SIZE})
+        content["objects"].append({"image_id": scene.id, "objects": boxes})
+        described = [box | {"attributes": _attributes(item)} for box, item in zip(boxes, scene.objects, strict=True)]
+        content["attributes"].append({"image_id": scene.id, "attributes": described})
+        related = [
+            {
+                "relationship_id": scene.id * 100 + number,
+                "predicate": relation.predicate,
+                "synsets": [],
+                "subject": _vg_end(boxes[relation.subject]),
+                "object": _vg_end(boxes[relation.object]),
+            }
+            for number, relation in enumerate(relations(scene.objects))
+        ]
+        content["relationships"].append({"image_id": scene.id, "relationships": related})
+    return content
+
+
+def _vg_object(scene: Scene, place: int, item: Object) -> dict[str, Any]:
+    return {
+        "object_id": scene.id * 10 + place,
+        "x": item.x,
+        "y": item.y,
+        "w": item.extent,
+        "h": item.extent,
+        "names": [item.noun],
+        "synsets": [f"{item.noun}.n.01"],
+        "merged_object_ids": [],
+    }
+
+
+def _vg_end(box: dict[str, Any]) -> dict[str, Any]:
+    """An end of a relationship, which has one `name` and not `names`."""
+    return {key: value for key, value in box.items() if key != "names"} | {"name": box["names"][0]}
+
+
+def _attributes(item: Object) -> list[str]:
+    """What may be said of an object beside its noun."""
+    defining = item.kind.attribute if item.kind else None
+    return [word for word in (item.colour, item.texture, item.size) if word != defining]
+
+
+def _write_norms(folder: Path, scenes: Sequence[Scene]) -> None:
+    triplets = (
+        (scene.id, scene.objects[one.subject].noun, one.predicate, scene.objects[one.object].noun)
+        for scene in scenes
+        for one in relations(scene.objects)
+    )
+    tables: dict[str, tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]] = {
+        "concreteness": (("word", "concreteness", "sd", "percent_known"), norms.concreteness()),
+        "categories": (("category", "word", "concreteness"), norms.categories()),
+        "features": (("concept", "feature", "production_frequency", "type"), norms.features()),
+        "composition": (("phrase", "target"), norms.composition()),
+        "triplets": (("image", "subject", "predicate", "object"), triplets),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (columns, lines) in tables.items():
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(lines)
+
+
+def _write_tokenizer(folder: Path, texts: Sequence[str]) -> None:
+    """A BERT tokenizer trained on the captions; each word of the world is one word piece."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    # the vocabulary, often enough to be merged into whole words, stands beside the captions it may not all occur in
+    everything = [*texts, *([" ".join(norms.vocabulary())] * 2)]
+    tokenizer.train_from_iterator(everything, trainers.WordPieceTrainer(vocab_size=4000, special_tokens=specials))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", specials.index("[CLS]")), ("[SEP]", specials.index("[SEP]"))],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "do_lower_case": True,
+            "model_max_length": 512,
+            **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
+        },
+    )
+
+
+def _write_json(file: Path, content: Any) -> None:
+    _write(file, json.dumps(content, ensure_ascii=False))
+
+
+def _write(file: Path, content: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content, encoding="utf-8")

@@ -1,0 +1,124 @@
+"""The COCO captions format: one JSON file with `images` (id, file_name) and `annotations` (id, image_id, caption)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundray.data.sources.rejected import Rejected
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An image of the source with all of its usable captions, in the order of the file."""
+
+    id: str
+    file_name: str
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What a captions file holds: images in the order of their ids, and what of it cannot be used."""
+
+    images: tuple[CaptionedImage, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def read_captions(file: Path) -> Captions:
+    """The captioned images that a COCO captions file names; no image is opened yet.
+
+    Raises:
+        ValueError: it is no captions file at all; the message names the place.
+    """
+    images, annotations = _entries(file)
+    rejected: list[Rejected] = []
+    files: dict[int | str, str] = {}
+    for place, entry in enumerate(images):
+        problem = _image_problem(entry, files)
+        if problem:
+            rejected.append(Rejected("image", _id(entry, place), *problem))
+        else:
+            files[entry["id"]] = entry["file_name"]
+
+    captions: dict[int | str, list[str]] = {key: [] for key in files}
+    seen: set[int | str] = set()
+    for place, entry in enumerate(annotations):
+        problem = _caption_problem(entry, files, seen)
+        if problem:
+            rejected.append(Rejected("caption", _id(entry, place), *problem))
+        else:
+            seen.add(entry["id"])
+            captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
+
+    usable = []
+    for key in sorted(files, key=lambda key: (isinstance(key, str), key)):
+        if captions[key]:
+            usable.append(CaptionedImage(str(key), files[key], tuple(captions[key])))
+        else:
+            rejected.append(Rejected("image", str(key), "no caption", "no usable caption names this image"))
+    return Captions(tuple(usable), tuple(rejected))
+
+
+def _entries(file: Path) -> tuple[list[Any], list[Any]]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
+    for key, found in zip(("images", "annotations"), lists, strict=True):
+        if not isinstance(found, list):
+            raise ValueError(f"{file}: expected COCO captions with a list {key!r}, found none")
+    return lists[0] or [], lists[1] or []
+
+
+def _image_problem(entry: Any, files: dict[int | str, str]) -> tuple[str, str] | None:
+    if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
+        return "malformed", f"expected an object with id and file_name, got {_short(entry)}"
+    if entry["id"] in files:
+        return "duplicate id", f"the id of {files[entry['id']]!r} stands again at {entry['file_name']!r}"
+    return None
+
+
+def _caption_problem(entry: Any, files: dict[int | str, str], seen: set[int | str]) -> tuple[str, str] | None:
+    if not isinstance(entry, dict) or not all(_is_id(entry.get(key)) for key in ("id", "image_id")):
+        return "malformed", f"expected an object with id, image_id and caption, got {_short(entry)}"
+    if entry["id"] in seen:
+        return "duplicate id", f"the id stands again at {_short(entry)}"
+    if entry["image_id"] not in files:
+        return "unknown image", f"no usable image has the id {entry['image_id']!r}"
+    caption = entry.get("caption")
+    if not isinstance(caption, str):
+        return "malformed", f"expected a caption, got {_short(caption)}"
+    if not any(letter.isalnum() for letter in caption):
+        return "empty", f"the caption is {caption!r}"
+    return None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _id(entry: Any, place: int) -> str:
+    known = entry.get("id") if isinstance(entry, dict) else None
+    return str(known) if _is_id(known) else f"entry {place}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def rows(images: Iterator[tuple[CaptionedImage, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of kind `captions` of images and their checked files."""
+    for image, checked in images:
+        yield {
+            "id": image.id,
+            "image": checked.encoded,
+            "width": checked.width,
+            "height": checked.height,
+            "captions": list(image.captions),
+        }

@@ -1,0 +1,57 @@
+"""Image files of a source: read whole, and decoded once to be sure of them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+MOST_PIXELS = 178_956_970  # PIL's own limit, above which it speaks of a decompression bomb
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An image file that can be used: its bytes as they are on disk, and its size in pixels."""
+
+    encoded: bytes
+    width: int
+    height: int
+
+
+class Unusable(Exception):
+    """An image that cannot be used: `reason` is a word for counting, the message is for a person."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def check_image(folder: Path, name: str) -> Checked:
+    """The image file `name` in a folder, after it has been decoded in full.
+
+    Raises:
+        Unusable: it is outside the folder, missing, empty, not an image, truncated, or far too large.
+    """
+    path = folder / name
+    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise Unusable("outside", f"{name!r} leads out of {folder}")
+    if not path.is_file():
+        raise Unusable("missing", f"there is no file {path}")
+    encoded = path.read_bytes()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which does no harm
+            with Image.open(io.BytesIO(encoded)) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise Unusable("too large", f"{path} has {image.width} x {image.height} pixels")
+                image.convert("RGB")
+                return Checked(encoded, image.width, image.height)
+    except Image.DecompressionBombError:
+        raise Unusable("too large", f"{path} has more than {MOST_PIXELS} pixels") from None
+    except UnidentifiedImageError:
+        raise Unusable("not an image", f"{path} ({len(encoded)} bytes) is no image that PIL knows") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise Unusable("truncated", f"{path} cannot be decoded: {error}") from None
