@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 import safetensors.torch
 import torch
@@ -43,7 +42,7 @@ class Trunk(nn.Module):
         pixels = (images.to(self.mean.dtype) - self.mean) / self.sd
         return self.layers(pixels.contiguous(memory_format=torch.channels_last))
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Trunk:
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):

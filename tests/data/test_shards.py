@@ -1,0 +1,96 @@
+"""Shards: bounded row groups, the same bytes for the same rows, damage that is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from groundray.data.schema import Dataset
+from groundray.data.shards import GROUPS_A_SHARD, read_rows, write_shards
+from groundray.storage import Folder
+
+
+def rows(count: int, size: int = 1000) -> list[dict[str, Any]]:
+    """Rows of kind `captions`, each of about `size` bytes, that tell their number."""
+    return [
+        {"id": str(i), "image": bytes([i % 251]) * size, "width": i, "height": 1, "captions": [f"caption {i}", "b"]}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = Folder.at(tmp_path_factory.mktemp("shards"))
+    return write_shards(folder, "captions", rows(100), {"images": 100}, {"format": "test"}, row_group_bytes=3500)
+
+
+def test_what_is_written_is_read(dataset: Dataset) -> None:
+    again = Dataset.open(str(dataset.folder))
+    assert again == dataset
+    assert again.rows == 100
+    assert read_rows(again, np.arange(100), ["id", "image", "width", "height", "captions"]).to_pylist() == rows(100)
+
+
+def test_row_groups_and_shards_are_bounded(dataset: Dataset) -> None:
+    assert set(dataset.group_sizes.tolist()) == {3, 1}  # three rows fit in 3,500 bytes; the last is left over
+    assert [len(shard.row_groups) for shard in dataset.shards] == [GROUPS_A_SHARD, GROUPS_A_SHARD, 2]
+    for shard in dataset.shards:
+        with pq.ParquetFile(dataset.folder.locate(shard.file)) as file:
+            found = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        assert found == list(shard.row_groups)
+
+
+def test_a_row_larger_than_a_group_has_one_of_its_own(tmp_path: Path) -> None:
+    dataset = write_shards(Folder.at(tmp_path), "captions", rows(3), {}, {}, row_group_bytes=10)
+    assert dataset.group_sizes.tolist() == [1, 1, 1]
+
+
+@given(st.lists(st.integers(0, 99), max_size=40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+def test_rows_come_in_the_order_asked_for(dataset: Dataset, asked: list[int]) -> None:
+    table = read_rows(dataset, np.array(asked, dtype=np.int64), ["width"])
+    assert table["width"].to_pylist() == asked
+
+
+def test_the_same_rows_give_the_same_fingerprint(dataset: Dataset, tmp_path: Path) -> None:
+    def fingerprint(name: str, count: int) -> str:
+        folder = Folder.at(tmp_path / name).make()
+        return write_shards(folder, "captions", rows(count), {}, {}, row_group_bytes=3500).fingerprint
+
+    assert fingerprint("same", 100) == dataset.fingerprint
+    assert fingerprint("other", 99) != dataset.fingerprint
+
+
+def test_a_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
+    dataset = write_shards(Folder.at(tmp_path), "captions", rows(10), {}, {}, row_group_bytes=3500)
+    file = tmp_path / "shard-00000.parquet"
+    content = bytearray(file.read_bytes())
+    place = content.find(bytes([7]) * 500)  # inside the image of row 7, in row group 2
+    content[place] ^= 0x10
+    file.write_bytes(content)
+    assert read_rows(dataset, np.array([0]), ["id", "image"])["id"].to_pylist() == ["0"]
+    with pytest.raises(ValueError, match=r"shard-00000\.parquet, row group 2 cannot be read .*groundray\.prepare"):
+        read_rows(dataset, np.array([7]), ["image"])
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
+    dataset = write_shards(Folder.at(tmp_path), "captions", rows(10), {}, {})
+    file = tmp_path / "shard-00000.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"shard-00000\.parquet, row group 0 cannot be read"):
+        read_rows(dataset, np.array([0]), ["id"])
+
+
+def test_shards_of_another_schema_are_refused(tmp_path: Path) -> None:
+    write_shards(Folder.at(tmp_path), "captions", rows(2), {}, {})
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(index | {"schema": 99}))
+    with pytest.raises(ValueError, match=r"have schema 99, this version reads 1: run .*prepare.* again"):
+        Dataset.open(str(tmp_path))

@@ -1,0 +1,124 @@
+"""The stream: every rank's steps are the plan's, whoever reads them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SmallWorld
+
+from groundray import config
+from groundray.data.captions import CaptionSamples
+from groundray.data.plan import Cursor
+from groundray.data.schema import Dataset
+from groundray.data.shards import read_rows
+from groundray.data.stream import Source, assemble, decode, nothing, read, stream, windows
+from groundray.model.language import load_tokenizer
+from groundray.stage.grounding import GroundingStage
+
+
+@pytest.fixture(scope="module")
+def stage(world: SmallWorld) -> GroundingStage:
+    settings = config.load("demo", world.settings("--data.window=24"))
+    return GroundingStage.open(settings, load_tokenizer(settings.model.language))
+
+
+def ids(source: Source, cursor: Cursor = Cursor(), epochs: int = 1, rank: int = 0, of: int = 1) -> list[list[str]]:  # noqa: B008
+    return [
+        [sample for _, batch in step.chunks for sample in batch.ids]
+        for step in stream(source, cursor, epochs, rank, of)
+    ]
+
+
+def test_an_epoch_holds_every_sample_once(stage: GroundingStage) -> None:
+    seen = [sample for step in ids(stage.train) for sample in step]
+    assert sorted(seen, key=int) == [str(number) for number in range(72)]
+
+
+def test_validation_is_in_order_and_drops_nothing(stage: GroundingStage) -> None:
+    source = replace(stage.val, plan=replace(stage.val.plan, chunks=1))
+    assert [sample for step in ids(source) for sample in step] == [str(number) for number in range(72, 92)]
+
+
+def test_the_stream_goes_on_where_the_cursor_is(stage: GroundingStage) -> None:
+    whole = ids(stage.train, epochs=2)
+    steps = stage.train.plan.steps
+    assert ids(stage.train, Cursor(0, 4), 2) == whole[4:]
+    assert ids(stage.train, Cursor(1, 0), 2) == whole[steps:]
+    assert ids(stage.train, Cursor(2, 0), 2) == []
+
+
+def test_two_ranks_share_what_one_reads(stage: GroundingStage) -> None:
+    alone = ids(stage.train)
+    shares = [ids(stage.train, rank=rank, of=2) for rank in (0, 1)]
+    assert [left + right for left, right in zip(*shares, strict=True)] == alone
+
+
+def test_a_rank_without_a_sample_in_the_last_batch_gets_an_empty_chunk(stage: GroundingStage) -> None:
+    # 20 samples over 2 chunks in batches of 6 and a 19-sample plan leave the second chunk one step short
+    plan = replace(stage.val.plan, group_sizes=(19,), batch_size=18)
+    source = replace(stage.val, plan=plan)
+    last = list(stream(source, Cursor(), 1, rank=1, world_size=2))[-1]
+    ((number, batch),) = last.chunks
+    assert (number, len(batch), last.ends_epoch) == (1, 0, True)
+    assert batch.images.shape == (0, 3, 112, 112)
+    assert batch.tokens.shape == (0, 0)
+
+
+def test_an_epoch_and_a_sample_fix_the_caption(stage: GroundingStage) -> None:
+    def captions(epoch: int, rows: list[int]) -> dict[str, str]:
+        table = read_rows(stage.train.dataset, np.array(rows), ["id", "image", "captions"])
+        drawn = stage.train.samples.draw(table, epoch)
+        return dict(zip(drawn["id"].to_pylist(), drawn["caption"].to_pylist(), strict=True))
+
+    rows = list(range(72))
+    first = captions(0, rows)
+    assert first == captions(0, rows[::-1])  # whatever is read with it
+    second = captions(1, rows)
+    assert 20 < sum(first[sample] != second[sample] for sample in first) < 72
+
+
+def test_validation_takes_the_first_caption(stage: GroundingStage) -> None:
+    table = read_rows(stage.val.dataset, np.arange(20), ["id", "image", "captions"])
+    drawn = stage.val.samples.draw(table, epoch=5)
+    assert drawn["caption"].to_pylist() == [options[0] for options in table["captions"].to_pylist()]
+
+
+def test_a_batch_is_padded_to_its_longest_caption(stage: GroundingStage) -> None:
+    for step in stream(stage.train, Cursor(), 1):
+        for _, batch in step.chunks:
+            lengths = batch.attention_mask.sum(dim=1)
+            assert batch.tokens.shape[1] == lengths.max()
+            assert torch.equal(batch.tokens != 0, batch.attention_mask)  # padding has id 0, no word piece has
+            assert batch.images.dtype == torch.uint8
+
+
+def test_a_long_caption_keeps_its_end(stage: GroundingStage, world: SmallWorld) -> None:
+    tokenizer = load_tokenizer(config.Language(name="tiny", tokenizer=str(world.source / "tokenizer")))
+    samples = stage.train.samples
+    assert isinstance(samples, CaptionSamples)
+    short = replace(samples, max_tokens=5)
+    table = read_rows(stage.train.dataset, np.arange(4), ["id", "image", "captions"])
+    tokens = short.decode(short.draw(table, 0))["tokens"]
+    assert tokens.shape == (4, 5)
+    assert set(tokens[:, 0]) == {tokenizer.cls_token_id}
+    assert set(tokens[:, 4]) == {tokenizer.sep_token_id}
+
+
+def test_rows_that_are_not_the_planned_ones_are_refused(stage: GroundingStage) -> None:
+    window = next(windows(stage.train.plan, Cursor(), 1))
+    chunks = range(2)
+    arrays = decode(stage.train, read(stage.train, window, chunks).slice(8, 8))
+    with pytest.raises(RuntimeError, match="epoch 0 step 0: the plan names rows"):
+        assemble(stage.train, 0, 0, chunks, arrays)
+    with pytest.raises(RuntimeError, match="the stream brought"):
+        assemble(stage.train, 0, 0, chunks, nothing(stage.train))
+
+
+def test_shards_of_another_kind_or_place_are_refused(world: SmallWorld) -> None:
+    with pytest.raises(ValueError, match=r"expected shards of kind 'text'.*found kind 'captions'"):
+        Dataset.open(str(world.shards / "train"), kind="text")
+    with pytest.raises(FileNotFoundError, match=r"found no dataset\.json there: write them with"):
+        Dataset.open(str(world.shards))

@@ -1,0 +1,72 @@
+"""Naive twins: what groundray computes cleverly, written out in loops from the paper's equations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def similarity(V: Tensor, W: Tensor, valid: Tensor, kind: str) -> Tensor:
+    """S(image, caption): the mean over valid tokens of the largest match over positions, pair by pair."""
+    rows = []
+    for image in V:
+        row = []
+        for caption, mask in zip(W, valid, strict=True):
+            best = [max_match(image, token, kind) for token, counts in zip(caption, mask, strict=True) if counts]
+            row.append(torch.stack(best).mean() if best else (image.sum() + caption.sum()) * 0)
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def max_match(image: Tensor, token: Tensor, kind: str) -> Tensor:
+    """The largest match of a token with a position of an image."""
+    matches = []
+    for position in image:
+        match = (position * token).sum()
+        if kind == "cosine":
+            match = match / (position.square().sum().sqrt() * token.square().sum().sqrt())
+        matches.append(match)
+    return torch.stack(matches).max()
+
+
+def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:
+    """-log softmax over captions - log softmax over images of each own pair, averaged; softmax written out."""
+    total = torch.zeros((), dtype=S.dtype)
+    count = len(S)
+    for i in range(count):
+        own = torch.exp(S[i, i] / temperature)
+        captions = sum(torch.exp(S[i, j] / temperature) for j in range(count))
+        images = sum(torch.exp(S[j, i] / temperature) for j in range(count))
+        total = total - torch.log(own / captions) - torch.log(own / images)
+    return total / count
+
+
+def attention_block(x: Tensor, positions: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
+    """The spatial attention of one image (position, width), head by head and position by position, without dropout."""
+    count, width = x.shape
+    size = width // heads
+    placed = x + positions
+    query, key, value = (
+        placed @ weights["attention.in_proj_weight"][part * width : (part + 1) * width].T
+        + weights["attention.in_proj_bias"][part * width : (part + 1) * width]
+        for part in range(3)
+    )
+    attended = torch.zeros_like(x)
+    for head in range(heads):
+        own = slice(head * size, (head + 1) * size)
+        for i in range(count):
+            scores = torch.stack([(query[i, own] * key[j, own]).sum() / math.sqrt(size) for j in range(count)])
+            shares = torch.exp(scores) / torch.exp(scores).sum()
+            attended[i, own] = sum(share * value[j, own] for j, share in enumerate(shares))
+    attended = attended @ weights["attention.out_proj.weight"].T + weights["attention.out_proj.bias"]
+    x = layer_norm(x + attended, weights["attention_norm.weight"], weights["attention_norm.bias"])
+    hidden = torch.clamp(x @ weights["ffn.0.weight"].T + weights["ffn.0.bias"], min=0)
+    fed = hidden @ weights["ffn.2.weight"].T + weights["ffn.2.bias"]
+    return layer_norm(x + fed, weights["ffn_norm.weight"], weights["ffn_norm.bias"])
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * weight + bias
