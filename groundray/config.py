@@ -52,6 +52,12 @@ class Scaling(Section):
         description="parts of a global batch, each encoded at once (default: the number of workers)",
     )
     use_gpu: bool = Field(default=False, description="one GPU a worker")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads of a worker's arithmetic; fixed, float32 is the same on any number of workers "
+        "(default: its machine's cores over the workers there)",
+    )
     cpus_per_worker: float = Field(default=1.0, gt=0, description="CPUs that Ray sets aside for a training worker")
 
 

@@ -20,7 +20,7 @@ TILE = 16 * 2**20
 
 
 def match_map(
-    V: Float[Tensor, "position width"], W: Float[Tensor, "token width"], kind: Kind = "dot"
+    V: Float[Tensor, "position dim"], W: Float[Tensor, "token dim"], kind: Kind = "dot"
 ) -> Float[Tensor, "position token"]:
     """How well each position of an image matches each token of a caption."""
     V, W = normalised(V, W, kind)
@@ -28,8 +28,8 @@ def match_map(
 
 
 def similarity(
-    V: Float[Tensor, "image position width"],
-    W: Float[Tensor, "caption token width"],
+    V: Float[Tensor, "image position dim"],
+    W: Float[Tensor, "caption token dim"],
     valid: Bool[Tensor, "caption token"],
     kind: Kind = "dot",
 ) -> Float[Tensor, "image caption"]:

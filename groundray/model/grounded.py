@@ -20,17 +20,17 @@ class GroundedModel(nn.Module):
         self.visual_head = nn.Linear(language.width, language.width)
         self.language_head = nn.Linear(language.width, language.width)
 
-    def encode_images(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample position width"]:
+    def encode_images(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample position dim"]:
         """V: an embedding for each position of each image, to be matched with W."""
         return self.visual_head(self.visual(images))
 
     def encode_captions(
         self, tokens: Int[Tensor, "sample token"], attention_mask: Bool[Tensor, "sample token"]
-    ) -> Float[Tensor, "sample token width"]:
+    ) -> Float[Tensor, "sample token dim"]:
         """W: an embedding for each word piece of each caption, to be matched with V."""
         return self.language_head(self.language(tokens, attention_mask))
 
-    def empty(self) -> tuple[Float[Tensor, "0 position width"], Float[Tensor, "0 0 width"]]:
+    def empty(self) -> tuple[Float[Tensor, "0 position dim"], Float[Tensor, "0 0 width"]]:
         """V and W of no sample."""
         new = self.visual_head.weight.new_zeros
         return new(0, self.visual.positions, self.language.width), new(0, 0, self.language.width)

@@ -24,7 +24,7 @@ class LanguageStream(nn.Module):
 
     def forward(
         self, tokens: Int[Tensor, "sample token"], attention_mask: Bool[Tensor, "sample token"]
-    ) -> Float[Tensor, "sample token width"]:
+    ) -> Float[Tensor, "sample token dim"]:
         return self.bert(input_ids=tokens, attention_mask=attention_mask).last_hidden_state
 
 

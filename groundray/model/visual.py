@@ -26,7 +26,7 @@ class SpatialAttention(nn.Module):
         self.ffn_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "sample position width"]) -> Float[Tensor, "sample position width"]:
+    def forward(self, x: Float[Tensor, "sample position dim"]) -> Float[Tensor, "sample position dim"]:
         placed = x + self.positions
         attended, _ = self.attention(placed, placed, placed, need_weights=False)
         x = self.attention_norm(x + self.dropout(attended))
@@ -48,7 +48,7 @@ class VisualStream(nn.Module):
         self.embedder = nn.Conv2d(trunk.channels, width, kernel_size=1)
         self.attention = SpatialAttention(width, self.positions, heads, ffn)
 
-    def forward(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample position width"]:
+    def forward(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample position dim"]:
         return self.attend(self.features(images))
 
     def features(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample channel row column"]:
@@ -57,7 +57,7 @@ class VisualStream(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             return self.trunk(images)
 
-    def attend(self, features: Float[Tensor, "sample channel row column"]) -> Float[Tensor, "sample position width"]:
+    def attend(self, features: Float[Tensor, "sample channel row column"]) -> Float[Tensor, "sample position dim"]:
         """The embeddings of a feature map."""
         return self.attention(self.embedder(features).flatten(2).transpose(1, 2))
 

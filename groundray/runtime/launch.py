@@ -105,6 +105,7 @@ def train(settings: Settings, observe: Callable[[Event], None], verbose: bool = 
     """
     if settings.scaling.num_workers == 0:
         device = "cuda" if settings.scaling.use_gpu else "cpu"
+        torch.set_num_threads(settings.scaling.threads or os.cpu_count() or 1)
         return run.train(settings, InProcess(observe, device))
     with cluster.connect(verbose=verbose):
         available = resources(settings)
@@ -159,7 +160,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     settings = Settings(**config["settings"])
     context = ray.train.get_context()
     cores = os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+    torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
     worker = RayWorker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),

