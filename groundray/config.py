@@ -217,6 +217,19 @@ class Settings(BaseSettings):
         """The section of a stage that `stages` names."""
         return getattr(self, name)
 
+    def absolute(self) -> Settings:
+        """The same settings with every path of this machine absolute, for workers that start elsewhere."""
+        tree = self.model_dump()
+        tree["run"]["storage"] = _absolute(self.run.storage)
+        for name in self.stages:
+            tree[name]["train"], tree[name]["val"] = _absolute(tree[name]["train"]), _absolute(tree[name]["val"])
+        for section, keys in (("language", ("name", "weights", "tokenizer")), ("trunk", ("weights",))):
+            for key in keys:
+                value = tree["model"][section][key]
+                if value is not None and Path(value).exists():
+                    tree["model"][section][key] = _absolute(value)
+        return Settings(**tree)
+
     def to_yaml(self) -> str:
         """The resolved settings; a file of them gives the same run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
@@ -230,6 +243,10 @@ class Settings(BaseSettings):
         free = ("run.name", "run.storage", "tracking.", "scaling.", "data.prefetch")
         kept = {key: value for key, value in flat.items() if not key.startswith(free)}
         return kept | {"scaling.chunks": self.chunks}
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -95,8 +95,9 @@ def _captions(
     source: dict[str, Any],
     out: Path,
     console: Console,
+    shown: Path | None = None,
 ) -> None:
-    """Write the shards of captioned images, on the connected cluster."""
+    """Write the shards of captioned images to `out` (which a person knows as `shown`), on the connected cluster."""
     from groundray.runtime.prepare import checked_images
 
     rejected = list(found.rejected)
@@ -130,11 +131,11 @@ def _captions(
     groups = sum(len(shard.row_groups) for shard in dataset.shards)
     megabytes = sum(shard.bytes for shard in dataset.shards) / 2**20
     console.print(
-        f"{out}: {written['images']} images with {written['captions']} captions, {megabytes:.1f} MB "
+        f"{shown or out}: {written['images']} images with {written['captions']} captions, {megabytes:.1f} MB "
         f"in {len(dataset.shards)} shards ({groups} row groups)"
     )
     if rejected:
-        console.print(f"rejected, see {out / REJECTED}: {_listed(rejected)}")
+        console.print(f"rejected, see {(shown or out) / REJECTED}: {_listed(rejected)}")
 
 
 def _scenes(options: argparse.Namespace, console: Console) -> None:
@@ -177,7 +178,9 @@ def _scenes(options: argparse.Namespace, console: Console) -> None:
             for split in ("train", "val"):
                 images, captions = source / "coco" / split, source / "coco" / "annotations" / f"captions_{split}.json"
                 found = coco.read_captions(captions)
-                _captions(options, images, found, {**world, "split": split}, aside / "captions" / split, console)
+                place = Path("captions") / split
+                shown = options.out / place
+                _captions(options, images, found, {**world, "split": split}, aside / place, console, shown)
         (aside / "world.json").write_text(json.dumps(world, indent=2) + "\n")
     console.print(f"{options.out}: source/ in the sources' own layouts, captions/train and captions/val as shards")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from groundray.data.batches import CaptionBatch
-from groundray.loss.match_map import similarity
+from groundray.loss.match_map import Kind, similarity
 from groundray.model.grounded import GroundedModel
 from groundray.stage.grounding import concatenate, encode
 from groundray.stage.recall import recalls
@@ -30,7 +30,7 @@ class Retrieval:
 
 
 @torch.no_grad()
-def retrieval(model: GroundedModel, batches: Iterable[CaptionBatch], kind: str, special_tokens: bool) -> Retrieval:
+def retrieval(model: GroundedModel, batches: Iterable[CaptionBatch], kind: Kind, special_tokens: bool) -> Retrieval:
     """The retrieval metrics of a model over all images and first captions of some batches."""
     model.eval()
     V, W, valid = concatenate([encode(model, batch, special_tokens) for batch in batches])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from groundray.config import Trained
@@ -17,7 +19,7 @@ def freeze(model: GroundedModel, trains: Trained) -> None:
     model.requires_grad_(False)
     model.eval()
     bert = model.language.bert
-    layers = list(bert.encoder.layer)
+    layers: list[Any] = list(bert.encoder.layer)
     wanted = len(layers) if trains.language_layers == "all" else trains.language_layers
     if wanted > len(layers):
         raise ValueError(f"trains.language_layers: expected at most {len(layers)}, got {wanted}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -67,9 +68,10 @@ def build_language(settings: config.Language, weights: bool = True) -> LanguageS
         place = place if settings.weights == "published" else settings.weights
         with quiet():
             try:
-                bert, report = BertModel.from_pretrained(place, add_pooling_layer=False, output_loading_info=True)
+                loaded: Any = BertModel.from_pretrained(place, add_pooling_layer=False, output_loading_info=True)
             except (OSError, ValueError) as error:
                 raise ValueError(_unreachable("weights", place, error)) from None
+        bert, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{place} lacks weights of a BERT: {', '.join(missing[:5])}")
         return LanguageStream(bert)
@@ -77,7 +79,7 @@ def build_language(settings: config.Language, weights: bool = True) -> LanguageS
 
 
 def _tiny(settings: config.Language) -> BertModel:
-    tokenizer = load_tokenizer(settings)
+    tokenizer: Any = load_tokenizer(settings)
     return BertModel(
         BertConfig(
             vocab_size=len(tokenizer),

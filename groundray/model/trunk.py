@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -67,7 +68,8 @@ def _vgg16() -> Trunk:
     """VGG16's convolutions without the last max-pool: 512 channels, a position every 16 pixels."""
     from torchvision.models import vgg16
 
-    return Trunk(vgg16(weights=None).features[:-1], channels=512, stride=16, pixels=IMAGENET)
+    layers: Any = vgg16(weights=None).features
+    return Trunk(layers[:-1], channels=512, stride=16, pixels=IMAGENET)
 
 
 def _efficientnet_lite0() -> Trunk:
@@ -84,7 +86,7 @@ def _efficientnet_lite0() -> Trunk:
 class _Features(nn.Module):
     """An EfficientNet as a feature extractor; its classifier goes."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any):
         super().__init__()
         self.network = network
         del network._fc

@@ -25,8 +25,8 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None
     # else Ray uploads the folder and builds an environment on each worker whenever `uv run` started the driver
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray tells of the next release's changes at each start; its users can do nothing about them here
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not verbose:
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     options = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}

@@ -119,7 +119,7 @@ def _fit(settings: Settings, available: Resources, observe: Callable[[Event], No
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.absolute().model_dump(mode="json"),
             "mailbox": mailbox,
             "data_cpus": available.data_cpus,
         },

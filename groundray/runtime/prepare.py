@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -57,7 +58,8 @@ def checked_images(folder: Path, names: Sequence[str]) -> Iterator[Checked | Unu
         dataset = ray.data.from_items([{"name": name} for name in names], override_num_blocks=blocks).map_batches(
             Check(folder), batch_size=None, batch_format="pyarrow"
         )
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        for table in tables:
             for row in table.to_pylist():
                 if row["reason"] is None:
                     yield Checked(row["image"], row["width"], row["height"])

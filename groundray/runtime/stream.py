@@ -95,7 +95,9 @@ def stream(
             .map_batches(Decode(source), batch_size=None, batch_format="pyarrow", num_cpus=decoding)
         )
         rows = len(chunks) * source.plan.batch_size // source.plan.chunks
-        arriving = iter(dataset.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=prefetch))
+        arriving: Iterator[Any] = iter(
+            dataset.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=prefetch)
+        )
     for window in ahead:
         for step in range(window.first, window.last):
             # a rank may own none of the last samples of a validation set

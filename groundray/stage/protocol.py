@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from groundray import config
 from groundray.data.stream import Source, Step
@@ -45,7 +45,7 @@ class Stage(Protocol):
     @property
     def best(self) -> Best: ...
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: Any) -> None:
         """Freeze what this stage does not train, and set its dropout."""
         ...
 

@@ -5,13 +5,14 @@ visual_genome/{train,val}/   image_data, objects, attributes, relationships .jso
 objects/{train,val}/SHAPE/*.jpg                                                  an image folder of single objects
 text/{train,val}.txt                                                             every caption, a line each
 norms/                       concreteness, categories, features, composition, triplets .csv
-tokenizer/                   a WordPiece tokenizer, trained on the captions
+tokenizer/                   a WordPiece tokenizer of the captions' words
 """
 
 from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from groundray.data.scenes import norms
 from groundray.data.scenes.drawing import jpeg
@@ -192,15 +193,20 @@ def _write_norms(folder: Path, scenes: Sequence[Scene]) -> None:
 
 
 def _write_tokenizer(folder: Path, texts: Sequence[str]) -> None:
-    """A BERT tokenizer trained on the captions; each word of the world is one word piece."""
+    """A BERT tokenizer whose word pieces are the captions' words, the most frequent first, and single letters.
+
+    The library's own trainer breaks ties by chance, and the same seed must give the same bytes.
+    """
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    counts = Counter(word for text in texts for word in text.split())
+    words = sorted({*counts, *norms.vocabulary()}, key=lambda word: (-counts[word], word))
+    letters = sorted({letter for word in words for letter in word})
+    pieces = dict.fromkeys([*specials, *words, *letters, *(f"##{letter}" for letter in letters)])
+    tokenizer = Tokenizer(models.WordPiece({piece: id for id, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(specials)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    # the vocabulary, often enough to be merged into whole words, stands beside the captions it may not all occur in
-    everything = [*texts, *([" ".join(norms.vocabulary())] * 2)]
-    tokenizer.train_from_iterator(everything, trainers.WordPieceTrainer(vocab_size=4000, special_tokens=specials))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -1,0 +1,129 @@
+"""Reading COCO captions: everything bad is named, the rest is kept."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from groundray.data.sources.coco import CaptionedImage, read_captions
+from groundray.data.sources.images import Unusable, check_image
+from groundray.data.sources.rejected import tally
+
+
+def write(tmp_path: Path, content: Any) -> Path:
+    file = tmp_path / "captions.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return file
+
+
+def picture(size: tuple[int, int] = (40, 30), format: str = "JPEG") -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise(size, 80).convert("RGB").save(out, format)
+    return out.getvalue()
+
+
+def test_what_is_good_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 9, "file_name": "b.jpg"}, {"id": 4, "file_name": "a.jpg"}],
+        "annotations": [
+            {"id": 1, "image_id": 9, "caption": " two  spaces\n"},
+            {"id": 2, "image_id": 4, "caption": "first"},
+            {"id": 3, "image_id": 4, "caption": "second"},
+        ],
+    }
+    found = read_captions(write(tmp_path, content))
+    assert found.images == (
+        CaptionedImage("4", "a.jpg", ("first", "second")),
+        CaptionedImage("9", "b.jpg", ("two spaces",)),
+    )
+    assert found.rejected == ()
+
+
+def test_everything_bad_is_named(tmp_path: Path) -> None:
+    content = {
+        "images": [
+            {"id": 1, "file_name": "a.jpg"},
+            {"id": 1, "file_name": "again.jpg"},
+            {"id": 2},
+            "text",
+            {"id": 3, "file_name": "silent.jpg"},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 1, "caption": "good"},
+            {"id": 1, "image_id": 1, "caption": "same id"},
+            {"id": 2, "image_id": 1, "caption": "   "},
+            {"id": 3, "image_id": 1, "caption": "..."},
+            {"id": 4, "image_id": 77, "caption": "of nothing"},
+            {"id": 5, "image_id": 1, "caption": None},
+            {"id": 6, "image_id": 1},
+            {"image_id": 1, "caption": "no id"},
+            [],
+        ],
+    }
+    found = read_captions(write(tmp_path, content))
+    assert [image.captions for image in found.images] == [("good",)]
+    assert tally(found.rejected) == {
+        "caption: duplicate id": 1,
+        "caption: empty": 2,
+        "caption: malformed": 4,
+        "caption: unknown image": 1,
+        "image: duplicate id": 1,
+        "image: malformed": 2,
+        "image: no caption": 1,
+    }
+    assert all(item.detail for item in found.rejected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"images": [', r"captions\.json is not JSON: .*line 1"),
+        ("[]", "expected COCO captions with a list 'images'"),
+        ('{"images": []}', "expected COCO captions with a list 'annotations'"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_captions_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_captions(write(tmp_path, content))
+
+
+def test_an_image_is_kept_byte_by_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    found = check_image(tmp_path, "a.jpg")
+    assert (found.encoded, found.width, found.height) == ((tmp_path / "a.jpg").read_bytes(), 40, 30)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("none.jpg", None, "missing"),
+        ("empty.jpg", b"", "not an image"),
+        ("text.jpg", b"this is no picture at all", "not an image"),
+        ("cut.jpg", picture()[:-400], "truncated"),
+        ("../out.jpg", None, "outside"),
+        ("/etc/hostname", None, "outside"),
+        ("cut.png", picture(format="PNG")[:-400], "truncated"),
+    ],
+)
+def test_an_image_that_cannot_be_used(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(Unusable) as caught:
+        check_image(tmp_path, name)
+    assert caught.value.reason == reason
+
+
+def test_a_decompression_bomb_is_not_decoded(tmp_path: Path) -> None:
+    """A small file that says that it holds 30,000 x 30,000 pixels."""
+    out = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(out, "PNG")
+    (tmp_path / "bomb.png").write_bytes(out.getvalue())
+    with pytest.raises(Unusable, match="pixels") as caught:
+        check_image(tmp_path, "bomb.png")
+    assert caught.value.reason == "too large"

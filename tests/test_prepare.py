@@ -1,0 +1,144 @@
+"""`python -m groundray.prepare`, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SmallWorld
+
+from groundray import prepare
+from groundray.data.aside import whole_folder
+from groundray.data.schema import Dataset
+from groundray.data.shards import read_rows
+
+
+@pytest.fixture
+def source(world: SmallWorld, tmp_path: Path) -> Path:
+    """A COCO source of 20 images, three of them bad, and two bad captions."""
+    root = tmp_path / "source"
+    shutil.copytree(world.source / "coco" / "val", root / "images")
+    captions = json.loads((world.source / "coco" / "annotations" / "captions_val.json").read_text())
+    (root / "images" / "72.jpg").unlink()
+    (root / "images" / "73.jpg").write_bytes((root / "images" / "73.jpg").read_bytes()[:900])
+    (root / "images" / "74.jpg").write_bytes(b"not a picture")
+    captions["annotations"][-1]["caption"] = " "
+    captions["annotations"][-2]["image_id"] = 12345
+    (root / "captions.json").write_text(json.dumps(captions))
+    return root
+
+
+def words(source: Path, out: Path, *more: str) -> list[str]:
+    return ["coco", "--images", f"{source}/images", "--captions", f"{source}/captions.json", "--out", str(out), *more]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_good_is_written_and_the_bad_is_named(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shards"
+    assert prepare.main(words(source, out, "--row-group-mb", "0.02")) == 0
+    dataset = Dataset.open(str(out), kind="captions")
+    assert dataset.rows == dataset.counts["images"] == 17
+    assert len(dataset.group_sizes) > 1
+    table = read_rows(dataset, np.arange(17), ["id", "image", "captions"])
+    assert table["id"].to_pylist() == [str(number) for number in range(75, 92)]
+    for row in table.to_pylist():
+        assert row["image"] == (source / "images" / f"{row['id']}.jpg").read_bytes()
+    rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert sorted((item["what"], item["id"], item["reason"]) for item in rejected) == [
+        ("caption", "98", "unknown image"),
+        ("caption", "99", "empty"),
+        ("image", "72", "missing"),
+        ("image", "73", "truncated"),
+        ("image", "74", "not an image"),
+    ]
+    shown = capsys.readouterr().out
+    assert "17 images with 83 captions" in shown
+    assert "1 x image: missing" in shown
+
+    before = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert prepare.main(words(source, out)) == 0
+    assert "prepared already (17 rows)" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
+
+    (source / "images" / "75.jpg").write_bytes((source / "images" / "76.jpg").read_bytes())
+    assert prepare.main(words(source, out)) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert prepare.main(words(source, out, "--overwrite")) == 0
+    assert Dataset.open(str(out)).fingerprint != dataset.fingerprint
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_strict_writes_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare.main(words(source, tmp_path / "shards", "--strict")) == 1
+    assert not (tmp_path / "shards").exists()
+    assert "nothing was written" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_usable_image_is_an_error(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (source / "images").iterdir():
+        file.write_bytes(b"")
+    assert prepare.main(words(source, tmp_path / "shards")) == 2
+    assert "none of the images can be used: 19 x image: not an image" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_small_world_is_prepared_and_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = ["scenes", "--out", str(tmp_path / "world"), "--num-scenes", "12", "--num-val", "4"]
+    assert prepare.main(scenes) == 0
+    assert Dataset.open(str(tmp_path / "world" / "captions" / "train")).rows == 12
+    assert Dataset.open(str(tmp_path / "world" / "captions" / "val")).rows == 4
+    assert prepare.main(scenes) == 0
+    assert "this world is there already" in capsys.readouterr().out
+    assert prepare.main([*scenes, "--seed", "1"]) == 2
+    assert "holds another world" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": "/no/such/folder"}, "--images: there is no folder /no/such/folder"),
+        ({"captions": "/no/such/file.json"}, "--captions: there is no file /no/such/file.json"),
+    ],
+)
+def test_a_source_that_is_not_there(
+    source: Path, tmp_path: Path, change: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"images": f"{source}/images", "captions": f"{source}/captions.json"} | change
+    out = str(tmp_path / "shards")
+    assert prepare.main(["coco", "--images", given["images"], "--captions", given["captions"], "--out", out]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_broken_captions_are_one_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source / "captions.json").write_text("{")
+    assert prepare.main(words(source, tmp_path / "shards")) == 2
+    error = capsys.readouterr().err
+    assert "captions.json is not JSON" in error
+    assert "Traceback" not in error
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError, match="stop"), whole_folder(out) as aside:  # noqa: PT012
+        (aside / "half").write_text("x")
+        raise RuntimeError("stop")
+    assert list(tmp_path.iterdir()) == []
+
+    left = tmp_path / ".out.writing-999999999"  # of a process that was killed
+    left.mkdir()
+    with whole_folder(out) as aside:
+        (aside / "file").write_text("new")
+        assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "file").read_text() == "new"

@@ -1,0 +1,127 @@
+"""`python -m groundray.train` and `python -m groundray.analyse`, as a person runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import SmallWorld
+
+from groundray import analyse, config, train
+from groundray.runtime import launch
+from groundray.training.events import EpochDone, Event, StepDone
+
+
+def losses(events: list[Event]) -> list[float]:
+    return [event.metrics["loss"] for event in events if isinstance(event, StepDone)]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings("--data.window=24", f"--run.storage={tmp_path}")
+    alone: list[Event] = []
+    launch.train(config.load("demo", [*words, "--run.name=alone", "--scaling.num_workers=0"]), alone.append)
+    together: list[Event] = []
+    result = launch.train(config.load("demo", [*words, "--run.name=together"]), together.append)
+
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    assert len(losses(together)) == 18
+    (ours, theirs) = ([e.metrics for e in events if isinstance(e, EpochDone)] for events in (together, alone))
+    assert [m["text_to_image/recall@10"] for m in ours] == [m["text_to_image/recall@10"] for m in theirs]
+    assert result == json.loads((tmp_path / "together" / "result.json").read_text())
+    assert (
+        analyse.main(["retrieval", "--checkpoint", f"{tmp_path}/together/model", "--data", f"{world.shards}/val"]) == 0
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_that_leave_no_cpu_for_data_are_refused(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings("--scaling.cpus_per_worker=64", f"--run.storage={tmp_path}")
+    with pytest.raises(ValueError, match="leave Ray Data no CPU"):
+        launch.train(config.load("demo", words), lambda _: None)
+
+
+def test_a_run_from_the_command_line(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = ["--config", "demo", *world.settings("--scaling.num_workers=0", "--tracking.enabled=true")]
+    assert train.main(words) == 0
+    shown = capsys.readouterr()
+    assert "grounding  epoch 2/2" in shown.out
+    assert shown.err == ""
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    experiment = client.get_experiment_by_name("groundray")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert len(client.get_metric_history(found.info.run_id, "grounding/loss")) == 18
+    assert found.data.metrics["grounding/val/image_to_text/recall_at_5"] >= 0
+    assert found.data.params["data.grounding.val.fingerprint"]
+
+    out = tmp_path / "numbers" / "retrieval.json"
+    data = f"{world.shards}/val"
+    assert analyse.main(["retrieval", "--checkpoint", "runs/demo/model", "--data", data, "--json", str(out)]) == 0
+    numbers = json.loads(out.read_text())
+    best = json.loads(Path("runs/demo/result.json").read_text())["stages"]["grounding"]
+    assert numbers["images"] == 20
+    for name in ("text_to_image/recall@10", "image_to_text/median_rank"):
+        assert numbers["metrics"][name] == pytest.approx(best[name])
+    assert "Retrieval among 20 images" in capsys.readouterr().out
+
+
+def test_printed_settings_are_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--config", "paper", "--run.seed", "5", "--print-config"]) == 0
+    assert "seed: 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "dmo"], "did you mean 'demo'?"),
+        (["--grounding.epoch", "3"], "did you mean 'grounding.epochs'?"),
+        (["--grounding.train", "/no/such/shards"], "expected shards at /no/such/shards"),
+        (["--grounding.batch_size", "400"], "the data set has 72: use a smaller batch_size"),
+        (["--model.language.tokenizer", "/no/such/tokenizer"], "there is no folder /no/such/tokenizer"),
+    ],
+)
+def test_what_cannot_be_used_fails_before_anything_starts(
+    world: SmallWorld, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*world.settings(f"--run.storage={tmp_path}/runs"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_says_what_would_happen(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = world.settings(
+        f"--run.storage={tmp_path}/runs", "--grounding.batch_size=10", "--scaling.cpus_per_worker=0.1"
+    )
+    assert train.main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "train: 72 samples, 7 steps of 10 x 2 epochs, 2 samples dropped an epoch" in shown
+    assert "val: 20 samples, 2 steps of 10" in shown
+    assert "trains language stream: " in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_of_the_paper_counts_parameters_and_names_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert train.main(["--config", "paper", "--dry-run"]) == 2
+    shown = capsys.readouterr().out
+    assert "trains language stream: 47,251,456 parameters" in shown
+    assert "problem   grounding.train: expected shards at" in shown
+    assert "GPUs" in shown
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert analyse.main(["retrieval", "--checkpoint", str(tmp_path), "--data", str(tmp_path)]) == 2
+    assert "give a finished run's model/ folder" in capsys.readouterr().err
