@@ -60,7 +60,8 @@ def _retrieval(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     batches = (batch for step in stream(shards, Cursor(), epochs=1) for _, batch in step.chunks)
     found = retrieval(exported.model, batches, stage.similarity, stage.special_tokens)
 
-    table = Table(title=f"Retrieval among {found.images} images (chance recall@10 {found.chance:.3f})")
+    console.print(f"Retrieval among {found.images} images (chance recall@10 {found.chance:.3f})")
+    table = Table()
     table.add_column("")
     for direction in ("text_to_image", "image_to_text"):
         table.add_column(direction.replace("_", " "), justify="right")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a model hub, nor waits for one
 
 # the shapes of every public tensor function are checked while the tests run
 install_import_hook(
