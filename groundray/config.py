@@ -103,6 +103,9 @@ class Optimizer(Section):
     """Adam, and a learning rate that halves every so many epochs."""
 
     lr: Positive = 5e-5
+    language_lr: Positive | None = Field(
+        default=None, description="of the language stream, where it is pretrained and the rest is new (default: lr)"
+    )
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     halve_every: Count = Field(default=15, description="epochs after which the learning rate halves")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from groundray.data.aside import whole_folder
-from groundray.data.schema import INDEX, REJECTED, ROW_GROUP_BYTES, Dataset
+from groundray.data.schema import REJECTED, ROW_GROUP_BYTES, Dataset
 from groundray.data.shards import write_shards
 from groundray.data.sources import coco
 from groundray.data.sources.images import Checked
@@ -198,8 +198,8 @@ def _coco_source(images: Path, captions: Path) -> dict[str, Any]:
             digest.update(f"{file.relative_to(images)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return {
         "format": "coco",
-        "images": str(images.absolute()),
-        "captions": str(captions.absolute()),
+        "images": str(images.resolve()),
+        "captions": str(captions.resolve()),
         "fingerprint": digest.hexdigest(),
     }
 
@@ -212,16 +212,23 @@ def _is_prepared(out: Path, source: dict[str, Any], overwrite: bool, console: Co
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    if (out / INDEX).is_file():
-        there = Dataset.open(str(out))
-        if there.source.get("fingerprint") == source["fingerprint"]:
-            console.print(f"{out}: this source is prepared already ({there.rows} rows)")
-            return True
+    there = _dataset_at(out)
+    if there and there.source.get("fingerprint") == source["fingerprint"]:
+        console.print(f"{out}: this source is prepared already ({there.rows} rows)")
+        return True
     if not overwrite:
         raise ValueError(
             f"--out: {out} holds something else than this source's shards: give another folder, or --overwrite"
         )
     return False
+
+
+def _dataset_at(out: Path) -> Dataset | None:
+    """The data set at a folder, if one is there that this version can read."""
+    try:
+        return Dataset.open(str(out))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _progress(items: Sequence[Item], what: str, console: Console) -> Iterable[Item]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +73,7 @@ def test_the_good_is_written_and_the_bad_is_named(
     (source / "images" / "75.jpg").write_bytes((source / "images" / "76.jpg").read_bytes())
     assert prepare.main(words(source, out)) == 2
     assert "holds something else" in capsys.readouterr().err
+    (out / "dataset.json").write_text('{"schema": 0}')  # as another version might have left it
     assert prepare.main(words(source, out, "--overwrite")) == 0
     assert Dataset.open(str(out)).fingerprint != dataset.fingerprint
 
@@ -126,6 +131,34 @@ def test_broken_captions_are_one_line(source: Path, tmp_path: Path, capsys: pyte
     error = capsys.readouterr().err
     assert "captions.json is not JSON" in error
     assert "Traceback" not in error
+
+
+def test_a_killed_process_leaves_no_half_data_set(tmp_path: Path) -> None:
+    """SIGKILL in the middle of writing; then the same again, to the end."""
+    out = tmp_path / "shards"
+    script = (
+        "import sys, pathlib\n"
+        "from groundray.data.aside import whole_folder\n"
+        "from groundray.data.shards import write_shards\n"
+        "from groundray.storage import Folder\n"
+        "row = {'image': b'x' * 2**16, 'width': 8, 'height': 8, 'captions': ['a']}\n"
+        "rows = ({'id': str(i), **row} for i in range(int(sys.argv[2])))\n"
+        "with whole_folder(pathlib.Path(sys.argv[1])) as aside:\n"
+        "    write_shards(Folder.at(aside), 'captions', rows, {}, {}, row_group_bytes=2**17)\n"
+    )
+    endless = subprocess.Popen([sys.executable, "-c", script, str(out), str(10**9)])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/shard-00001.parquet")) and not list(tmp_path.glob(".*/shard-00001.parquet")):
+        assert time.monotonic() < deadline, "no shard was written"
+        time.sleep(0.02)
+    endless.send_signal(signal.SIGKILL)
+    endless.wait()
+    assert not out.exists()
+    assert len(list(tmp_path.iterdir())) == 1  # what it left aside
+
+    subprocess.run([sys.executable, "-c", script, str(out), "5"], check=True)
+    assert list(tmp_path.iterdir()) == [out]
+    assert Dataset.open(str(out)).rows == 5
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from groundray.data.plan import Cursor
 from groundray.data.randomness import mix, word_of
 from groundray.data.stream import Step
 from groundray.loss.collectives import barrier, sum_over_ranks
+from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Metrics, Stage
 from groundray.training.checkpoint import Store
 from groundray.training.events import EpochDone, StageDone, StageStarted, StepDone
 from groundray.training.worker import Worker
 
 
-def train_stage(stage: Stage, model: nn.Module, worker: Worker, store: Store, seed: int) -> Metrics:
+def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store, seed: int) -> Metrics:
     """The metrics of a stage's best epoch, whose weights are left in the model. Resumes from the store."""
     settings, steps = stage.settings, stage.train.plan.steps
     stage.prepare(model)
@@ -37,8 +38,8 @@ def train_stage(stage: Stage, model: nn.Module, worker: Worker, store: Store, se
 
     clock = StepClock()
     for batch in clock.wait_for(worker.batches(stage.train, cursor, settings.epochs)):
-        learning_rate = halved(settings.optimizer, batch.epoch)
-        loss, metrics = update(stage, model, optimizer, learning_rate, batch, seed)
+        learning_rate = set_learning_rate(optimizer, settings.optimizer, batch.epoch)
+        loss, metrics = update(stage, model, optimizer, batch, seed)
         done += 1
         metrics |= {"loss": loss, "learning_rate": learning_rate} | clock.lap(settings.batch_size)
         worker.emit(StepDone(stage.name, batch.epoch, done, settings.epochs * steps, metrics))
@@ -58,7 +59,7 @@ def train_stage(stage: Stage, model: nn.Module, worker: Worker, store: Store, se
 
 
 def update(
-    stage: Stage, model: nn.Module, optimizer: optim.Optimizer, learning_rate: float, batch: Step, seed: int
+    stage: Stage, model: GroundedModel, optimizer: optim.Optimizer, batch: Step, seed: int
 ) -> tuple[float, Metrics]:
     """The loss of a global batch, after the model has learned from it."""
     encoded = []
@@ -76,14 +77,12 @@ def update(
     sum_over_ranks([parameter.grad for parameter in trained])
     if stage.settings.clip_norm:
         metrics["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, stage.settings.clip_norm))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.item(), metrics
 
 
-def encode(stage: Stage, model: nn.Module, samples: Any) -> Any:
+def encode(stage: Stage, model: GroundedModel, samples: Any) -> Any:
     """The embeddings of a chunk, in the stage's precision; the loss is never under autocast."""
     device = next(model.parameters()).device.type
     with torch.autocast(device, torch.bfloat16, enabled=stage.settings.precision == "bf16"):
@@ -91,7 +90,7 @@ def encode(stage: Stage, model: nn.Module, samples: Any) -> Any:
 
 
 @torch.no_grad()
-def validate(stage: Stage, model: nn.Module, worker: Worker) -> Metrics:
+def validate(stage: Stage, model: GroundedModel, worker: Worker) -> Metrics:
     """The metrics of the whole validation set, with everything in eval mode meanwhile."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -103,18 +102,26 @@ def validate(stage: Stage, model: nn.Module, worker: Worker) -> Metrics:
     return scores
 
 
-def make_optimizer(model: nn.Module, settings: config.Optimizer) -> optim.Optimizer:
-    """Adam over the parameters that are trained, in the model's order."""
+def make_optimizer(model: GroundedModel, settings: config.Optimizer) -> optim.Optimizer:
+    """Adam over the parameters that are trained, the language stream's with a learning rate of its own."""
+    language = {id(parameter) for parameter in model.language.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return optim.Adam(trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+    groups = [
+        {"params": [p for p in trained if id(p) not in language], "initial_lr": settings.lr},
+        {"params": [p for p in trained if id(p) in language], "initial_lr": settings.language_lr or settings.lr},
+    ]
+    return optim.Adam(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 
 
-def halved(settings: config.Optimizer, epoch: int) -> float:
-    """The learning rate of an epoch: it halves every `halve_every` epochs."""
-    return settings.lr * 0.5 ** (epoch // settings.halve_every)
+def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, epoch: int) -> float:
+    """The learning rate of an epoch, which halves every `halve_every` epochs, as does each group's own."""
+    factor = 0.5 ** (epoch // settings.halve_every)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return settings.lr * factor
 
 
-def finish(stage: Stage, model: nn.Module, worker: Worker, store: Store) -> Metrics:
+def finish(stage: Stage, model: GroundedModel, worker: Worker, store: Store) -> Metrics:
     """The metrics of the stage's best epoch, once its weights are in every rank's model."""
     barrier()  # rank 0 has written what the others read now
     chosen = store.best(stage.name)
