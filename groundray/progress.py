@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -32,18 +32,27 @@ class Reporter:
             case StepDone():
                 self._step(event)
             case EpochDone():
-                shown = _metrics(event.metrics)
                 mark = "  best so far" if event.best else ""
-                self.console.print(f"{event.stage}  epoch {event.epoch + 1}/{event.epochs}  {shown}{mark}")
+                self._metrics(f"{event.stage}  epoch {event.epoch + 1}/{event.epochs}  validation", event.metrics, mark)
             case StageDone():
                 self.close()
-                self.console.print(f"{event.stage}  done: {_metrics(event.metrics)}")
+                self._metrics(f"{event.stage}  done, best epoch", event.metrics)
 
     def close(self) -> None:
         """Take the live bar off the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _metrics(self, title: str, metrics: Mapping[str, float], mark: str = "") -> None:
+        """A line of plain metrics, and below it one for each group of them, such as `text_to_image/...`."""
+        groups: dict[str, list[str]] = {"": []}
+        for name, value in metrics.items():
+            group, _, short = name.rpartition("/")
+            groups.setdefault(group, []).append(f"{short} {value:.4g}")
+        self.console.print("  ".join([title, *groups.pop("")]) + mark)
+        for group, shown in groups.items():
+            self.console.print(f"  {group}  {'  '.join(shown)}")
 
     def _stage(self, event: StageStarted) -> None:
         where = "starts" if event.step == 0 else f"goes on after step {event.step}"
@@ -80,10 +89,6 @@ class Reporter:
                 f"{_minutes(left)} left"
             )
             self._printed = now
-
-
-def _metrics(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def _minutes(seconds: float) -> str:

@@ -100,6 +100,8 @@ def _train(settings: Settings, verbose: bool, errors: Console) -> int:
         if tracker:
             tracker.observe(event)
 
+    workers = settings.scaling.num_workers
+    reporter.console.print(f"run  {folder}, {f'starting {workers} workers on Ray' if workers else 'in this process'}")
     result = None
     try:
         result = launch.train(settings, observe, verbose)

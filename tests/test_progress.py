@@ -43,10 +43,15 @@ def test_time_left_counts_from_where_the_run_went_on() -> None:
 
 
 def test_epochs_and_the_end_are_always_told() -> None:
-    epoch = EpochDone("grounding", 0, 2, 50, True, {"loss": 0.25, "text_to_image/recall@10": 0.9})
+    epoch = EpochDone(
+        "grounding", 0, 2, 50, True, {"loss": 0.25, "text_to_image/recall@1": 0.5, "text_to_image/recall@10": 0.9}
+    )
     text = printed([(0, StageStarted("grounding", 0, 100, 2)), (1, epoch), (2, StageDone("grounding", {"loss": 0.25}))])
-    assert "epoch 1/2  loss 0.25  text_to_image/recall@10 0.9  best so far" in text
-    assert "grounding  done: loss 0.25" in text
+    assert text.splitlines()[1:] == [
+        "grounding  epoch 1/2  validation  loss 0.25  best so far",
+        "  text_to_image  recall@1 0.5  recall@10 0.9",
+        "grounding  done, best epoch  loss 0.25",
+    ]
 
 
 def test_a_terminal_gets_a_bar() -> None:
