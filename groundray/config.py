@@ -145,6 +145,7 @@ class Grounding(Stage):
     max_tokens: int = Field(default=32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
     resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
     dropout: Share = Field(default=0.1, description="of the spatial attention")
+    channel_dropout: Share = Field(default=0.0, description="of the trunk's channels, each whole; for few images")
     trains: Trained = Trained()
 
 

@@ -24,6 +24,7 @@ from groundray.training.events import EpochDone, Event, StepDone
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 RUN_TAG = "groundray.run"
+TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs and curves
 FLUSH_SECONDS = 2.0
 PATIENCE_SECONDS = 60.0
 MOST_METRICS = 1000  # of one call, by MLflow's limits
@@ -107,7 +108,11 @@ class _Log:
         logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
         client = MlflowClient(settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
         experiment = client.get_experiment_by_name(settings.tracking.experiment)
-        number = experiment.experiment_id if experiment else client.create_experiment(settings.tracking.experiment)
+        number = (
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(settings.tracking.experiment, tags=TRAINING_EXPERIMENT)
+        )
         found = client.search_runs([number], f"tags.`{RUN_TAG}` = '{folder}'", max_results=1)
         if found:
             run_id = found[0].info.run_id

@@ -28,7 +28,7 @@ def freeze(model: GroundedModel, trains: Trained) -> None:
     if trains.trunk:
         parts.append(model.visual.trunk)
     if trains.attention:
-        parts += [model.visual.embedder, model.visual.attention]
+        parts += [model.visual.channel_dropout, model.visual.embedder, model.visual.attention]
     if trains.language_layers == "all":
         parts.append(bert.embeddings)
     for part in parts:
@@ -40,9 +40,10 @@ def freeze(model: GroundedModel, trains: Trained) -> None:
             layer.attention.self.key.requires_grad_(False)
 
 
-def set_dropout(model: GroundedModel, share: float) -> None:
-    """Set the dropout of the spatial attention."""
-    model.visual.attention.dropout.p = share
+def set_dropout(model: GroundedModel, attention: float, channels: float = 0.0) -> None:
+    """Set the dropout of the spatial attention, and of the trunk's channels on their way to it."""
+    model.visual.attention.dropout.p = attention
+    model.visual.channel_dropout.p = channels
 
 
 def trainable_counts(model: GroundedModel) -> dict[str, int]:

@@ -11,7 +11,10 @@ from groundray.model.visual import VisualStream, build_visual
 
 
 class GroundedModel(nn.Module):
-    """Two streams of one width, and a linear head on each: at each position, and at each token."""
+    """Two streams of one width, and a linear head on each: at each position, and at each token.
+
+    Both heads start as the identity, so that what a pretrained stream knows is where training begins.
+    """
 
     def __init__(self, visual: VisualStream, language: LanguageStream):
         super().__init__()
@@ -19,6 +22,9 @@ class GroundedModel(nn.Module):
         self.language = language
         self.visual_head = nn.Linear(language.width, language.width)
         self.language_head = nn.Linear(language.width, language.width)
+        for head in (self.visual_head, self.language_head):
+            nn.init.eye_(head.weight)
+            nn.init.zeros_(head.bias)
 
     def encode_images(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample position dim"]:
         """V: an embedding for each position of each image, to be matched with W."""

@@ -45,6 +45,7 @@ class VisualStream(nn.Module):
         side = image_size // trunk.stride
         self.positions = side * side
         self.trunk = trunk
+        self.channel_dropout = nn.Dropout2d(0.0)
         self.embedder = nn.Conv2d(trunk.channels, width, kernel_size=1)
         self.attention = SpatialAttention(width, self.positions, heads, ffn)
 
@@ -59,7 +60,7 @@ class VisualStream(nn.Module):
 
     def attend(self, features: Float[Tensor, "sample channel row column"]) -> Float[Tensor, "sample position dim"]:
         """The embeddings of a feature map."""
-        return self.attention(self.embedder(features).flatten(2).transpose(1, 2))
+        return self.attention(self.embedder(self.channel_dropout(features)).flatten(2).transpose(1, 2))
 
 
 def build_visual(settings: config.Model, width: int, weights: bool = True) -> VisualStream:

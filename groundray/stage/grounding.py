@@ -60,7 +60,7 @@ class GroundingStage:
 
     def prepare(self, model: GroundedModel) -> None:
         freeze(model, self.settings.trains)
-        set_dropout(model, self.settings.dropout)
+        set_dropout(model, self.settings.dropout, self.settings.channel_dropout)
 
     def encode(self, model: GroundedModel, batch: CaptionBatch) -> Encoded:
         return encode(model, batch, self.settings.special_tokens)

@@ -84,8 +84,15 @@ def test_a_frozen_trunk_makes_no_graph(model: GroundedModel) -> None:
 
 
 def test_dropout_is_set(model: GroundedModel) -> None:
-    set_dropout(model, 0.3)
+    set_dropout(model, 0.3, 0.5)
     assert model.visual.attention.dropout.p == 0.3
+    freeze(model, config.Trained(language_layers=1))
+    features = torch.ones(4, 128, 7, 7)
+    dropped = model.visual.channel_dropout(features)
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(dropped.amax((2, 3)), dropped.amin((2, 3)))  # a channel goes whole
+    freeze(model, config.Trained(attention=False, language_layers=1))
+    assert torch.equal(model.visual.channel_dropout(features), features)
 
 
 def test_an_export_is_the_model(model: GroundedModel, settings: config.Settings, tmp_path: Path) -> None:
