@@ -80,7 +80,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 def _fill(module: nn.Module, file: Path) -> None:
     state = safetensors.torch.load_file(file)
-    module.to(next(iter(state.values())).dtype)
+    module.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))  # counters are not
     try:
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:

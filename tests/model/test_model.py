@@ -115,6 +115,19 @@ def test_an_export_is_the_model(model: GroundedModel, settings: config.Settings,
         assert torch.equal(alone(**encoded).last_hidden_state, expected)
 
 
+@pytest.mark.parametrize("trunk", ["vgg16", "efficientnet_lite0"])
+def test_every_trunk_is_exported(world: SmallWorld, tmp_path: Path, trunk: str) -> None:
+    if trunk == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite_pytorch", reason="extra `pretrained` is not installed")
+    words = world.settings(f"--model.trunk.name={trunk}", "--model.image_size=32")
+    settings = config.load("demo", words)
+    model = build(settings.model).double()
+    details = {"settings": settings.model_dump(mode="json"), "metrics": {}}
+    export.save(model, load_tokenizer(settings.model.language), tmp_path, details)
+    again = export.load(tmp_path).model.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"found no groundray\.json: give a finished run's model/ folder"):
         export.load(tmp_path)
