@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import track
 
-from groundray.data.aside import whole_folder
-from groundray.data.schema import REJECTED, ROW_GROUP_BYTES, Dataset
-from groundray.data.shards import write_shards
-from groundray.data.sources import coco
-from groundray.data.sources.images import Checked
-from groundray.data.sources.rejected import Rejected, tally
-from groundray.storage import Folder
+from groundray.data.randomness import mix, word_of
+from groundray.data.schema import ROW_GROUP_BYTES, Dataset
+from groundray.data.sources import coco, image_folder, text, visual_genome
+from groundray.data.sources.rejected import Rejected
+from groundray.preparing import Prepared, Strict, is_prepared, listed, progress, source_of, usable, write
 
 EXIT_REJECTED, EXIT_USAGE = 1, 2
-LINE_SECONDS = 10.0
-Item = TypeVar("Item")
-
-
-class Strict(Exception):
-    """With --strict: something of the source cannot be used."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -59,13 +47,42 @@ def _parser() -> argparse.ArgumentParser:
     captions.add_argument("--captions", required=True, type=Path, metavar="FILE", help="captions_*.json")
     captions.set_defaults(prepare=_coco)
 
+    graphs = sources.add_parser("visual-genome", help="scene graphs: images and four files in Visual Genome's layout")
+    graphs.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the images")
+    for name in ("objects", "attributes", "relationships", "image-data"):
+        graphs.add_argument(
+            f"--{name}", required=True, type=Path, metavar="FILE", help=f"{name.replace('-', '_')}.json"
+        )
+    graphs.add_argument(
+        "--num-predicates", type=int, default=114, metavar="N", help="most frequent ones (default: 114)"
+    )
+    graphs.add_argument("--num-classes", type=int, default=55, metavar="N", help="most frequent ones (default: 55)")
+    graphs.add_argument("--by", choices=("synset", "name"), default="synset", help="what a class is (default: synset)")
+    graphs.add_argument("--object-aliases", type=Path, metavar="FILE", help="object_alias.txt: names to merge")
+    graphs.add_argument("--predicate-aliases", type=Path, metavar="FILE", help="relationship_alias.txt: names to merge")
+    graphs.add_argument(
+        "--val-share", type=float, metavar="SHARE", help="hold out so many images: DIR/train and DIR/val"
+    )
+    graphs.add_argument("--vocabulary", type=Path, metavar="DIR", help="predicates and classes of these shards")
+    graphs.set_defaults(prepare=_visual_genome)
+
+    labelled = sources.add_parser(
+        "image-folder", help="images of one thing each: train/CLASS/*.jpg and val/CLASS/*.jpg"
+    )
+    labelled.add_argument("--root", required=True, type=Path, metavar="DIR", help="folder that holds train/ and val/")
+    labelled.set_defaults(prepare=_image_folder)
+
+    lines = sources.add_parser("text", help="text files, a sentence or paragraph a line")
+    lines.add_argument("--files", required=True, nargs="+", type=Path, metavar="FILE", help="text in UTF-8")
+    lines.set_defaults(prepare=_text)
+
     world = sources.add_parser("scenes", help="the embedded world: small drawn scenes with their ground truth")
     world.add_argument("--num-scenes", type=int, default=4000, help="scenes to train on (default: 4000)")
     world.add_argument("--num-val", type=int, default=200, help="held-out scenes (default: 200)")
     world.add_argument("--seed", type=int, default=0, help="default: 0")
     world.set_defaults(prepare=_scenes)
 
-    for source in (captions, world):
+    for source in (captions, graphs, labelled, lines, world):
         source.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the shards to")
         source.add_argument("--strict", action="store_true", help="write nothing where anything must be rejected")
         source.add_argument("--overwrite", action="store_true", help="replace what another source left at --out")
@@ -76,94 +93,145 @@ def _parser() -> argparse.ArgumentParser:
 
 def _coco(options: argparse.Namespace, console: Console) -> None:
     """Prepare captioned images in the COCO layout."""
-    from groundray.runtime import cluster
+    source = source_of("coco", [options.captions], [options.images])
+    if not is_prepared(options, [Path()], source, console):
+        found = _captions(options.images, options.captions, console)
+        write(options, console, source, {Path(): found})
 
-    source = _coco_source(options.images, options.captions)
-    if _is_prepared(options.out, source, options.overwrite, console):
-        return
-    found = coco.read_captions(options.captions)
+
+def _captions(images: Path, file: Path, console: Console) -> Prepared:
+    found = coco.read_captions(file)
     if not found.images:
-        raise ValueError(f"{options.captions} names no image with a usable caption: {_listed(found.rejected)}")
-    with cluster.connect(verbose=options.verbose):
-        _captions(options, options.images, found, source, options.out, console)
-
-
-def _captions(
-    options: argparse.Namespace,
-    images: Path,
-    found: coco.Captions,
-    source: dict[str, Any],
-    out: Path,
-    console: Console,
-    shown: Path | None = None,
-) -> None:
-    """Write the shards of captioned images to `out` (which a person knows as `shown`), on the connected cluster."""
-    from groundray.runtime.prepare import checked_images
-
+        raise ValueError(f"{file} names no image with a usable caption: {listed(found.rejected)}")
     rejected = list(found.rejected)
-    written = {"images": 0, "captions": 0}
+    return Prepared("captions", coco.rows(usable(images, found.images, rejected, console)), rejected)
 
-    def usable() -> Iterator[tuple[coco.CaptionedImage, Checked]]:
-        files = checked_images(images.absolute(), [image.file_name for image in found.images])
-        for image, file in zip(_progress(found.images, "images", console), files, strict=True):
-            if isinstance(file, Checked):
-                written["images"] += 1
-                written["captions"] += len(image.captions)
-                yield image, file
-            else:
-                rejected.append(Rejected("image", image.id, file.reason, str(file)))
 
-    with whole_folder(out) as aside:
-        folder = Folder.at(aside)
-        dataset = write_shards(
-            folder, "captions", coco.rows(usable()), written, source, int(options.row_group_mb * 2**20)
-        )
-        if dataset.rows == 0:
-            raise ValueError(f"none of the images can be used: {_listed(rejected)}")
-        lines = "".join(json.dumps(item.as_json(), ensure_ascii=False) + "\n" for item in rejected)
-        folder.write_bytes(REJECTED, lines.encode())
-        if rejected and options.strict:
-            first = rejected[0]
-            raise Strict(
-                f"{_listed(rejected)} (the first: {first.what} {first.id}, {first.detail}); "
-                "nothing was written; without --strict the rest would be"
-            )
-    groups = sum(len(shard.row_groups) for shard in dataset.shards)
-    megabytes = sum(shard.bytes for shard in dataset.shards) / 2**20
-    console.print(
-        f"{shown or out}: {written['images']} images with {written['captions']} captions, {megabytes:.1f} MB "
-        f"in {len(dataset.shards)} shards ({groups} row groups)"
+def _visual_genome(options: argparse.Namespace, console: Console) -> None:
+    """Prepare scene graphs in Visual Genome's layout."""
+    files = visual_genome.Files(options.objects, options.attributes, options.relationships, options.image_data)
+    aliases = [file for file in (options.object_aliases, options.predicate_aliases) if file]
+    choices = {name: getattr(options, name) for name in ("num_predicates", "num_classes", "by", "val_share")}
+    for name in ("num_predicates", "num_classes"):
+        if choices[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {choices[name]}")
+    if options.val_share is not None and not 0 < options.val_share < 1:
+        raise ValueError(f"--val-share: expected a share between 0 and 1, got {options.val_share:g}")
+    vocabulary = None
+    if options.vocabulary:
+        words = Dataset.open(str(options.vocabulary), kind="scene_graphs").vocabulary
+        vocabulary = (words["predicates"], words["classes"])
+        choices["vocabulary"] = vocabulary
+    source = source_of("visual-genome", [*vars(files).values(), *aliases], [options.images], **choices)
+    parts = [Path()] if options.val_share is None else [Path("train"), Path("val")]
+    if is_prepared(options, parts, source, console):
+        return
+    keep = visual_genome.Filter(
+        predicates=options.num_predicates,
+        classes=options.num_classes,
+        by=options.by,
+        object_aliases=visual_genome.read_aliases(options.object_aliases) if options.object_aliases else {},
+        predicate_aliases=visual_genome.read_aliases(options.predicate_aliases) if options.predicate_aliases else {},
+        vocabulary=vocabulary,
     )
-    if rejected:
-        console.print(f"rejected, see {(shown or out) / REJECTED}: {_listed(rejected)}")
+    with console.status("reading scene graphs"):
+        found = visual_genome.read_graphs(files, keep)
+    if options.val_share is None:
+        write(options, console, source, {Path(): _graphs(options.images, found, found.graphs, console)})
+        return
+    held_out = [_draw(graph.id) < options.val_share for graph in found.graphs]
+    split = {
+        name: [graph for graph, out in zip(found.graphs, held_out, strict=True) if out == (name == "val")]
+        for name in ("train", "val")
+    }
+    for name, graphs in split.items():
+        if not graphs:
+            raise ValueError(f"--val-share {options.val_share:g} leaves no image of {len(found.graphs)} for {name}")
+    write(
+        options,
+        console,
+        source,
+        {
+            # what cannot be used belongs to no part: it is told with the first
+            Path(name): _graphs(options.images, found, graphs, console, told=name == "train")
+            for name, graphs in split.items()
+        },
+    )
+
+
+def _graphs(
+    images: Path,
+    found: visual_genome.Graphs,
+    graphs: Sequence[visual_genome.Graph],
+    console: Console,
+    told: bool = True,
+) -> Prepared:
+    if not graphs:
+        raise ValueError(f"no image has an object of a kept class: {listed(found.rejected)}")
+    rejected = list(found.rejected) if told else []
+    return Prepared(
+        "scene_graphs",
+        visual_genome.rows(usable(images, graphs, rejected, console)),
+        rejected,
+        {f"left out, {name}": count for name, count in found.left_out.items()} if told else {},
+        {"classes": found.classes, "predicates": found.predicates},
+    )
+
+
+def _image_folder(options: argparse.Namespace, console: Console) -> None:
+    """Prepare images of one thing each, in class folders."""
+    if not (options.root / "train").is_dir():
+        raise FileNotFoundError(f"--root: expected class folders in {options.root / 'train'}, there is no such folder")
+    parts = [Path(name) for name in ("train", "val") if (options.root / name).is_dir()]
+    source = source_of("image-folder", [], [options.root / part for part in parts])
+    if not is_prepared(options, parts, source, console):
+        write(options, console, source, _labelled(options.root, parts, console))
+
+
+def _labelled(root: Path, parts: Sequence[Path], console: Console) -> dict[Path, Prepared]:
+    prepared: dict[Path, Prepared] = {}
+    classes: tuple[str, ...] | None = None
+    for part in parts:
+        found = image_folder.read_folder(root / part, classes)
+        classes = found.classes
+        rejected = list(found.rejected)
+        rows = image_folder.rows(usable(root / part, found.images, rejected, console))
+        prepared[part] = Prepared("labelled_images", rows, rejected, {}, {"classes": classes})
+    return prepared
+
+
+def _text(options: argparse.Namespace, console: Console) -> None:
+    """Prepare lines of text."""
+    source = source_of("text", options.files, [])
+    if not is_prepared(options, [Path()], source, console):
+        write(options, console, source, {Path(): _lines(options.files)})
+
+
+def _lines(files: Sequence[Path]) -> Prepared:
+    rejected: list[Rejected] = []
+    return Prepared("text", text.read_lines(files, rejected), rejected)
 
 
 def _scenes(options: argparse.Namespace, console: Console) -> None:
     """Draw the embedded world in the sources' own layouts, then prepare it as any other source."""
     from groundray.data import scenes
-    from groundray.runtime import cluster
 
     for name, least in (("num_scenes", 1), ("num_val", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(options, name)}")
     world = {
-        "format": "scenes",
         "version": scenes.VERSION,
         "num_scenes": options.num_scenes,
         "num_val": options.num_val,
         "seed": options.seed,
     }
-    marker = options.out / "world.json"
-    if marker.is_file():
-        if json.loads(marker.read_text()) == world:
-            console.print(f"{options.out}: this world is there already")
-            return
-        if not options.overwrite:
-            raise ValueError(f"{options.out} holds another world ({marker}): give --overwrite to replace it")
-    elif options.out.exists() and any(options.out.iterdir()) and not options.overwrite:
-        raise ValueError(f"{options.out} holds something else than a world: give another --out, or --overwrite")
+    splits = ("train", "val")
+    parts = [Path(kind) / split for kind in ("captions", "scene_graphs", "objects", "text") for split in splits]
+    made = source_of("scenes", [], [], **world)
+    if is_prepared(options, parts, made, console):
+        return
 
-    with whole_folder(options.out) as aside:
+    def draw(aside: Path) -> dict[Path, Prepared]:
         source = aside / "source"
         started = time.monotonic()
         summary = scenes.write_world(
@@ -171,81 +239,31 @@ def _scenes(options: argparse.Namespace, console: Console) -> None:
             num_scenes=options.num_scenes,
             num_val=options.num_val,
             seed=options.seed,
-            track=lambda items: _progress(items, "scenes", console),
+            track=lambda items: progress(items, "scenes", console),
         )
         console.print(f"drew {summary} in {time.monotonic() - started:.0f} s")
-        with cluster.connect(verbose=options.verbose):
-            for split in ("train", "val"):
-                images, captions = source / "coco" / split, source / "coco" / "annotations" / f"captions_{split}.json"
-                found = coco.read_captions(captions)
-                place = Path("captions") / split
-                shown = options.out / place
-                _captions(options, images, found, {**world, "split": split}, aside / place, console, shown)
-        (aside / "world.json").write_text(json.dumps(world, indent=2) + "\n")
-    console.print(f"{options.out}: source/ in the sources' own layouts, captions/train and captions/val as shards")
+        prepared: dict[Path, Prepared] = {}
+        vocabulary = None
+        for split in splits:
+            images = source / "coco" / split
+            annotations = source / "coco" / "annotations" / f"captions_{split}.json"
+            prepared[Path("captions") / split] = _captions(images, annotations, console)
+            folder = source / "visual_genome" / split
+            names = ("objects", "attributes", "relationships", "image_data")
+            files = visual_genome.Files(*(folder / f"{name}.json" for name in names))
+            found = visual_genome.read_graphs(files, visual_genome.Filter(vocabulary=vocabulary))
+            vocabulary = (found.predicates, found.classes)
+            prepared[Path("scene_graphs") / split] = _graphs(images, found, found.graphs, console)
+            prepared[Path("text") / split] = _lines([source / "text" / f"{split}.txt"])
+        singles = _labelled(source / "objects", [Path(split) for split in splits], console)
+        return prepared | {Path("objects") / part: labelled for part, labelled in singles.items()}
+
+    write(options, console, made, draw)
 
 
-def _coco_source(images: Path, captions: Path) -> dict[str, Any]:
-    """Where a data set comes from; the fingerprint changes with any caption, and with any image's size or time."""
-    if not images.is_dir():
-        raise FileNotFoundError(f"--images: there is no folder {images}")
-    if not captions.is_file():
-        raise FileNotFoundError(f"--captions: there is no file {captions}")
-    digest = hashlib.sha256(captions.read_bytes())
-    for file in sorted(images.rglob("*")):
-        if file.is_file():
-            state = file.stat()
-            digest.update(f"{file.relative_to(images)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
-    return {
-        "format": "coco",
-        "images": str(images.resolve()),
-        "captions": str(captions.resolve()),
-        "fingerprint": digest.hexdigest(),
-    }
-
-
-def _is_prepared(out: Path, source: dict[str, Any], overwrite: bool, console: Console) -> bool:
-    """Whether the shards of this very source are at `out` already.
-
-    Raises:
-        ValueError: something else is there, and it is not to be overwritten.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    there = _dataset_at(out)
-    if there and there.source.get("fingerprint") == source["fingerprint"]:
-        console.print(f"{out}: this source is prepared already ({there.rows} rows)")
-        return True
-    if not overwrite:
-        raise ValueError(
-            f"--out: {out} holds something else than this source's shards: give another folder, or --overwrite"
-        )
-    return False
-
-
-def _dataset_at(out: Path) -> Dataset | None:
-    """The data set at a folder, if one is there that this version can read."""
-    try:
-        return Dataset.open(str(out))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _progress(items: Sequence[Item], what: str, console: Console) -> Iterable[Item]:
-    """The items, with a bar on a terminal and a line now and then elsewhere."""
-    if console.is_terminal:
-        yield from track(items, description=what, console=console, transient=True)
-        return
-    printed = time.monotonic()
-    for done, item in enumerate(items):
-        if time.monotonic() - printed > LINE_SECONDS:
-            printed = time.monotonic()
-            console.print(f"{what}  {done}/{len(items)}")
-        yield item
-
-
-def _listed(rejected: Iterable[Rejected]) -> str:
-    return ", ".join(f"{count} x {reason}" for reason, count in tally(rejected).items()) or "nothing rejected"
+def _draw(id: str) -> float:
+    """A number from 0 to 1 that an image's id fixes."""
+    return int(mix(word_of(id))) / 2**64
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     write_world(source, num_scenes=72, num_val=20, objects_a_shape=4, workers=1)
     for split in ("train", "val"):
         found = coco.read_captions(source / "coco" / "annotations" / f"captions_{split}.json")
-        files = ((image, check_image(source / "coco" / split, image.file_name)) for image in found.images)
+        files = ((image, check_image(source / "coco" / split, image.file_names)) for image in found.images)
         folder = Folder.at(root / "shards" / split).make()
         write_shards(folder, "captions", coco.rows(files), {}, {}, row_group_bytes=40_000)
     return SmallWorld(source, root / "shards")

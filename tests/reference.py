@@ -70,3 +70,25 @@ def attention_block(x: Tensor, positions: Tensor, weights: dict[str, Tensor], he
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     centred = x - x.mean(dim=-1, keepdim=True)
     return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+
+def predicate_loss(S: Tensor, predicate: Tensor, temperature: float) -> Tensor:
+    """Loss_rel of each triplet, one after the other."""
+    losses = []
+    for b, p in enumerate(predicate.tolist()):
+        total = sum(torch.exp(S[b, k] / temperature) for k in range(S.shape[1]))
+        losses.append(-torch.log(torch.exp(S[b, p] / temperature) / total))
+    return torch.stack(losses)
+
+
+def pair_loss(S: Tensor, predicate: Tensor, annotated: Tensor, temperature: float) -> Tensor:
+    """Loss_obj of each triplet, one negative after the other."""
+    losses = []
+    for b, p in enumerate(predicate.tolist()):
+        own = torch.exp(S[b, p] / temperature)
+        total = own
+        for n in range(len(S)):
+            if not annotated[n, p]:
+                total = total + torch.exp(S[n, p] / temperature)
+        losses.append(-torch.log(own / total))
+    return torch.stack(losses)

@@ -103,17 +103,83 @@ def test_a_small_world_is_prepared_and_recognised(tmp_path: Path, capsys: pytest
     assert prepare.main(scenes) == 0
     assert Dataset.open(str(tmp_path / "world" / "captions" / "train")).rows == 12
     assert Dataset.open(str(tmp_path / "world" / "captions" / "val")).rows == 4
+    assert Dataset.open(str(tmp_path / "world" / "text" / "train"), kind="text").rows == 60
+    graphs = Dataset.open(str(tmp_path / "world" / "scene_graphs" / "val"), kind="scene_graphs")
+    train = Dataset.open(str(tmp_path / "world" / "scene_graphs" / "train"), kind="scene_graphs")
+    assert graphs.vocabulary == train.vocabulary
+    singles = Dataset.open(str(tmp_path / "world" / "objects" / "val"), kind="labelled_images")
+    assert singles.rows == 15 * len(singles.vocabulary["classes"])
     assert prepare.main(scenes) == 0
-    assert "this world is there already" in capsys.readouterr().out
+    assert "prepared already" in capsys.readouterr().out
     assert prepare.main([*scenes, "--seed", "1"]) == 2
-    assert "holds another world" in capsys.readouterr().err
+    assert "holds something else" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_scene_graphs_are_split_and_counted(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = world.source / "visual_genome" / "train"
+    names = ("objects", "attributes", "relationships", "image-data")
+    files = [word for name in names for word in (f"--{name}", f"{folder}/{name.replace('-', '_')}.json")]
+    images = ["--images", f"{world.source}/coco/train"]
+    command = ["visual-genome", *images, *files, "--out", f"{tmp_path}/graphs"]
+    assert prepare.main([*command, "--val-share", "0.25", "--num-predicates", "4"]) == 0
+    train, val = (Dataset.open(f"{tmp_path}/graphs/{part}", kind="scene_graphs") for part in ("train", "val"))
+    assert train.rows + val.rows == 72
+    assert 8 <= val.rows <= 28
+    assert train.vocabulary == val.vocabulary
+    assert len(train.vocabulary["predicates"]) == 5
+    assert train.counts["left out, relations of other predicates"] > 0
+    rows = read_rows(train, np.arange(train.rows), ["id", "objects", "relations"]).to_pylist()
+    assert train.counts["objects"] == sum(len(row["objects"]) for row in rows)
+    for row in rows:
+        assert all(0 < item["class"] < len(train.vocabulary["classes"]) for item in row["objects"])
+        for relation in row["relations"]:
+            assert 1 <= relation["predicate"] <= 4
+            assert max(relation["subject"], relation["object"]) < len(row["objects"])
+    assert "left out, relations of other predicates" in capsys.readouterr().out
+
+    # other images, with the predicates and classes of these
+    other = [*command[:-1], f"{tmp_path}/other", "--vocabulary", f"{tmp_path}/graphs/train"]
+    assert prepare.main(other) == 0
+    assert Dataset.open(f"{tmp_path}/other").vocabulary == train.vocabulary
+    assert prepare.main([*command, "--val-share", "1.5", "--overwrite"]) == 2
+    assert "--val-share: expected a share between 0 and 1" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_class_folders_are_prepared(world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "objects"
+    shutil.copytree(world.source / "objects", root)
+    (root / "val" / "emu").mkdir()
+    (root / "val" / "emu" / "1.jpg").write_bytes(b"")
+    assert prepare.main(["image-folder", "--root", str(root), "--out", f"{tmp_path}/out"]) == 0
+    train = Dataset.open(f"{tmp_path}/out/train", kind="labelled_images")
+    assert train.rows == 4 * len(train.vocabulary["classes"])
+    assert "1 x image: unknown class" in capsys.readouterr().out
+    assert prepare.main(["image-folder", "--root", f"{root}/val", "--out", f"{tmp_path}/out2"]) == 2
+    assert "expected class folders in" in capsys.readouterr().err
+
+
+def test_text_is_prepared_without_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n\n")
+    assert prepare.main(["text", "--files", f"{tmp_path}/a.txt", "--out", f"{tmp_path}/out"]) == 0
+    assert Dataset.open(f"{tmp_path}/out", kind="text").counts == {"rows": 2, "lines": 2}
+    assert "2 lines, " in capsys.readouterr().out
+    (tmp_path / "b.txt").write_text("\n")
+    assert prepare.main(["text", "--files", f"{tmp_path}/b.txt", "--out", f"{tmp_path}/none"]) == 2
+    assert "none of the lines can be used" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": "/no/such/folder"}, "--images: there is no folder /no/such/folder"),
-        ({"captions": "/no/such/file.json"}, "--captions: there is no file /no/such/file.json"),
+        ({"images": "/no/such/folder"}, "there is no folder /no/such/folder"),
+        ({"captions": "/no/such/file.json"}, "there is no file /no/such/file.json"),
     ],
 )
 def test_a_source_that_is_not_there(

@@ -9,7 +9,7 @@ A reader needs `dataset.json` alone to know which row lies where, so that planni
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,17 +24,40 @@ INDEX = "dataset.json"
 REJECTED = "rejected.jsonl"
 ROW_GROUP_BYTES = 32 * 2**20
 
+# `image` is the encoded file, as the source has it
+IMAGE = (
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("image", pa.binary(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+)
+
+
+def _list(name: str, item: pa.DataType) -> pa.Field:
+    return pa.field(name, pa.list_(pa.field("item", item, nullable=False)), nullable=False)
+
+
 KINDS: dict[str, pa.Schema] = {
-    # an image with all of its captions; `image` is the encoded file, as the source has it
+    # an image with all of its captions
     "captions": pa.schema(
         [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("image", pa.binary(), nullable=False),
-            pa.field("width", pa.int32(), nullable=False),
-            pa.field("height", pa.int32(), nullable=False),
-            pa.field("captions", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),
+            *IMAGE,
+            _list("captions", pa.string()),
         ]
     ),
+    # an image with its objects and their relations; classes and predicates are indices of the data set's vocabulary
+    # (0 = none), subject and object are places in `objects`
+    "scene_graphs": pa.schema(
+        [
+            *IMAGE,
+            _list("objects", pa.struct([("phrase", pa.string()), ("class", pa.int32())])),
+            _list("relations", pa.struct([(name, pa.int32()) for name in ("subject", "predicate", "object")])),
+        ]
+    ),
+    # an image of one thing; `label` is an index of the data set's vocabulary
+    "labelled_images": pa.schema([*IMAGE, pa.field("label", pa.int32(), nullable=False)]),
+    # a line of text
+    "text": pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]),
 }
 
 
@@ -58,6 +81,7 @@ class Dataset:
     """A data set on disk, as `dataset.json` tells of it.
 
     Rows are numbered from 0 in the order of shards and row groups; this *row number* is how the plan names a sample.
+    `vocabulary` holds what the numbers in the rows stand for, such as `classes` and `predicates`.
     """
 
     folder: Folder
@@ -66,6 +90,7 @@ class Dataset:
     counts: dict[str, int]
     source: dict[str, Any]
     fingerprint: str
+    vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @staticmethod
     def open(url: str, kind: str | None = None) -> Dataset:
@@ -92,7 +117,10 @@ class Dataset:
             Shard(shard["file"], tuple(shard["row_groups"]), shard["bytes"], shard["sha256"])
             for shard in index["shards"]
         )
-        return Dataset(folder, index["kind"], shards, index["counts"], index["source"], index["fingerprint"])
+        vocabulary = {name: tuple(words) for name, words in index["vocabulary"].items()}
+        return Dataset(
+            folder, index["kind"], shards, index["counts"], index["source"], index["fingerprint"], vocabulary
+        )
 
     def write_index(self) -> None:
         """Write `dataset.json`; it comes last, so that a folder that has one is whole."""
@@ -104,6 +132,7 @@ class Dataset:
                 "fingerprint": self.fingerprint,
                 "counts": self.counts,
                 "source": self.source,
+                "vocabulary": self.vocabulary,
                 "shards": [vars(shard) | {"row_groups": list(shard.row_groups)} for shard in self.shards],
             },
         )

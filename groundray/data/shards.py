@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ def write_shards(
     rows: Iterable[dict[str, Any]],
     counts: dict[str, int],
     source: dict[str, Any],
+    vocabulary: dict[str, tuple[str, ...]] | None = None,
     row_group_bytes: int = ROW_GROUP_BYTES,
 ) -> Dataset:
     """The data set made of some rows of a kind, written to an empty folder; `dataset.json` comes last.
@@ -35,9 +37,10 @@ def write_shards(
         _write_shard(folder, f"shard-{number:05d}.parquet", schema, groups)
         for number, groups in enumerate(_shards(_groups(rows, row_group_bytes)))
     ]
-    fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    words = json.dumps(vocabulary) if vocabulary else ""
+    fingerprint = hashlib.sha256(("".join(shard.sha256 for shard in shards) + words).encode()).hexdigest()
     total = {"rows": sum(sum(shard.row_groups) for shard in shards), **counts}
-    dataset = Dataset(folder, kind, tuple(shards), total, source, fingerprint)
+    dataset = Dataset(folder, kind, tuple(shards), total, source, fingerprint, vocabulary or {})
     dataset.write_index()
     return dataset
 

@@ -32,19 +32,20 @@ class Check:
     folder: Path
 
     def __call__(self, names: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self.check(name) for name in names["name"].to_pylist()], schema=CHECKED)
+        return pa.Table.from_pylist([self.check(some) for some in names["names"].to_pylist()], schema=CHECKED)
 
-    def check(self, name: str) -> dict[str, object]:
+    def check(self, names: Sequence[str]) -> dict[str, object]:
         try:
-            found = check_image(self.folder, name)
+            found = check_image(self.folder, names)
         except Unusable as problem:
             return {"reason": problem.reason, "detail": str(problem)}
         return {"image": found.encoded, "width": found.width, "height": found.height}
 
 
-def checked_images(folder: Path, names: Sequence[str]) -> Iterator[Checked | Unusable]:
-    """Each named image of a folder, in the order of the names: its bytes, or why it cannot be used.
+def checked_images(folder: Path, names: Sequence[Sequence[str]]) -> Iterator[Checked | Unusable]:
+    """Each image of a folder, in the order of `names`: its bytes, or why it cannot be used.
 
+    Each entry of `names` holds the names that an image's file may have.
     The images pass through one block at a time, never all at once.
     """
     if not names:
@@ -55,9 +56,9 @@ def checked_images(folder: Path, names: Sequence[str]) -> Iterator[Checked | Unu
     context.print_on_execution_start = False
     with DataContext.current(context):
         blocks = -(-len(names) // IMAGES_A_TASK)
-        dataset = ray.data.from_items([{"name": name} for name in names], override_num_blocks=blocks).map_batches(
-            Check(folder), batch_size=None, batch_format="pyarrow"
-        )
+        dataset = ray.data.from_items(
+            [{"names": list(some)} for some in names], override_num_blocks=blocks
+        ).map_batches(Check(folder), batch_size=None, batch_format="pyarrow")
         tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         for table in tables:
             for row in table.to_pylist():

@@ -38,8 +38,8 @@ def test_what_is_good_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
     }
     found = read_captions(write(tmp_path, content))
     assert found.images == (
-        CaptionedImage("4", "a.jpg", ("first", "second")),
-        CaptionedImage("9", "b.jpg", ("two spaces",)),
+        CaptionedImage("4", ("a.jpg",), ("first", "second")),
+        CaptionedImage("9", ("b.jpg",), ("two spaces",)),
     )
     assert found.rejected == ()
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_captions_is_refused(tmp_path: Path, content: str, mes
 
 def test_an_image_is_kept_byte_by_byte(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(picture())
-    found = check_image(tmp_path, "a.jpg")
+    found = check_image(tmp_path, ["no.jpg", "a.jpg"])
     assert (found.encoded, found.width, found.height) == ((tmp_path / "a.jpg").read_bytes(), 40, 30)
 
 
@@ -115,7 +115,7 @@ def test_an_image_that_cannot_be_used(tmp_path: Path, name: str, content: bytes 
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(Unusable) as caught:
-        check_image(tmp_path, name)
+        check_image(tmp_path, [name])
     assert caught.value.reason == reason
 
 
@@ -125,5 +125,5 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path: Path) -> None:
     Image.new("1", (30_000, 30_000)).save(out, "PNG")
     (tmp_path / "bomb.png").write_bytes(out.getvalue())
     with pytest.raises(Unusable, match="pixels") as caught:
-        check_image(tmp_path, "bomb.png")
+        check_image(tmp_path, ["bomb.png"])
     assert caught.value.reason == "too large"

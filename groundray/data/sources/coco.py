@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ class CaptionedImage:
     """An image of the source with all of its usable captions, in the order of the file."""
 
     id: str
-    file_name: str
+    file_names: tuple[str, ...]
     captions: tuple[str, ...]
 
 
@@ -57,7 +57,7 @@ def read_captions(file: Path) -> Captions:
     usable = []
     for key in sorted(files, key=lambda key: (isinstance(key, str), key)):
         if captions[key]:
-            usable.append(CaptionedImage(str(key), files[key], tuple(captions[key])))
+            usable.append(CaptionedImage(str(key), (files[key],), tuple(captions[key])))
         else:
             rejected.append(Rejected("image", str(key), "no caption", "no usable caption names this image"))
     return Captions(tuple(usable), tuple(rejected))
@@ -112,7 +112,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def rows(images: Iterator[tuple[CaptionedImage, Any]]) -> Iterator[dict[str, Any]]:
+def rows(images: Iterable[tuple[CaptionedImage, Any]]) -> Iterator[dict[str, Any]]:
     """Rows of kind `captions` of images and their checked files."""
     for image, checked in images:
         yield {

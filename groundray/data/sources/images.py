@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +30,19 @@ class Unusable(Exception):
         self.reason = reason
 
 
-def check_image(folder: Path, name: str) -> Checked:
-    """The image file `name` in a folder, after it has been decoded in full.
+def check_image(folder: Path, names: Sequence[str]) -> Checked:
+    """The image file in a folder that has the first of `names` that is there, after it has been decoded in full.
 
     Raises:
         Unusable: it is outside the folder, missing, empty, not an image, truncated, or far too large.
     """
-    path = folder / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
-        raise Unusable("outside", f"{name!r} leads out of {folder}")
-    if not path.is_file():
-        raise Unusable("missing", f"there is no file {path}")
+    paths = [folder / name for name in names]
+    for name, path in zip(names, paths, strict=True):
+        if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+            raise Unusable("outside", f"{name!r} leads out of {folder}")
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise Unusable("missing", f"there is no file {' or '.join(map(str, paths))}")
     encoded = path.read_bytes()
     try:
         with warnings.catch_warnings():

@@ -1,0 +1,73 @@
+"""Image folders: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundray.data.sources.rejected import Rejected
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image file of a class; `label` is an index of the classes, in the order of the alphabet."""
+
+    id: str
+    file_names: tuple[str, ...]
+    label: int
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a folder of class folders holds."""
+
+    images: tuple[LabelledImage, ...]
+    classes: tuple[str, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def read_folder(root: Path, classes: Sequence[str] | None = None) -> Labelled:
+    """The images of the class folders in `root`; no image is opened yet.
+
+    Args:
+        classes: those of the training images, for validation images: other classes are rejected.
+
+    Raises:
+        FileNotFoundError: there is no folder, or no class folder in it.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"expected a folder of class folders at {root}, found none")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise FileNotFoundError(f"expected class folders such as {root / 'dog'}, found none")
+    known = tuple(classes) if classes is not None else tuple(path.name for path in folders)
+    images: list[LabelledImage] = []
+    rejected = [
+        Rejected("file", path.name, "in no class", f"{path} lies beside the class folders")
+        for path in sorted(root.iterdir())
+        if path.is_file() and not path.name.startswith(".")
+    ]
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_dir() or path.name.startswith("."):
+                continue
+            name = path.relative_to(root).as_posix()
+            if folder.name in known:
+                images.append(LabelledImage(name, (name,), known.index(folder.name)))
+            else:
+                rejected.append(Rejected("image", name, "unknown class", f"no training image is of {folder.name!r}"))
+    return Labelled(tuple(images), known, tuple(rejected))
+
+
+def rows(images: Iterable[tuple[LabelledImage, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of kind `labelled_images` of images and their checked files."""
+    for image, checked in images:
+        yield {
+            "id": image.id,
+            "image": checked.encoded,
+            "width": checked.width,
+            "height": checked.height,
+            "label": image.label,
+        }

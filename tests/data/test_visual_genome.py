@@ -1,0 +1,184 @@
+"""Reading scene graphs: both layouts, what is kept, and what is bad."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SmallWorld
+
+from groundray.data.sources.rejected import tally
+from groundray.data.sources.visual_genome import NONE, Files, Filter, Graphs, read_aliases, read_graphs
+
+Content = dict[str, Any]
+
+
+def thing(id: int, name: str, synset: str = "") -> Content:
+    return {"object_id": id, "names": [name], "synsets": [synset] if synset else []}
+
+
+def relation(id: int, subject: int, predicate: str, object: int) -> Content:
+    ends = {"subject": {"object_id": subject}, "object": {"object_id": object}}
+    return {"relationship_id": id, "predicate": predicate, "synsets": [], **ends}
+
+
+@pytest.fixture
+def content() -> Content:
+    """Two images: a man on a horse by a tree, and two dogs."""
+    return {
+        "image_data": [{"image_id": 2, "url": "x/VG_100K/2.jpg"}, {"image_id": 1, "url": ""}],
+        "objects": [
+            {"image_id": 1, "objects": [thing(10, "Man"), thing(11, "horse", "horse.n.01"), thing(12, "tree")]},
+            {"image_id": 2, "objects": [thing(20, "dog"), thing(21, "dog"), thing(22, "pony", "horse.n.01")]},
+        ],
+        "attributes": [
+            {"image_id": 1, "attributes": [{**thing(11, "horse"), "attributes": ["Brown ", "big"]}]},
+            {"image_id": 2, "attributes": [{**thing(20, "dog"), "attributes": []}, thing(21, "dog")]},
+        ],
+        "relationships": [
+            {"image_id": 1, "relationships": [relation(1, 10, "ON", 11), relation(2, 12, "near", 10)]},
+            {"image_id": 2, "relationships": [relation(3, 20, "near", 21), relation(4, 21, "near", 22)]},
+        ],
+    }
+
+
+def read(folder: Path, content: Content, keep: Filter | None = None) -> Graphs:
+    files = {name: folder / f"{name}.json" for name in ("objects", "attributes", "relationships", "image_data")}
+    for name, file in files.items():
+        file.write_text(content[name] if isinstance(content[name], str) else json.dumps(content[name]))
+    return read_graphs(Files(**files), keep)
+
+
+def said(found: Graphs) -> dict[str, list[tuple[str, str, str]]]:
+    """Each image's relations in words."""
+    return {
+        graph.id: [(graph.phrases[s], found.predicates[p], graph.phrases[o]) for s, p, o in graph.relations]
+        for graph in found.graphs
+    }
+
+
+def test_graphs_are_read_in_the_order_of_ids(tmp_path: Path, content: Content) -> None:
+    found = read(tmp_path, content)
+    assert found.classes == (NONE, "dog", "horse.n.01", "man", "tree")
+    assert found.predicates == (NONE, "near", "on")
+    assert said(found) == {
+        "1": [("man", "on", "brown horse"), ("tree", "near", "man")],
+        "2": [("dog", "near", "dog"), ("dog", "near", "pony")],
+    }
+    assert [graph.classes for graph in found.graphs] == [(3, 2, 4), (1, 1, 2)]
+    assert [graph.file_names for graph in found.graphs] == [("1.jpg",), ("2.jpg", "VG_100K/2.jpg")]
+    assert found.rejected == ()
+
+
+def test_the_layout_of_version_1_0_is_read_too(tmp_path: Path, content: Content) -> None:
+    new = read(tmp_path, content, Filter(by="name"))
+
+    def old(value: Any) -> Any:
+        if isinstance(value, list):
+            return [old(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        names = {"image_id": "id", "object_id": "id", "relationship_id": "id"}
+        kept = {names.get(key, key): old(item) for key, item in value.items() if key not in ("names", "synsets")}
+        return kept | ({"name": value["names"][0]} if "names" in value else {})
+
+    assert read(tmp_path, old(content), Filter(by="name")) == new
+
+
+def test_names_are_merged_by_aliases(tmp_path: Path, content: Content) -> None:
+    (tmp_path / "alias.txt").write_text("horse,pony,foal\nperson,man,woman\n")
+    aliases = read_aliases(tmp_path / "alias.txt")
+    found = read(tmp_path, content, Filter(by="name", object_aliases=aliases, predicate_aliases={"near": "by"}))
+    assert set(found.classes) == {NONE, "horse", "person", "dog", "tree"}
+    assert said(found)["2"] == [("dog", "by", "dog"), ("dog", "by", "horse")]
+
+
+def test_only_the_most_frequent_are_kept_and_the_rest_is_counted(tmp_path: Path, content: Content) -> None:
+    found = read(tmp_path, content, Filter(predicates=1, classes=2))
+    assert found.classes == (NONE, "dog", "horse.n.01")
+    assert said(found) == {"1": [], "2": [("dog", "near", "dog"), ("dog", "near", "pony")]}
+    assert {name: count for name, count in found.left_out.items() if count} == {
+        "objects of other classes": 2,
+        "relations of dropped objects": 1,
+        "relations of other predicates": 1,
+    }
+
+
+def test_objects_with_relations_stay_first(tmp_path: Path, content: Content) -> None:
+    content["relationships"][0]["relationships"] = [relation(2, 12, "near", 11)]
+    found = read(tmp_path, content, Filter(most_objects=2))
+    assert [graph.phrases for graph in found.graphs] == [("brown horse", "tree"), ("dog", "dog")]
+    assert said(found)["2"] == [("dog", "near", "dog")]
+    assert found.left_out["objects beyond the most an image may have"] == 2
+    assert found.left_out["relations of dropped objects"] == 1
+
+
+def test_another_data_sets_vocabulary_can_be_used(tmp_path: Path, content: Content) -> None:
+    found = read(tmp_path, content, Filter(vocabulary=((NONE, "on"), (NONE, "man", "horse.n.01"))))
+    assert (found.predicates, found.classes) == ((NONE, "on"), (NONE, "man", "horse.n.01"))
+    assert said(found)["1"] == [("man", "on", "brown horse")]
+
+
+def test_everything_bad_is_named(tmp_path: Path, content: Content) -> None:
+    content["image_data"] += [{"image_id": 2}, "text", {"image_id": 3}]
+    content["objects"] += [
+        {"image_id": 99, "objects": [thing(90, "ghost")]},
+        {"image_id": 1, "objects": [thing(10, "again"), {"object_id": 91}, thing(92, " "), "text"]},
+        {"image_id": 1},
+    ]
+    content["relationships"] += [
+        {
+            "image_id": 1,
+            "relationships": [
+                relation(5, 10, "on", 999),
+                relation(6, 10, "on", 20),  # of another image
+                relation(7, 10, "on", 10),
+                relation(8, 10, "", 11),
+                relation(9, 10, "on", 11),  # said twice
+                None,
+            ],
+        }
+    ]
+    found = read(tmp_path, content)
+    assert tally(found.rejected) == {
+        "image: duplicate id": 1,
+        "image: malformed": 1,
+        "image: no object": 1,
+        "object: duplicate id": 1,
+        "object: malformed": 2,
+        "object: no name": 2,
+        "object: unknown image": 1,
+        "relation: malformed": 2,
+        "relation: unknown object": 2,
+        "relation: with itself": 1,
+    }
+    assert found.left_out["relations said twice"] == 1
+    assert said(found)["1"] == [("man", "on", "brown horse"), ("tree", "near", "man")]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("objects", "{}", r"objects\.json: expected a JSON list"),
+        ("objects", "", r"objects\.json: expected a JSON list"),
+        ("relationships", '[{"image_id": 1, "relationships": [', r"relationships\.json is not JSON after 0 entries"),
+        ("attributes", '[{"image_id": 1, "attributes": []}, oops]', r"attributes\.json is not JSON after 1 entries"),
+    ],
+)
+def test_a_file_that_is_no_list_is_refused(
+    tmp_path: Path, content: Content, file: str, text: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, content | {file: text})
+
+
+def test_the_embedded_world_is_read_without_loss(world: SmallWorld) -> None:
+    folder = world.source / "visual_genome" / "train"
+    names = ("objects", "attributes", "relationships", "image_data")
+    found = read_graphs(Files(*(folder / f"{name}.json" for name in names)))
+    assert len(found.graphs) == 72
+    assert found.rejected == ()
+    assert not any(found.left_out.values())
+    assert set(found.predicates) == {NONE, "left of", "right of", "above", "below", "inside", "touching"}
