@@ -92,3 +92,26 @@ def pair_loss(S: Tensor, predicate: Tensor, annotated: Tensor, temperature: floa
                 total = total + torch.exp(S[n, p] / temperature)
         losses.append(-torch.log(own / total))
     return torch.stack(losses)
+
+
+def cross_modal_attention(phrases: Tensor, V: Tensor, image: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
+    """What each phrase sees, phrase by phrase and head by head."""
+    size = phrases.shape[1] // heads
+    seen = []
+    for phrase, number in zip(phrases, image.tolist(), strict=True):
+        query, keys = weights["query.weight"] @ phrase, V[number] @ weights["key.weight"].T
+        values = V[number] @ weights["value.weight"].T + weights["value.bias"]
+        parts = []
+        for head in range(heads):
+            own = slice(head * size, (head + 1) * size)
+            scores = torch.exp(keys[:, own] @ query[own] / math.sqrt(size))
+            parts.append((scores / scores.sum()) @ values[:, own])
+        seen.append(torch.cat(parts))
+    return torch.stack(seen)
+
+
+def relation_scores(r: Tensor, pairs: Tensor, operators: Tensor) -> Tensor:
+    """r_subject R_k r_object, pair by pair and predicate by predicate, without dropout."""
+    return torch.stack(
+        [torch.stack([r[s] @ (R / R.square().sum().sqrt()) @ r[o] for R in operators]) for s, o in pairs.tolist()]
+    )
