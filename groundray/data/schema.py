@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from groundray.storage import Folder
 
-VERSION = 1
+VERSION = 2
 INDEX = "dataset.json"
 REJECTED = "rejected.jsonl"
 ROW_GROUP_BYTES = 32 * 2**20
@@ -106,9 +106,9 @@ class Dataset:
                 f"expected shards at {folder}, found no {INDEX} there: write them with `python -m groundray.prepare`"
             )
         index = folder.read_json(INDEX)
-        if index["schema"] != VERSION:
+        if index.get("schema") != VERSION:
             raise ValueError(
-                f"shards at {folder} have schema {index['schema']}, this version reads {VERSION}: "
+                f"shards at {folder} have schema {index.get('schema')}, this version reads {VERSION}: "
                 "run `python -m groundray.prepare` again"
             )
         if kind is not None and index["kind"] != kind:

@@ -92,5 +92,5 @@ def test_shards_of_another_schema_are_refused(tmp_path: Path) -> None:
     write_shards(Folder.at(tmp_path), "captions", rows(2), {}, {})
     index = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps(index | {"schema": 99}))
-    with pytest.raises(ValueError, match=r"have schema 99, this version reads 1: run .*prepare.* again"):
+    with pytest.raises(ValueError, match=r"have schema 99, this version reads 2: run .*prepare.* again"):
         Dataset.open(str(tmp_path))

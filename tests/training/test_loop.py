@@ -31,7 +31,7 @@ def test_the_language_stream_learns_at_its_own_rate(world: SmallWorld, language_
     assert set_learning_rate(optimizer, stage.optimizer, epoch=3) == 0.005
 
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    sum(p.sum() for p in model.parameters() if p.requires_grad).backward()  # type: ignore[union-attr]
+    torch.stack([parameter.sum() for parameter in model.parameters() if parameter.requires_grad]).sum().backward()
     optimizer.step()
     # Adam's first step is the learning rate itself, whatever the gradient
     for name, parameter in model.named_parameters():

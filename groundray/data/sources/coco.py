@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from groundray.data.sources.images import Checked
 from groundray.data.sources.rejected import Rejected
 
 
@@ -112,13 +113,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def rows(images: Iterable[tuple[CaptionedImage, Any]]) -> Iterator[dict[str, Any]]:
+def rows(images: Iterable[tuple[CaptionedImage, Checked]]) -> Iterator[dict[str, Any]]:
     """Rows of kind `captions` of images and their checked files."""
     for image, checked in images:
-        yield {
-            "id": image.id,
-            "image": checked.encoded,
-            "width": checked.width,
-            "height": checked.height,
-            "captions": list(image.captions),
-        }
+        yield {**checked.row(image.id), "captions": list(image.captions)}

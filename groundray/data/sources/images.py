@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -20,6 +21,10 @@ class Checked:
     encoded: bytes
     width: int
     height: int
+
+    def row(self, id: str) -> dict[str, Any]:
+        """The columns that every kind of data set with images has (`schema.IMAGE`)."""
+        return {"id": id, "image": self.encoded, "width": self.width, "height": self.height}
 
 
 class Unusable(Exception):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import ijson
 
+from groundray.data.sources.images import Checked
 from groundray.data.sources.rejected import Rejected
 
 NONE = "none"  # what index 0 of predicates and classes stands for
@@ -354,14 +355,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def rows(graphs: Iterable[tuple[Graph, Any]]) -> Iterator[dict[str, Any]]:
+def rows(graphs: Iterable[tuple[Graph, Checked]]) -> Iterator[dict[str, Any]]:
     """Rows of kind `scene_graphs` of graphs and their checked image files."""
     for graph, checked in graphs:
         yield {
-            "id": graph.id,
-            "image": checked.encoded,
-            "width": checked.width,
-            "height": checked.height,
+            **checked.row(graph.id),
             "objects": [
                 {"phrase": phrase, "class": number} for phrase, number in zip(graph.phrases, graph.classes, strict=True)
             ],
