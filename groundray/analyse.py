@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from groundray.config import Settings
+
+if TYPE_CHECKING:
+    from groundray.data.stream import Source
+    from groundray.model.export import About
 
 EXIT_USAGE = 2
 
@@ -34,41 +41,108 @@ def main(words: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m groundray.analyse", description=__doc__)
     kinds = parser.add_subparsers(required=True, metavar="ANALYSIS")
-
-    retrieval = kinds.add_parser("retrieval", help="recall@k and ranks between images and captions, both ways")
-    retrieval.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's model/ folder")
-    retrieval.add_argument("--data", required=True, metavar="SHARDS", help="folder of caption shards")
-    retrieval.add_argument("--batch-size", type=int, default=64, help="images encoded at once (default: 64)")
-    retrieval.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    retrieval.set_defaults(analyse=_retrieval)
+    for name, analyse, kind, about in (
+        ("retrieval", _retrieval, "caption", "recall@k and ranks between images and captions, both ways"),
+        ("relations", _relations, "scene-graph", "predicates and objects found, against majority and a blank image"),
+    ):
+        one = kinds.add_parser(name, help=about, description=about)
+        one.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's model/ folder")
+        one.add_argument("--data", required=True, metavar="SHARDS", help=f"folder of {kind} shards")
+        one.add_argument("--batch-size", type=int, default=64, help="images encoded at once (default: 64)")
+        one.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+        one.set_defaults(analyse=analyse)
     return parser
 
 
-def _retrieval(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from groundray.analysis.retrieval import retrieval
-    from groundray.config import Settings
+def _settings(about: About, stage: str, batch_size: int) -> Settings:
+    """The settings that a model was trained with, for reading data in batches of this size, in one piece."""
+    if batch_size < 1:
+        raise ValueError(f"--batch-size: expected at least 1, got {batch_size}")
+    tree = copy.deepcopy(about.settings)
+    tree["scaling"] |= {"num_workers": 0, "chunks": 1}
+    tree[stage]["batch_size"] = batch_size
+    return Settings(**tree)
+
+
+def _batches(source: Source) -> Iterator[Any]:
     from groundray.data.plan import Cursor
     from groundray.data.stream import stream
+
+    return (batch for step in stream(source, Cursor(), epochs=1) for _, batch in step.chunks)
+
+
+def _retrieval(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    import torch
+
+    from groundray.analysis.retrieval import by_heads, by_match_map
     from groundray.model import export
-    from groundray.stage.grounding import source
+    from groundray.stage.grounding import captions
 
-    exported = export.load(Path(options.checkpoint))
-    settings = Settings(**exported.details["settings"])
-    stage = settings.stage("grounding").model_copy(update={"batch_size": options.batch_size})
-    one_chunk = settings.model_copy(update={"scaling": settings.scaling.model_copy(update={"chunks": 1})})
-    shards = source(one_chunk, stage, exported.tokenizer, options.data, shuffle=False)
-    batches = (batch for step in stream(shards, Cursor(), epochs=1) for _, batch in step.chunks)
-    found = retrieval(exported.model, batches, stage.similarity, stage.special_tokens)
+    found = {}
+    about = export.about(options.checkpoint)
+    for name in [stage.name for stage in about.stages if stage.name in ("grounding", "retrieval")]:
+        exported = export.load(options.checkpoint, name)
+        settings = _settings(about, name, options.batch_size)
+        stage = settings.stage(name)
+        batches = _batches(captions(settings, stage, exported.tokenizer, options.data, shuffle=False))
+        with torch.no_grad():
+            found[name] = (
+                by_match_map(exported.model, batches, stage.similarity, stage.special_tokens)
+                if name == "grounding"
+                else by_heads(exported.model, batches, stage.special_tokens)
+            )
+    if not found:
+        trained = ", ".join(stage.name for stage in about.stages)
+        raise ValueError(f"the model has neither stage grounding nor retrieval: it was trained in {trained}")
 
-    console.print(f"Retrieval among {found.images} images (chance recall@10 {found.chance:.3f})")
+    first = next(iter(found.values()))
+    console.print(f"Retrieval among {first.images} images (chance recall@10 {first.chance:.3f})")
     table = Table()
     table.add_column("")
-    for direction in ("text_to_image", "image_to_text"):
-        table.add_column(direction.replace("_", " "), justify="right")
+    ways = ("text_to_image", "image_to_text")
+    for name in found:
+        for way in ways:
+            table.add_column(f"{name}\n{way.replace('_', ' ')}", justify="right")
     for measure in ("recall@1", "recall@5", "recall@10", "mean_rank", "median_rank"):
-        values = (found.metrics[f"{way}/{measure}"] for way in ("text_to_image", "image_to_text"))
         digits = 3 if measure.startswith("recall") else 1
+        values = [one.metrics[f"{way}/{measure}"] for one in found.values() for way in ways]
         table.add_row(measure.replace("_", " "), *(f"{value:.{digits}f}" for value in values))
+    console.print(table)
+    return {name: asdict(one) for name, one in found.items()}
+
+
+def _relations(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from groundray.analysis.relations import relations
+    from groundray.data.schema import Dataset
+    from groundray.model import export
+    from groundray.stage.protocol import words_of
+    from groundray.stage.relational import scene_graphs
+
+    exported = export.load(options.checkpoint, "relational")
+    settings = _settings(exported.about, "relational", options.batch_size)
+    stage = settings.stage("relational")
+    dataset = Dataset.open(options.data, "scene_graphs")
+    found = relations(
+        exported.model,
+        _batches(scene_graphs(settings, stage, exported.tokenizer, dataset, shuffle=False)),
+        stage.special_tokens,
+        taught=exported.about.vocabulary["relational"],
+        used=words_of(dataset),
+    )
+    console.print(f"{found.triplets} relations between {found.objects} objects")
+    if left_out := [f"{count} {what}" for what, count in found.unknown.items() if count]:
+        console.print(f"left out, of words that the model was not taught: {', '.join(left_out)}")
+    table = Table()
+    for title in ("", "predicate", "without image", "object", "without image"):
+        table.add_column(title, justify="right" if title else "left")
+    for top in [name.removeprefix("predicate/") for name in found.metrics if name.startswith("predicate/")]:
+        values = [
+            metrics[f"{what}/{top}"]
+            for what in ("predicate", "object")
+            for metrics in (found.metrics, found.without_image)
+        ]
+        table.add_row(top.replace("top", "top-"), *(f"{value:.3f}" for value in values))
+    table.add_row("majority", f"{found.majority['predicate']:.3f}", "", f"{found.majority['object']:.3f}", "")
     console.print(table)
     return asdict(found)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -20,10 +20,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-StageName = Literal["grounding"]
+StageName = Literal["visual", "language", "grounding", "relational", "retrieval"]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class SettingsError(ValueError):
@@ -40,6 +41,10 @@ class Run(Section):
     name: str = Field(default="run", pattern=r"^[\w][\w.\-]*$", description="name of the run, a folder in the storage")
     storage: str = Field(default="runs", min_length=1, description="path or URL that holds the runs")
     seed: int = Field(default=0, ge=0, description="everything random follows from it")
+    start_from: str | None = Field(
+        default=None, description="model/ folder of another run, whose streams and heads are where this one begins"
+    )
+    start_stage: StageName | None = Field(default=None, description="the stage of that model (default: its last)")
 
 
 class Scaling(Section):
@@ -89,37 +94,59 @@ class Language(Section):
     heads: Count = Field(default=4, description="of `tiny`")
 
 
+class RelationalModule(Section):
+    """What the relational stage adds to the streams."""
+
+    attention_heads: Count = Field(default=8, description="of the cross-modal attention")
+    space: Count = Field(default=32, description="width of the relation space")
+    hidden: Count = Field(default=256, description="width of the object classifier")
+
+
 class Model(Section):
-    """The two streams. Both are as wide as the language stream."""
+    """The two streams, both as wide as the language stream, and the sizes of what the stages add to them."""
 
     image_size: Count = Field(default=224, description="pixels a side that the visual stream sees")
     trunk: Trunk = Trunk()
     language: Language = Language()
     attention_heads: Count = Field(default=12, description="of the spatial attention")
     attention_ffn: Count = Field(default=3072, description="width of the spatial attention's feed-forward part")
+    classifier: Count = Field(default=4096, description="width of the visual stage's classifier")
+    relational: RelationalModule = RelationalModule()
 
 
 class Optimizer(Section):
-    """Adam, and a learning rate that halves every so many epochs."""
+    """Adam or SGD with momentum, and a learning rate that halves every so many epochs."""
 
+    kind: Literal["adam", "sgd"] = "adam"
     lr: Positive = 5e-5
     language_lr: Positive | None = Field(
         default=None, description="of the language stream, where it is pretrained and the rest is new (default: lr)"
     )
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="of Adam")
+    momentum: Share = Field(default=0.9, description="of SGD")
     weight_decay: float = Field(default=0.0, ge=0)
     halve_every: Count = Field(default=15, description="epochs after which the learning rate halves")
+    warmup: int = Field(default=0, ge=0, description="steps over which the learning rate first rises to `lr`")
 
 
-class Trained(Section):
-    """Which parts of the model a stage trains; the others are frozen and run in eval mode."""
+class TrainedVisual(Section):
+    """Which parts of the visual stream a stage trains; the others are frozen and run in eval mode."""
 
     trunk: bool = False
     attention: bool = Field(default=True, description="the embedder and the spatial attention")
+
+
+class TrainedLanguage(Section):
+    """Which parts of the language stream a stage trains; the others are frozen and run in eval mode."""
+
     language_layers: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
         default=8, description="the last so many layers of the language stream; `all` with its word embeddings"
     )
     query_key: bool = Field(default=False, description="with the query and key projections of those layers")
+
+
+class Trained(TrainedVisual, TrainedLanguage):
+    """Which parts of both streams a stage trains; the others are frozen and run in eval mode."""
 
 
 class Stage(Section):
@@ -132,6 +159,38 @@ class Stage(Section):
     optimizer: Optimizer = Optimizer()
     precision: Literal["float32", "bf16", "float64"] = Field(default="float32", description="bf16 is autocast")
     clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient")
+    new_head: bool = Field(default=False, description="begin with a fresh head where run.start_from has one")
+
+
+class Visual(Stage):
+    """Classification of images, which teaches the visual stream."""
+
+    resize: Count | None = Field(
+        default=None, description="short side before the centre crop of validation (default: image_size)"
+    )
+    crop_area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=(0.08, 1.0), description="least and largest share of the image that a training crop takes"
+    )
+    flip: bool = Field(default=True, description="half of the training crops are mirrored")
+    classes: Count | None = Field(default=None, description="how many there must be (default: what the shards have)")
+    dropout: Share = Field(default=0.1, description="of the spatial attention")
+    classifier_dropout: Share = Field(default=0.5, description="of the classifier's two hidden layers")
+    trains: TrainedVisual = TrainedVisual(trunk=True)
+
+    @field_validator("crop_area")
+    @classmethod
+    def _ascending(cls, area: tuple[float, float]) -> tuple[float, float]:
+        if area[0] > area[1]:
+            raise ValueError(f"expected the least share before the largest, got {area[0]:g}, {area[1]:g}")
+        return area
+
+
+class MaskedLanguage(Stage):
+    """Masked language modelling, which teaches the language stream from text alone."""
+
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.15, description="of the word pieces")
+    max_tokens: int = Field(default=32, ge=3, description="word pieces of a text, [CLS] and [SEP] included")
+    trains: TrainedLanguage = TrainedLanguage(language_layers="all", query_key=True)
 
 
 class Grounding(Stage):
@@ -147,6 +206,42 @@ class Grounding(Stage):
     dropout: Share = Field(default=0.1, description="of the spatial attention")
     channel_dropout: Share = Field(default=0.0, description="of the trunk's channels, each whole; for few images")
     trains: Trained = Trained()
+
+
+class RelationalWeights(Section):
+    """How much each loss of the relational stage counts."""
+
+    predicate: NotNegative = Field(default=1.0, description="of Loss_rel: which predicate a pair of objects has")
+    pair: NotNegative = Field(default=1.0, description="of Loss_obj: which pair of objects a predicate has")
+    object: NotNegative = Field(default=1.0, description="of the object's class")
+
+
+class Relational(Stage):
+    """Relational grounding: pairs of objects, each seen by its phrase, are scored for every predicate."""
+
+    temperature: Positive = 1.0
+    weights: RelationalWeights = RelationalWeights()
+    reduction: Literal["triplets", "images"] = Field(
+        default="triplets",
+        description="the loss is the mean over triplets (and over objects), or their sum over the number of images",
+    )
+    special_tokens: bool = Field(default=False, description="[CLS] and [SEP] count in the mean over a phrase")
+    max_tokens: int = Field(default=10, ge=3, description="word pieces of a phrase, [CLS] and [SEP] included")
+    resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
+    predicates: Count | None = Field(default=None, description="how many there must be (default: as in the shards)")
+    classes: Count | None = Field(default=None, description="how many there must be (default: as in the shards)")
+    dropout: Share = Field(default=0.1, description="of the spatial attention")
+    channel_dropout: Share = Field(default=0.0, description="of the trunk's channels, each whole; for few images")
+    trains: Trained = Trained(language_layers=2)
+
+
+class Retrieval(Stage):
+    """Heads for image search on frozen streams: two-way NT-Xent of one vector an image and one a caption."""
+
+    temperature: Positive = 0.1
+    special_tokens: bool = Field(default=True, description="[CLS] and [SEP] count in the mean over a caption")
+    max_tokens: int = Field(default=32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
+    resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
 
 
 class Tracking(Section):
@@ -177,7 +272,11 @@ class Settings(BaseSettings):
     scaling: Scaling = Scaling()
     data: Data = Data()
     model: Model = Model()
+    visual: Visual | None = None
+    language: MaskedLanguage | None = None
     grounding: Grounding | None = None
+    relational: Relational | None = None
+    retrieval: Retrieval | None = None
     tracking: Tracking = Tracking()
 
     @classmethod
@@ -217,7 +316,7 @@ class Settings(BaseSettings):
         """Parts of a global batch, fixed for the run: the unit in which a batch is encoded and dropout is drawn."""
         return self.scaling.chunks or max(1, self.scaling.num_workers)
 
-    def stage(self, name: str) -> Grounding:
+    def stage(self, name: str) -> Any:
         """The section of a stage that `stages` names."""
         return getattr(self, name)
 
@@ -225,6 +324,8 @@ class Settings(BaseSettings):
         """The same settings with every path of this machine absolute, for workers that start elsewhere."""
         tree = self.model_dump()
         tree["run"]["storage"] = _absolute(self.run.storage)
+        if self.run.start_from:
+            tree["run"]["start_from"] = _absolute(self.run.start_from)
         for name in self.stages:
             tree[name]["train"], tree[name]["val"] = _absolute(tree[name]["train"]), _absolute(tree[name]["val"])
         for section, keys in (("language", ("name", "weights", "tokenizer")), ("trunk", ("weights",))):
@@ -243,7 +344,8 @@ class Settings(BaseSettings):
 
         Where the run is kept, who works on it and where it is tracked may change between an attempt and the next.
         """
-        flat = dict(flatten(self.model_dump(mode="json")))
+        unused = {name for name in get_args(StageName) if name not in self.stages}
+        flat = dict(flatten(self.model_dump(mode="json", exclude=unused)))
         free = ("run.name", "run.storage", "tracking.", "scaling.", "data.prefetch")
         kept = {key: value for key, value in flat.items() if not key.startswith(free)}
         return kept | {"scaling.chunks": self.chunks}

@@ -119,7 +119,7 @@ def _visual_genome(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(f"--val-share: expected a share between 0 and 1, got {options.val_share:g}")
     vocabulary = None
     if options.vocabulary:
-        words = Dataset.open(str(options.vocabulary), kind="scene_graphs").vocabulary
+        words = Dataset.open(str(options.vocabulary), "scene_graphs").vocabulary
         vocabulary = (words["predicates"], words["classes"])
         choices["vocabulary"] = vocabulary
     source = source_of("visual-genome", [*vars(files).values(), *aliases], [options.images], **choices)

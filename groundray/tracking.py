@@ -20,7 +20,7 @@ from typing import Any
 
 from groundray.config import Settings, flatten
 from groundray.storage import Folder
-from groundray.training.events import EpochDone, Event, StepDone
+from groundray.training.events import EpochDone, Event, StageDone, StepDone
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 RUN_TAG = "groundray.run"
@@ -29,6 +29,7 @@ FLUSH_SECONDS = 2.0
 PATIENCE_SECONDS = 60.0
 MOST_METRICS = 1000  # of one call, by MLflow's limits
 MOST_PARAMETERS = 100
+PLACES = {StepDone: "", EpochDone: "/val", StageDone: "/best"}  # of an event's metrics, after the stage's name
 PACKAGES = ("groundray", "ray", "torch", "torchvision", "transformers", "mlflow-skinny", "pyarrow", "numpy")
 
 
@@ -131,15 +132,16 @@ class _Log:
         return _Log(client, run_id)
 
     def metrics(self, events: list[Event]) -> None:
-        """Log steps as `grounding/loss` and so on, and validation as `grounding/val/loss` and so on."""
+        """Log steps as `grounding/loss` and so on, validation as `grounding/val/loss`, and what a stage ended with as
+        `grounding/best/loss`."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         points = [
             Metric(f"{prefix}/{name.replace('@', '_at_')}", value, now, event.step)
             for event in events
-            if isinstance(event, StepDone | EpochDone)
-            for prefix in [event.stage if isinstance(event, StepDone) else f"{event.stage}/val"]
+            if isinstance(event, StepDone | EpochDone | StageDone)
+            for prefix in [event.stage + PLACES[type(event)]]
             for name, value in event.metrics.items()
         ]
         for start in range(0, len(points), MOST_METRICS):

@@ -85,14 +85,14 @@ def _train(settings: Settings, verbose: bool, errors: Console) -> int:
     from groundray.training.events import Event
 
     try:
-        sources = run.check(settings)
-        folder = run.claim(settings)
+        stages = run.check(settings)
+        folder = run.claim(settings, stages)
     except (SettingsError, FileNotFoundError, ValueError) as error:
         errors.print(f"error: {error}")
         return EXIT_USAGE
 
     reporter = Reporter()
-    fingerprints = {name: source.dataset.fingerprint for name, source in sources.items()}
+    fingerprints = {part: dataset.fingerprint for part, dataset in run.data_of(stages).items()}
     tracker = Tracker(settings, folder, fingerprints, errors.print) if settings.tracking.enabled else None
 
     def observe(event: Event) -> None:

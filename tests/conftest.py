@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -17,29 +18,47 @@ install_import_hook(
     [
         "groundray.loss",
         "groundray.model",
-        "groundray.stage.grounding",
+        *(f"groundray.stage.{name}" for name in ("visual", "language", "grounding", "relational", "retrieval")),
         "groundray.stage.recall",
+        "groundray.stage.topk",
         "groundray.data.batches",
+        "groundray.data.transforms",
     ],
     "beartype.beartype",
 )
 
+STAGES = "visual,language,grounding,relational,retrieval"
+
 
 @dataclass(frozen=True)
 class SmallWorld:
-    """An embedded world of 72 scenes to train on and 20 held out."""
+    """An embedded world of 72 scenes to train on and 20 held out, and of 4 single objects a shape and 1 held out."""
 
     source: Path
     shards: Path
 
-    def settings(self, *words: str) -> list[str]:
-        """Command-line words of the preset `demo` for this world: small batches, no tracking."""
+    def settings(self, *words: str, stages: str = "grounding") -> list[str]:
+        """Command-line words of the preset `demo` for this world: some stages, small batches, no tracking."""
+        places = {
+            "visual": "objects",
+            "language": "text",
+            "grounding": "captions",
+            "relational": "scene_graphs",
+            "retrieval": "captions",
+        }
+        data = [
+            f"--{stage}.{part}={self.shards / kind / part}"
+            for stage, kind in places.items()
+            for part in ("train", "val")
+        ]
+        sizes = [f"--{stage}.{key}={value}" for stage in places for key, value in (("batch_size", 8), ("epochs", 2))]
         return [
+            f"--stages={stages}",
             f"--model.language.tokenizer={self.source / 'tokenizer'}",
-            f"--grounding.train={self.shards / 'train'}",
-            f"--grounding.val={self.shards / 'val'}",
-            "--grounding.batch_size=8",
-            "--grounding.epochs=2",
+            *data,
+            *sizes,
+            "--language.batch_size=40",
+            "--visual.optimizer.warmup=0",
             "--tracking.enabled=false",
             *words,
         ]
@@ -48,20 +67,53 @@ class SmallWorld:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     from groundray.data.scenes import write_world
-    from groundray.data.shards import write_shards
-    from groundray.data.sources import coco
-    from groundray.data.sources.images import check_image
-    from groundray.storage import Folder
+    from groundray.data.sources import coco, image_folder, text, visual_genome
 
     root = tmp_path_factory.mktemp("world")
     source = root / "source"
     write_world(source, num_scenes=72, num_val=20, objects_a_shape=4, workers=1)
+    words = None
     for split in ("train", "val"):
-        found = coco.read_captions(source / "coco" / "annotations" / f"captions_{split}.json")
-        files = ((image, check_image(source / "coco" / split, image.file_names)) for image in found.images)
-        folder = Folder.at(root / "shards" / split).make()
-        write_shards(folder, "captions", coco.rows(files), {}, {}, row_group_bytes=40_000)
+        captioned = coco.read_captions(source / "coco" / "annotations" / f"captions_{split}.json").images
+        write(root, "captions", split, coco.rows(checked(source / "coco" / split, captioned)))
+
+        folder = source / "visual_genome" / split
+        files = visual_genome.Files(
+            *(folder / f"{name}.json" for name in ("objects", "attributes", "relationships", "image_data"))
+        )
+        found = visual_genome.read_graphs(files, visual_genome.Filter(vocabulary=words))
+        words = (found.predicates, found.classes)
+        rows = visual_genome.rows(checked(source / "coco" / split, found.graphs))
+        write(root, "scene_graphs", split, rows, {"classes": found.classes, "predicates": found.predicates})
+
+        labelled = image_folder.read_folder(source / "objects" / split)
+        rows = image_folder.rows(checked(source / "objects" / split, labelled.images))
+        write(root, "labelled_images", split, rows, {"classes": labelled.classes}, name="objects")
+        write(root, "text", split, text.read_lines([source / "text" / f"{split}.txt"], []))
     return SmallWorld(source, root / "shards")
+
+
+def checked(folder: Path, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """The items with their checked image files."""
+    from groundray.data.sources.images import check_image
+
+    return ((item, check_image(folder, item.file_names)) for item in items)
+
+
+def write(
+    root: Path,
+    kind: str,
+    split: str,
+    rows: Iterable[dict[str, Any]],
+    words: dict[str, tuple[str, ...]] | None = None,
+    name: str | None = None,
+) -> None:
+    """Write shards of a kind, in small row groups, to `root/shards`."""
+    from groundray.data.shards import write_shards
+    from groundray.storage import Folder
+
+    folder = Folder.at(root / "shards" / (name or kind) / split).make()
+    write_shards(folder, kind, rows, {}, {}, words, row_group_bytes=40_000)
 
 
 @pytest.fixture(scope="session")

@@ -94,6 +94,25 @@ def pair_loss(S: Tensor, predicate: Tensor, annotated: Tensor, temperature: floa
     return torch.stack(losses)
 
 
+def relation_loss(chunks: list, temperature: float, weights: tuple[float, float, float], reduction: str) -> Tensor:
+    """The three losses of a whole batch, triplet by triplet and object by object, weighted."""
+    S = torch.cat([one.S for one in chunks])
+    predicate = torch.cat([one.predicate for one in chunks])
+    annotated = torch.cat([one.annotated for one in chunks])
+    objects = []
+    for one in chunks:
+        for logits, of in zip(one.logits, one.classes.tolist(), strict=True):
+            objects.append(-torch.log(torch.exp(logits[of]) / torch.exp(logits).sum()))
+    images = sum(one.images for one in chunks)
+    parts = (
+        predicate_loss(S, predicate, temperature),
+        pair_loss(S, predicate, annotated, temperature),
+        torch.stack(objects),
+    )
+    counts = [images] * 3 if reduction == "images" else [len(part) for part in parts]
+    return sum(weight * part.sum() / count for weight, part, count in zip(weights, parts, counts, strict=True))
+
+
 def cross_modal_attention(phrases: Tensor, V: Tensor, image: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
     """What each phrase sees, phrase by phrase and head by head."""
     size = phrases.shape[1] // heads
@@ -115,3 +134,18 @@ def relation_scores(r: Tensor, pairs: Tensor, operators: Tensor) -> Tensor:
     return torch.stack(
         [torch.stack([r[s] @ (R / R.square().sum().sqrt()) @ r[o] for R in operators]) for s, o in pairs.tolist()]
     )
+
+
+def retrieval_vectors(x: Tensor, valid: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """One vector of length 1 for each image or text, token by token, without dropout."""
+    vectors = []
+    for tokens, mask in zip(x, valid, strict=True):
+        mapped = [
+            torch.clamp(token @ weights["0.weight"].T + weights["0.bias"], min=0) @ weights["3.weight"].T
+            + weights["3.bias"]
+            for token, counts in zip(tokens, mask, strict=True)
+            if counts
+        ]
+        mean = torch.stack(mapped).mean(dim=0)
+        vectors.append(mean / mean.square().sum().sqrt())
+    return torch.stack(vectors)

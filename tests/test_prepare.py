@@ -46,7 +46,7 @@ def test_the_good_is_written_and_the_bad_is_named(
 ) -> None:
     out = tmp_path / "shards"
     assert prepare.main(words(source, out, "--row-group-mb", "0.02")) == 0
-    dataset = Dataset.open(str(out), kind="captions")
+    dataset = Dataset.open(str(out), "captions")
     assert dataset.rows == dataset.counts["images"] == 17
     assert len(dataset.group_sizes) > 1
     table = read_rows(dataset, np.arange(17), ["id", "image", "captions"])
@@ -103,11 +103,11 @@ def test_a_small_world_is_prepared_and_recognised(tmp_path: Path, capsys: pytest
     assert prepare.main(scenes) == 0
     assert Dataset.open(str(tmp_path / "world" / "captions" / "train")).rows == 12
     assert Dataset.open(str(tmp_path / "world" / "captions" / "val")).rows == 4
-    assert Dataset.open(str(tmp_path / "world" / "text" / "train"), kind="text").rows == 60
-    graphs = Dataset.open(str(tmp_path / "world" / "scene_graphs" / "val"), kind="scene_graphs")
-    train = Dataset.open(str(tmp_path / "world" / "scene_graphs" / "train"), kind="scene_graphs")
+    assert Dataset.open(str(tmp_path / "world" / "text" / "train"), "text").rows == 60
+    graphs = Dataset.open(str(tmp_path / "world" / "scene_graphs" / "val"), "scene_graphs")
+    train = Dataset.open(str(tmp_path / "world" / "scene_graphs" / "train"), "scene_graphs")
     assert graphs.vocabulary == train.vocabulary
-    singles = Dataset.open(str(tmp_path / "world" / "objects" / "val"), kind="labelled_images")
+    singles = Dataset.open(str(tmp_path / "world" / "objects" / "val"), "labelled_images")
     assert singles.rows == 15 * len(singles.vocabulary["classes"])
     assert prepare.main(scenes) == 0
     assert "prepared already" in capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_scene_graphs_are_split_and_counted(
     images = ["--images", f"{world.source}/coco/train"]
     command = ["visual-genome", *images, *files, "--out", f"{tmp_path}/graphs"]
     assert prepare.main([*command, "--val-share", "0.25", "--num-predicates", "4"]) == 0
-    train, val = (Dataset.open(f"{tmp_path}/graphs/{part}", kind="scene_graphs") for part in ("train", "val"))
+    train, val = (Dataset.open(f"{tmp_path}/graphs/{part}", "scene_graphs") for part in ("train", "val"))
     assert train.rows + val.rows == 72
     assert 8 <= val.rows <= 28
     assert train.vocabulary == val.vocabulary
@@ -157,7 +157,7 @@ def test_class_folders_are_prepared(world: SmallWorld, tmp_path: Path, capsys: p
     (root / "val" / "emu").mkdir()
     (root / "val" / "emu" / "1.jpg").write_bytes(b"")
     assert prepare.main(["image-folder", "--root", str(root), "--out", f"{tmp_path}/out"]) == 0
-    train = Dataset.open(f"{tmp_path}/out/train", kind="labelled_images")
+    train = Dataset.open(f"{tmp_path}/out/train", "labelled_images")
     assert train.rows == 4 * len(train.vocabulary["classes"])
     assert "1 x image: unknown class" in capsys.readouterr().out
     assert prepare.main(["image-folder", "--root", f"{root}/val", "--out", f"{tmp_path}/out2"]) == 2
@@ -167,7 +167,7 @@ def test_class_folders_are_prepared(world: SmallWorld, tmp_path: Path, capsys: p
 def test_text_is_prepared_without_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n\n")
     assert prepare.main(["text", "--files", f"{tmp_path}/a.txt", "--out", f"{tmp_path}/out"]) == 0
-    assert Dataset.open(f"{tmp_path}/out", kind="text").counts == {"rows": 2, "lines": 2}
+    assert Dataset.open(f"{tmp_path}/out", "text").counts == {"rows": 2, "lines": 2}
     assert "2 lines, " in capsys.readouterr().out
     (tmp_path / "b.txt").write_text("\n")
     assert prepare.main(["text", "--files", f"{tmp_path}/b.txt", "--out", f"{tmp_path}/none"]) == 2

@@ -46,7 +46,9 @@ def test_epochs_and_the_end_are_always_told() -> None:
     epoch = EpochDone(
         "grounding", 0, 2, 50, True, {"loss": 0.25, "text_to_image/recall@1": 0.5, "text_to_image/recall@10": 0.9}
     )
-    text = printed([(0, StageStarted("grounding", 0, 100, 2)), (1, epoch), (2, StageDone("grounding", {"loss": 0.25}))])
+    text = printed(
+        [(0, StageStarted("grounding", 0, 100, 2)), (1, epoch), (2, StageDone("grounding", 100, {"loss": 0.25}))]
+    )
     assert text.splitlines()[1:] == [
         "grounding  epoch 1/2  validation  loss 0.25  best so far",
         "  text_to_image  recall@1 0.5  recall@10 0.9",

@@ -33,7 +33,10 @@ def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_p
     assert [m["text_to_image/recall@10"] for m in ours] == [m["text_to_image/recall@10"] for m in theirs]
     assert result == json.loads((tmp_path / "together" / "result.json").read_text())
     assert (
-        analyse.main(["retrieval", "--checkpoint", f"{tmp_path}/together/model", "--data", f"{world.shards}/val"]) == 0
+        analyse.main(
+            ["retrieval", "--checkpoint", f"{tmp_path}/together/model", "--data", f"{world.shards}/captions/val"]
+        )
+        == 0
     )
 
 
@@ -64,13 +67,13 @@ def test_a_run_from_the_command_line(
     assert found.data.params["data.grounding.val.fingerprint"]
 
     out = tmp_path / "numbers" / "retrieval.json"
-    data = f"{world.shards}/val"
+    data = f"{world.shards}/captions/val"
     assert analyse.main(["retrieval", "--checkpoint", "runs/demo/model", "--data", data, "--json", str(out)]) == 0
     numbers = json.loads(out.read_text())
     best = json.loads(Path("runs/demo/result.json").read_text())["stages"]["grounding"]
-    assert numbers["images"] == 20
+    assert numbers["grounding"]["images"] == 20
     for name in ("text_to_image/recall@10", "image_to_text/median_rank"):
-        assert numbers["metrics"][name] == pytest.approx(best[name])
+        assert numbers["grounding"]["metrics"][name] == pytest.approx(best[name])
     assert "Retrieval among 20 images" in capsys.readouterr().out
 
 

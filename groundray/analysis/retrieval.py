@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from groundray.data.batches import CaptionBatch
 from groundray.loss.match_map import Kind, similarity
 from groundray.model.grounded import GroundedModel
-from groundray.stage.grounding import concatenate, encode
+from groundray.stage import grounding, retrieval
 from groundray.stage.recall import recalls
 
 
@@ -29,10 +27,16 @@ class Retrieval:
     chance: float
 
 
-@torch.no_grad()
-def retrieval(model: GroundedModel, batches: Iterable[CaptionBatch], kind: Kind, special_tokens: bool) -> Retrieval:
-    """The retrieval metrics of a model over all images and first captions of some batches."""
-    model.eval()
-    V, W, valid = concatenate([encode(model, batch, special_tokens) for batch in batches])
-    S = similarity(V, W, valid, kind)
+def by_match_map(model: GroundedModel, batches: Iterable[CaptionBatch], kind: Kind, special_tokens: bool) -> Retrieval:
+    """Retrieval of a model of the grounding stage, by the match map's similarity, over all images of some batches."""
+    return _retrieval([grounding.encode(model, batch, special_tokens) for batch in batches], kind)
+
+
+def by_heads(model: GroundedModel, batches: Iterable[CaptionBatch], special_tokens: bool) -> Retrieval:
+    """Retrieval of a model of the retrieval stage, by one vector an image and one a caption."""
+    return _retrieval([retrieval.encode(model, batch, special_tokens) for batch in batches], "cosine")
+
+
+def _retrieval(encoded: list[grounding.Encoded], kind: Kind) -> Retrieval:
+    S = similarity(*grounding.concatenate(encoded), kind)
     return Retrieval(len(S), recalls(S), min(1.0, 10 / len(S)))

@@ -1,28 +1,54 @@
-"""The batches that a stream yields: named tensors, a chunk of the global batch at a time."""
+"""The batches that a stream yields: named tensors, a chunk of the global batch at a time.
+
+Each may hold no sample at all, at the end of a validation epoch. Images are pixels 0-255, resized and cropped, not yet
+normalised; tokens are word piece ids, padded to the longest text of the chunk, [CLS] and [SEP] included; an
+attention mask is True on word pieces and False on padding.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
+Some = TypeVar("Some", bound="Batch")
+Images = TypeVar("Images", bound="ImageBatch")
+
 
 @dataclass(frozen=True)
-class CaptionBatch:
-    """Images and one caption each, a chunk of a global batch (possibly empty at the end of a validation epoch).
-
-    Attributes:
-        ids: the samples' ids.
-        images: pixels 0-255, resized and cropped, not yet normalised.
-        tokens: word piece ids, padded to the longest caption of the chunk, [CLS] and [SEP] included.
-        attention_mask: True on word pieces, False on padding.
-    """
+class Batch:
+    """A chunk of samples: their ids, and tensors."""
 
     ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self: Some, device: str) -> Some:
+        """The batch with its tensors on a device."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ids"}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class ImageBatch(Batch):
+    """A batch with images."""
+
     images: UInt8[Tensor, "sample 3 height width"]
+
+    def without_images(self: Images, pixel: UInt8[Tensor, "3 1 1"]) -> Images:
+        """The batch with every pixel the same: what a model says of it, it knows without looking."""
+        return replace(self, images=pixel.expand_as(self.images))
+
+
+@dataclass(frozen=True)
+class CaptionBatch(ImageBatch):
+    """Images and one caption each."""
+
     tokens: Int[Tensor, "sample token"]
     attention_mask: Bool[Tensor, "sample token"]
 
@@ -34,17 +60,93 @@ class CaptionBatch:
         lengths: Int[np.ndarray, " sample"],
     ) -> CaptionBatch:
         """The batch of decoded rows; slots beyond the longest caption are cut off."""
-        longest = int(lengths.max(initial=0))
-        return CaptionBatch(
+        return CaptionBatch(tuple(ids), _tensor(images), *_texts(tokens, lengths))
+
+
+@dataclass(frozen=True)
+class LabelledBatch(ImageBatch):
+    """Images of one thing each, and its class, counted from 0."""
+
+    labels: Int[Tensor, " sample"]
+
+    @staticmethod
+    def of(
+        ids: list[str], images: UInt8[np.ndarray, "sample 3 height width"], labels: Int[np.ndarray, " sample"]
+    ) -> LabelledBatch:
+        """The batch of decoded rows."""
+        return LabelledBatch(tuple(ids), _tensor(images), _tensor(labels))
+
+
+@dataclass(frozen=True)
+class TextBatch(Batch):
+    """Texts with some word pieces masked; `targets` holds what stood there, and -100 elsewhere."""
+
+    tokens: Int[Tensor, "sample token"]
+    attention_mask: Bool[Tensor, "sample token"]
+    targets: Int[Tensor, "sample token"]
+
+    @staticmethod
+    def of(
+        ids: list[str],
+        tokens: Int[np.ndarray, "sample slot"],
+        lengths: Int[np.ndarray, " sample"],
+        targets: Int[np.ndarray, "sample slot"],
+    ) -> TextBatch:
+        """The batch of decoded rows; slots beyond the longest text are cut off."""
+        cut, mask = _texts(tokens, lengths)
+        return TextBatch(tuple(ids), cut, mask, _tensor(targets[:, : cut.shape[1]].astype(np.int64)))
+
+
+@dataclass(frozen=True)
+class SceneGraphBatch(ImageBatch):
+    """Images, the phrases of all their objects, and the relations between those.
+
+    Attributes:
+        tokens, attention_mask: of each object's phrase.
+        image: place in the batch of each object's image; objects of an image stand together.
+        classes: of each object, counted from 0.
+        pairs: places in the batch of each triplet's subject and object.
+        predicate: of each triplet, counted from 0.
+    """
+
+    tokens: Int[Tensor, "object token"]
+    attention_mask: Bool[Tensor, "object token"]
+    image: Int[Tensor, " object"]
+    classes: Int[Tensor, " object"]
+    pairs: Int[Tensor, "triplet 2"]
+    predicate: Int[Tensor, " triplet"]
+
+    @staticmethod
+    def of(
+        ids: list[str],
+        images: UInt8[np.ndarray, "sample 3 height width"],
+        tokens: Int[np.ndarray, "object slot"],
+        lengths: Int[np.ndarray, " object"],
+        image: Int[np.ndarray, " object"],
+        classes: Int[np.ndarray, " object"],
+        pairs: Int[np.ndarray, "triplet 2"],
+        predicate: Int[np.ndarray, " triplet"],
+    ) -> SceneGraphBatch:
+        """The batch of decoded rows; slots beyond the longest phrase are cut off."""
+        return SceneGraphBatch(
             tuple(ids),
-            torch.from_numpy(np.ascontiguousarray(images)),
-            torch.from_numpy(tokens[:, :longest].astype(np.int64)),
-            torch.from_numpy(np.arange(longest) < lengths[:, None]),
+            _tensor(images),
+            *_texts(tokens, lengths),
+            _tensor(image),
+            _tensor(classes),
+            _tensor(pairs),
+            _tensor(predicate),
         )
 
-    def __len__(self) -> int:
-        return len(self.ids)
 
-    def to(self, device: str) -> CaptionBatch:
-        move = {"device": device, "non_blocking": True}
-        return CaptionBatch(self.ids, self.images.to(**move), self.tokens.to(**move), self.attention_mask.to(**move))
+def _texts(
+    tokens: Int[np.ndarray, "text slot"], lengths: Int[np.ndarray, " text"]
+) -> tuple[Int[Tensor, "text token"], Bool[Tensor, "text token"]]:
+    """Tokens and attention mask, cut to the longest text."""
+    longest = int(lengths.max(initial=0))
+    return _tensor(tokens[:, :longest].astype(np.int64)), torch.from_numpy(np.arange(longest) < lengths[:, None])
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    # what Ray brings lies in shared, read-only memory
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))

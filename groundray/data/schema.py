@@ -93,12 +93,12 @@ class Dataset:
     vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @staticmethod
-    def open(url: str, kind: str | None = None) -> Dataset:
+    def open(url: str, *kinds: str) -> Dataset:
         """The data set at a folder or URL.
 
         Raises:
             FileNotFoundError: no finished data set is there.
-            ValueError: it is of another schema version, or not of the `kind` asked for.
+            ValueError: it is of another schema version, or of none of the `kinds` asked for.
         """
         folder = Folder.at(url)
         if not folder.exists(INDEX):
@@ -111,8 +111,9 @@ class Dataset:
                 f"shards at {folder} have schema {index.get('schema')}, this version reads {VERSION}: "
                 "run `python -m groundray.prepare` again"
             )
-        if kind is not None and index["kind"] != kind:
-            raise ValueError(f"expected shards of kind {kind!r} at {folder}, found kind {index['kind']!r}")
+        if kinds and index["kind"] not in kinds:
+            asked = " or ".join(map(repr, kinds))
+            raise ValueError(f"expected shards of kind {asked} at {folder}, found kind {index['kind']!r}")
         shards = tuple(
             Shard(shard["file"], tuple(shard["row_groups"]), shard["bytes"], shard["sha256"])
             for shard in index["shards"]

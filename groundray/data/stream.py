@@ -81,6 +81,10 @@ class Step:
         """The step with its batches on a device."""
         return replace(self, chunks=tuple((chunk, batch.to(device)) for chunk, batch in self.chunks))
 
+    def without_images(self, pixel: Any) -> Step:
+        """The step with every pixel of every image the same (see `batches.ImageBatch`)."""
+        return replace(self, chunks=tuple((chunk, batch.without_images(pixel)) for chunk, batch in self.chunks))
+
 
 def windows(plan: Plan, cursor: Cursor, epochs: int) -> Iterator[Window]:
     """The windows from the cursor to the end of the last epoch."""

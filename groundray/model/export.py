@@ -1,87 +1,280 @@
 """An exported model: a folder that stands on its own.
 
-groundray.json           format, the settings it was trained with, its metrics
-visual.safetensors       the visual stream
-heads.safetensors        what brings both streams into one space
-language/                the language stream and its tokenizer, for transformers.AutoModel and AutoTokenizer
+README.md                    the model card: data, settings, metrics
+groundray.json               format, settings, the files and metrics of each stage, what the data's numbers stand for
+language/                    the last stage's language stream and tokenizer, for transformers.AutoModel and
+                             AutoTokenizer, and for sentence-transformers (the mean over tokens)
+language-ungrounded/         the same as the run began with it, and -text-only, -grounded, -relational after the
+                             stages that trained it
+stages/STAGE/*.safetensors   the visual stream and the heads that a stage changed
+
+A stage's model is made of the newest version of each part, up to that stage; what a stage left as it was is there once.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from groundray import config
-from groundray.model.grounded import GroundedModel
+from groundray.model.card import card
+from groundray.model.grounded import GroundedModel, build_head
+from groundray.model.heads import Vocabulary
 from groundray.model.language import LanguageStream, load_tokenizer, quiet
 from groundray.model.visual import build_visual
+from groundray.model.weights import fill
+from groundray.storage import Folder
 
-FORMAT = 1
-ABOUT, VISUAL, HEADS, LANGUAGE = "groundray.json", "visual.safetensors", "heads.safetensors", "language"
+FORMAT = 2
+ABOUT, CARD, LANGUAGE = "groundray.json", "README.md", "language"
+START = "start"  # stands for the stage before the first
+LABELS = {START: "ungrounded", "language": "text-only", "grounding": "grounded"}
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StageModel:
+    """A stage's model: the files of its parts, relative to the export's folder, and its metrics."""
+
+    name: str
+    visual: str
+    language: str
+    heads: dict[str, str]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class About:
+    """What `groundray.json` tells.
+
+    Attributes:
+        settings: of the run.
+        stages: in the order in which they were trained.
+        vocabulary: of each head, by its stage's name.
+    """
+
+    settings: dict[str, Any]
+    stages: tuple[StageModel, ...]
+    vocabulary: dict[str, Vocabulary] = field(default_factory=dict)
+
+    def stage(self, name: str | None = None) -> StageModel:
+        """A stage by its name, or the last one.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
+        if name is None:
+            return self.stages[-1]
+        found = next((stage for stage in self.stages if stage.name == name), None)
+        if found is None:
+            there = ", ".join(stage.name for stage in self.stages)
+            raise ValueError(f"the model has no stage {name}: it was trained in {there}")
+        return found
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A loaded export: the model, its tokenizer, and what `groundray.json` says of it."""
+    """A loaded export: a stage's model in eval mode, its tokenizer, and what is told of it."""
 
     model: GroundedModel
     tokenizer: PreTrainedTokenizerFast
-    details: dict[str, Any]
+    about: About
+    stage: StageModel
 
 
-def save(model: GroundedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, details: dict[str, Any]) -> None:
-    """Write a model to a folder; `details` must hold its run's `settings`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(_state(model.visual), folder / VISUAL)
-    heads = nn.ModuleDict({"visual": model.visual_head, "language": model.language_head})
-    safetensors.torch.save_file(_state(heads), folder / HEADS)
-    with quiet():
-        model.language.bert.save_pretrained(folder / LANGUAGE)
-        tokenizer.save_pretrained(folder / LANGUAGE)
-    about = {"format": FORMAT, **details}
-    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-def load(folder: Path) -> Exported:
-    """The model of an exported folder, in eval mode.
+def about(url: str | Path) -> About:
+    """What an exported model tells of itself; no weights are read.
 
     Raises:
         FileNotFoundError: it is no export.
-        ValueError: of another format, or its weights are not those of its settings.
+        ValueError: of another format.
     """
-    if not (folder / ABOUT).is_file():
+    folder = Folder.at(url)
+    if not folder.exists(ABOUT):
         raise FileNotFoundError(
             f"expected an exported model at {folder}, found no {ABOUT}: give a finished run's model/ folder"
         )
-    details = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    if details.pop("format") != FORMAT:
-        raise ValueError(f"the model at {folder} is of another format than {FORMAT}: export it again")
-    settings = config.Model(**details["settings"]["model"])
+    told = folder.read_json(ABOUT)
+    if told["format"] != FORMAT:
+        raise ValueError(
+            f"the model at {folder} is of format {told['format']}, this version reads {FORMAT}: export it again"
+        )
+    vocabulary: dict[str, Vocabulary] = {
+        head: {kind: tuple(listed) for kind, listed in words.items()} for head, words in told["vocabulary"].items()
+    }
+    return About(told["settings"], tuple(StageModel(**stage) for stage in told["stages"]), vocabulary)
+
+
+def load(url: str | Path, stage: str | None = None) -> Exported:
+    """The model of a stage (by default the last) of an exported folder, in eval mode.
+
+    Raises:
+        FileNotFoundError: it is no export.
+        ValueError: of another format, without that stage, or its weights are not those of its settings.
+    """
+    told = about(url)
+    chosen = told.stage(stage)
+    remote = Folder.at(url)
+    if remote.local:
+        return _load(Path(remote.path), told, chosen)
+    with tempfile.TemporaryDirectory() as local:
+        remote.download(Path(local))
+        return _load(Path(local), told, chosen)
+
+
+def _load(folder: Path, told: About, stage: StageModel) -> Exported:
+    settings = config.Model(**told.settings["model"])
     with quiet():
-        language = LanguageStream(BertModel.from_pretrained(folder / LANGUAGE, add_pooling_layer=False))
+        bert = BertModel.from_pretrained(folder / stage.language, add_pooling_layer=False)
+    language = LanguageStream(bert)
     model = GroundedModel(build_visual(settings, language.width, weights=False), language)
-    _fill(model.visual, folder / VISUAL)
-    heads = nn.ModuleDict({"visual": model.visual_head, "language": model.language_head})
-    _fill(heads, folder / HEADS)
-    model.to(next(language.parameters()).dtype)
-    tokenizer = load_tokenizer(config.Language(name=str(folder / LANGUAGE)))
-    return Exported(model.eval(), tokenizer, details)
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    _fill(model.visual, folder / stage.visual)
+    for name, file in stage.heads.items():
+        head = build_head(name, settings, model, told.vocabulary[name])
+        _fill(head, folder / file)
+        model.heads[name] = head
+    tokenizer = load_tokenizer(config.Language(name=str(folder / stage.language)))
+    return Exported(model.eval(), tokenizer, told, stage)
 
 
 def _fill(module: nn.Module, file: Path) -> None:
-    state = safetensors.torch.load_file(file)
-    module.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))  # counters are not
-    try:
-        module.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{file} does not fit the settings beside it: {error}") from None
+    fill(module, safetensors.torch.load_file(file), str(file))
+
+
+class Writer:
+    """Writes an export to an empty folder, one stage after the other.
+
+    Args:
+        model, heads: as the run began; of the model at `run.start_from`, the language streams are kept as controls.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: config.Settings,
+        tokenizer: PreTrainedTokenizerFast,
+        model: GroundedModel,
+        heads: Mapping[str, nn.Module],
+    ):
+        self._folder, self._tokenizer, self._bert = folder, tokenizer, model.language.bert
+        self._settings = settings.model_dump(mode="json")
+        self._written: dict[str, tuple[Tensors, str]] = {}
+        self._stages: list[StageModel] = []
+        self._vocabulary: dict[str, Vocabulary] = {}
+        self._labels = dict(LABELS)
+        if settings.run.start_from is not None:
+            before = about(settings.run.start_from)
+            self._vocabulary |= before.vocabulary
+            self._keep_controls(Folder.at(settings.run.start_from), before.stage(settings.run.start_stage))
+        state = {f"visual.{name}": tensor for name, tensor in model.visual.state_dict().items()}
+        state |= {f"language.{name}": tensor for name, tensor in model.language.state_dict().items()}
+        for name, head in heads.items():
+            state |= {f"heads.{name}.{key}": tensor for key, tensor in head.state_dict().items()}
+        self._files(START, state)
+
+    def add(self, stage: str, state: Tensors, metrics: Mapping[str, float], words: Vocabulary) -> None:
+        """Write what a stage changed.
+
+        Args:
+            state: the state dict of the stage's model, its streams and heads.
+        """
+        self._vocabulary[stage] = words
+        files = self._files(stage, state)
+        heads = {name.removeprefix("heads."): file for name, file in files.items() if name.startswith("heads.")}
+        self._stages.append(StageModel(stage, files["visual"], files["language"], heads, dict(metrics)))
+
+    def close(self, data: Mapping[str, str]) -> None:
+        """Write what tells of it all.
+
+        Args:
+            data: a line on each data set, for the model card.
+        """
+        last = self._stages[-1]
+        shutil.copytree(self._folder / last.language, self._folder / LANGUAGE)
+        told = About(self._settings, tuple(self._stages), self._vocabulary)
+        content = {"format": FORMAT, **asdict(told)}
+        (self._folder / ABOUT).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        metrics = {stage.name: stage.metrics for stage in self._stages}
+        whole = card(self._settings["run"]["name"], self._settings, metrics, data)
+        (self._folder / CARD).write_text(whole, encoding="utf-8")
+        streams = {stage.language: stage.name for stage in reversed(self._stages)} | {LANGUAGE: last.name}
+        for folder, stage in streams.items():
+            upto = [one.name for one in self._stages][: [one.name for one in self._stages].index(stage) + 1]
+            text = card(folder, self._settings, {name: metrics[name] for name in upto}, data)
+            (self._folder / folder / CARD).write_text(text, encoding="utf-8")
+
+    def _files(self, stage: str, state: Tensors) -> dict[str, str]:
+        """The file of each part of a stage's model, written where the part is not as it was."""
+        return {part: self._file(stage, part, tensors) for part, tensors in _parts(state).items()}
+
+    def _file(self, stage: str, part: str, tensors: Tensors) -> str:
+        before, file = self._written.get(part, ({}, ""))
+        if _equal(before, tensors):
+            return file
+        if part == "language":
+            file = f"{LANGUAGE}-{self._labels.get(stage, stage)}"
+            save_language(self._bert, self._tokenizer, self._folder / file, tensors)
+        else:
+            name = f"{part.removeprefix('heads.')}-head" if part.startswith("heads.") else part
+            file = f"stages/{stage}/{name}.safetensors"
+            (self._folder / file).parent.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(dict(tensors), self._folder / file)
+        self._written[part] = tensors, file
+        return file
+
+    def _keep_controls(self, other: Folder, began: StageModel) -> None:
+        """Copy the language streams of the model that the run begins with, and call what it begins with by its name."""
+        for name in other.names():
+            if name.startswith(f"{LANGUAGE}-"):
+                other.download(self._folder / name, name)
+        self._labels[START] = began.language.removeprefix(f"{LANGUAGE}-")
+
+
+def save_language(bert: BertModel, tokenizer: PreTrainedTokenizerFast, folder: Path, weights: Tensors) -> None:
+    """Write a language stream for `transformers` and `sentence-transformers` (mean pooling).
+
+    Args:
+        bert: its configuration is written.
+        weights: of the language stream, named as in its state dict.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with quiet():
+        bert.save_pretrained(
+            folder, state_dict={name.removeprefix("bert."): weight for name, weight in weights.items()}
+        )
+        tokenizer.save_pretrained(folder)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    pooling = {"word_embedding_dimension": bert.config.hidden_size, "pooling_mode_mean_tokens": True}
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")
+
+
+def _parts(state: Tensors) -> dict[str, dict[str, Tensor]]:
+    """A model's state by part: `visual`, `language`, and `heads.NAME`; whatever precision it was trained in."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        depth = 2 if name.startswith("heads.") else 1
+        split = name.split(".")
+        kept = tensor.detach().to("cpu", copy=True).contiguous()
+        kept = kept.float() if kept.is_floating_point() else kept
+        parts.setdefault(".".join(split[:depth]), {})[".".join(split[depth:])] = kept
+    return parts
+
+
+def _equal(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

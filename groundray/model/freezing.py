@@ -6,36 +6,32 @@ from typing import Any
 
 from torch import nn
 
-from groundray.config import Trained
+from groundray.config import TrainedLanguage, TrainedVisual
 from groundray.model.grounded import GroundedModel
 
 
-def freeze(model: GroundedModel, trains: Trained) -> None:
-    """Let exactly the parts that `trains` names learn, in train mode, and everything else be frozen, in eval mode.
+def freeze(model: GroundedModel, head: str, trains: TrainedVisual | TrainedLanguage | None = None) -> None:
+    """Let exactly a head and what `trains` names of the streams learn, in train mode; everything else is frozen, in
+    eval mode.
 
     Raises:
         ValueError: more language layers than there are.
     """
     model.requires_grad_(False)
     model.eval()
-    bert = model.language.bert
-    layers: list[Any] = list(bert.encoder.layer)
-    wanted = len(layers) if trains.language_layers == "all" else trains.language_layers
-    if wanted > len(layers):
-        raise ValueError(f"trains.language_layers: expected at most {len(layers)}, got {wanted}")
-
-    parts: list[nn.Module] = [model.visual_head, model.language_head, *layers[len(layers) - wanted :]]
-    if trains.trunk:
-        parts.append(model.visual.trunk)
-    if trains.attention:
-        parts += [model.visual.channel_dropout, model.visual.embedder, model.visual.attention]
-    if trains.language_layers == "all":
-        parts.append(bert.embeddings)
+    parts: list[nn.Module] = [model.heads[head]]
+    if isinstance(trains, TrainedVisual):
+        if trains.trunk:
+            parts.append(model.visual.trunk)
+        if trains.attention:
+            parts += [model.visual.channel_dropout, model.visual.embedder, model.visual.attention]
+    if isinstance(trains, TrainedLanguage):
+        parts += _language_parts(model, trains)
     for part in parts:
         part.requires_grad_(True)
         part.train()
-    if not trains.query_key:
-        for layer in layers:
+    if isinstance(trains, TrainedLanguage) and not trains.query_key:
+        for layer in _layers(model):
             layer.attention.self.query.requires_grad_(False)
             layer.attention.self.key.requires_grad_(False)
 
@@ -47,16 +43,29 @@ def set_dropout(model: GroundedModel, attention: float, channels: float = 0.0) -
 
 
 def trainable_counts(model: GroundedModel) -> dict[str, int]:
-    """Trained parameters of each part of the model."""
+    """Trained parameters of each part of the model that has any."""
     parts = {
         "visual trunk": model.visual.trunk,
         "visual embedder": model.visual.embedder,
         "visual attention": model.visual.attention,
-        "visual head": model.visual_head,
         "language stream": model.language,
-        "language head": model.language_head,
+        **{f"{name} head": head for name, head in model.heads.items()},
     }
-    return {
+    counts = {
         name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
         for name, part in parts.items()
     }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _layers(model: GroundedModel) -> list[Any]:
+    return list(model.language.bert.encoder.layer)
+
+
+def _language_parts(model: GroundedModel, trains: TrainedLanguage) -> list[nn.Module]:
+    layers = _layers(model)
+    if trains.language_layers == "all":
+        return [model.language.bert.embeddings, *layers]
+    if trains.language_layers > len(layers):
+        raise ValueError(f"trains.language_layers: expected at most {len(layers)}, got {trains.language_layers}")
+    return layers[len(layers) - trains.language_layers :]

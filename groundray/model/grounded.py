@@ -1,52 +1,70 @@
-"""The model: a visual and a language stream, and the heads that bring both into one space."""
+"""The model: a visual and a language stream of one width, and the heads that the stages add to them."""
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor, nn
+from typing import TypeVar
+
+import torch
+from torch import nn
 
 from groundray import config
+from groundray.data.randomness import mix, word_of
+from groundray.model.heads import HEADS, Vocabulary
 from groundray.model.language import LanguageStream, build_language
 from groundray.model.visual import VisualStream, build_visual
 
+Head = TypeVar("Head", bound=nn.Module)
+
 
 class GroundedModel(nn.Module):
-    """Two streams of one width, and a linear head on each: at each position, and at each token.
-
-    Both heads start as the identity, so that what a pretrained stream knows is where training begins.
-    """
+    """Two streams of one width, and heads by the name of the stage that made them (see `heads.HEADS`)."""
 
     def __init__(self, visual: VisualStream, language: LanguageStream):
         super().__init__()
         self.visual = visual
         self.language = language
-        self.visual_head = nn.Linear(language.width, language.width)
-        self.language_head = nn.Linear(language.width, language.width)
-        for head in (self.visual_head, self.language_head):
-            nn.init.eye_(head.weight)
-            nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleDict()
 
-    def encode_images(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample position dim"]:
-        """V: an embedding for each position of each image, to be matched with W."""
-        return self.visual_head(self.visual(images))
+    @property
+    def width(self) -> int:
+        return self.language.width
 
-    def encode_captions(
-        self, tokens: Int[Tensor, "sample token"], attention_mask: Bool[Tensor, "sample token"]
-    ) -> Float[Tensor, "sample token dim"]:
-        """W: an embedding for each word piece of each caption, to be matched with V."""
-        return self.language_head(self.language(tokens, attention_mask))
-
-    def empty(self) -> tuple[Float[Tensor, "0 position dim"], Float[Tensor, "0 0 width"]]:
-        """V and W of no sample."""
-        new = self.visual_head.weight.new_zeros
-        return new(0, self.visual.positions, self.language.width), new(0, 0, self.language.width)
+    def head(self, kind: type[Head]) -> Head:
+        """The head of a kind."""
+        found = next((head for head in self.heads.values() if isinstance(head, kind)), None)
+        if found is None:
+            raise KeyError(
+                f"the model has no {kind.__name__}; it has the heads of {', '.join(self.heads) or 'nothing'}"
+            )
+        return found
 
 
 def build(settings: config.Model, weights: bool = True) -> GroundedModel:
-    """The model that the settings describe; what has no weights yet is drawn from torch's generator.
+    """Both streams as the settings describe them; what has no weights yet is drawn from torch's generator.
 
     Raises:
         ValueError: weights are not to be had or do not fit; the message names the setting.
     """
     language = build_language(settings.language, weights)
     return GroundedModel(build_visual(settings, language.width, weights), language)
+
+
+def build_head(name: str, settings: config.Model, model: GroundedModel, words: Vocabulary, seed: int = 0) -> nn.Module:
+    """A fresh head of a stage for this model, with the model's precision and device; the same for the same seed.
+
+    Args:
+        words: what the numbers of the stage's data stand for.
+
+    Raises:
+        ValueError: the words that the head is for are not known.
+    """
+    parameter = next(model.parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(mix(seed, word_of(f"head of {name}"))) >> 1)
+        try:
+            head = HEADS[name](settings, model.visual, model.language, words)
+        except KeyError as missing:
+            raise ValueError(
+                f"the head of stage {name} is for the {missing.args[0]} of shards, which tell none"
+            ) from None
+    return head.to(parameter.device, parameter.dtype)

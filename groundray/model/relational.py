@@ -12,6 +12,7 @@ class CrossModalAttention(nn.Module):
     """Phrases attend to image positions: one visually grounded vector an object (paper, stage 3).
 
     Queries and keys have no bias, values have one; heads are concatenated, with no output projection, residual or norm.
+    All three start as the identity: at first a phrase looks where its own embedding matches the image's.
     """
 
     def __init__(self, width: int, heads: int):
@@ -22,6 +23,9 @@ class CrossModalAttention(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width)
+        for projection in (self.query, self.key, self.value):
+            nn.init.eye_(projection.weight)
+        nn.init.zeros_(self.value.bias)
 
     def forward(
         self,
@@ -48,8 +52,8 @@ class RelationalModule(nn.Module):
 
     Args:
         width: of both streams.
-        predicates: how many are scored. Index k of a score is predicate k + 1 of a vocabulary, whose 0 is `none`.
-        classes: how many objects may be of, counted likewise.
+        predicates: how many are scored.
+        classes: how many an object may be of.
         space: width of the relation space.
         hidden: width of the classifier.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -14,16 +14,15 @@ from transformers import PreTrainedTokenizerFast
 from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.captions import CaptionSamples
-from groundray.data.plan import Plan
+from groundray.data.pieces import WordPieces
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.loss.grounding import grounding_loss
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
-from groundray.stage.protocol import Best, Metrics
+from groundray.model.heads import GroundingHeads, Vocabulary
+from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics, source
 from groundray.stage.recall import recalls
-
-LOWEST_LOSS = Best("loss", "min")
 
 
 class Encoded(NamedTuple):
@@ -41,8 +40,10 @@ class GroundingStage:
     settings: config.Grounding
     train: Source
     val: Source
+    vocabulary: Vocabulary = field(default_factory=dict)
     name: str = "grounding"
     best: Best = LOWEST_LOSS
+    sees_images: bool = True
 
     @staticmethod
     def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> GroundingStage:
@@ -51,15 +52,15 @@ class GroundingStage:
         Raises:
             FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch.
         """
-        stage = settings.stage("grounding")
-        return GroundingStage(
-            stage,
-            source(settings, stage, tokenizer, stage.train, shuffle=True),
-            source(settings, stage, tokenizer, stage.val, shuffle=False),
+        stage: config.Grounding = settings.stage("grounding")
+        train, val = (
+            captions(settings, stage, tokenizer, shards, shuffle)
+            for shards, shuffle in ((stage.train, True), (stage.val, False))
         )
+        return GroundingStage(stage, train, val)
 
     def prepare(self, model: GroundedModel) -> None:
-        freeze(model, self.settings.trains)
+        freeze(model, self.name, self.settings.trains)
         set_dropout(model, self.settings.dropout, self.settings.channel_dropout)
 
     def encode(self, model: GroundedModel, batch: CaptionBatch) -> Encoded:
@@ -72,63 +73,73 @@ class GroundingStage:
 
     def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
         """Loss a sample over batches in the training size, and recall@k among all validation images."""
-        pool, total, samples = [], 0.0, 0
-        for step in steps:
-            encoded = concatenate([encode(batch) for _, batch in step.chunks])
-            loss, S = self._loss(encoded)
-            total, samples = total + loss.item() * len(S), samples + len(S)
-            pool.append(encoded)
-        _, S = self._loss(concatenate(pool))
-        return {"loss": total / samples, **recalls(S)}
+        return validate(encode, steps, self._loss)
 
     def _loss(self, encoded: Encoded, block: int | None = None) -> tuple[Tensor, Tensor]:
         return grounding_loss(*encoded, self.settings.temperature, self.settings.similarity, block)
 
 
-def source(
+def captions(
     settings: config.Settings,
-    stage: config.Grounding,
+    stage: config.Grounding | config.Retrieval,
     tokenizer: PreTrainedTokenizerFast,
     shards: str,
     shuffle: bool,
 ) -> Source:
     """Captioned images: shuffled with a caption drawn at each visit, or in their own order with the first caption."""
-    dataset = Dataset.open(shards, kind="captions")
     samples = CaptionSamples(
-        tokenizer=tokenizer.backend_tokenizer.to_str(),
-        max_tokens=stage.max_tokens,
+        pieces=WordPieces(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
         resize=stage.resize or settings.model.image_size,
         crop=settings.model.image_size,
         seed=settings.run.seed if shuffle else None,
     )
-    plan = Plan(
-        group_sizes=tuple(dataset.group_sizes.tolist()),
-        batch_size=stage.batch_size,
-        chunks=settings.chunks,
-        window=settings.data.window,
-        seed=settings.run.seed,
-        shuffle=shuffle,
-        drop_last=shuffle,
-    )
-    return Source(dataset, samples, plan)
+    return source(settings, stage, Dataset.open(shards, "captions"), samples, shuffle)
 
 
 def encode(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> Encoded:
-    """The embeddings of a batch, in at least float32; a batch of no sample gives none."""
+    """The embeddings of a batch, to be matched with each other; a batch of no sample gives none."""
     if len(batch) == 0:
-        V, W = model.empty()
-        return Encoded(V, W, batch.attention_mask)
-    V = model.encode_images(batch.images)
-    W = model.encode_captions(batch.tokens, batch.attention_mask)
+        return nothing(model, batch)
+    heads = model.head(GroundingHeads)
+    V = heads.visual(model.visual(batch.images))
+    W = heads.language(model.language(batch.tokens, batch.attention_mask))
     if V.dtype == torch.bfloat16:
         V, W = V.float(), W.float()
-    return Encoded(V, W, batch.attention_mask if special_tokens else inner_tokens(batch.attention_mask))
+    return Encoded(V, W, counted_tokens(batch.attention_mask, special_tokens))
 
 
-def inner_tokens(mask: Bool[Tensor, "sample token"]) -> Bool[Tensor, "sample token"]:
-    """The tokens of a caption without [CLS], its first, and [SEP], its last."""
+def nothing(model: GroundedModel, batch: CaptionBatch) -> Encoded:
+    """The embeddings of no sample."""
+    V = model.visual.empty()
+    return Encoded(V, V.new_zeros(0, 0, model.width), batch.attention_mask)
+
+
+def counted_tokens(mask: Bool[Tensor, "text token"], special_tokens: bool) -> Bool[Tensor, "text token"]:
+    """The tokens of a text that count: all, or without [CLS], its first, and [SEP], its last."""
+    if special_tokens:
+        return mask
     places = torch.arange(mask.shape[1], device=mask.device)
     return mask & (places > 0) & (places < mask.sum(dim=1, keepdim=True) - 1)
+
+
+def validate(
+    encode: Callable[[CaptionBatch], Encoded],
+    steps: Iterable[Step],
+    loss_of: Callable[[Encoded], tuple[Tensor, Tensor]],
+) -> Metrics:
+    """Loss a sample over batches in the training size, and recall@k among all images.
+
+    Args:
+        loss_of: the loss and the similarities (image, caption) of some samples over all ranks.
+    """
+    pool, total, samples = [], 0.0, 0
+    for step in steps:
+        encoded = concatenate([encode(batch) for _, batch in step.chunks])
+        loss, S = loss_of(encoded)
+        total, samples = total + loss.item() * len(S), samples + len(S)
+        pool.append(encoded)
+    _, S = loss_of(concatenate(pool))
+    return {"loss": total / samples, **recalls(S)}
 
 
 def concatenate(encoded: list[Encoded]) -> Encoded:

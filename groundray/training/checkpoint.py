@@ -3,6 +3,7 @@
     RUN/checkpoints/grounding-00003-000000/     stage, and the cursor (epoch, step) at which to go on
         model.safetensors  optimizer.safetensors
         manifest.json                           comes last: a folder without it is not a checkpoint
+    RUN/checkpoints/grounding.json              the metrics of a finished stage, which is not run again
 
 The manifest holds the size and SHA-256 of each file, the cursor, and the stage's best metrics so far. The last
 checkpoint and the best one of each stage are kept. Nothing is ever unpickled.
@@ -19,6 +20,7 @@ import safetensors.torch
 from torch import Tensor, nn, optim
 
 from groundray.data.plan import Cursor
+from groundray.model.weights import fill
 from groundray.storage import Folder
 
 FORMAT = 1
@@ -68,6 +70,15 @@ class Store:
         """What the next stage starts from: of the checkpoints that were the best when written, the newest."""
         return next((found for found in reversed(self.committed(stage)) if found.best), None)
 
+    def finished(self, stage: str) -> dict[str, float] | None:
+        """The metrics that a finished stage ended with; None while it is not finished."""
+        name = f"{stage}.json"
+        return self.folder.read_json(name)["metrics"] if self.folder.exists(name) else None
+
+    def finish(self, stage: str, metrics: Mapping[str, float]) -> None:
+        """Note that a stage is finished."""
+        self.folder.write_json(f"{stage}.json", {"stage": stage, "metrics": dict(metrics)})
+
     def save(
         self,
         stage: str,
@@ -114,9 +125,17 @@ class Store:
         Raises:
             ValueError: a file is damaged, or its tensors are not those of the model; the message names them.
         """
-        model.load_state_dict(self._tensors(checkpoint, "model.safetensors"), strict=True)
+        fill(model, self.weights(checkpoint), f"checkpoint {self.folder}/{checkpoint.name}")
         if optimizer is not None:
             _fill_optimizer(optimizer, self._tensors(checkpoint, "optimizer.safetensors"))
+
+    def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The weights of a checkpoint's model, by name.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return self._tensors(checkpoint, "model.safetensors")
 
     def _tensors(self, checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
         folder = self.folder / checkpoint.name

@@ -40,9 +40,10 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class StageDone:
-    """A stage is over; `metrics` are those of its best epoch, which the next stage starts from."""
+    """A stage is over after so many steps; `metrics` are those of its best epoch, which the next stage starts from."""
 
     stage: str
+    step: int
     metrics: dict[str, float]
 
 

@@ -38,7 +38,7 @@ def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store
 
     clock = StepClock()
     for batch in clock.wait_for(worker.batches(stage.train, cursor, settings.epochs)):
-        learning_rate = set_learning_rate(optimizer, settings.optimizer, batch.epoch)
+        learning_rate = set_learning_rate(optimizer, settings.optimizer, batch.epoch, done)
         loss, metrics = update(stage, model, optimizer, batch, seed)
         done += 1
         metrics |= {"loss": loss, "learning_rate": learning_rate} | clock.lap(settings.batch_size)
@@ -54,7 +54,7 @@ def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store
             clock.restart()
 
     chosen = finish(stage, model, worker, store)
-    worker.emit(StageDone(stage.name, chosen))
+    worker.emit(StageDone(stage.name, done, chosen))
     return chosen
 
 
@@ -90,45 +90,53 @@ def encode(stage: Stage, model: GroundedModel, samples: Any) -> Any:
 
 
 @torch.no_grad()
-def validate(stage: Stage, model: GroundedModel, worker: Worker) -> Metrics:
-    """The metrics of the whole validation set, with everything in eval mode meanwhile."""
+def validate(stage: Stage, model: GroundedModel, worker: Worker, blind: bool = False) -> Metrics:
+    """The metrics of the whole validation set, with everything in eval mode meanwhile; `blind` withholds the images."""
     training = [module for module in model.modules() if module.training]
     model.eval()
-    scores = stage.validate(
-        lambda samples: encode(stage, model, samples), worker.batches(stage.val, Cursor(), epochs=1)
-    )
+    steps = worker.batches(stage.val, Cursor(), epochs=1)
+    if blind:
+        pixel = model.visual.trunk.mean.round().to(torch.uint8)
+        steps = (step.without_images(pixel) for step in steps)
+    scores = stage.validate(lambda samples: encode(stage, model, samples), steps)
     for module in training:
         module.training = True
     return scores
 
 
 def make_optimizer(model: GroundedModel, settings: config.Optimizer) -> optim.Optimizer:
-    """Adam over the parameters that are trained, the language stream's with a learning rate of its own."""
+    """The optimiser of the parameters that are trained, the language stream's with a learning rate of its own."""
     language = {id(parameter) for parameter in model.language.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if id(p) not in language], "initial_lr": settings.lr},
         {"params": [p for p in trained if id(p) in language], "initial_lr": settings.language_lr or settings.lr},
     ]
+    if settings.kind == "sgd":
+        return optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     return optim.Adam(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 
 
-def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, epoch: int) -> float:
-    """The learning rate of an epoch, which halves every `halve_every` epochs, as does each group's own."""
-    factor = 0.5 ** (epoch // settings.halve_every)
+def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, epoch: int, step: int) -> float:
+    """The learning rate of a step (counted from the stage's first): it rises over the first `warmup` steps, and halves
+    every `halve_every` epochs, as does each group's own."""
+    factor = min(1.0, (step + 1) / (settings.warmup + 1)) * 0.5 ** (epoch // settings.halve_every)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return settings.lr * factor
 
 
 def finish(stage: Stage, model: GroundedModel, worker: Worker, store: Store) -> Metrics:
-    """The metrics of the stage's best epoch, once its weights are in every rank's model."""
+    """The metrics of the stage's best epoch, whose weights are then in every rank's model; without images too."""
     barrier()  # rank 0 has written what the others read now
     chosen = store.best(stage.name)
     if chosen is None:
         raise RuntimeError(f"stage {stage.name} ended without a checkpoint in {store.folder}")
     store.load(chosen, model)
-    return chosen.metrics
+    if not stage.sees_images:
+        return chosen.metrics
+    blind = validate(stage, model, worker, blind=True)
+    return chosen.metrics | {f"without_image/{name}": value for name, value in blind.items()}
 
 
 class StepClock:

@@ -10,7 +10,9 @@ from groundray.config import Settings
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
 from groundray.model.freezing import freeze, trainable_counts
-from groundray.model.grounded import build
+from groundray.model.grounded import build, build_head
+from groundray.model.heads import Vocabulary
+from groundray.stage.protocol import words_of
 from groundray.training import run
 
 
@@ -45,20 +47,22 @@ def preview(settings: Settings) -> Preview:
     stages = []
     for name in settings.stages:
         stage = settings.stage(name)
-        data = []
+        data, words = [], None
         for part, shards, shuffle in (("train", stage.train, True), ("val", stage.val, False)):
             try:
-                plan = _plan(settings, shards, stage.batch_size, shuffle)
+                dataset = Dataset.open(shards)
+                plan = _plan(settings, dataset, stage.batch_size, shuffle)
             except (FileNotFoundError, ValueError) as error:
                 problems.append(f"{name}.{part}: {error}")
                 continue
+            words = words or words_of(dataset)
             dropped = f", {plan.dropped} samples dropped an epoch" if plan.dropped else ""
             total = f" x {stage.epochs} epochs" if shuffle else ""
             data.append(f"{part}: {plan.rows} samples, {plan.steps} steps of {plan.batch_size}{total}{dropped}")
         try:
-            trainable = _trainable(settings, name)
+            trainable = _trainable(settings, name, words)
         except (OSError, ValueError) as error:
-            problems.append(f"model: {error}")
+            problems.append(f"{name}: {error}")
             trainable = {}
         stages.append(StagePreview(name, tuple(data), trainable))
     try:
@@ -69,14 +73,21 @@ def preview(settings: Settings) -> Preview:
     return Preview(str(folder), folder.exists(run.CHECKPOINTS), tuple(stages), tuple(problems))
 
 
-def _plan(settings: Settings, shards: str, batch_size: int, shuffle: bool) -> Plan:
-    dataset = Dataset.open(shards)
+def _plan(settings: Settings, dataset: Dataset, batch_size: int, shuffle: bool) -> Plan:
     return Plan(tuple(dataset.group_sizes.tolist()), batch_size, settings.chunks, shuffle=shuffle, drop_last=shuffle)
 
 
-def _trainable(settings: Settings, name: str) -> dict[str, int]:
-    """Parameters that the stage trains, counted on a model without memory."""
+def _trainable(settings: Settings, name: str, words: Vocabulary | None) -> dict[str, int]:
+    """Parameters that the stage trains, counted on a model without memory.
+
+    Args:
+        words: of the shards; where there are none, as many as the settings expect.
+    """
+    stage = settings.stage(name)
+    counts = {kind: getattr(stage, kind, None) for kind in ("classes", "predicates")}
+    expected = {kind: ("?",) * count for kind, count in counts.items() if count}
     with torch.device("meta"):
         model = build(settings.model, weights=False)
-    freeze(model, settings.stage(name).trains)
+        model.heads[name] = build_head(name, settings.model, model, {**expected, **(words or {})})
+    freeze(model, name, getattr(stage, "trains", None))
     return trainable_counts(model)

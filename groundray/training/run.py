@@ -1,33 +1,41 @@
 """A training run from its first stage to the exported model, on whatever `Worker` carries it.
 
 STORAGE/NAME/config.yaml      the resolved settings; a name belongs to one configuration
+STORAGE/NAME/data.json        the fingerprints of its data
 STORAGE/NAME/checkpoints/     see checkpoint.py
-STORAGE/NAME/model/           the exported model
+STORAGE/NAME/model/           the exported model, see model/export.py
 STORAGE/NAME/result.json      the final metrics of each stage
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from groundray.config import Settings, SettingsError
-from groundray.data.stream import Source
+from groundray.data.schema import Dataset
+from groundray.loss.collectives import barrier
 from groundray.model import export
-from groundray.model.grounded import build
+from groundray.model.grounded import GroundedModel, build, build_head
+from groundray.model.heads import Vocabulary
 from groundray.model.language import load_tokenizer
-from groundray.stage.stages import STAGES
+from groundray.model.weights import fill
+from groundray.stage.protocol import Metrics, Stage
+from groundray.stage.stages import NEEDS, STAGES
 from groundray.storage import Folder
 from groundray.training.checkpoint import Store
 from groundray.training.loop import train_stage
 from groundray.training.memory import keep_freed_memory
 from groundray.training.worker import Worker
 
-CONFIG, RESULT, MODEL, CHECKPOINTS = "config.yaml", "result.json", "model", "checkpoints"
+CONFIG, DATA, RESULT, MODEL, CHECKPOINTS = "config.yaml", "data.json", "result.json", "model", "checkpoints"
 
 
 def folder_of(settings: Settings) -> Folder:
@@ -35,18 +43,20 @@ def folder_of(settings: Settings) -> Folder:
     return Folder.at(settings.run.storage) / settings.run.name
 
 
-def claim(settings: Settings) -> Folder:
-    """The run's folder, with its settings written there, or found there and the same.
+def claim(settings: Settings, stages: Sequence[Stage]) -> Folder:
+    """The run's folder, with its settings and the fingerprints of its data written there, or found there and the same.
 
     Raises:
-        SettingsError: the name holds a run of another configuration; the message prints the difference.
+        SettingsError: the name holds a run of another configuration or other data; the message prints the difference.
     """
     folder = folder_of(settings)
+    data = {part: dataset.fingerprint for part, dataset in data_of(stages).items()}
     if not folder.exists(CONFIG):
-        folder.make().write_bytes(CONFIG, settings.to_yaml().encode())
+        folder.make().write_json(DATA, data)
+        folder.write_bytes(CONFIG, settings.to_yaml().encode())
         return folder
-    there = Settings(**yaml.safe_load(folder.read_bytes(CONFIG))).identity()
-    here = settings.identity()
+    there = Settings(**yaml.safe_load(folder.read_bytes(CONFIG))).identity() | _data(folder.read_json(DATA))
+    here = settings.identity() | _data(data)
     changed = [
         f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now"
         for key in here | there
@@ -61,16 +71,37 @@ def claim(settings: Settings) -> Folder:
     return folder
 
 
-def check(settings: Settings) -> dict[str, Source]:
-    """Every data set that the run will read, by `stage.train` and `stage.val`, opened before any worker is asked for.
+def _data(fingerprints: dict[str, str]) -> dict[str, str]:
+    return {f"{part} (the shards' fingerprint)": value for part, value in fingerprints.items()}
+
+
+def check(settings: Settings) -> list[Stage]:
+    """The stages of the run, their shards opened and what they start from looked at, before any worker is asked for.
 
     Raises:
         FileNotFoundError, ValueError: shards, tokenizer or weights that cannot be used; the message names the repair.
     """
     tokenizer = load_tokenizer(settings.model.language)
+    before = export.about(settings.run.start_from) if settings.run.start_from else None
+    begun = set(before.stage(settings.run.start_stage).heads) if before else set()
+    for place, name in enumerate(settings.stages):
+        for needed in NEEDS.get(name, ()):
+            if needed not in begun and needed not in settings.stages[:place]:
+                raise ValueError(
+                    f"stage {name} works with the head of stage {needed}, which has not been trained: put {needed} "
+                    f"before it (stages), or begin with a model that has it (run.start_from)"
+                )
     stages = [STAGES[name](settings, tokenizer) for name in settings.stages]
+    for stage in stages:
+        if before and stage.name in begun and not stage.settings.new_head:
+            _same_words(stage, before.vocabulary[stage.name], str(settings.run.start_from))
+    return stages
+
+
+def data_of(stages: Sequence[Stage]) -> dict[str, Dataset]:
+    """The data sets of some stages, by `stage.train` and `stage.val`."""
     return {
-        f"{stage.name}.{part}": source
+        f"{stage.name}.{part}": source.dataset
         for stage in stages
         for part, source in (("train", stage.train), ("val", stage.val))
     }
@@ -82,20 +113,98 @@ def train(settings: Settings, worker: Worker) -> dict[str, Any]:
     folder = folder_of(settings)
     store = Store(folder / CHECKPOINTS)
     tokenizer = load_tokenizer(settings.model.language)
-    torch.manual_seed(settings.run.seed)
-    model = build(settings.model).to(worker.device)
+    model, heads = begin(settings)
+    model.to(worker.device)
 
-    result: dict[str, Any] = {"run": settings.run.name, "stages": {}}
-    for name in settings.stages:
-        stage = STAGES[name](settings, tokenizer)
-        model.to(torch.float64 if stage.settings.precision == "float64" else torch.float32)
-        result["stages"][name] = train_stage(stage, model, worker, store, settings.run.seed)
+    results: dict[str, Metrics] = {}
+    stages = check(settings)
+    for stage in stages:
+        enter(stage, model, heads, settings)
+        results[stage.name] = run_stage(stage, model, worker, store, settings.run.seed)
 
     if worker.rank == 0:
-        details = {"settings": settings.model_dump(mode="json"), "metrics": result["stages"]}
-        with tempfile.TemporaryDirectory() as local:
-            export.save(model, tokenizer, Path(local), details)
-            folder.delete(MODEL)
-            folder.upload(Path(local), MODEL)
-        folder.write_json(RESULT, result)
-    return result
+        _export(settings, stages, results, store, tokenizer, folder)
+        folder.write_json(RESULT, {"run": settings.run.name, "stages": results})
+    return {"run": settings.run.name, "stages": results}
+
+
+def begin(settings: Settings) -> tuple[GroundedModel, dict[str, nn.Module]]:
+    """The streams as the first stage finds them, and the heads that come with them; the same at every call.
+
+    Raises:
+        ValueError: `run.start_from` is not a model of these settings; the message names what differs.
+    """
+    torch.manual_seed(settings.run.seed)
+    if settings.run.start_from is None:
+        return build(settings.model), {}
+    exported = export.load(settings.run.start_from, settings.run.start_stage)
+    model = build(settings.model, weights=False)
+    for part, there in ((model.visual, exported.model.visual), (model.language, exported.model.language)):
+        fill(part, there.float().state_dict(), f"run.start_from: {settings.run.start_from}")
+    return model, {name: head.float() for name, head in exported.model.heads.items()}
+
+
+def enter(stage: Stage, model: GroundedModel, heads: dict[str, nn.Module], settings: Settings) -> None:
+    """Give a model the heads of a stage: those that it needs and its own, in the stage's precision.
+
+    Args:
+        heads: what has been trained so far, by name; the stage's own joins them.
+    """
+    if stage.name not in heads or stage.settings.new_head:
+        heads[stage.name] = build_head(stage.name, settings.model, model, stage.vocabulary, settings.run.seed)
+    model.heads = nn.ModuleDict({name: heads[name] for name in (*NEEDS.get(stage.name, ()), stage.name)})
+    parameter = next(model.parameters())
+    model.to(parameter.device, torch.float64 if stage.settings.precision == "float64" else torch.float32)
+
+
+def run_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store, seed: int) -> Metrics:
+    """The metrics that a stage ends with, its best weights in the model; a finished stage is not run again."""
+    finished = store.finished(stage.name)
+    if finished is not None and (best := store.best(stage.name)):
+        store.load(best, model)
+        return finished
+    metrics = train_stage(stage, model, worker, store, seed)
+    barrier()  # every rank has read the best weights
+    if worker.rank == 0:
+        store.finish(stage.name, metrics)
+    return metrics
+
+
+def _same_words(stage: Stage, before: Vocabulary, origin: str) -> None:
+    """Raise ValueError where a stage's data number other words than the head that it would go on with."""
+    for kind, words in before.items():
+        here = stage.vocabulary.get(kind, ())
+        if here != words:
+            lost = ", ".join(sorted(set(words) - set(here))[:5])
+            raise ValueError(
+                f"{stage.name}.train: its shards have {len(here)} {kind}, the model at {origin} was trained with "
+                f"{len(words)}{f' (here without {lost})' if lost else ''}: prepare them with the same "
+                f"words, or set {stage.name}.new_head to begin with a fresh head"
+            )
+
+
+def _export(
+    settings: Settings,
+    stages: Sequence[Stage],
+    results: dict[str, Metrics],
+    store: Store,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Folder,
+) -> None:
+    """Write the model of every stage to the run's folder."""
+    model, heads = begin(settings)
+    with tempfile.TemporaryDirectory() as local:
+        writer = export.Writer(Path(local), settings, tokenizer, model, heads)
+        for stage in stages:
+            best = store.best(stage.name)
+            if best is None:
+                raise RuntimeError(f"stage {stage.name} has no checkpoint in {store.folder}")
+            writer.add(stage.name, store.weights(best), results[stage.name], stage.vocabulary)
+        writer.close({part: f"{found.folder} ({_counted(found)})" for part, found in data_of(stages).items()})
+        folder.delete(MODEL)
+        folder.upload(Path(local), MODEL)
+
+
+def _counted(dataset: Dataset) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in dataset.counts.items() if name != "rows")
+    return f"{counts}; fingerprint {dataset.fingerprint[:12]}"

@@ -99,7 +99,7 @@ def test_a_long_caption_keeps_its_end(stage: GroundingStage, world: SmallWorld) 
     tokenizer = load_tokenizer(config.Language(name="tiny", tokenizer=str(world.source / "tokenizer")))
     samples = stage.train.samples
     assert isinstance(samples, CaptionSamples)
-    short = replace(samples, max_tokens=5)
+    short = replace(samples, pieces=replace(samples.pieces, most=5))
     table = read_rows(stage.train.dataset, np.arange(4), ["id", "image", "captions"])
     tokens = short.decode(short.draw(table, 0))["tokens"]
     assert tokens.shape == (4, 5)
@@ -119,6 +119,6 @@ def test_rows_that_are_not_the_planned_ones_are_refused(stage: GroundingStage) -
 
 def test_shards_of_another_kind_or_place_are_refused(world: SmallWorld) -> None:
     with pytest.raises(ValueError, match=r"expected shards of kind 'text'.*found kind 'captions'"):
-        Dataset.open(str(world.shards / "train"), kind="text")
+        Dataset.open(str(world.shards / "captions" / "train"), "text")
     with pytest.raises(FileNotFoundError, match=r"found no dataset\.json there: write them with"):
         Dataset.open(str(world.shards))

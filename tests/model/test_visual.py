@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from groundray import config
 from groundray.model.trunk import build_trunk
-from groundray.model.visual import SpatialAttention, build_visual
+from groundray.model.visual import SpatialAttention, build_visual, sine_table
 
 
 @pytest.mark.parametrize(
@@ -77,10 +78,10 @@ def test_weights_that_are_not_there(settings: config.Trunk, message: str) -> Non
 
 def test_the_attention_block_is_its_twin() -> None:
     torch.manual_seed(0)
-    block = SpatialAttention(width=8, positions=5, heads=2, ffn=16).double().eval()
+    block = SpatialAttention(width=8, side=2, heads=2, ffn=16).double().eval()
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
-    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    x = torch.randn(3, 4, 8, dtype=torch.float64)
     weights = dict(block.named_parameters())
     for sample in range(3):
         twin = reference.attention_block(x[sample], block.positions, weights, heads=2)
@@ -89,10 +90,10 @@ def test_the_attention_block_is_its_twin() -> None:
 
 def test_the_position_table_is_not_in_the_residual() -> None:
     """With attention and feed-forward silenced, the block gives the normalised input, whatever the table holds."""
-    block = SpatialAttention(width=8, positions=5, heads=2, ffn=16).eval()
+    block = SpatialAttention(width=8, side=2, heads=2, ffn=16).eval()
     for parameter in (*block.attention.out_proj.parameters(), *block.ffn[2].parameters()):
         nn.init.zeros_(parameter)
-    x = torch.randn(1, 5, 8)
+    x = torch.randn(1, 4, 8)
     normalised = nn.functional.layer_norm(x, (8,))
     torch.testing.assert_close(block(x), nn.functional.layer_norm(normalised, (8,)))
 
@@ -105,3 +106,14 @@ def test_sizes_that_do_not_fit_are_refused(change: dict[str, int], message: str)
     settings = config.Model(trunk=config.Trunk(name="tiny", weights="none"), image_size=112, attention_heads=4)
     with pytest.raises(ValueError, match=message):
         build_visual(settings.model_copy(update=change), width=128)
+
+
+def test_positions_start_as_sines_and_cosines_of_column_and_row() -> None:
+    table = sine_table(side=3, width=10)
+    assert table.shape == (9, 10)
+    for position in range(9):
+        row, column = divmod(position, 3)
+        angles = [place * frequency for place in (column, row) for frequency in (math.pi / 3, math.pi)]
+        x, y = angles[:2], angles[2:]
+        expected = [*map(math.sin, x), *map(math.cos, x), *map(math.sin, y), *map(math.cos, y), 0.0, 0.0]
+        assert table[position].tolist() == pytest.approx(expected, abs=1e-6)

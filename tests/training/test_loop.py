@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import SmallWorld
+from torch import optim
 
 from groundray import config
 from groundray.model.freezing import freeze
-from groundray.model.grounded import build
+from groundray.model.grounded import GroundedModel, build, build_head
+from groundray.model.heads import GroundingHeads
+from groundray.model.language import build_language
+from groundray.model.visual import build_visual
 from groundray.training.loop import make_optimizer, set_learning_rate
 
 
@@ -26,9 +30,10 @@ def test_the_language_stream_learns_at_its_own_rate(world: SmallWorld, language_
     stage = settings.stage("grounding")
     torch.manual_seed(0)
     model = build(settings.model)
-    freeze(model, stage.trains)
+    model.heads["grounding"] = build_head("grounding", settings.model, model, {})
+    freeze(model, "grounding", stage.trains)
     optimizer = make_optimizer(model, stage.optimizer)
-    assert set_learning_rate(optimizer, stage.optimizer, epoch=3) == 0.005
+    assert set_learning_rate(optimizer, stage.optimizer, epoch=3, step=100) == 0.005
 
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     torch.stack([parameter.sum() for parameter in model.parameters() if parameter.requires_grad]).sum().backward()
@@ -38,3 +43,37 @@ def test_the_language_stream_learns_at_its_own_rate(world: SmallWorld, language_
         moved = (before[name] - parameter.detach()).abs().max().item()
         expected = (0.0005 if name.startswith("language.") else 0.005) if parameter.requires_grad else 0.0
         assert moved == pytest.approx(expected, rel=1e-2), name
+
+
+def test_the_learning_rate_warms_up() -> None:
+    settings = config.Optimizer(lr=0.1, warmup=4, halve_every=1)
+    optimizer = make_optimizer_of(settings)
+    assert [set_learning_rate(optimizer, settings, 0, step) for step in range(6)] == pytest.approx(
+        [0.02, 0.04, 0.06, 0.08, 0.1, 0.1]
+    )
+    assert set_learning_rate(optimizer, settings, 1, 6) == pytest.approx(0.05)
+
+
+def test_sgd_has_momentum_and_decay() -> None:
+    """Two steps by hand: v = 0.9 v + (g + wd p), p = p - lr v, of a parameter 1 with gradient 1."""
+    settings = config.Optimizer(kind="sgd", lr=0.1, momentum=0.9, weight_decay=0.5, halve_every=9)
+    optimizer = make_optimizer_of(settings)
+    parameter = next(p for group in optimizer.param_groups for p in group["params"])
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    for _ in range(2):
+        set_learning_rate(optimizer, settings, 0, 0)
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    # v1 = 1.5, p1 = 0.85; v2 = 1.35 + 1.425, p2 = 0.85 - 0.2775
+    assert torch.allclose(parameter, torch.tensor(0.5725))
+
+
+def make_optimizer_of(settings: config.Optimizer) -> optim.Optimizer:
+    """The optimiser of a model whose only trained part is a head of grounding."""
+    with torch.device("meta"):
+        language = build_language(config.Language(name="bert-base-uncased"), weights=False)
+        model = GroundedModel(build_visual(config.Model(), language.width, weights=False), language)
+    model.heads["grounding"] = GroundingHeads(2)
+    freeze(model, "grounding")
+    return make_optimizer(model, settings)

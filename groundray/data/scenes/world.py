@@ -28,7 +28,7 @@ from groundray.data.scenes.scene import SIZE, Object, Scene, make_object, make_s
 from groundray.data.scenes.vocabulary import SHAPES
 from groundray.data.scenes.wording import captions
 
-VERSION = 1
+VERSION = 2
 BATCH = 100  # scenes drawn at a time by a process
 Track = Callable[[Sequence[Any]], Iterable[Any]]
 
@@ -50,7 +50,7 @@ def write_world(
     num_scenes: int,
     num_val: int = 200,
     seed: int = 0,
-    objects_a_shape: int = 60,
+    objects_a_shape: int = 240,
     track: Track = iter,
     workers: int | None = None,
 ) -> World:

@@ -1,0 +1,100 @@
+"""Texts as batches for masked language modelling: a line of text, or one of an image's captions, a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from groundray.data.captions import drawn_captions
+from groundray.data.pieces import WordPieces
+from groundray.data.randomness import mix, pick, word_of
+
+if TYPE_CHECKING:
+    from groundray.data.batches import TextBatch
+
+_MASK, _ACTION, _REPLACEMENT = 5, 6, 7  # keep these draws independent of each other and of others
+KEPT = -100  # the target of a word piece that is not to be predicted (torch's `ignore_index`)
+
+
+@dataclass(frozen=True)
+class TextSamples:
+    """Samples of kind `text` or `captions`, with some of their word pieces masked (Devlin et al. 2019).
+
+    Of the word pieces that are drawn 80% become [MASK], 10% a random word piece and 10% stay; the model predicts what
+    stood there. [CLS] and [SEP] are never drawn.
+
+    Attributes:
+        kind: `text`, or `captions` (their images are not read).
+        pieces: how texts become word pieces.
+        share: of the word pieces that are drawn.
+        seed: of the masks, and of the draw of captions; None takes each image's first caption and masks the same word
+            pieces at every visit, as validation does.
+    """
+
+    kind: str
+    pieces: WordPieces
+    share: float
+    seed: int | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("id", "text" if self.kind == "text" else "captions")
+
+    def draw(self, table: pa.Table, epoch: int) -> pa.Table:
+        """`id`, the `text`, and the `mask` of this epoch, a key that (seed, epoch, id) fixes."""
+        texts = table["text"] if self.kind == "text" else drawn_captions(table, self.seed, epoch)
+        seed = (0, 0) if self.seed is None else (1 + self.seed, epoch)
+        keys = [int(mix(*seed, _MASK, word_of(sample))) for sample in table["id"].to_pylist()]
+        return pa.table({"id": table["id"], "text": texts, "mask": pa.array(keys, pa.uint64())})
+
+    def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+        """`id`, `tokens` (int32 [sample max_tokens], masked), `length`, and `target` (int32, as `tokens`; KEPT where
+        nothing is to be predicted) of each row."""
+        tokens, lengths = self.pieces.encode(table["text"].to_pylist())
+        places = np.arange(tokens.shape[1], dtype=np.uint64)
+        keys = table["mask"].to_numpy()[:, None]
+        inner = (places > 0) & (places < lengths[:, None].astype(np.uint64) - np.uint64(1))
+        drawn = inner & (_share(mix(keys, places)) < self.share)
+        action = _share(mix(keys, _ACTION, places))
+        other = self._words[pick(len(self._words), keys, _REPLACEMENT, places)]
+        masked = np.where(action < 0.8, self._mask, np.where(action < 0.9, other, tokens))
+        return {
+            "id": np.array(table["id"].to_pylist(), dtype=np.str_),
+            "tokens": np.where(drawn, masked, tokens).astype(np.int32),
+            "length": lengths,
+            "target": np.where(drawn, tokens, KEPT).astype(np.int32),
+        }
+
+    def collate(self, arrays: Mapping[str, npt.NDArray[Any]]) -> TextBatch:
+        """The batch of some decoded rows, padded to the longest text among them."""
+        from groundray.data.batches import TextBatch  # brings torch, which decoding processes never load
+
+        return TextBatch.of(arrays["id"].tolist(), arrays["tokens"], arrays["length"], arrays["target"])
+
+    @cached_property
+    def _mask(self) -> int:
+        found = self.pieces.loaded.token_to_id("[MASK]")
+        if found is None:
+            raise ValueError("masked language modelling needs a tokenizer with [MASK]")
+        return found
+
+    @cached_property
+    def _words(self) -> npt.NDArray[np.int32]:
+        """The ids of what can stand in a text: everything but special tokens."""
+        tokenizer = self.pieces.loaded
+        special = [id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special]
+        return np.setdiff1d(np.arange(tokenizer.get_vocab_size(), dtype=np.int32), special).astype(np.int32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+def _share(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """Numbers from 0 to 1."""
+    return words / 2.0**64

@@ -1,0 +1,84 @@
+"""The retrieval stage: one vector an image and one a caption, on frozen streams, for image search (paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from groundray import config
+from groundray.data.batches import CaptionBatch
+from groundray.data.stream import Source, Step
+from groundray.loss.grounding import grounding_loss
+from groundray.model.freezing import freeze
+from groundray.model.grounded import GroundedModel
+from groundray.model.heads import RetrievalHeads, Vocabulary
+from groundray.model.relational import RelationalModule
+from groundray.stage.grounding import Encoded, captions, concatenate, counted_tokens, nothing, validate
+from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics
+
+
+@dataclass(frozen=True)
+class RetrievalStage:
+    """Two-way NT-Xent of the cosine between an image's vector and a caption's, over the global batch."""
+
+    settings: config.Retrieval
+    train: Source
+    val: Source
+    vocabulary: Vocabulary = field(default_factory=dict)
+    name: str = "retrieval"
+    best: Best = LOWEST_LOSS
+    sees_images: bool = True
+
+    @staticmethod
+    def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> RetrievalStage:
+        """The stage over its shards.
+
+        Raises:
+            FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch.
+        """
+        stage: config.Retrieval = settings.stage("retrieval")
+        train, val = (
+            captions(settings, stage, tokenizer, shards, shuffle)
+            for shards, shuffle in ((stage.train, True), (stage.val, False))
+        )
+        return RetrievalStage(stage, train, val)
+
+    def prepare(self, model: GroundedModel) -> None:
+        freeze(model, self.name)
+
+    def encode(self, model: GroundedModel, batch: CaptionBatch) -> Encoded:
+        return encode(model, batch, self.settings.special_tokens)
+
+    def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
+        plan = self.train.plan
+        loss, _ = self._loss(concatenate(encoded), plan.batch_size // plan.chunks)
+        return loss, {}
+
+    def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
+        """Loss a sample over batches in the training size, and recall@k among all validation images."""
+        return validate(encode, steps, self._loss)
+
+    def _loss(self, encoded: Encoded, block: int | None = None) -> tuple[Tensor, Tensor]:
+        return grounding_loss(*encoded, self.settings.temperature, "cosine", block)
+
+
+def encode(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> Encoded:
+    """The vectors of a batch, as images of one position and captions of one token: their match map is their cosine."""
+    if len(batch) == 0:
+        empty = nothing(model, batch)
+        return Encoded(empty.V[:, :1], empty.V[:, :1], empty.V.new_zeros(0, 1, dtype=torch.bool))
+    with torch.no_grad():  # all of it is frozen
+        attention = model.head(RelationalModule).attention
+        keys = attention.key(model.visual(batch.images))
+        queries = attention.query(model.language(batch.tokens, batch.attention_mask))
+    heads = model.head(RetrievalHeads)
+    images = heads.images(keys)
+    texts = heads.texts(queries, counted_tokens(batch.attention_mask, special_tokens))
+    if images.dtype == torch.bfloat16:
+        images, texts = images.float(), texts.float()
+    ones = torch.ones(len(batch), 1, dtype=torch.bool, device=images.device)
+    return Encoded(images[:, None], texts[:, None], ones)

@@ -1,0 +1,93 @@
+"""Images of one thing each: which part of the image is seen at which visit."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import SmallWorld
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from groundray.data.labelled import LabelledSamples
+from groundray.data.schema import Dataset
+from groundray.data.shards import read_rows
+from groundray.data.transforms import ASPECTS, _part, random_crop
+
+SAMPLES = LabelledSamples(resize=112, crop=112, classes=12, seed=7)
+
+
+@pytest.fixture(scope="module")
+def table(world: SmallWorld) -> pa.Table:
+    dataset = Dataset.open(str(world.shards / "objects" / "train"), "labelled_images")
+    return read_rows(dataset, np.arange(12), SAMPLES.columns)
+
+
+def images(table: pa.Table, samples: LabelledSamples, epoch: int) -> np.ndarray:
+    return samples.decode(samples.draw(table, epoch))["image"]
+
+
+def test_an_epoch_and_a_sample_fix_the_crop(table: pa.Table) -> None:
+    first = images(table, SAMPLES, 0)
+    assert first.shape == (12, 3, 112, 112)
+    assert np.array_equal(first, images(table, SAMPLES, 0))
+    assert np.array_equal(first[::-1], images(table.take(list(range(11, -1, -1))), SAMPLES, 0))  # whatever is beside it
+    assert not any(np.array_equal(*pair) for pair in zip(first, images(table, SAMPLES, 1), strict=True))
+    other = replace(SAMPLES, seed=8)
+    assert not any(np.array_equal(*pair) for pair in zip(first, images(table, other, 0), strict=True))
+
+
+def test_validation_sees_the_middle_at_every_visit(table: pa.Table) -> None:
+    still = replace(SAMPLES, seed=None)
+    assert np.array_equal(images(table, still, 0), images(table, still, 1))
+
+
+def test_labels_come_with_the_images(table: pa.Table) -> None:
+    batch = SAMPLES.collate(SAMPLES.decode(SAMPLES.draw(table, 0)))
+    assert batch.labels.tolist() == table["label"].to_pylist()
+    assert batch.ids == tuple(table["id"].to_pylist())
+
+
+def test_a_label_of_no_class_is_refused(table: pa.Table) -> None:
+    fewer = replace(SAMPLES, classes=1)
+    rows = table.take([11])
+    with pytest.raises(ValueError, match=r"image cross/.* has label \d+: expected 0 to 0"):
+        fewer.decode(fewer.draw(rows, 0))
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.floats(0.05, 1), st.floats(0, 1), st.integers(0, 2**64 - 1))
+def test_a_part_lies_in_the_image(width: int, height: int, least: float, rest: float, key: int) -> None:
+    most = least + rest * (1 - least)
+    left, top, wide, tall = _part(width, height, (least, most), key)
+    assert min(left, top) >= 0
+    assert left + wide <= width * (1 + 1e-9)
+    assert top + tall <= height * (1 + 1e-9)
+    assert ASPECTS[0] - 1e-9 <= wide / tall <= ASPECTS[1] + 1e-9
+    assert wide * tall <= width * height * (1 + 1e-9)
+
+
+def test_parts_have_the_shares_asked_for() -> None:
+    shares = [wide * tall / 10_000 for key in range(400) for _, _, wide, tall in [_part(100, 100, (0.2, 0.6), key)]]
+    assert min(shares) > 0.2 - 1e-9
+    assert max(shares) < 0.6 + 1e-9
+    assert np.mean(shares) == pytest.approx(0.4, abs=0.02)
+
+
+def test_half_of_the_crops_are_mirrored() -> None:
+    """Of an image that is dark on the left, with the whole of it taken."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, 32:] = 255
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    crops = [random_crop(out.getvalue(), 16, (0.99, 1.0), flip=True, key=key) for key in range(200)]
+    mirrored = sum(crop[0, 0, 0] > crop[0, 0, -1] for crop in crops)
+    assert 70 < mirrored < 130
+    assert not any(
+        crop[0, 0, 0] > crop[0, 0, -1]
+        for key in range(50)
+        for crop in [random_crop(out.getvalue(), 16, (0.99, 1.0), flip=False, key=key)]
+    )

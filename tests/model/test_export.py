@@ -1,0 +1,175 @@
+"""Exports: each stage's model, its language streams for other libraries, and its card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SmallWorld
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+
+from groundray import config
+from groundray.model import export
+from groundray.model.grounded import GroundedModel, build, build_head
+from groundray.model.language import load_tokenizer
+
+WORDS = {"classes": ("circle", "star"), "predicates": ("above",)}
+DATA = {"grounding.train": "shards/train (72 images)", "relational.train": "shards/graphs (72 images)"}
+
+
+@pytest.fixture
+def settings(world: SmallWorld) -> config.Settings:
+    return config.load("demo", world.settings())
+
+
+def changed(model: GroundedModel, *parts: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's state after some parts have moved."""
+    with torch.no_grad():
+        for part in parts:
+            for parameter in part.parameters():
+                parameter.add_(0.01)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def write(folder: Path, settings: config.Settings) -> dict[str, dict[str, torch.Tensor]]:
+    """Export a model that was grounded, then taught relations, then given heads for retrieval; its states by stage."""
+    torch.manual_seed(0)
+    model = build(settings.model)
+    writer = export.Writer(folder, settings, load_tokenizer(settings.model.language), model, {})
+    states = {}
+    relational = build_head("relational", settings.model, model, WORDS)
+    for stage, heads, parts in (
+        (
+            "grounding",
+            {"grounding": build_head("grounding", settings.model, model, {})},
+            [model.visual, model.language],
+        ),
+        ("relational", {"relational": relational}, [model.visual.attention, model.language]),
+        ("retrieval", {"relational": relational, "retrieval": build_head("retrieval", settings.model, model, {})}, []),
+    ):
+        model.heads = nn.ModuleDict(heads)
+        states[stage] = changed(model, *parts)
+        writer.add(stage, states[stage], {"loss": 0.5}, WORDS if stage == "relational" else {})
+    writer.close(DATA)
+    return states
+
+
+def test_every_stage_is_exported(settings: config.Settings, tmp_path: Path) -> None:
+    states = write(tmp_path, settings)
+    for stage, state in states.items():
+        found = export.load(tmp_path, stage).model
+        assert not found.training
+        again = found.state_dict()
+        assert state.keys() == again.keys()
+        assert all(torch.equal(state[name], again[name]) for name in state), stage
+    assert export.load(tmp_path).stage.name == "retrieval"
+
+
+def test_what_a_stage_left_alone_is_there_once(settings: config.Settings, tmp_path: Path) -> None:
+    write(tmp_path, settings)
+    files = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "stages").rglob("*.safetensors"))
+    assert files == [
+        "stages/grounding/grounding-head.safetensors",
+        "stages/grounding/visual.safetensors",
+        "stages/relational/relational-head.safetensors",
+        "stages/relational/visual.safetensors",
+        "stages/retrieval/retrieval-head.safetensors",
+        "stages/start/visual.safetensors",
+    ]
+    about = export.about(tmp_path)
+    assert about.stage("retrieval").visual == "stages/relational/visual.safetensors"
+    assert about.stage("retrieval").language == "language-relational"
+    assert about.stage("retrieval").heads == {
+        "relational": "stages/relational/relational-head.safetensors",
+        "retrieval": "stages/retrieval/retrieval-head.safetensors",
+    }
+    assert about.vocabulary["relational"] == WORDS
+    with pytest.raises(ValueError, match="no stage visual: it was trained in grounding, relational, retrieval"):
+        about.stage("visual")
+
+
+def test_language_streams_stand_alone(settings: config.Settings, tmp_path: Path) -> None:
+    states = write(tmp_path, settings)
+    folders = {"language-ungrounded", "language-grounded", "language-relational", "language"}
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith("language")} == folders
+    for name, stage in {"language-grounded": "grounding", "language": "relational"}.items():
+        alone, tokenizer = AutoModel.from_pretrained(tmp_path / name), AutoTokenizer.from_pretrained(tmp_path / name)
+        encoded = tokenizer(["a striped square"], return_tensors="pt")
+        model = export.load(tmp_path, stage).model
+        with torch.no_grad():
+            expected = model.language(encoded.input_ids, encoded.attention_mask.bool())
+            torch.testing.assert_close(alone(**encoded).last_hidden_state, expected, rtol=1e-5, atol=1e-6)
+        ours = {n: t for n, t in states[stage].items() if n.startswith("language.")}
+        assert all(torch.equal(alone.state_dict()[n.removeprefix("language.bert.")], t) for n, t in ours.items())
+
+
+def test_sentence_transformers_take_the_mean_over_tokens(settings: config.Settings, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="extra `pretrained` is not installed")
+    write(tmp_path, settings)
+    loaded = library.SentenceTransformer(str(tmp_path / "language"), device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "language")
+    model = export.load(tmp_path).model
+    for text in ("a striped square", "star"):
+        encoded = tokenizer([text], return_tensors="pt")
+        with torch.no_grad():
+            expected = model.language(encoded.input_ids, encoded.attention_mask.bool())[0].mean(dim=0)
+        torch.testing.assert_close(torch.from_numpy(loaded.encode(text)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cards_tell_data_settings_and_metrics(settings: config.Settings, tmp_path: Path) -> None:
+    write(tmp_path, settings)
+    whole = (tmp_path / "README.md").read_text()
+    for said in ("| retrieval | loss | 0.5 |", "shards/graphs (72 images)", "temperature: 0.1", "NeurIPS 2021"):
+        assert said in whole
+    grounded = (tmp_path / "language-grounded" / "README.md").read_text()
+    assert "| grounding | loss | 0.5 |" in grounded
+    assert "relational.train" not in grounded  # it had not been there yet
+
+
+def test_the_controls_of_an_earlier_run_are_kept(settings: config.Settings, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    states = write(first, settings)
+    begun = export.load(first).model
+    tokenizer = load_tokenizer(settings.model.language)
+    run = settings.run.model_copy(update={"start_from": str(first)})
+    writer = export.Writer(second, settings.model_copy(update={"run": run}), tokenizer, begun, dict(begun.heads))
+    begun.heads = nn.ModuleDict({"retrieval": build_head("retrieval", settings.model, begun, {})})
+    writer.add("retrieval", changed(begun, begun.language), {}, {})
+    writer.close({})
+    assert {path.name for path in second.iterdir() if path.name.startswith("language")} == {
+        "language",
+        "language-ungrounded",
+        "language-grounded",
+        "language-relational",
+        "language-retrieval",
+    }
+    control = AutoModel.from_pretrained(second / "language-grounded").state_dict()
+    name = "embeddings.word_embeddings.weight"
+    assert torch.equal(control[name], states["grounding"][f"language.bert.{name}"])
+
+
+@pytest.mark.parametrize("trunk", ["vgg16", "efficientnet_lite0"])
+def test_every_trunk_is_exported(world: SmallWorld, tmp_path: Path, trunk: str) -> None:
+    if trunk == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite_pytorch", reason="extra `pretrained` is not installed")
+    words = [f"--model.trunk.name={trunk}", "--model.image_size=32"]
+    settings = config.load("demo", world.settings(*words))
+    model = build(settings.model).double()  # whatever precision it was trained in, float32 is exported
+    model.heads["grounding"] = build_head("grounding", settings.model, model, {})
+    writer = export.Writer(tmp_path, settings, load_tokenizer(settings.model.language), model, {})
+    writer.add("grounding", model.state_dict(), {}, {})
+    writer.close({})
+    again = export.load(tmp_path).model.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.float() if tensor.is_floating_point() else tensor, again[name]), name
+
+
+def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"found no groundray\.json: give a finished run's model/ folder"):
+        export.load(tmp_path)
+    (tmp_path / "groundray.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(ValueError, match="is of format 1, this version reads 2"):
+        export.load(tmp_path)

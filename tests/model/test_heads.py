@@ -1,0 +1,111 @@
+"""The heads of the stages against what the paper says of them."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+from conftest import SmallWorld
+
+from groundray import config
+from groundray.model.grounded import GroundedModel, build, build_head
+from groundray.model.heads import Classifier, GroundingHeads, MaskedLanguageHead, RetrievalHeads, pooled
+from groundray.model.weights import fill
+
+
+@pytest.fixture
+def settings(world: SmallWorld) -> config.Model:
+    return config.load("demo", world.settings()).model
+
+
+@pytest.fixture
+def model(settings: config.Model) -> GroundedModel:
+    torch.manual_seed(0)
+    return build(settings)
+
+
+def test_the_classifier_pools_two_by_two() -> None:
+    """7 x 7 positions become 3 x 3: the maximum of each window, the last row and column aside."""
+    classifier = Classifier(width=2, positions=49, hidden=5, classes=3)
+    classifier.layers = torch.nn.Identity()
+    V = torch.randn(1, 49, 2, generator=torch.Generator().manual_seed(0))
+    grid = V.view(7, 7, 2)
+    expected = [
+        grid[2 * row : 2 * row + 2, 2 * column : 2 * column + 2, channel].max()
+        for channel in range(2)
+        for row in range(3)
+        for column in range(3)
+    ]
+    assert torch.equal(classifier(V)[0], torch.stack(expected))
+    assert Classifier(width=4, positions=1, hidden=5, classes=3)(torch.zeros(2, 1, 4)).shape == (2, 3)
+
+
+def test_the_masked_language_head_shares_the_word_embeddings(model: GroundedModel, settings: config.Model) -> None:
+    head = build_head("language", settings, model, {})
+    assert isinstance(head, MaskedLanguageHead)
+    embeddings = model.language.bert.embeddings.word_embeddings.weight
+    assert sum(parameter.numel() for parameter in head.parameters()) == 128 * 128 + 3 * 128 + len(embeddings)
+    head(torch.randn(2, 128), embeddings).square().sum().backward()
+    assert embeddings.grad is not None
+
+
+def test_pooling_counts_the_tokens_that_count() -> None:
+    x = torch.tensor([[[1.0], [3.0], [8.0]], [[5.0], [7.0], [9.0]], [[1.0], [1.0], [1.0]]])
+    valid = torch.tensor([[True, True, False], [False, True, True], [False, False, False]])
+    assert pooled(x, valid).tolist() == [[2.0], [8.0], [0.0]]
+
+
+def test_retrieval_vectors_are_their_twins() -> None:
+    torch.manual_seed(0)
+    heads = RetrievalHeads(6).double().eval()
+    keys = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    queries = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    ours = torch.stack([heads.images(keys), heads.texts(queries, valid)])
+    everywhere = torch.ones(2, 4, dtype=torch.bool)
+    twins = torch.stack(
+        [
+            reference.retrieval_vectors(keys, everywhere, dict(heads.image.named_parameters())),
+            reference.retrieval_vectors(queries, valid, dict(heads.text.named_parameters())),
+        ]
+    )
+    torch.testing.assert_close(ours, twins)
+    sources = [keys, queries, *heads.parameters()]
+    weights = torch.arange(24.0, dtype=torch.float64).view(2, 2, 6)
+    found = torch.autograd.grad((ours * weights).sum(), sources)
+    for gradient, expected in zip(found, torch.autograd.grad((twins * weights).sum(), sources), strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_a_head_is_the_same_for_the_same_seed(model: GroundedModel, settings: config.Model) -> None:
+    words = {"classes": ("a", "b"), "predicates": ("c",)}
+    torch.manual_seed(1)
+    first = build_head("relational", settings, model, words, seed=4).state_dict()
+    drawn = torch.rand(1)
+    torch.manual_seed(2)
+    again = build_head("relational", settings, model, words, seed=4).state_dict()
+    other = build_head("relational", settings, model, words, seed=5).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["operators"], other["operators"])
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)  # building a head draws nothing from the generator
+
+
+def test_words_that_nobody_tells_are_asked_for(model: GroundedModel, settings: config.Model) -> None:
+    with pytest.raises(ValueError, match="the head of stage visual is for the classes of shards, which tell none"):
+        build_head("visual", settings, model, {})
+
+
+def test_a_missing_head_is_named(model: GroundedModel) -> None:
+    with pytest.raises(KeyError, match="the model has no GroundingHeads; it has the heads of nothing"):
+        model.head(GroundingHeads)
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1, bias=False))
+    weights = {"0.weight": torch.zeros(3, 2), "1.weight": torch.zeros(1, 4), "2.bias": torch.zeros(1)}
+    with pytest.raises(ValueError, match="the file is not of this model") as caught:
+        fill(module, weights, "the file")
+    assert str(caught.value).endswith(
+        "it lacks 0.bias; it has unexpected 2.bias; it has other sizes of 1.weight (1 x 4 there, 1 x 3 here)"
+    )

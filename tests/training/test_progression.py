@@ -1,0 +1,207 @@
+"""Stages one after the other: what each begins with, what it leaves, and what cannot go together."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import STAGES, SmallWorld
+
+from groundray import config
+from groundray.model import export
+from groundray.storage import Folder
+from groundray.training import run
+from groundray.training.checkpoint import Store
+from groundray.training.events import Event, StageDone, StageStarted, StepDone
+from groundray.training.worker import InProcess
+
+
+def alone(words: list[str]) -> list[Event]:
+    events: list[Event] = []
+    run.train(config.load("demo", words), InProcess(events.append))
+    return events
+
+
+def losses(events: list[Event], stage: str | None = None) -> list[float]:
+    return [e.metrics["loss"] for e in events if isinstance(e, StepDone) and stage in (None, e.stage)]
+
+
+@pytest.fixture(scope="module")
+def whole(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+    """The folder and the events of a run of all stages."""
+    storage = tmp_path_factory.mktemp("whole")
+    return storage / "demo", alone(world.settings(f"--run.storage={storage}", stages=STAGES))
+
+
+def test_every_stage_is_run_and_told_of(whole: tuple[Path, list[Event]]) -> None:
+    folder, events = whole
+    done = {event.stage: event.metrics for event in events if isinstance(event, StageDone)}
+    assert ",".join(done) == STAGES
+    assert json.loads((folder / "result.json").read_text())["stages"] == done
+    assert all(math.isfinite(value) for metrics in done.values() for value in metrics.values())
+    assert {"top1", "top5", "without_image/top1"} <= set(done["visual"])
+    assert {"perplexity", "accuracy"} <= set(done["language"])
+    assert not any(name.startswith("without_image") for name in done["language"])  # there is none to withhold
+    assert {"predicate/top1", "object/top10", "without_image/predicate/top1"} <= set(done["relational"])
+    assert {"text_to_image/recall@10", "without_image/text_to_image/recall@10"} <= set(done["retrieval"])
+    assert about_stages(folder) == STAGES.split(",")
+
+
+def about_stages(folder: Path) -> list[str]:
+    return [stage.name for stage in export.about(folder / "model").stages]
+
+
+def test_a_stage_begins_with_the_best_weights_of_the_one_before(world: SmallWorld, tmp_path: Path) -> None:
+    """The loss of its first step is that of a run that begins with the exported model."""
+    more = (f"--run.storage={tmp_path}", "--visual.epochs=3")
+    whole = alone(world.settings(*more, stages="visual,grounding,relational"))
+    alone(world.settings(*more, "--run.name=first", stages="visual"))
+    start = f"--run.start_from={tmp_path}/first/model"
+    second = alone(world.settings(*more, "--run.name=second", start, stages="grounding,relational"))
+    assert losses(second, "grounding") == losses(whole, "grounding")
+    assert losses(second, "relational") == losses(whole, "relational")
+    scratch = alone(world.settings(*more, "--run.name=scratch", stages="grounding"))
+    assert losses(scratch)[0] != losses(second)[0]
+    began = tmp_path / "second" / "model" / "stages" / "start" / "visual.safetensors"
+    ended = tmp_path / "first" / "model" / "stages" / "visual" / "visual.safetensors"
+    assert began.read_bytes() == ended.read_bytes()
+
+
+def test_it_is_the_best_epoch_that_arrives(world: SmallWorld, tmp_path: Path) -> None:
+    """A last epoch that learns too fast to be the best is not what is exported."""
+    words = ("--visual.optimizer.lr=0.02", "--visual.epochs=3", f"--run.storage={tmp_path}")
+    alone(world.settings(*words, stages="visual"))
+    store = Store(Folder.at(tmp_path / "demo" / "checkpoints"))
+    best, last = store.best("visual"), store.last("visual")
+    assert best is not None
+    assert last is not None
+    assert best.cursor < last.cursor
+    exported = export.load(tmp_path / "demo" / "model").model.state_dict()
+    weights = store.weights(best)
+    assert all(torch.equal(exported[name], weights[name]) for name in weights)
+
+
+def test_a_finished_stage_is_not_run_again(world: SmallWorld, tmp_path: Path) -> None:
+    words = [*world.settings(stages="visual,grounding"), f"--run.storage={tmp_path}"]
+
+    class Killed(Exception):
+        pass
+
+    def kill_in_the_second_stage(event: Event) -> None:
+        if isinstance(event, StepDone) and event.stage == "grounding":
+            raise Killed
+
+    with pytest.raises(Killed):
+        run.train(config.load("demo", words), InProcess(kill_in_the_second_stage))
+    rest = alone(words)
+    assert [event.stage for event in rest if isinstance(event, StageStarted)] == ["grounding"]
+    unbroken = alone([*words, "--run.name=unbroken"])
+    assert losses(rest) == losses(unbroken, "grounding")
+    results = [json.loads((tmp_path / name / "result.json").read_text())["stages"] for name in ("demo", "unbroken")]
+    assert results[0] == results[1]
+
+
+def test_only_the_heads_learn_in_the_retrieval_stage(whole: tuple[Path, list[Event]]) -> None:
+    about = export.about(whole[0] / "model")
+    relational, retrieval = about.stage("relational"), about.stage("retrieval")
+    assert (retrieval.visual, retrieval.language) == (relational.visual, relational.language)
+    assert retrieval.heads["relational"] == relational.heads["relational"]
+
+
+def test_a_stage_without_what_it_needs_is_refused(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
+    with pytest.raises(ValueError, match="retrieval works with the head of stage relational, which has not been"):
+        run.check(config.load("demo", world.settings(stages="grounding,retrieval")))
+    with pytest.raises(ValueError, match="put relational before it"):
+        run.check(config.load("demo", world.settings(stages="retrieval,relational")))
+    words = world.settings(f"--run.start_from={whole[0]}/model", stages="retrieval")
+    assert run.check(config.load("demo", words))
+    with pytest.raises(ValueError, match="begin with a model that has it"):
+        run.check(config.load("demo", [*words, "--run.start_stage=grounding"]))
+
+
+def test_a_model_of_another_shape_is_refused_by_name(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
+    words = world.settings(f"--run.start_from={whole[0]}/model", "--model.attention_ffn=64")
+    with pytest.raises(ValueError, match=r"start_from.* other sizes of attention\.ffn\.0\.weight \(512 x 128 there"):
+        run.begin(config.load("demo", words))
+
+
+def fewer_words(source: Path, target: Path, kind: str) -> Path:
+    """A copy of shards whose index names one word of a kind less."""
+    shutil.copytree(source, target)
+    index = json.loads((target / "dataset.json").read_text())
+    index["vocabulary"][kind] = index["vocabulary"][kind][:-1]
+    (target / "dataset.json").write_text(json.dumps(index))
+    return target
+
+
+def test_fewer_classes_than_the_model_has_are_refused(
+    world: SmallWorld, whole: tuple[Path, list[Event]], tmp_path: Path
+) -> None:
+    parts = {
+        part: fewer_words(world.shards / "objects" / part, tmp_path / part, "classes") for part in ("train", "val")
+    }
+    words = [
+        *world.settings(f"--run.start_from={whole[0]}/model", "--run.start_stage=visual", stages="visual"),
+        *(f"--visual.{part}={folder}" for part, folder in parts.items()),
+    ]
+    with pytest.raises(ValueError, match=r"have 11 classes, the model .* with 12 \(here without triangle\).*new_head"):
+        run.check(config.load("demo", words))
+    assert run.check(config.load("demo", [*words, "--visual.new_head=true"]))
+
+
+def test_training_and_validation_must_number_alike(world: SmallWorld, tmp_path: Path) -> None:
+    val = fewer_words(world.shards / "scene_graphs" / "val", tmp_path / "val", "predicates")
+    words = world.settings(f"--relational.val={val}", stages="relational")
+    with pytest.raises(ValueError, match=r"number their predicates differently \(7 and 6 of them; only one has"):
+        run.check(config.load("demo", words))
+
+
+def test_numbers_that_the_settings_expect_are_checked(world: SmallWorld) -> None:
+    with pytest.raises(ValueError, match="expected 1000 classes as the settings say, got 12"):
+        run.check(config.load("demo", world.settings("--visual.classes=1000", stages="visual")))
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "wanted"),
+    [
+        ("visual", "captions", "'labelled_images'"),
+        ("language", "scene_graphs", "'text' or 'captions'"),
+        ("grounding", "text", "'captions'"),
+        ("relational", "captions", "'scene_graphs'"),
+    ],
+)
+def test_shards_of_the_wrong_kind_are_refused(world: SmallWorld, stage: str, kind: str, wanted: str) -> None:
+    words = world.settings(f"--{stage}.train={world.shards / kind / 'train'}", stages=stage)
+    with pytest.raises(ValueError, match=f"expected shards of kind {wanted} .* found kind '{kind}'"):
+        run.check(config.load("demo", words))
+
+
+def test_the_language_stage_takes_captions_too(world: SmallWorld, tmp_path: Path) -> None:
+    captions = [f"--language.{part}={world.shards / 'captions' / part}" for part in ("train", "val")]
+    events = alone(world.settings(*captions, f"--run.storage={tmp_path}", stages="language"))
+    assert losses(events)[-1] < losses(events)[0]
+
+
+def test_scene_graphs_without_a_relation_train_to_a_finite_end(world: SmallWorld, tmp_path: Path) -> None:
+    """Batches with no triplet at all; the objects' classes are still learned."""
+    for part in ("train", "val"):
+        shutil.copytree(world.shards / "scene_graphs" / part, tmp_path / part)
+        for file in (tmp_path / part).glob("*.parquet"):
+            groups = [pq.ParquetFile(file).read_row_group(n) for n in range(pq.ParquetFile(file).num_row_groups)]
+            with pq.ParquetWriter(file, groups[0].schema, use_dictionary=False) as writer:
+                for table in groups:
+                    rows = [{**row, "relations": []} for row in table.to_pylist()]
+                    writer.write_table(pa.Table.from_pylist(rows, schema=table.schema))
+    words = world.settings(f"--run.storage={tmp_path}", stages="relational")
+    events = alone([*words, *(f"--relational.{part}={tmp_path / part}" for part in ("train", "val"))])
+    assert all(math.isfinite(loss) for loss in losses(events))
+    (done,) = (event for event in events if isinstance(event, StageDone))
+    assert done.metrics["predicate/top1"] == 0.0
+    model = export.load(tmp_path / "demo" / "model").model
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
