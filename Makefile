@@ -22,6 +22,7 @@ demo: setup
 	$(BIN)/python -m groundray.prepare scenes --out data/scenes
 	$(BIN)/python -m groundray.train --config demo
 	$(BIN)/python -m groundray.analyse retrieval --checkpoint runs/demo/model --data data/scenes/captions/val
+	$(BIN)/python -m groundray.analyse relations --checkpoint runs/demo/model --data data/scenes/scene_graphs/val
 
 test: setup
 	$(BIN)/python -m pytest

@@ -34,7 +34,7 @@ class Classifier(nn.Module):
             nn.Dropout(0.5),
             nn.Linear(hidden, classes),
         )
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             if isinstance(layer, nn.Linear):  # torch's own start shrinks what passes a ReLU to 0.4 of its size
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)

@@ -94,6 +94,29 @@ def test_one_worker_and_two_give_the_same_losses(world: SmallWorld, tmp_path: Pa
     assert len(set(one["float32"])) == STEPS  # and it does go on
 
 
+def test_every_stage_is_the_same_on_one_worker_and_two(world: SmallWorld, tmp_path: Path) -> None:
+    """The progression as a whole: each step's loss, with dropout, in both precisions."""
+    others = ("visual", "language", "relational", "retrieval")
+    words = {
+        precision: world.settings(
+            *(f"--{stage}.epochs=1" for stage in others),
+            *(f"--{stage}.precision={precision}" for stage in others),
+            stages=",".join(others),
+        )
+        for precision in ("float32", "float64")
+    }
+    two = {
+        precision: [*some, f"--run.storage={tmp_path}/two", f"--run.name={precision}", "--scaling.num_workers=2"]
+        for precision, some in words.items()
+    }
+    mp.spawn(on_a_rank, (two, str(tmp_path)), nprocs=2)
+    for precision, tolerance in (("float64", 1e-9), ("float32", 1e-4)):
+        one = losses(alone([*words[precision], f"--run.storage={tmp_path}/one", f"--run.name={precision}"]))
+        found = json.loads((tmp_path / f"{precision}.json").read_text())
+        assert found == pytest.approx(one, rel=tolerance)
+        assert len(one) == 9 + 9 + 9 + 9
+
+
 def test_a_resumed_run_ends_with_the_same_weights(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings("--grounding.epochs=3")
     whole = alone([*words, f"--run.storage={tmp_path}/whole"])

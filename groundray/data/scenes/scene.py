@@ -98,14 +98,21 @@ def make_scene(seed: int, split: str, index: int, id: int) -> Scene:
             return Scene(id, key, objects)
 
 
-def make_object(seed: int, split: str, index: int, shape: str, id: int) -> Scene:
-    """A scene of one big object of a shape, for the image folder of single objects."""
-    key = int(mix(seed, word_of(f"objects {split} {shape}"), index))
+def make_object(seed: int, split: str, index: int, noun: str, id: int) -> Scene:
+    """A scene of one big object that captions call by this noun, for the image folder of single objects."""
+    key = int(mix(seed, word_of(f"objects {split} {noun}"), index))
     dice = Dice(key, 1)
     extent = dice.between(50, 84)
     x, y = dice.between(MARGIN, SIZE - extent - MARGIN), dice.between(MARGIN, SIZE - extent - MARGIN)
-    item = Object(shape, dice.one(list(COLOURS)), dice.one(TEXTURES), "big", x, y, extent)
-    return Scene(id, key, (item,))
+    kind = next((kind for kind in KINDS if kind.noun == noun), None)
+    while True:
+        colour, texture = dice.one(list(COLOURS)), dice.one(TEXTURES)
+        if kind:
+            colour = kind.attribute if kind.attribute in COLOURS else colour
+            texture = kind.attribute if kind.attribute in TEXTURES else texture
+        item = Object(kind.shape if kind else noun, colour, texture, "big", x, y, extent)
+        if item.noun == noun:
+            return Scene(id, key, (item,))
 
 
 def relation(first: Object, second: Object) -> str | None:

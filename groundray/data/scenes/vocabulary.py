@@ -65,3 +65,6 @@ KINDS = (
     Kind("azuron", "blue", "star"),
     Kind("verdil", "green", "diamond"),
 )
+
+# What is shown on its own: the kinds that a texture makes are not, since a texture takes many more pictures to learn.
+SINGLES = (*SHAPES, *(kind.noun for kind in KINDS if kind.attribute in COLOURS))

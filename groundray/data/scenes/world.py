@@ -2,7 +2,7 @@
 
 coco/{train,val}/ID.jpg      coco/annotations/captions_{train,val}.json          COCO captions
 visual_genome/{train,val}/   image_data, objects, attributes, relationships .json  Visual Genome, of the same images
-objects/{train,val}/SHAPE/*.jpg                                                  an image folder of single objects
+objects/{train,val}/NOUN/*.jpg                                                  an image folder of single objects
 text/{train,val}.txt                                                             every caption, a line each
 norms/                       concreteness, categories, features, composition, triplets .csv
 tokenizer/                   a WordPiece tokenizer of the captions' words
@@ -25,10 +25,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from groundray.data.scenes import norms
 from groundray.data.scenes.drawing import jpeg
 from groundray.data.scenes.scene import SIZE, Object, Scene, make_object, make_scene, relations
-from groundray.data.scenes.vocabulary import SHAPES
+from groundray.data.scenes.vocabulary import SINGLES
 from groundray.data.scenes.wording import captions
 
-VERSION = 2
+VERSION = 6
 BATCH = 100  # scenes drawn at a time by a process
 Track = Callable[[Sequence[Any]], Iterable[Any]]
 
@@ -50,7 +50,7 @@ def write_world(
     num_scenes: int,
     num_val: int = 200,
     seed: int = 0,
-    objects_a_shape: int = 240,
+    objects_a_noun: int = 200,
     track: Track = iter,
     workers: int | None = None,
 ) -> World:
@@ -59,7 +59,7 @@ def write_world(
     Args:
         num_scenes: scenes to train on.
         num_val: held-out scenes.
-        objects_a_shape: single objects of each shape to train on; a quarter as many are held out.
+        objects_a_noun: single objects of each noun to train on; a quarter as many are held out.
         track: wraps the sequence of batches, to show progress.
         workers: drawing processes (default: one a core).
     """
@@ -68,8 +68,8 @@ def write_world(
         "val": [make_scene(seed, "val", index, num_scenes + index) for index in range(num_val)],
     }
     singles = {
-        split: [make_object(seed, split, i, shape, i) for shape in SHAPES for i in range(count)]
-        for split, count in (("train", objects_a_shape), ("val", max(1, objects_a_shape // 4)))
+        split: [make_object(seed, split, i, noun, i) for noun in SINGLES for i in range(count)]
+        for split, count in (("train", objects_a_noun), ("val", max(1, objects_a_noun // 4)))
     }
     jobs = [
         (out / "coco" / split, scenes[start : start + BATCH], False)
@@ -80,8 +80,8 @@ def write_world(
         for split, scenes in singles.items()
         for start in range(0, len(scenes), BATCH)
     ]
-    for folder, scenes, by_shape in jobs:
-        for name in {_folder(folder, scene, by_shape) for scene in scenes}:
+    for folder, scenes, by_noun in jobs:
+        for name in {_folder(folder, scene, by_noun) for scene in scenes}:
             name.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for done in track([pool.submit(_draw, *job) for job in jobs]):
@@ -101,13 +101,13 @@ def write_world(
     return World(num_scenes + num_val, sum(map(len, singles.values())), len(texts))
 
 
-def _folder(folder: Path, scene: Scene, by_shape: bool) -> Path:
-    return folder / scene.objects[0].shape if by_shape else folder
+def _folder(folder: Path, scene: Scene, by_noun: bool) -> Path:
+    return folder / scene.objects[0].noun if by_noun else folder
 
 
-def _draw(folder: Path, scenes: Sequence[Scene], by_shape: bool) -> None:
+def _draw(folder: Path, scenes: Sequence[Scene], by_noun: bool) -> None:
     for scene in scenes:
-        (_folder(folder, scene, by_shape) / f"{scene.id}.jpg").write_bytes(jpeg(scene))
+        (_folder(folder, scene, by_noun) / f"{scene.id}.jpg").write_bytes(jpeg(scene))
 
 
 def _coco(scenes: Sequence[Scene], worded: Sequence[list[str]]) -> dict[str, Any]:
