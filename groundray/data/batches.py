@@ -28,6 +28,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(getattr(self, field.name).nbytes for field in fields(self) if field.name != "ids")
+
     def to(self: Some, device: str) -> Some:
         """The batch with its tensors on a device."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ids"}

@@ -9,7 +9,7 @@ Both are built of the same three steps, so that they cannot disagree:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -77,6 +77,11 @@ class Step:
     ends_epoch: bool
     chunks: tuple[tuple[int, Any], ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its batches."""
+        return sum(batch.nbytes for _, batch in self.chunks)
+
     def to(self, device: str) -> Step:
         """The step with its batches on a device."""
         return replace(self, chunks=tuple((chunk, batch.to(device)) for chunk, batch in self.chunks))
@@ -84,6 +89,32 @@ class Step:
     def without_images(self, pixel: Any) -> Step:
         """The step with every pixel of every image the same (see `batches.ImageBatch`)."""
         return replace(self, chunks=tuple((chunk, batch.without_images(pixel)) for chunk, batch in self.chunks))
+
+
+class Kept:
+    """The steps of a validation set, read once and kept where all of them fit into `most` bytes, else read each time.
+
+    Starting to read costs seconds on a cluster, at the end of each epoch.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Step]], most: int = 2**28):
+        self._read, self._most = read, most
+        self._steps: list[Step] | None = None
+
+    def __iter__(self) -> Iterator[Step]:
+        if self._steps is not None:
+            yield from self._steps
+            return
+        kept, size = [], 0
+        for step in self._read():
+            size += step.nbytes
+            if size <= self._most:
+                kept.append(step)
+            else:
+                kept.clear()
+            yield step
+        if size <= self._most:
+            self._steps = kept
 
 
 def windows(plan: Plan, cursor: Cursor, epochs: int) -> Iterator[Window]:

@@ -29,6 +29,8 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     options = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     if not os.environ.get("RAY_ADDRESS"):
+        # else a reading process that pauses for a second is ended, and starting the next one takes a core for three
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
     ray.init(**options)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn, optim
 from groundray import config
 from groundray.data.plan import Cursor
 from groundray.data.randomness import mix, word_of
-from groundray.data.stream import Step
+from groundray.data.stream import Kept, Step
 from groundray.loss.collectives import barrier, sum_over_ranks
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Metrics, Stage
@@ -26,6 +26,7 @@ def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store
     settings, steps = stage.settings, stage.train.plan.steps
     stage.prepare(model)
     optimizer = make_optimizer(model, settings.optimizer)
+    held_out = Kept(lambda: worker.batches(stage.val, Cursor(), epochs=1))
 
     cursor, best = Cursor(), None
     if last := store.last(stage.name):
@@ -45,7 +46,7 @@ def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store
         worker.emit(StepDone(stage.name, batch.epoch, done, settings.epochs * steps, metrics))
 
         if batch.ends_epoch:
-            scores = validate(stage, model, worker)
+            scores = validate(stage, model, held_out)
             better = stage.best.beats(scores[stage.best.metric], best)
             best = scores[stage.best.metric] if better else best
             if worker.rank == 0:
@@ -53,7 +54,7 @@ def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store
             worker.emit(EpochDone(stage.name, batch.epoch, settings.epochs, done, better, scores))
             clock.restart()
 
-    chosen = finish(stage, model, worker, store)
+    chosen = finish(stage, model, held_out, store)
     worker.emit(StageDone(stage.name, done, chosen))
     return chosen
 
@@ -90,11 +91,10 @@ def encode(stage: Stage, model: GroundedModel, samples: Any) -> Any:
 
 
 @torch.no_grad()
-def validate(stage: Stage, model: GroundedModel, worker: Worker, blind: bool = False) -> Metrics:
+def validate(stage: Stage, model: GroundedModel, steps: Iterable[Step], blind: bool = False) -> Metrics:
     """The metrics of the whole validation set, with everything in eval mode meanwhile; `blind` withholds the images."""
     training = [module for module in model.modules() if module.training]
     model.eval()
-    steps = worker.batches(stage.val, Cursor(), epochs=1)
     if blind:
         pixel = model.visual.trunk.mean.round().to(torch.uint8)
         steps = (step.without_images(pixel) for step in steps)
@@ -126,7 +126,7 @@ def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, ep
     return settings.lr * factor
 
 
-def finish(stage: Stage, model: GroundedModel, worker: Worker, store: Store) -> Metrics:
+def finish(stage: Stage, model: GroundedModel, held_out: Iterable[Step], store: Store) -> Metrics:
     """The metrics of the stage's best epoch, whose weights are then in every rank's model; without images too."""
     barrier()  # rank 0 has written what the others read now
     chosen = store.best(stage.name)
@@ -135,7 +135,7 @@ def finish(stage: Stage, model: GroundedModel, worker: Worker, store: Store) -> 
     store.load(chosen, model)
     if not stage.sees_images:
         return chosen.metrics
-    blind = validate(stage, model, worker, blind=True)
+    blind = validate(stage, model, held_out, blind=True)
     return chosen.metrics | {f"without_image/{name}": value for name, value in blind.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from groundray.data.captions import CaptionSamples
 from groundray.data.plan import Cursor
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
-from groundray.data.stream import Source, assemble, decode, nothing, read, stream, windows
+from groundray.data.stream import Kept, Source, Step, assemble, decode, nothing, read, stream, windows
 from groundray.model.language import load_tokenizer
 from groundray.stage.grounding import GroundingStage
 
@@ -122,3 +123,22 @@ def test_shards_of_another_kind_or_place_are_refused(world: SmallWorld) -> None:
         Dataset.open(str(world.shards / "captions" / "train"), "text")
     with pytest.raises(FileNotFoundError, match=r"found no dataset\.json there: write them with"):
         Dataset.open(str(world.shards))
+
+
+def test_a_small_validation_set_is_read_once(stage: GroundingStage) -> None:
+    reads = 0
+
+    def read_steps() -> Iterator[Step]:
+        nonlocal reads
+        reads += 1
+        return stream(stage.val, Cursor(), 1)
+
+    def seen(steps: Kept) -> list[str]:
+        return [sample for step in steps for _, batch in step.chunks for sample in batch.ids]
+
+    small, large = Kept(read_steps), Kept(read_steps, most=20 * 3 * 112 * 112)  # the images alone fill it
+    assert seen(small) == seen(small) == seen(small)
+    assert reads == 1
+    next(iter(large))
+    assert seen(large) == seen(large) == seen(small)
+    assert reads == 4

@@ -182,6 +182,13 @@ def test_shards_of_the_wrong_kind_are_refused(world: SmallWorld, stage: str, kin
         run.check(config.load("demo", words))
 
 
+def test_every_stage_runs_in_bf16(world: SmallWorld, tmp_path: Path) -> None:
+    words = [f"--{stage}.{setting}" for stage in STAGES.split(",") for setting in ("precision=bf16", "epochs=1")]
+    events = alone(world.settings(*words, f"--run.storage={tmp_path}", stages=STAGES))
+    assert len(losses(events)) == 45
+    assert all(math.isfinite(loss) for loss in losses(events))
+
+
 def test_the_language_stage_takes_captions_too(world: SmallWorld, tmp_path: Path) -> None:
     captions = [f"--language.{part}={world.shards / 'captions' / part}" for part in ("train", "val")]
     events = alone(world.settings(*captions, f"--run.storage={tmp_path}", stages="language"))
