@@ -108,7 +108,7 @@ def test_a_small_world_is_prepared_and_recognised(tmp_path: Path, capsys: pytest
     train = Dataset.open(str(tmp_path / "world" / "scene_graphs" / "train"), "scene_graphs")
     assert graphs.vocabulary == train.vocabulary
     singles = Dataset.open(str(tmp_path / "world" / "objects" / "val"), "labelled_images")
-    assert singles.rows == 15 * len(singles.vocabulary["classes"])
+    assert singles.rows == 50 * len(singles.vocabulary["classes"])
     assert prepare.main(scenes) == 0
     assert "prepared already" in capsys.readouterr().out
     assert prepare.main([*scenes, "--seed", "1"]) == 2

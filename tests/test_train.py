@@ -21,15 +21,15 @@ def losses(events: list[Event]) -> list[float]:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_path: Path) -> None:
-    epochs = [f"--{stage}.epochs=1" for stage in STAGES.split(",")]
-    words = world.settings("--data.window=24", f"--run.storage={tmp_path}", *epochs, stages=STAGES)
+    each = [f"--{stage}.{value}" for stage in STAGES.split(",") for value in ("epochs=1", "precision=float64")]
+    words = world.settings("--data.window=24", f"--run.storage={tmp_path}", *each, stages=STAGES)
     alone: list[Event] = []
     launch.train(config.load("demo", [*words, "--run.name=alone", "--scaling.num_workers=0"]), alone.append)
     together: list[Event] = []
     result = launch.train(config.load("demo", [*words, "--run.name=together"]), together.append)
 
-    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
-    assert len(losses(together)) == 5 * 9
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-8)
+    assert len(losses(together)) == 7 + 4 * 9
     (ours, theirs) = ([e.metrics for e in events if isinstance(e, EpochDone)] for events in (together, alone))
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=1e-3)

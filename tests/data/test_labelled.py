@@ -55,7 +55,7 @@ def test_labels_come_with_the_images(table: pa.Table) -> None:
 def test_a_label_of_no_class_is_refused(table: pa.Table) -> None:
     fewer = replace(SAMPLES, classes=1)
     rows = table.take([11])
-    with pytest.raises(ValueError, match=r"image cross/.* has label \d+: expected 0 to 0"):
+    with pytest.raises(ValueError, match=r"image circle/.* has label \d+: expected 0 to 0"):
         fewer.decode(fewer.draw(rows, 0))
 
 

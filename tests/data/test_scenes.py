@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from groundray.data.scenes import write_world
 from groundray.data.scenes.norms import concreteness, vocabulary
 from groundray.data.scenes.scene import SIZE, Object, Scene, make_scene, relation, relations
-from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES, TEXTURES
+from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES, SINGLES, TEXTURES
 from groundray.data.scenes.wording import captions
 
 SCENES = [make_scene(0, "train", index, index) for index in range(600)]
@@ -126,7 +126,7 @@ def test_the_layouts_are_the_sources_own(world: SmallWorld) -> None:
                 assert not (kind.noun in item["names"] and kind.attribute in item["attributes"])
 
     classes = {folder.name for folder in (world.source / "objects" / "train").iterdir()}
-    assert classes == set(SHAPES)
+    assert classes == set(SINGLES)
     assert len((world.source / "text" / "val.txt").read_text().splitlines()) == 5 * 20
 
 

@@ -150,7 +150,7 @@ def test_fewer_classes_than_the_model_has_are_refused(
         *world.settings(f"--run.start_from={whole[0]}/model", "--run.start_stage=visual", stages="visual"),
         *(f"--visual.{part}={folder}" for part, folder in parts.items()),
     ]
-    with pytest.raises(ValueError, match=r"have 11 classes, the model .* with 12 \(here without triangle\).*new_head"):
+    with pytest.raises(ValueError, match=r"have 14 classes, the model .* with 15 \(here without verdil\).*new_head"):
         run.check(config.load("demo", words))
     assert run.check(config.load("demo", [*words, "--visual.new_head=true"]))
 
@@ -163,7 +163,7 @@ def test_training_and_validation_must_number_alike(world: SmallWorld, tmp_path: 
 
 
 def test_numbers_that_the_settings_expect_are_checked(world: SmallWorld) -> None:
-    with pytest.raises(ValueError, match="expected 1000 classes as the settings say, got 12"):
+    with pytest.raises(ValueError, match="expected 1000 classes as the settings say, got 15"):
         run.check(config.load("demo", world.settings("--visual.classes=1000", stages="visual")))
 
 
@@ -185,7 +185,7 @@ def test_shards_of_the_wrong_kind_are_refused(world: SmallWorld, stage: str, kin
 def test_every_stage_runs_in_bf16(world: SmallWorld, tmp_path: Path) -> None:
     words = [f"--{stage}.{setting}" for stage in STAGES.split(",") for setting in ("precision=bf16", "epochs=1")]
     events = alone(world.settings(*words, f"--run.storage={tmp_path}", stages=STAGES))
-    assert len(losses(events)) == 45
+    assert len(losses(events)) == 7 + 4 * 9
     assert all(math.isfinite(loss) for loss in losses(events))
 
 

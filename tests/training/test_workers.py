@@ -114,7 +114,7 @@ def test_every_stage_is_the_same_on_one_worker_and_two(world: SmallWorld, tmp_pa
         one = losses(alone([*words[precision], f"--run.storage={tmp_path}/one", f"--run.name={precision}"]))
         found = json.loads((tmp_path / f"{precision}.json").read_text())
         assert found == pytest.approx(one, rel=tolerance)
-        assert len(one) == 9 + 9 + 9 + 9
+        assert len(one) == 7 + 9 + 9 + 9
 
 
 def test_a_resumed_run_ends_with_the_same_weights(world: SmallWorld, tmp_path: Path) -> None:
