@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from groundray import config
@@ -76,6 +76,27 @@ def build_language(settings: config.Language, weights: bool = True) -> LanguageS
             raise ValueError(f"{place} lacks weights of a BERT: {', '.join(missing[:5])}")
         return LanguageStream(bert)
     return LanguageStream(BertModel(_configuration(place), add_pooling_layer=False))
+
+
+def masked_language_weights(settings: config.Language) -> dict[str, Tensor]:
+    """The published weights of BERT's masked language head, as `heads.MaskedLanguageHead` names them.
+
+    Empty where the language stream begins from scratch, or comes without such a head (as MiniLM does).
+    """
+    if settings.name == "tiny" or settings.weights == "none":
+        return {}
+    place = _place(settings.name) if settings.weights == "published" else settings.weights
+    with quiet():
+        try:
+            loaded: Any = BertForMaskedLM.from_pretrained(place, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(_unreachable("weights", place, error)) from None
+    bert, report = loaded
+    prefix = "cls.predictions."
+    if any(name.startswith(prefix + "transform") for name in report["missing_keys"]):
+        return {}
+    state = {name.removeprefix(prefix): tensor for name, tensor in bert.state_dict().items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in state.items() if not name.startswith("decoder.")}
 
 
 def _tiny(settings: config.Language) -> BertModel:

@@ -64,7 +64,8 @@ class RelationalStage:
 
     def loss(self, encoded: list[Scored]) -> tuple[Tensor, Metrics]:
         found = self._loss(encoded)
-        return found.total, {"predicate/loss": found.predicate.item(), "pair/loss": found.pair.item()}
+        parts = {"predicate": found.predicate, "pair": found.pair, "object": found.object}
+        return found.total, {f"{name}/loss": loss.item() for name, loss in parts.items()}
 
     def validate(self, encode: Callable[[SceneGraphBatch], Scored], steps: Iterable[Step]) -> Metrics:
         """Loss a batch in the training size, and top-k of each triplet's predicate and each object's class."""

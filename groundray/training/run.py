@@ -24,8 +24,8 @@ from groundray.data.schema import Dataset
 from groundray.loss.collectives import barrier
 from groundray.model import export
 from groundray.model.grounded import GroundedModel, build, build_head
-from groundray.model.heads import Vocabulary
-from groundray.model.language import load_tokenizer
+from groundray.model.heads import MaskedLanguageHead, Vocabulary
+from groundray.model.language import load_tokenizer, masked_language_weights
 from groundray.model.weights import fill
 from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS, STAGES
@@ -151,7 +151,11 @@ def enter(stage: Stage, model: GroundedModel, heads: dict[str, nn.Module], setti
         heads: what has been trained so far, by name; the stage's own joins them.
     """
     if stage.name not in heads or stage.settings.new_head:
-        heads[stage.name] = build_head(stage.name, settings.model, model, stage.vocabulary, settings.run.seed)
+        head = build_head(stage.name, settings.model, model, stage.vocabulary, settings.run.seed)
+        begins = isinstance(head, MaskedLanguageHead) and settings.run.start_from is None
+        if begins and (published := masked_language_weights(settings.model.language)):
+            fill(head, published, "the published masked language head")
+        heads[stage.name] = head
     model.heads = nn.ModuleDict({name: heads[name] for name in (*NEEDS.get(stage.name, ()), stage.name)})
     parameter = next(model.parameters())
     model.to(parameter.device, torch.float64 if stage.settings.precision == "float64" else torch.float32)

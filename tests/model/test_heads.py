@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import reference
 import torch
 from conftest import SmallWorld
+from transformers import BertConfig, BertForMaskedLM
 
 from groundray import config
 from groundray.model.grounded import GroundedModel, build, build_head
 from groundray.model.heads import Classifier, GroundingHeads, MaskedLanguageHead, RetrievalHeads, pooled
+from groundray.model.language import build_language, masked_language_weights
 from groundray.model.weights import fill
 
 
@@ -109,3 +113,24 @@ def test_weights_that_do_not_fit_are_named() -> None:
     assert str(caught.value).endswith(
         "it lacks 0.bias; it has unexpected 2.bias; it has other sizes of 1.weight (1 x 4 there, 1 x 3 here)"
     )
+
+
+def test_a_published_masked_language_head_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tiny = BertConfig(vocab_size=90, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    published = BertForMaskedLM(tiny)
+    torch.nn.init.normal_(published.cls.predictions.bias)
+    published.save_pretrained(tmp_path / "masked")
+    published.bert.save_pretrained(tmp_path / "alone")
+
+    weights = masked_language_weights(config.Language(name=str(tmp_path / "masked")))
+    language = build_language(config.Language(name=str(tmp_path / "masked")))
+    head = MaskedLanguageHead(language)
+    fill(head, weights, "the test")
+    tokens = torch.tensor([[2, 10, 11, 3]])
+    with torch.no_grad():
+        hidden = language.eval()(tokens, tokens > 0)[0]
+        ours = head(hidden, language.bert.embeddings.word_embeddings.weight)
+        torch.testing.assert_close(ours, published.eval()(tokens).logits[0], rtol=1e-5, atol=1e-5)
+    assert masked_language_weights(config.Language(name=str(tmp_path / "alone"))) == {}
+    assert masked_language_weights(config.Language(name=str(tmp_path / "masked"), weights="none")) == {}
