@@ -34,12 +34,22 @@ def gather_words(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _Gather.apply(_same_length(x), True)
 
 
-def gather_rows(x: Tensor) -> Tensor:
+def gather_rows(x: Tensor, shared: bool = False) -> Tensor:
     """The rows of all ranks, in the order of ranks.
 
-    Each rank computes the same loss of all of them, so the gradient of a rank's rows is what it has itself.
+    Each rank computes the same of all of them, so the gradient of a rank's rows is what it has itself; unless they are
+    `shared`: each rank uses all rows for what is its own, so the gradient of a rank's rows is the sum of what all
+    ranks have for them.
     """
-    return x if world_size() == 1 else _Gather.apply(x, False)
+    return x if world_size() == 1 else _Gather.apply(x, shared)
+
+
+def sum_of_chunks(parts: Sequence[Tensor]) -> Tensor:
+    """The sum over all chunks of the global batch, given a rank's own: one tensor a chunk, of the same shape.
+
+    Chunks are added in their order, so the sum is the same on any number of ranks.
+    """
+    return gather_rows(torch.stack(list(parts))).sum(dim=0)
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
