@@ -17,7 +17,8 @@ from groundray.data.captions import CaptionSamples
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
-from groundray.loss.grounding import grounding_loss
+from groundray.loss.grounding import global_similarity, grounding_loss
+from groundray.loss.nt_xent import two_way_nt_xent
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Best, Metrics
@@ -66,23 +67,21 @@ class GroundingStage:
         return encode(model, batch, self.settings.special_tokens)
 
     def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
-        plan = self.train.plan
-        loss, _ = self._loss(concatenate(encoded), plan.batch_size // plan.chunks)
-        return loss, {}
+        plan, settings = self.train.plan, self.settings
+        chunk = plan.batch_size // plan.chunks
+        return grounding_loss(*concatenate(encoded), settings.temperature, settings.similarity, chunk), {}
 
     def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
         """Loss a sample over batches in the training size, and recall@k among all validation images."""
         pool, total, samples = [], 0.0, 0
         for step in steps:
             encoded = concatenate([encode(batch) for _, batch in step.chunks])
-            loss, S = self._loss(encoded)
-            total, samples = total + loss.item() * len(S), samples + len(S)
+            S = global_similarity(*encoded, self.settings.similarity)
+            total += two_way_nt_xent(S, self.settings.temperature).item() * len(S)
+            samples += len(S)
             pool.append(encoded)
-        _, S = self._loss(concatenate(pool))
+        S = global_similarity(*concatenate(pool), self.settings.similarity)
         return {"loss": total / samples, **recalls(S)}
-
-    def _loss(self, encoded: Encoded, block: int | None = None) -> tuple[Tensor, Tensor]:
-        return grounding_loss(*encoded, self.settings.temperature, self.settings.similarity, block)
 
 
 def source(
