@@ -33,9 +33,10 @@ Kind = Literal["dot", "cosine"]
 TOKENS = 512
 TILE = {"cpu": 2**19, "cuda": 2**24}  # a GPU wants products that fill it; its number is not measured
 
-# Numbers of a block of rows in the backward pass (12 MB in float32, four of them at a time): 20 images of 196 positions
-# of width 768. Blocks of 4 take twice the time, and all 180 images at once, no longer in the cache, as well.
-ROWS = 3 * 2**20
+# Numbers of a block of rows in the backward pass, four of them at a time: 7 MB in float32, as 11 images of 196
+# positions of width 768. Half as many take 1.25 times the time; nearly twice as many take 0.85 times, and twice the
+# memory.
+ROWS = 7 * 2**18
 
 
 def match_map(
@@ -141,15 +142,16 @@ def _gradients(gradient: Tensor, V: Tensor, words: Tensor, valid: Tensor, best: 
     shares = gradient / tokens.counts.clamp(min=1)
     with torch.autocast(V.device.type, enabled=False):
         for _, span in tokens.tiles(max(1, ROWS // max(1, dim))):
-            W, to_W = tokens[span], None
-            for some in _blocks(images, max(1, images), max(1, ROWS // max(1, positions * dim))):
+            W = tokens[span]
+            to_W = torch.zeros_like(W)
+            # an image takes its rows, and of each token where it stands in which order, in 8 bytes each
+            group = max(1, ROWS // max(1, positions * dim, 6 * len(W)))
+            for some in _blocks(images, max(1, images), group):
                 rows = V[some].flatten(0, 1).to(to_V.dtype)
                 winner, share = best[some, span], shares[some].index_select(1, tokens.caption[span])
-                part = _bags_of_positions(rows, winner, share)
-                to_W = part if to_W is None else to_W.add_(part)
-                to_V[some] += _bags_of_words(W, winner, share, positions).unflatten(0, (-1, positions))
-            if to_W is not None:
-                to_words[span if tokens.rows is None else tokens.rows[span]] = to_W
+                to_W.add_(_bags_of_positions(rows, winner, share))
+                to_V[some].add_(_bags_of_words(W, winner, share, positions).unflatten(0, (-1, positions)))
+            to_words[span if tokens.rows is None else tokens.rows[span]] = to_W
     return to_V.to(V.dtype), to_words.to(words.dtype)
 
 
@@ -161,10 +163,14 @@ def _(gradient: Tensor, V: Tensor, words: Tensor, valid: Tensor, best: Tensor) -
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     V, words, valid, _, _ = inputs
     ctx.save_for_backward(V, words, valid, output[1])
+    ctx.set_materialize_grads(False)  # the positions have none, and zeros in its place would take as much as they do
 
 
-def _backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None, None]:
-    return *torch.ops.groundray.best_matches_gradient(gradient, *ctx.saved_tensors), None, None, None
+def _backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    of_both = (
+        (None, None) if gradient is None else torch.ops.groundray.best_matches_gradient(gradient, *ctx.saved_tensors)
+    )
+    return *of_both, None, None, None
 
 
 torch.library.register_autograd("groundray::best_matches", _backward, setup_context=_keep_inputs)
