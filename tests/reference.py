@@ -21,14 +21,16 @@ def similarity(V: Tensor, W: Tensor, valid: Tensor, kind: str) -> Tensor:
 
 
 def max_match(image: Tensor, token: Tensor, kind: str) -> Tensor:
-    """The largest match of a token with a position of an image."""
-    matches = []
+    """The largest match of a token with a position of an image; of equal ones the first, which has the gradient."""
+    best = None
     for position in image:
         match = (position * token).sum()
         if kind == "cosine":
             match = match / (position.square().sum().sqrt() * token.square().sum().sqrt())
-        matches.append(match)
-    return torch.stack(matches).max()
+        if best is None or match > best:
+            best = match
+    assert best is not None
+    return best
 
 
 def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -25,13 +26,19 @@ def barrier() -> None:
         sum_over_ranks([torch.zeros(1, device=_device())])
 
 
-def gather_words(x: Tensor) -> Tensor:
-    """The rows of all ranks, in the order of ranks; dimension 1 is padded with zeros to the longest.
+def gather_words(
+    W: Float[Tensor, "own_caption token dim"], valid: Bool[Tensor, "own_caption token"]
+) -> tuple[Float[Tensor, "word dim"], Bool[Tensor, "caption any_token"]]:
+    """The words of all ranks as one list, in the order of ranks, and which tokens of all captions are valid.
 
-    Each rank uses all words against its own images, so the gradient of a rank's words is the sum of what all ranks
-    have for them. Ranks may hold different numbers of rows, none included.
+    Only valid tokens travel; alone, the list is all tokens, valid or not. Each rank uses all words against its own
+    images, so the gradient of a rank's words is the sum of what all ranks have for them. Ranks may hold different
+    numbers of captions, none included, padded to different lengths.
     """
-    return x if world_size() == 1 else _Gather.apply(_same_length(x), True)
+    if world_size() == 1:
+        return W.flatten(0, 1), valid
+    everyones = _same_length(valid)
+    return _GatherWords.apply(W, valid), _gather(everyones, _sizes(everyones))
 
 
 def gather_rows(x: Tensor, shared: bool = False) -> Tensor:
@@ -42,6 +49,11 @@ def gather_rows(x: Tensor, shared: bool = False) -> Tensor:
     ranks have for them.
     """
     return x if world_size() == 1 else _Gather.apply(x, shared)
+
+
+def rows_before(x: Tensor) -> int:
+    """How many rows the ranks before this one have."""
+    return 0 if world_size() == 1 else sum(_sizes(x)[: dist.get_rank()])
 
 
 def sum_of_chunks(parts: Sequence[Tensor]) -> Tensor:
@@ -66,6 +78,22 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         for tensor in same:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
+
+
+class _GatherWords(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, W: Tensor, valid: Tensor) -> Tensor:
+        ctx.rows, ctx.shape = valid.flatten().nonzero().squeeze(1), W.shape
+        own = W.flatten(0, 1).index_select(0, ctx.rows)
+        ctx.sizes = _sizes(own)
+        return _gather(own, ctx.sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        own = gradient.new_zeros(ctx.shape)
+        own.view(-1, ctx.shape[-1])[ctx.rows] = _reduce_scatter(gradient, ctx.sizes)
+        return own, None
 
 
 class _Gather(torch.autograd.Function):
@@ -95,6 +123,17 @@ def _gather(x: Tensor, sizes: list[int]) -> Tensor:
     dist.all_gather(received, carried)
     rows = torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
     return rows.to(x.dtype)
+
+
+def _reduce_scatter(x: Tensor, sizes: list[int]) -> Tensor:
+    """The sum over ranks of this rank's rows of x, whose rows are all ranks'."""
+    longest = max(sizes)
+    padded = x.new_zeros(len(sizes), longest, *x.shape[1:])  # as many rows a rank: not every backend takes others
+    for place, part in zip(padded, x.split(sizes), strict=True):
+        place[: len(part)] = part
+    own = x.new_empty(longest, *x.shape[1:])
+    dist.reduce_scatter_tensor(own, padded.flatten(0, 1))
+    return own[: sizes[dist.get_rank()]]
 
 
 def _sizes(x: Tensor) -> list[int]:

@@ -1,4 +1,9 @@
-"""The loss of the grounding stage over the global batch: negatives come from every rank."""
+"""The loss of the grounding stage over the global batch: negatives come from every rank.
+
+Images stay where they are. Words travel: each rank compares all captions with its own images, which fills the rows of
+S that are its own. What is found of an image's caption lies in one row; what is found of a caption's image lies in a
+column, so of each column ranks exchange a log-sum-exp a chunk, and never S itself.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from groundray.loss.collectives import gather_rows, gather_words
-from groundray.loss.match_map import Kind, normalised, similarity
-from groundray.loss.nt_xent import two_way_nt_xent
+from groundray.loss.collectives import gather_rows, gather_words, rows_before, sum_of_chunks
+from groundray.loss.match_map import Kind, normalised, similarity_to_words
 
 
 def grounding_loss(
@@ -18,24 +22,39 @@ def grounding_loss(
     temperature: float,
     kind: Kind = "dot",
     block: int | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "sample sample"]]:
-    """The two-way NT-Xent of the global batch, and its similarities (image, caption), the same on every rank.
+) -> Float[Tensor, ""]:
+    """The two-way NT-Xent (`two_way_nt_xent`) of the global batch, the same on every rank. An empty batch has loss 0.
 
-    Images stay where they are: words travel, each rank fills its images' rows of the similarity, and the rows travel.
+    With logits x = S / temperature, the loss of sample i is  log sum_j exp(x_ij - x_ii) + log sum_j exp(x_ji - x_ii).
 
     Args:
-        block: samples of a chunk. The similarity is then computed chunk by chunk, in products of the same shape on
-            any number of ranks, which makes it the same to the last bit.
+        block: samples of a chunk. What is multiplied and added together is then the same on any number of ranks, which
+            makes the loss the same to the last bit.
     """
+    S = _own_rows(V, W, valid, kind, block)
+    own, samples = S.shape
+    if samples == 0:
+        return S.sum()
+    first, size = rows_before(S), block or max(1, own)
+    x = S / temperature
+    matched = x.diagonal(first)[:own]
+    rows, everyones = x - matched[:, None], gather_rows(matched, shared=True)
+    images = sum_of_chunks([part.logsumexp(dim=1).sum() for part in rows.split(size)])
+    captions = gather_rows(torch.stack([(part - everyones).logsumexp(dim=0) for part in x.split(size)]))
+    return (images + captions.logsumexp(dim=0).sum()) / samples
+
+
+def global_similarity(
+    V: Float[Tensor, "own_sample position dim"],
+    W: Float[Tensor, "own_sample token dim"],
+    valid: Bool[Tensor, "own_sample token"],
+    kind: Kind = "dot",
+) -> Float[Tensor, "sample sample"]:
+    """The similarities (image, caption) of all ranks' samples, on every rank: for recall, the loss never needs it."""
+    return gather_rows(_own_rows(V, W, valid, kind))
+
+
+def _own_rows(V: Tensor, W: Tensor, valid: Tensor, kind: Kind, block: int | None = None) -> Tensor:
+    """The similarities of a rank's own images and all captions."""
     V, W = normalised(V, W, kind)
-    words, valid = gather_words(W), gather_words(valid)
-    size = block or max(1, len(V), len(words))
-    rows = [_row(images, words, valid, size) for images in V.split(size)]
-    S = gather_rows(torch.cat(rows))
-    return two_way_nt_xent(S, temperature), S
-
-
-def _row(V: Tensor, W: Tensor, valid: Tensor, size: int) -> Tensor:
-    """The similarity of some images and all captions, `size` captions at a time."""
-    blocks = zip(W.split(size), valid.split(size), strict=True)
-    return torch.cat([similarity(V, words, mask) for words, mask in blocks], dim=1)
+    return similarity_to_words(V, *gather_words(W, valid), block)

@@ -17,7 +17,9 @@ from groundray.data.captions import CaptionSamples
 from groundray.data.pieces import WordPieces
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
-from groundray.loss.grounding import grounding_loss
+from groundray.loss.grounding import global_similarity, grounding_loss
+from groundray.loss.match_map import Kind
+from groundray.loss.nt_xent import two_way_nt_xent
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads, Vocabulary
@@ -67,16 +69,13 @@ class GroundingStage:
         return encode(model, batch, self.settings.special_tokens)
 
     def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
-        plan = self.train.plan
-        loss, _ = self._loss(concatenate(encoded), plan.batch_size // plan.chunks)
-        return loss, {}
+        plan, settings = self.train.plan, self.settings
+        chunk = plan.batch_size // plan.chunks
+        return grounding_loss(*concatenate(encoded), settings.temperature, settings.similarity, chunk), {}
 
     def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
         """Loss a sample over batches in the training size, and recall@k among all validation images."""
-        return validate(encode, steps, self._loss)
-
-    def _loss(self, encoded: Encoded, block: int | None = None) -> tuple[Tensor, Tensor]:
-        return grounding_loss(*encoded, self.settings.temperature, self.settings.similarity, block)
+        return validate(encode, steps, self.settings.temperature, self.settings.similarity)
 
 
 def captions(
@@ -123,23 +122,17 @@ def counted_tokens(mask: Bool[Tensor, "text token"], special_tokens: bool) -> Bo
 
 
 def validate(
-    encode: Callable[[CaptionBatch], Encoded],
-    steps: Iterable[Step],
-    loss_of: Callable[[Encoded], tuple[Tensor, Tensor]],
+    encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step], temperature: float, kind: Kind
 ) -> Metrics:
-    """Loss a sample over batches in the training size, and recall@k among all images.
-
-    Args:
-        loss_of: the loss and the similarities (image, caption) of some samples over all ranks.
-    """
+    """Loss a sample over batches in the training size, and recall@k among all images."""
     pool, total, samples = [], 0.0, 0
     for step in steps:
         encoded = concatenate([encode(batch) for _, batch in step.chunks])
-        loss, S = loss_of(encoded)
-        total, samples = total + loss.item() * len(S), samples + len(S)
+        S = global_similarity(*encoded, kind)
+        total += two_way_nt_xent(S, temperature).item() * len(S)
+        samples += len(S)
         pool.append(encoded)
-    _, S = loss_of(concatenate(pool))
-    return {"loss": total / samples, **recalls(S)}
+    return {"loss": total / samples, **recalls(global_similarity(*concatenate(pool), kind))}
 
 
 def concatenate(encoded: list[Encoded]) -> Encoded:

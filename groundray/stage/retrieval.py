@@ -55,15 +55,12 @@ class RetrievalStage:
 
     def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
         plan = self.train.plan
-        loss, _ = self._loss(concatenate(encoded), plan.batch_size // plan.chunks)
-        return loss, {}
+        chunk = plan.batch_size // plan.chunks
+        return grounding_loss(*concatenate(encoded), self.settings.temperature, "cosine", chunk), {}
 
     def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
         """Loss a sample over batches in the training size, and recall@k among all validation images."""
-        return validate(encode, steps, self._loss)
-
-    def _loss(self, encoded: Encoded, block: int | None = None) -> tuple[Tensor, Tensor]:
-        return grounding_loss(*encoded, self.settings.temperature, "cosine", block)
+        return validate(encode, steps, self.settings.temperature, "cosine")
 
 
 def encode(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> Encoded:

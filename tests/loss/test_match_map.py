@@ -1,16 +1,19 @@
-"""The match map and NT-Xent against their naive twins, in value and gradient."""
+"""The match map's similarity against its naive twin, in value and gradient."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 import reference
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from groundray.loss import match_map
-from groundray.loss.grounding import grounding_loss
-from groundray.loss.match_map import Kind, similarity
-from groundray.loss.nt_xent import two_way_nt_xent
+from groundray.loss.match_map import Kind, position_type, similarity, similarity_to_words
 
 KINDS: list[Kind] = ["dot", "cosine"]
 
@@ -24,6 +27,29 @@ def embeddings(images: int = 3, captions: int = 4) -> tuple[Tensor, Tensor, Tens
     return V, W, torch.arange(4) < lengths[:, None]
 
 
+def larger(dtype: torch.dtype = torch.float32, width: int = 37) -> tuple[Tensor, Tensor, Tensor]:
+    """V [24 49 width], W [24 12 width] with gradient, and masks with gaps; of one caption no token is valid."""
+    generator = torch.Generator().manual_seed(0)
+    V = torch.randn(24, 49, width, generator=generator).to(dtype).requires_grad_()
+    W = torch.randn(24, 12, width, generator=generator).to(dtype).requires_grad_()
+    valid = torch.rand(24, 12, generator=generator) < 0.6
+    valid[5] = False
+    return V, W, valid
+
+
+def gradients(S: Tensor, V: Tensor, W: Tensor) -> tuple[Tensor, ...]:
+    """Of a sum of S with weights, none of them the same."""
+    weights = torch.randn(S.shape, dtype=S.dtype, generator=torch.Generator().manual_seed(1))
+    return torch.autograd.grad((S * weights).sum(), [V, W], retain_graph=True)
+
+
+def assert_is_its_twin(V: Tensor, W: Tensor, valid: Tensor, kind: Kind) -> None:
+    ours, twins = similarity(V, W, valid, kind), reference.similarity(V, W, valid, kind)
+    torch.testing.assert_close(ours, twins, rtol=1e-12, atol=1e-12)
+    for mine, its in zip(gradients(ours, V, W), gradients(twins, V, W), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-12)
+
+
 def test_similarity_of_a_written_out_pair() -> None:
     V = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
     W = torch.tensor([[[3.0, 1.0], [0.0, 1.0], [9.0, 9.0]]])
@@ -35,42 +61,53 @@ def test_similarity_of_a_written_out_pair() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile", [1, 2**20])
 def test_similarity_is_its_twin(kind: Kind, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(match_map, "TILE", tile)
+    for name, value in (("TOKENS", tile), ("TILE", {"cpu": tile}), ("ROWS", tile)):
+        monkeypatch.setattr(match_map, name, value)
+    assert_is_its_twin(*embeddings(), kind)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_similarity_is_its_twin_in_every_shape(data: st.DataObject) -> None:
+    """Of small whole numbers, so that positions often match a token equally well; with any tokens valid, or none."""
+    images, positions, captions, tokens, dim = (data.draw(st.integers(1, most)) for most in (4, 6, 5, 4, 3))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+
+    def whole(*shape: int) -> Tensor:
+        return torch.randint(-2, 3, shape, generator=generator).double().requires_grad_()
+
+    V, W = whole(images, positions, dim), whole(captions, tokens, dim)
+    share = data.draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+    valid = torch.rand(captions, tokens, generator=generator) < share
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(match_map, "TOKENS", data.draw(st.integers(1, 8)))
+        patch.setattr(match_map, "TILE", {"cpu": data.draw(st.integers(1, 200))})
+        patch.setattr(match_map, "ROWS", data.draw(st.integers(1, 60)))
+        assert_is_its_twin(V, W, valid, "dot")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_that_of_small_steps(kind: Kind) -> None:
     V, W, valid = embeddings()
-    ours, twins = similarity(V, W, valid, kind), reference.similarity(V, W, valid, kind)
-    torch.testing.assert_close(ours, twins, rtol=1e-12, atol=1e-12)
-    weights = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
-    for mine, its in zip(
-        torch.autograd.grad((ours * weights).sum(), [V, W]),
-        torch.autograd.grad((twins * weights).sum(), [V, W]),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-12)
+    valid[1] = False
+    assert torch.autograd.gradcheck(lambda V, W: similarity(V, W, valid, kind), (V, W))
 
 
-@pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_nt_xent_is_its_twin(temperature: float) -> None:
-    S = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    ours, twins = two_way_nt_xent(S, temperature), reference.two_way_nt_xent(S, temperature)
-    torch.testing.assert_close(ours, twins, rtol=1e-12, atol=0)
-    torch.testing.assert_close(
-        torch.autograd.grad(ours, S)[0], torch.autograd.grad(twins, S)[0], rtol=1e-10, atol=1e-14
-    )
-
-
-def test_nt_xent_does_not_underflow() -> None:
-    """Softmax and then log gives infinity here: the right caption is far behind."""
-    S = torch.tensor([[0.0, 90.0], [90.0, 0.0]])
-    assert two_way_nt_xent(S, 0.1).item() == pytest.approx(1800.0)
+def test_of_equal_positions_the_first_has_the_gradient() -> None:
+    V = torch.ones(1, 3, 2, requires_grad=True)
+    W = torch.ones(1, 1, 2)
+    similarity(V, W, torch.ones(1, 1, dtype=torch.bool)).sum().backward()
+    assert V.grad is not None
+    assert V.grad.tolist() == [[[1, 1], [0, 0], [0, 0]]]
 
 
 def test_a_caption_without_valid_token_is_like_nothing() -> None:
     V, W, valid = embeddings()
-    valid = valid.clone()
     valid[1] = False
     S = similarity(V, W, valid)
     assert S[:, 1].tolist() == [0.0, 0.0, 0.0]
-    assert torch.autograd.grad(S[:, 1].sum(), W)[0].abs().sum() == 0
+    for gradient in torch.autograd.grad(S[:, 1].sum(), [V, W]):
+        assert gradient.abs().sum() == 0
 
 
 def test_padding_changes_nothing() -> None:
@@ -78,23 +115,146 @@ def test_padding_changes_nothing() -> None:
     longer = torch.cat([W, torch.full((4, 2, 6), 1e6, dtype=W.dtype)], dim=1)
     mask = torch.cat([valid, torch.zeros(4, 2, dtype=torch.bool)], dim=1)
     assert torch.equal(similarity(V, W, valid), similarity(V, longer, mask))
+    assert torch.equal(similarity(V, W, valid), similarity_to_words(V, W[valid], valid))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("block", [None, 2])
-def test_the_grounding_loss_is_its_twin(kind: Kind, block: int | None) -> None:
-    V, W, valid = embeddings(images=4)
-    loss, S = grounding_loss(V, W, valid, 0.1, kind, block)
-    twin = reference.two_way_nt_xent(reference.similarity(V, W, valid, kind), 0.1)
-    torch.testing.assert_close(loss, twin, rtol=1e-12, atol=0)
-    assert S.shape == (4, 4)
+@pytest.mark.parametrize(("images", "captions", "tokens"), [(0, 4, 4), (3, 0, 4), (3, 0, 0), (0, 0, 0), (3, 4, 0)])
+def test_nothing_is_like_nothing(images: int, captions: int, tokens: int) -> None:
+    V, W = torch.zeros(images, 5, 6, requires_grad=True), torch.zeros(captions, tokens, 6, requires_grad=True)
+    S = similarity(V, W, torch.ones(captions, tokens, dtype=torch.bool))
+    assert S.tolist() == [[0.0] * captions] * images
+    assert [gradient.shape for gradient in torch.autograd.grad(S.sum(), [V, W])] == [V.shape, W.shape]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_batch_has_loss_zero(kind: Kind) -> None:
-    loss, S = grounding_loss(torch.zeros(0, 5, 6), torch.zeros(0, 0, 6), torch.zeros(0, 0, dtype=torch.bool), 0.1, kind)
-    assert loss.item() == 0
-    assert S.shape == (0, 0)
+def test_repeats_have_the_same_bits() -> None:
+    V, W, valid = larger()
+    first = similarity(V, W, valid)
+    for _ in range(3):
+        again = similarity(V, W, valid)
+        assert torch.equal(again, first)
+        for one, other in zip(gradients(first, V, W), gradients(again, V, W), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("width", [1, 7, 37, 64])
+@pytest.mark.parametrize("block", [1, 2, 6])
+def test_a_blocks_rows_have_the_same_bits_in_any_company(width: int, block: int) -> None:
+    """Elsewhere in memory, too: V's few positions of odd width do not each begin a cache line."""
+    V, W, valid = larger(width=width)
+    for images in (V, V[:, :5].contiguous(), V[:, :1].contiguous()):
+        together = similarity_to_words(images, W.flatten(0, 1), valid, block)
+        alone = [similarity_to_words(some.clone(), W[valid], valid, block) for some in images.split(block)]
+        assert torch.equal(torch.cat(alone), together)
+
+
+def test_the_words_gradient_is_the_sum_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, as two ranks add up what each has: of two addends the order says nothing."""
+    monkeypatch.setattr(match_map, "ROWS", 49 * 64 * 5)
+    V, W, valid = larger(width=64)
+    words = W.detach()[valid].requires_grad_()
+    weights = torch.randn(24, 24, generator=torch.Generator().manual_seed(1))
+    (together,) = torch.autograd.grad((similarity_to_words(V, words, valid, 12) * weights).sum(), words)
+    alone = [
+        torch.autograd.grad((similarity_to_words(V[some], words, valid, 12) * weights[some]).sum(), words)[0]
+        for some in (slice(0, 12), slice(12, 24))
+    ]
+    assert torch.equal(sum(alone), together)
+
+
+def test_without_gradient_the_similarity_is_the_same() -> None:
+    V, W, valid = larger()
+    with torch.no_grad():
+        assert torch.equal(similarity(V, W, valid), similarity(V, W, valid))
+    assert torch.equal(similarity(V.detach(), W.detach(), valid), similarity(V, W, valid).detach())
+
+
+def test_half_precision_is_added_in_float32() -> None:
+    """The product of two bfloat16 is a float32 without error: only gradients are rounded, and only at the end."""
+    V, W, valid = larger(torch.bfloat16)
+    wide = [V.detach().float().requires_grad_(), W.detach().float().requires_grad_()]
+    S, expected = similarity(V, W, valid), similarity(*wide, valid)
+    assert S.dtype == torch.float32
+    assert torch.equal(S, expected)
+    for mine, its in zip(gradients(S, V, W), gradients(expected, *wide), strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert torch.equal(mine, its.bfloat16())
+
+
+def test_autocast_changes_nothing() -> None:
+    V, W, valid = larger()
+    S = similarity(V, W, valid)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = similarity(V, W, valid)
+        assert torch.equal(cast, S)
+        assert all(map(torch.equal, gradients(cast, V, W), gradients(S, V, W)))
+
+
+@pytest.mark.parametrize(
+    ("positions", "dtype"), [(1, torch.uint8), (256, torch.uint8), (257, torch.int16), (2**15 + 1, torch.int32)]
+)
+def test_a_position_is_kept_in_as_few_bytes_as_hold_it(positions: int, dtype: torch.dtype) -> None:
+    V = torch.zeros(2, positions, 1)
+    V[0, -1], V[1, positions // 2] = 1, 1
+    V.requires_grad_()
+    W, valid = torch.tensor([[[2.0], [9.0]]]), torch.tensor([[True, False]])
+    assert position_type(positions) == dtype
+    S, best = torch.ops.groundray.best_matches(V, W.flatten(0, 1), valid, 2, True)
+    assert S.tolist() == [[2.0], [2.0]]
+    assert best.dtype == dtype
+    assert best.tolist() == [[positions - 1], [positions // 2]]
+    (gradient,) = torch.autograd.grad(S.sum(), V)
+    assert gradient.nonzero()[:, :2].tolist() == [[0, positions - 1], [1, positions // 2]]
+
+
+def test_the_operators_are_what_they_say() -> None:
+    V, W, valid = embeddings()
+    words = W.detach().flatten(0, 1).requires_grad_()
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.groundray.best_matches.default, (V, words, valid, 3, True), test_utils=checks)
+
+
+COMPILED = """
+import torch
+from groundray.loss.match_map import similarity
+
+def loss(V, W, valid):
+    return similarity(V * 2, W, valid, "cosine").square().sum()
+
+V = torch.randn(6, 9, 5, dtype=torch.float64, requires_grad=True)
+W = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
+compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+for count in (3, 1):
+    valid = (torch.arange(4) < count).repeat(6, 1)
+    for ours, its in zip(*(torch.autograd.grad(f(V, W, valid), [V, W]) for f in (compiled, loss))):
+        torch.testing.assert_close(ours, its, rtol=1e-12, atol=1e-12)
+with torch.no_grad():
+    torch.testing.assert_close(compiled(V, W, valid), loss(V, W, valid), rtol=1e-12, atol=1e-12)
+"""
+
+
+def test_it_compiles_whole() -> None:
+    """In a process of its own, where shapes are not checked at run time: those checks cannot be compiled."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)
+
+
+MEMORY = """
+import resource, torch
+from groundray.loss.match_map import similarity
+
+def peak(batch):
+    V, W = torch.randn(batch, 49, 64, requires_grad=True), torch.randn(batch, 32, 64, requires_grad=True)
+    similarity(V, W, torch.ones(batch, 32, dtype=torch.bool)).sum().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+small = peak(8)
+print(peak(256) - small)
+"""
+
+
+def test_the_match_maps_are_never_held() -> None:
+    """256 x 256 match maps of 49 x 32 are 411 MB; the positions kept are 2 MB, inputs and gradients 10, blocks 50."""
+    found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 100
 
 
 def test_match_map_of_a_pair() -> None:
