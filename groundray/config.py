@@ -63,6 +63,10 @@ class Scaling(Section):
         description="CPU threads of a worker's arithmetic; fixed, float32 is the same on any number of workers "
         "(default: its machine's cores over the workers there)",
     )
+    accumulate: bool = Field(
+        default=False,
+        description="keep the graph of one chunk at a time, for the memory of a chunk and a second forward pass",
+    )
     cpus_per_worker: float = Field(default=1.0, gt=0, description="CPUs that Ray sets aside for a training worker")
 
 

@@ -76,7 +76,7 @@ class Reporter:
         now = self._clock()
         detail = (
             f"loss {event.metrics['loss']:.4f}  {event.metrics['samples_per_second']:.0f} samples/s  "
-            f"data wait {event.metrics['data_wait']:.0%}"
+            f"data wait {event.metrics['time/data_wait']:.0%}"
         )
         if self._bar is not None and self._task is not None:
             title = f"{event.stage}  epoch {event.epoch + 1}/{self._epochs}"

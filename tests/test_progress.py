@@ -24,7 +24,7 @@ def printed(events: list[tuple[float, Event]], terminal: bool = False) -> str:
 
 
 def step(number: int, loss: float = 1.5) -> StepDone:
-    metrics = {"loss": loss, "samples_per_second": 120.0, "data_wait": 0.02}
+    metrics = {"loss": loss, "samples_per_second": 120.0, "time/data_wait": 0.02}
     return StepDone("grounding", 0, number, 100, metrics)
 
 

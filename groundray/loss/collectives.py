@@ -6,7 +6,9 @@ parameter is the *sum over ranks* of what backward leaves on each of them. From 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,6 +20,20 @@ from torch import Tensor
 def world_size() -> int:
     """Ranks that take part; 1 where torch.distributed is not in use."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+_travelling: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+
+
+@contextlib.contextmanager
+def timed_by(timer: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Meanwhile, whatever ranks exchange happens inside of a `timer()`, waiting for the slowest rank included."""
+    global _travelling
+    before, _travelling = _travelling, timer
+    try:
+        yield
+    finally:
+        _travelling = before
 
 
 def barrier() -> None:
@@ -73,7 +89,7 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
     for same in by_dtype.values():
         flat = torch.cat([tensor.flatten() for tensor in same])
-        dist.all_reduce(flat)
+        _exchange(dist.all_reduce, flat)
         start = 0
         for tensor in same:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
@@ -109,7 +125,7 @@ class _Gather(torch.autograd.Function):
         (gradient,) = gradients
         if ctx.every_rank_contributes:
             gradient = gradient.contiguous().clone()
-            dist.all_reduce(gradient)
+            _exchange(dist.all_reduce, gradient)
         return gradient[ctx.own], None
 
 
@@ -120,7 +136,7 @@ def _gather(x: Tensor, sizes: list[int]) -> Tensor:
     # bool does not travel on every backend
     carried = sent.to(torch.uint8) if sent.dtype == torch.bool else sent
     received = [torch.empty_like(carried) for _ in sizes]
-    dist.all_gather(received, carried)
+    _exchange(dist.all_gather, received, carried)
     rows = torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
     return rows.to(x.dtype)
 
@@ -132,22 +148,27 @@ def _reduce_scatter(x: Tensor, sizes: list[int]) -> Tensor:
     for place, part in zip(padded, x.split(sizes), strict=True):
         place[: len(part)] = part
     own = x.new_empty(longest, *x.shape[1:])
-    dist.reduce_scatter_tensor(own, padded.flatten(0, 1))
+    _exchange(dist.reduce_scatter_tensor, own, padded.flatten(0, 1))
     return own[: sizes[dist.get_rank()]]
+
+
+def _exchange(collective: Callable[..., Any], *arguments: Any) -> None:
+    with _travelling():
+        collective(*arguments)
 
 
 def _sizes(x: Tensor) -> list[int]:
     """How many rows each rank has."""
     sizes = torch.zeros(world_size(), dtype=torch.int64, device=_device())
     sizes[dist.get_rank()] = x.shape[0]
-    dist.all_reduce(sizes)
+    _exchange(dist.all_reduce, sizes)
     return sizes.tolist()
 
 
 def _same_length(x: Tensor) -> Tensor:
     """The tensor with dimension 1 padded to the longest of all ranks."""
     longest = torch.tensor(x.shape[1], dtype=torch.int64, device=_device())
-    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    _exchange(dist.all_reduce, longest, dist.ReduceOp.MAX)
     missing = int(longest) - x.shape[1]
     return torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1) if missing else x
 

@@ -17,7 +17,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """A step of `stage`; `metrics` holds the loss, and the speed and data wait share since the step before."""
+    """A step of `stage`; `metrics` holds the loss, and what the ledger tells of its time."""
 
     stage: str
     epoch: int

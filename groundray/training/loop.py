@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
+from torch.utils import _pytree as trees
 
 from groundray import config
 from groundray.data.plan import Cursor
@@ -18,10 +18,13 @@ from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Metrics, Stage
 from groundray.training.checkpoint import Store
 from groundray.training.events import EpochDone, StageDone, StageStarted, StepDone
+from groundray.training.ledger import Ledger
 from groundray.training.worker import Worker
 
 
-def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store, seed: int) -> Metrics:
+def train_stage(
+    stage: Stage, model: GroundedModel, worker: Worker, store: Store, seed: int, accumulate: bool = False
+) -> Metrics:
     """The metrics of a stage's best epoch, whose weights are left in the model. Resumes from the store."""
     settings, steps = stage.settings, stage.train.plan.steps
     stage.prepare(model)
@@ -37,12 +40,13 @@ def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store
     done = cursor.epoch * steps + cursor.step
     worker.emit(StageStarted(stage.name, done, settings.epochs * steps, settings.epochs))
 
-    clock = StepClock()
-    for batch in clock.wait_for(worker.batches(stage.train, cursor, settings.epochs)):
+    ledger = Ledger(worker.device, worker.world_size, settings.precision)
+    for batch in ledger.waiting(worker.batches(stage.train, cursor, settings.epochs)):
         learning_rate = set_learning_rate(optimizer, settings.optimizer, batch.epoch, done)
-        loss, metrics = update(stage, model, optimizer, batch, seed)
+        with ledger.step():
+            loss, metrics = update(stage, model, optimizer, batch, seed, accumulate, ledger)
         done += 1
-        metrics |= {"loss": loss, "learning_rate": learning_rate} | clock.lap(settings.batch_size)
+        metrics |= {"loss": loss, "learning_rate": learning_rate} | ledger.lap(settings.batch_size)
         worker.emit(StepDone(stage.name, batch.epoch, done, settings.epochs * steps, metrics))
 
         if batch.ends_epoch:
@@ -52,7 +56,7 @@ def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store
             if worker.rank == 0:
                 store.save(stage.name, Cursor(batch.epoch + 1), model, optimizer, scores, better)
             worker.emit(EpochDone(stage.name, batch.epoch, settings.epochs, done, better, scores))
-            clock.restart()
+            ledger.restart()
 
     chosen = finish(stage, model, held_out, store)
     worker.emit(StageDone(stage.name, done, chosen))
@@ -60,27 +64,81 @@ def train_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store
 
 
 def update(
-    stage: Stage, model: GroundedModel, optimizer: optim.Optimizer, batch: Step, seed: int
+    stage: Stage,
+    model: GroundedModel,
+    optimizer: optim.Optimizer,
+    batch: Step,
+    seed: int,
+    accumulate: bool,
+    ledger: Ledger,
 ) -> tuple[float, Metrics]:
     """The loss of a global batch, after the model has learned from it."""
-    encoded = []
-    for chunk, samples in batch.chunks:
-        # a chunk's dropout follows from where it is in the run, whichever worker encodes it
-        torch.manual_seed(int(mix(seed, word_of(stage.name), batch.epoch, batch.step, chunk)) >> 1)
-        encoded.append(encode(stage, model, samples))
-    loss, metrics = stage.loss(encoded)
-    loss.backward()
+    learn = learn_by_chunk if accumulate else learn_at_once
+    loss, metrics = learn(stage, model, batch, seed, ledger)
 
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in trained:
         if parameter.grad is None:  # every rank sums the same tensors, touched by its own chunks or not
             parameter.grad = torch.zeros_like(parameter)
     sum_over_ranks([parameter.grad for parameter in trained])
-    if stage.settings.clip_norm:
-        metrics["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, stage.settings.clip_norm))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    with ledger.book("optimizer"):
+        if stage.settings.clip_norm:
+            metrics["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, stage.settings.clip_norm))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return loss.item(), metrics
+
+
+def learn_at_once(stage: Stage, model: GroundedModel, batch: Step, seed: int, ledger: Ledger) -> tuple[Tensor, Metrics]:
+    """The loss of a global batch, its gradients left in the parameters."""
+    with ledger.book("forward"):
+        encoded = [encode_chunk(stage, model, batch, place, seed) for place in range(len(batch.chunks))]
+        loss, metrics = stage.loss(encoded)
+    with ledger.book("backward"):
+        loss.backward()
+    return loss, metrics
+
+
+def learn_by_chunk(
+    stage: Stage, model: GroundedModel, batch: Step, seed: int, ledger: Ledger
+) -> tuple[Tensor, Metrics]:
+    """The same as `learn_at_once`, in the memory of one chunk's graph and for a second forward pass.
+
+    The loss needs the embeddings of the whole batch and the gradient of an embedding needs the whole loss, but the
+    graph between parameters and embeddings falls apart into chunks (Gao et al. 2021, "Scaling Deep Contrastive
+    Learning Batch Size under Memory Limited Setup"). A chunk's dropout is the same both times.
+    """
+    chunks = range(len(batch.chunks))
+    with ledger.book("forward"):
+        with torch.no_grad():
+            encoded = [encode_chunk(stage, model, batch, place, seed) for place in chunks]
+        encoded = [trees.tree_map_only(Tensor, _leaf, one) for one in encoded]
+        loss, metrics = stage.loss(encoded)
+    with ledger.book("backward"):
+        loss.backward()
+        for place in chunks:
+            leaves = trees.tree_leaves(encoded[place])
+            again = trees.tree_leaves(encode_chunk(stage, model, batch, place, seed))
+            pairs = [
+                (tensor, leaf.grad)
+                for tensor, leaf in zip(again, leaves, strict=True)
+                if isinstance(tensor, Tensor) and tensor.requires_grad and leaf.grad is not None
+            ]
+            if pairs:
+                tensors, gradients = zip(*pairs, strict=True)
+                torch.autograd.backward(tensors, gradients)
+    return loss, metrics
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_(x.is_floating_point())
+
+
+def encode_chunk(stage: Stage, model: GroundedModel, batch: Step, place: int, seed: int) -> Any:
+    """The embeddings of a chunk of a step. Its dropout follows from where it is in the run, whoever encodes it."""
+    chunk, samples = batch.chunks[place]
+    torch.manual_seed(int(mix(seed, word_of(stage.name), batch.epoch, batch.step, chunk)) >> 1)
+    return encode(stage, model, samples)
 
 
 def encode(stage: Stage, model: GroundedModel, samples: Any) -> Any:
@@ -137,31 +195,3 @@ def finish(stage: Stage, model: GroundedModel, held_out: Iterable[Step], store: 
         return chosen.metrics
     blind = validate(stage, model, held_out, blind=True)
     return chosen.metrics | {f"without_image/{name}": value for name, value in blind.items()}
-
-
-class StepClock:
-    """Tells how fast steps go, and which share of the time goes by waiting for data."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Leave out what happened since the last lap (a validation, a checkpoint)."""
-        self._start, self._waited = time.perf_counter(), 0.0
-
-    def wait_for(self, batches: Iterator[Step]) -> Iterator[Step]:
-        """The batches, with the time until each of them counted as waiting."""
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def lap(self, samples: int) -> Metrics:
-        """Samples a second over all workers and the share of time spent waiting for data, since the last lap."""
-        seconds = time.perf_counter() - self._start
-        metrics = {"samples_per_second": samples / seconds, "data_wait": self._waited / seconds}
-        self.restart()
-        return metrics

@@ -120,7 +120,7 @@ def train(settings: Settings, worker: Worker) -> dict[str, Any]:
     stages = check(settings)
     for stage in stages:
         enter(stage, model, heads, settings)
-        results[stage.name] = run_stage(stage, model, worker, store, settings.run.seed)
+        results[stage.name] = run_stage(stage, model, worker, store, settings)
 
     if worker.rank == 0:
         _export(settings, stages, results, store, tokenizer, folder)
@@ -161,13 +161,13 @@ def enter(stage: Stage, model: GroundedModel, heads: dict[str, nn.Module], setti
     model.to(parameter.device, torch.float64 if stage.settings.precision == "float64" else torch.float32)
 
 
-def run_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store, seed: int) -> Metrics:
+def run_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store, settings: Settings) -> Metrics:
     """The metrics that a stage ends with, its best weights in the model; a finished stage is not run again."""
     finished = store.finished(stage.name)
     if finished is not None and (best := store.best(stage.name)):
         store.load(best, model)
         return finished
-    metrics = train_stage(stage, model, worker, store, seed)
+    metrics = train_stage(stage, model, worker, store, settings.run.seed, settings.scaling.accumulate)
     barrier()  # every rank has read the best weights
     if worker.rank == 0:
         store.finish(stage.name, metrics)

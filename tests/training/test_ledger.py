@@ -1,0 +1,117 @@
+"""The ledger: every moment on one part, and all of them together the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from groundray.loss import collectives
+from groundray.loss.match_map import similarity
+from groundray.training import ledger as books
+from groundray.training.ledger import Ledger, flop_counter, peak_flops
+
+
+class Clock:
+    """Goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    def between(self, start: float, end: float) -> float:
+        return end - start
+
+    def peak_bytes(self) -> int:
+        return 3 * 10**9
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(books, "_WallClock", lambda: clock)
+    return clock
+
+
+def test_a_step_by_the_clock(clock: Clock) -> None:
+    def steps() -> Iterator[Any]:
+        clock.time += 1
+        yield "a step"
+
+    ledger = Ledger(world_size=4)
+    for _ in ledger.waiting(steps()):
+        with ledger.step():
+            with ledger.book("forward"):
+                clock.time += 2
+                with collectives._travelling():  # what ranks exchange for the loss is no part of the forward pass
+                    clock.time += 3
+            with ledger.book("backward"):
+                clock.time += 8
+            with collectives._travelling():
+                clock.time += 1
+            with ledger.book("optimizer"):
+                clock.time += 4
+        clock.time += 1
+        assert ledger.lap(40) == {
+            "samples_per_second": 2.0,
+            "samples_per_second_per_worker": 0.5,
+            "time/data_wait": 0.05,
+            "time/forward": 0.1,
+            "time/backward": 0.4,
+            "time/communication": 0.2,
+            "time/optimizer": 0.2,
+            "time/other": pytest.approx(0.05),
+            "peak_memory_gb": 3.0,
+        }
+
+
+def test_what_lies_between_is_left_out(clock: Clock) -> None:
+    ledger = Ledger()
+    with ledger.book("forward"):
+        clock.time += 9
+    ledger.restart()
+    with ledger.book("backward"):
+        clock.time += 2
+    shares = ledger.lap(1)
+    assert shares["time/forward"] == 0
+    assert shares["time/backward"] == 1
+
+
+def test_outside_a_step_exchanges_are_not_timed() -> None:
+    timer = collectives._travelling
+
+    def fail() -> None:
+        with Ledger().step():
+            assert collectives._travelling is not timer
+            raise RuntimeError("a worker is lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        fail()
+    assert collectives._travelling is timer
+
+
+def test_operations_are_counted_with_the_match_maps() -> None:
+    V, W = torch.randn(2, 9, 5, requires_grad=True), torch.randn(3, 4, 5)
+    with flop_counter() as counter:
+        similarity(V @ torch.randn(5, 5), W, torch.ones(3, 4, dtype=torch.bool)).sum().backward()
+    product = 2 * (2 * 9) * 5 * 5
+    # V's gradient is a product as large as the forward pass, that of a constant is none
+    assert counter.get_total_flops() == 2 * product + 2 * (2 * 9) * 5 * (3 * 4)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
+        ("NVIDIA L40S", "bf16", 362e12),
+        ("NVIDIA L4", "float32", 30.3e12),
+        ("NVIDIA A100-SXM4-80GB", "float64", None),
+        ("a GPU of next year", "bf16", None),
+    ],
+)
+def test_the_peak_of_a_gpu(gpu: str, precision: str, expected: float | None) -> None:
+    assert peak_flops(gpu, precision) == expected
