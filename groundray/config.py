@@ -77,6 +77,17 @@ class Data(Section):
     prefetch: Count = Field(default=2, description="batches that wait ready for a worker")
 
 
+class Features(Section):
+    """The feature maps of a frozen trunk, kept as shards: made once, then read instead of images."""
+
+    use: Literal["auto", "never"] = Field(
+        default="auto", description="wherever it is exact (a frozen trunk, no random crop), to bfloat16's rounding"
+    )
+    folder: str | None = Field(
+        default=None, min_length=1, description="path or URL (default: .features in run.storage, for all runs there)"
+    )
+
+
 class Trunk(Section):
     """The convolutional part of the visual stream."""
 
@@ -164,6 +175,12 @@ class Stage(Section):
     precision: Literal["float32", "bf16", "float64"] = Field(default="float32", description="bf16 is autocast")
     clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient")
     new_head: bool = Field(default=False, description="begin with a fresh head where run.start_from has one")
+
+    @property
+    def trains_trunk(self) -> bool:
+        """Whether the trunk's weights change."""
+        trains = getattr(self, "trains", None)
+        return isinstance(trains, TrainedVisual) and trains.trunk
 
 
 class Visual(Stage):
@@ -275,6 +292,7 @@ class Settings(BaseSettings):
     )
     scaling: Scaling = Scaling()
     data: Data = Data()
+    features: Features = Features()
     model: Model = Model()
     visual: Visual | None = None
     language: MaskedLanguage | None = None
@@ -330,6 +348,8 @@ class Settings(BaseSettings):
         tree["run"]["storage"] = _absolute(self.run.storage)
         if self.run.start_from:
             tree["run"]["start_from"] = _absolute(self.run.start_from)
+        if self.features.folder:
+            tree["features"]["folder"] = _absolute(self.features.folder)
         for name in self.stages:
             tree[name]["train"], tree[name]["val"] = _absolute(tree[name]["train"]), _absolute(tree[name]["val"])
         for section, keys in (("language", ("name", "weights", "tokenizer")), ("trunk", ("weights",))):
@@ -350,7 +370,7 @@ class Settings(BaseSettings):
         """
         unused = {name for name in get_args(StageName) if name not in self.stages}
         flat = dict(flatten(self.model_dump(mode="json", exclude=unused)))
-        free = ("run.name", "run.storage", "tracking.", "scaling.", "data.prefetch")
+        free = ("run.name", "run.storage", "tracking.", "scaling.", "data.prefetch", "features.folder")
         kept = {key: value for key, value in flat.items() if not key.startswith(free)}
         return kept | {"scaling.chunks": self.chunks}
 

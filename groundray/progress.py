@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from groundray.training.events import EpochDone, Event, StageDone, StageStarted, StepDone
+from groundray.storage import size_of
+from groundray.training.events import (
+    EpochDone,
+    Event,
+    FeaturesDone,
+    FeaturesStarted,
+    StageDone,
+    StageStarted,
+    StepDone,
+)
 
 LINE_SECONDS = 10.0
 
@@ -27,6 +36,13 @@ class Reporter:
 
     def observe(self, event: Event) -> None:
         match event:
+            case FeaturesStarted():
+                self.console.print(
+                    f"{event.what}  trunk features of {event.missing:,} of {event.images:,} images, "
+                    f"{size_of(event.bytes)} all together, to {event.folder}"
+                )
+            case FeaturesDone():
+                self.console.print(f"{event.what}  trunk features are there after {event.seconds:.0f} s")
             case StageStarted():
                 self._stage(event)
             case StepDone():

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import posixpath
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
+
+
+def size_of(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    power = min(3, int(math.log10(max(1, count)) // 3))
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Folder:
             with self.filesystem.open_output_stream(path) as file:
                 file.write(content)
             return
-        aside = f"{path}.writing"
+        aside = f"{path}.{uuid.uuid4().hex[:8]}.writing"  # its own: another process may write the same file
         with self.filesystem.open_output_stream(aside) as file:
             file.write(content)
         self.filesystem.move(aside, path)

@@ -22,6 +22,7 @@ install_import_hook(
         "groundray.stage.recall",
         "groundray.stage.topk",
         "groundray.data.batches",
+        "groundray.data.pictures",
         "groundray.data.transforms",
     ],
     "beartype.beartype",

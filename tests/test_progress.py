@@ -7,7 +7,15 @@ import io
 from rich.console import Console
 
 from groundray.progress import Reporter
-from groundray.training.events import EpochDone, Event, StageDone, StageStarted, StepDone
+from groundray.training.events import (
+    EpochDone,
+    Event,
+    FeaturesDone,
+    FeaturesStarted,
+    StageDone,
+    StageStarted,
+    StepDone,
+)
 
 
 def printed(events: list[tuple[float, Event]], terminal: bool = False) -> str:
@@ -53,6 +61,15 @@ def test_epochs_and_the_end_are_always_told() -> None:
         "grounding  epoch 1/2  validation  loss 0.25  best so far",
         "  text_to_image  recall@1 0.5  recall@10 0.9",
         "grounding  done, best epoch  loss 0.25",
+    ]
+
+
+def test_a_pass_is_told_before_it_starts() -> None:
+    started = FeaturesStarted("grounding.train", 118_287, 8_287, 118_287 * 512 * 14 * 14 * 2, "runs/.features/ab12")
+    text = printed([(0, started), (9, FeaturesDone("grounding.train", 118_287, 9.2))])
+    assert text.splitlines() == [
+        "grounding.train  trunk features of 8,287 of 118,287 images, 23.7 GB all together, to runs/.features/ab12",
+        "grounding.train  trunk features are there after 9 s",
     ]
 
 

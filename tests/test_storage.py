@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from groundray.storage import Folder
+from groundray.storage import Folder, size_of
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -22,6 +22,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="expected a name inside"):
         Folder.at(tmp_path).read_bytes(name)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (158e6, "158 MB"), (23.74e9, "23.7 GB")]
+)
+def test_sizes_are_told_in_the_unit_that_suits(count: float, shown: str) -> None:
+    assert size_of(int(count)) == shown
 
 
 def test_a_folder_that_is_not_there_is_empty(tmp_path: Path) -> None:

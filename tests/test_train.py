@@ -6,12 +6,19 @@ import json
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
+import torch
 from conftest import STAGES, SmallWorld
+from pyarrow.parquet import read_table
 
 from groundray import analyse, config, train
 from groundray.runtime import launch
-from groundray.training.events import EpochDone, Event, StepDone
+from groundray.runtime.features import make_features
+from groundray.training import run
+from groundray.training.events import EpochDone, Event, FeaturesDone, StepDone
+from groundray.training.features import with_features
+from groundray.training.worker import InProcess
 
 
 def losses(events: list[Event]) -> list[float]:
@@ -40,6 +47,34 @@ def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_p
         )
         == 0
     )
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_pool_makes_the_features_of_a_frozen_trunk(world: SmallWorld, tmp_path: Path) -> None:
+    frozen = [f"--{stage}.trains.trunk=false" for stage in ("grounding", "relational")]
+    words = world.settings(f"--run.storage={tmp_path}/pool", *frozen, stages="grounding,relational")
+    events: list[Event] = []
+    make_features(config.load("demo", words), events.append)
+    done = [f"{stage}.{part}" for stage in ("grounding", "relational") for part in ("train", "val")]
+    assert [event.what for event in events if isinstance(event, FeaturesDone)] == done
+    make_features(config.load("demo", words), events.append)
+    assert len(events) == 2 * len(done)  # they are there
+
+    settings = config.load("demo", [*words, f"--run.storage={tmp_path}/process"])
+    trunk = run.begin(settings)[0].visual.trunk
+    for stage in run.check(settings):
+        with_features(stage, settings, trunk, InProcess(events.append))
+    pool, process = (
+        sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name / ".features").rglob("*.parquet"))
+        for name in ("pool", "process")
+    )
+    assert pool == process
+    for path in pool:
+        ours, theirs = (read_table(tmp_path / name / path)["image"].to_pylist() for name in ("pool", "process"))
+        maps = (np.frombuffer(b"".join(rows), np.uint16) for rows in (ours, theirs))
+        one, other = (torch.from_numpy(bits.copy()).view(torch.bfloat16).float() for bits in maps)
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)  # on another number of threads
 
 
 @pytest.mark.ray

@@ -61,7 +61,6 @@ def relations(
             f"it was trained with {', '.join(taught['predicates'][:5])}"
         )
     model.eval()
-    pixel = model.visual.trunk.mean.round().to(torch.uint8)
     seen, blind = Counts(), Counts()
     truth: dict[str, list[Tensor]] = {"predicate": [], "object": []}
     unknown = {"triplets": 0, "objects": 0}
@@ -72,7 +71,7 @@ def relations(
         unknown["triplets"] += int((~known).sum())
         unknown["objects"] += int((~named).sum())
         asked = replace(batch, pairs=batch.pairs[known], predicate=predicates[batch.predicate][known])
-        for counts, shown in ((seen, asked), (blind, asked.without_images(pixel))):
+        for counts, shown in ((seen, asked), (blind, asked.without_images(model.visual.blank))):
             scored = encode(model, shown, special_tokens)
             counts.add([scored._replace(logits=scored.logits[named], classes=of_class[named])])
         truth["predicate"].append(asked.predicate)

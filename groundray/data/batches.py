@@ -1,22 +1,26 @@
 """The batches that a stream yields: named tensors, a chunk of the global batch at a time.
 
 Each may hold no sample at all, at the end of a validation epoch. Images are pixels 0-255, resized and cropped, not yet
-normalised; tokens are word piece ids, padded to the longest text of the chunk, [CLS] and [SEP] included; an
-attention mask is True on word pieces and False on padding.
+normalised, or what a frozen trunk made of those, a feature map in bfloat16; tokens are word piece ids, padded to the
+longest text of the chunk, [CLS] and [SEP] included; an attention mask is True on word pieces and False on padding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import BFloat16, Bool, Int, UInt8, UInt16
 from torch import Tensor
 
 Some = TypeVar("Some", bound="Batch")
 Images = TypeVar("Images", bound="ImageBatch")
+Pixels = UInt8[Tensor, "sample 3 height width"]
+FeatureMaps = BFloat16[Tensor, "sample channel row column"]
+Pictures = UInt8[np.ndarray, "sample 3 height width"] | UInt16[np.ndarray, "sample channel row column"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,11 @@ class Batch:
 class ImageBatch(Batch):
     """A batch with images."""
 
-    images: UInt8[Tensor, "sample 3 height width"]
+    images: Pixels | FeatureMaps
 
-    def without_images(self: Images, pixel: UInt8[Tensor, "3 1 1"]) -> Images:
-        """The batch with every pixel the same: what a model says of it, it knows without looking."""
-        return replace(self, images=pixel.expand_as(self.images))
+    def without_images(self: Images, blank: Callable[[Tensor], Tensor]) -> Images:
+        """The batch with blank images (`VisualStream.blank`): what a model says of it, it knows without looking."""
+        return replace(self, images=blank(self.images))
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,12 @@ class CaptionBatch(ImageBatch):
     @staticmethod
     def of(
         ids: list[str],
-        images: UInt8[np.ndarray, "sample 3 height width"],
+        images: Pictures,
         tokens: Int[np.ndarray, "sample slot"],
         lengths: Int[np.ndarray, " sample"],
     ) -> CaptionBatch:
         """The batch of decoded rows; slots beyond the longest caption are cut off."""
-        return CaptionBatch(tuple(ids), _tensor(images), *_texts(tokens, lengths))
+        return CaptionBatch(tuple(ids), _images(images), *_texts(tokens, lengths))
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,9 @@ class LabelledBatch(ImageBatch):
     labels: Int[Tensor, " sample"]
 
     @staticmethod
-    def of(
-        ids: list[str], images: UInt8[np.ndarray, "sample 3 height width"], labels: Int[np.ndarray, " sample"]
-    ) -> LabelledBatch:
+    def of(ids: list[str], images: Pictures, labels: Int[np.ndarray, " sample"]) -> LabelledBatch:
         """The batch of decoded rows."""
-        return LabelledBatch(tuple(ids), _tensor(images), _tensor(labels))
+        return LabelledBatch(tuple(ids), _images(images), _tensor(labels))
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class SceneGraphBatch(ImageBatch):
     @staticmethod
     def of(
         ids: list[str],
-        images: UInt8[np.ndarray, "sample 3 height width"],
+        images: Pictures,
         tokens: Int[np.ndarray, "object slot"],
         lengths: Int[np.ndarray, " object"],
         image: Int[np.ndarray, " object"],
@@ -135,7 +137,7 @@ class SceneGraphBatch(ImageBatch):
         """The batch of decoded rows; slots beyond the longest phrase are cut off."""
         return SceneGraphBatch(
             tuple(ids),
-            _tensor(images),
+            _images(images),
             *_texts(tokens, lengths),
             _tensor(image),
             _tensor(classes),
@@ -150,6 +152,12 @@ def _texts(
     """Tokens and attention mask, cut to the longest text."""
     longest = int(lengths.max(initial=0))
     return _tensor(tokens[:, :longest].astype(np.int64)), torch.from_numpy(np.arange(longest) < lengths[:, None])
+
+
+def _images(array: Pictures) -> Tensor:
+    """Pixels as they are; the bits of feature maps as bfloat16, a type that numpy has not."""
+    images = _tensor(array)
+    return images.view(torch.bfloat16) if images.dtype == torch.uint16 else images
 
 
 def _tensor(array: np.ndarray) -> Tensor:

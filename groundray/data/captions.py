@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from groundray.data.pictures import Pictures
 from groundray.data.pieces import WordPieces
 from groundray.data.randomness import pick, word_of
-from groundray.data.transforms import centre_crop, stacked
 
 if TYPE_CHECKING:
     from groundray.data.batches import CaptionBatch
@@ -26,30 +26,27 @@ class CaptionSamples:
 
     Attributes:
         pieces: how captions become word pieces.
-        resize: short side before the centre crop, in pixels.
-        crop: side of the square that is left, in pixels.
+        pictures: what is made of the images.
         seed: of the draw of captions; None takes each image's first caption, as validation does.
     """
 
     pieces: WordPieces
-    resize: int
-    crop: int
+    pictures: Pictures
     seed: int | None = None
     kind: str = "captions"
     columns: tuple[str, ...] = ("id", "image", "captions")
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
         """`id`, `image` and the `caption` drawn for this epoch by (seed, epoch, id)."""
-        return table.select(["id", "image"]).append_column("caption", drawn_captions(table, self.seed, epoch))
+        drawn = table.select(["id", "image"]).append_column("caption", drawn_captions(table, self.seed, epoch))
+        return self.pictures.draw(drawn, epoch)
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        """`id`, `image` (uint8 [sample 3 crop crop]), `tokens` (int32 [sample max_tokens]) and `length` of each row."""
+        """`id`, `image`, `tokens` (int32 [sample max_tokens]) and `length` of each row."""
         tokens, lengths = self.pieces.encode(table["caption"].to_pylist())
         return {
             "id": np.array(table["id"].to_pylist(), dtype=np.str_),
-            "image": stacked(
-                (centre_crop(encoded.as_py(), self.resize, self.crop) for encoded in table["image"]), self.crop
-            ),
+            "image": self.pictures.arrays(table),
             "tokens": tokens,
             "length": lengths,
         }

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from groundray.data.pictures import Pictures
 from groundray.data.pieces import WordPieces
-from groundray.data.transforms import centre_crop, stacked
 
 if TYPE_CHECKING:
     from groundray.data.batches import SceneGraphBatch
@@ -25,25 +25,23 @@ class SceneGraphSamples:
 
     Attributes:
         pieces: how phrases become word pieces.
-        resize: short side before the centre crop, in pixels.
-        crop: side of the square that is left, in pixels.
+        pictures: what is made of the images.
         predicates, classes: how many there are, `none` (index 0) aside.
     """
 
     pieces: WordPieces
-    resize: int
-    crop: int
+    pictures: Pictures
     predicates: int
     classes: int
     kind: str = "scene_graphs"
     columns: tuple[str, ...] = ("id", "image", "objects", "relations")
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
-        """The table as it is: nothing about a scene graph is random."""
-        return table
+        """The table with its pictures drawn: nothing about a scene graph is random."""
+        return self.pictures.draw(table, epoch)
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        """`id` and `image` (uint8 [sample 3 crop crop]) of each row, and as bytes of int32 `classes` [object],
+        """`id` and `image` of each row, and as bytes of int32 `classes` [object],
         `tokens` [object max_tokens], `lengths` [object] and `relations` [relation 3], all counted from 0.
 
         Raises:
@@ -57,9 +55,7 @@ class SceneGraphSamples:
         ends = np.cumsum([len(row["objects"]) for row in rows], dtype=np.int64)[:-1]
         return {
             "id": np.array([row["id"] for row in rows], dtype=np.str_),
-            "image": stacked(
-                (centre_crop(encoded.as_py(), self.resize, self.crop) for encoded in table["image"]), self.crop
-            ),
+            "image": self.pictures.arrays(table),
             "tokens": _bytes(np.split(tokens, ends) if rows else []),
             "lengths": _bytes(np.split(lengths, ends) if rows else []),
             "classes": _bytes([[item["class"] - 1 for item in row["objects"]] for row in rows]),

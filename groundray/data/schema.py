@@ -56,6 +56,9 @@ KINDS: dict[str, pa.Schema] = {
     ),
     # an image of one thing; `label` is an index of the data set's vocabulary
     "labelled_images": pa.schema([*IMAGE, pa.field("label", pa.int32(), nullable=False)]),
+    # the feature map that a trunk makes of an image: the bits of bfloat16 numbers, channel by channel, row by row; rows
+    # are numbered as those of the images' own data set
+    "trunk_features": pa.schema([pa.field("image", pa.large_binary(), nullable=False)]),
     # a line of text
     "text": pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]),
 }

@@ -16,6 +16,13 @@ from groundray.data.schema import ROW_GROUP_BYTES, Dataset, Shard, arrow_schema
 from groundray.storage import Folder
 
 GROUPS_A_SHARD = 16
+# encoded images and feature maps do not get smaller, and a dictionary of them would only cost memory
+OPTIONS: dict[str, Any] = {
+    "compression": "none",
+    "use_dictionary": False,
+    "write_page_checksum": True,
+    "write_statistics": False,
+}
 
 
 def write_shards(
@@ -45,6 +52,25 @@ def write_shards(
     return dataset
 
 
+def index(folder: Folder, kind: str, files: Sequence[str], source: dict[str, Any]) -> Dataset:
+    """The data set made of the shards of a kind that lie in a folder, whose `dataset.json` is written."""
+    shards = tuple(_shard(folder, file) for file in files)
+    fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    rows = sum(sum(shard.row_groups) for shard in shards)
+    dataset = Dataset(folder, kind, shards, {"rows": rows}, source, fingerprint)
+    dataset.write_index()
+    return dataset
+
+
+def as_shard(kind: str, columns: dict[str, pa.Array]) -> bytes:
+    """A shard of one row group."""
+    table = pa.table(columns, schema=arrow_schema(kind))
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, **OPTIONS) as writer:
+        writer.write_table(table, row_group_size=max(1, len(table)))
+    return sink.getvalue().to_pybytes()
+
+
 def read_rows(dataset: Dataset, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
     """The rows with these row numbers, in the order asked for; each row group is opened once.
 
@@ -68,19 +94,22 @@ def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table
         ValueError: it is damaged, or its shard is.
     """
     file, number = dataset.groups[group]
+    if dataset.kind == "trunk_features":
+        repair = "delete the folder, and the run makes them again"
+    else:
+        repair = "delete the folder and run `python -m groundray.prepare` again"
     path = dataset.folder.locate(file)
     try:
         with pq.ParquetFile(path, filesystem=dataset.folder.filesystem, page_checksum_verification=True) as shard:
             table = shard.read_row_group(number, columns=list(columns))
     except (OSError, pa.ArrowException, IndexError) as error:
         raise ValueError(
-            f"{dataset.folder}/{file}, row group {number} cannot be read ({error}): "
-            "restore the file, or delete the folder and run `python -m groundray.prepare` again"
+            f"{dataset.folder}/{file}, row group {number} cannot be read ({error}): restore the file, or {repair}"
         ) from error
     if len(table) != dataset.group_sizes[group]:
         raise ValueError(
             f"{dataset.folder}/{file}, row group {number}: expected {dataset.group_sizes[group]} rows, got "
-            f"{len(table)}: delete the folder and run `python -m groundray.prepare` again"
+            f"{len(table)}: {repair}"
         )
     return table
 
@@ -115,28 +144,25 @@ def _shards(groups: Iterator[list[dict[str, Any]]]) -> Iterator[Iterator[list[di
 
 
 def _write_shard(folder: Folder, name: str, schema: pa.Schema, groups: Iterator[list[dict[str, Any]]]) -> Shard:
-    path = folder.locate(name)
-    sizes = []
-    # encoded images do not get smaller, and a dictionary of them would only cost memory
-    with pq.ParquetWriter(
-        path,
-        schema,
-        filesystem=folder.filesystem,
-        compression="none",
-        use_dictionary=False,
-        write_page_checksum=True,
-        write_statistics=False,
-    ) as writer:
+    with pq.ParquetWriter(folder.locate(name), schema, filesystem=folder.filesystem, **OPTIONS) as writer:
         for group in groups:
             writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
-            sizes.append(len(group))
+    return _shard(folder, name)
+
+
+def _shard(folder: Folder, name: str) -> Shard:
+    """A shard that has been written, as the index tells of it."""
+    path = folder.locate(name)
+    with pq.ParquetFile(path, filesystem=folder.filesystem) as file:
+        metadata = file.metadata
+        sizes = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     digest = hashlib.sha256()
     size = 0
-    with folder.filesystem.open_input_stream(path) as file:
-        while block := file.read(2**22):
+    with folder.filesystem.open_input_stream(path) as stream:
+        while block := stream.read(2**22):
             digest.update(block)
             size += len(block)
-    return Shard(name, tuple(sizes), size, digest.hexdigest())
+    return Shard(name, sizes, size, digest.hexdigest())
 
 
 def _bytes(value: Any) -> int:

@@ -52,11 +52,16 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What a stage reads: a data set, how its rows become batches, and in which order."""
+    """What a stage reads: a data set, how its rows become batches, and in which order.
+
+    Attributes:
+        features: a frozen trunk's feature maps of the same rows, which are read instead of the images.
+    """
 
     dataset: Dataset
     samples: Samples
     plan: Plan
+    features: Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,9 @@ class Step:
         """The step with its batches on a device."""
         return replace(self, chunks=tuple((chunk, batch.to(device)) for chunk, batch in self.chunks))
 
-    def without_images(self, pixel: Any) -> Step:
-        """The step with every pixel of every image the same (see `batches.ImageBatch`)."""
-        return replace(self, chunks=tuple((chunk, batch.without_images(pixel)) for chunk, batch in self.chunks))
+    def without_images(self, blank: Callable[[Any], Any]) -> Step:
+        """The step with blank images (see `batches.ImageBatch`)."""
+        return replace(self, chunks=tuple((chunk, batch.without_images(blank)) for chunk, batch in self.chunks))
 
 
 class Kept:
@@ -137,7 +142,12 @@ def read(source: Source, window: Window, chunks: range) -> pa.Table:
     rows = np.concatenate(
         [rows_of(source.plan, window.epoch, step, chunks) for step in range(window.first, window.last)]
     )
-    table = read_rows(source.dataset, rows, list(source.samples.columns))
+    if source.features is None:
+        table = read_rows(source.dataset, rows, source.samples.columns)
+    else:
+        others = [column for column in source.samples.columns if column != "image"]
+        maps = read_rows(source.features, rows, ["image"])
+        table = read_rows(source.dataset, rows, others).append_column("image", maps["image"])
     return source.samples.draw(table, window.epoch).append_column("row", pa.array(rows))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import BFloat16, Float, UInt8
 from torch import Tensor, nn
 
 from groundray import config
@@ -48,6 +48,9 @@ def sine_table(side: int, width: int) -> Float[Tensor, "position dim"]:
     return torch.from_numpy(table).float()
 
 
+Images = UInt8[Tensor, "sample 3 height width"] | BFloat16[Tensor, "sample channel row column"]
+
+
 class VisualStream(nn.Module):
     """An embedding for each position of an image.
 
@@ -64,8 +67,19 @@ class VisualStream(nn.Module):
         self.embedder = nn.Conv2d(trunk.channels, width, kernel_size=1)
         self.attention = SpatialAttention(width, side, heads, ffn)
 
-    def forward(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample position dim"]:
+    def forward(self, images: Images) -> Float[Tensor, "sample position dim"]:
+        """The embeddings of images, given their pixels or what `features` has made of them."""
+        if images.is_floating_point():
+            return self.attend(images.to(self.embedder.weight.dtype))
         return self.attend(self.features(images))
+
+    def blank(self, images: Images) -> Images:
+        """As many images of the mean colour: pixels, or the feature maps of these, as the given ones are."""
+        colour = self.trunk.mean.round().to(torch.uint8)
+        if not images.is_floating_point():
+            return colour.expand_as(images)
+        side = images.shape[-1] * self.trunk.stride
+        return self.features(colour.expand(1, 3, side, side)).to(images.dtype).expand_as(images)
 
     def empty(self) -> Float[Tensor, "0 position dim"]:
         """The embeddings of no image."""

@@ -20,6 +20,7 @@ from groundray.config import Settings
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step
 from groundray.runtime import cluster
+from groundray.runtime.features import make_features
 from groundray.runtime.stream import stream
 from groundray.training import memory, run
 from groundray.training.events import Event, StepDone
@@ -110,6 +111,7 @@ def train(settings: Settings, observe: Callable[[Event], None], verbose: bool = 
     with cluster.connect(verbose=verbose):
         available = resources(settings)
         available.check()
+        make_features(settings, observe)
         return _fit(settings, available, observe)
 
 

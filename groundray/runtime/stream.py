@@ -108,11 +108,17 @@ def stream(
 
 def _context(cpus: float) -> DataContext:
     """Ray Data's settings for one rank: ordered, quiet, and within its share of the CPUs."""
-    context = DataContext.get_current().copy()
+    context = quiet_context()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
     context.target_max_block_size = BLOCK_BYTES
     context.custom_execution_callback_classes = [Pace]
+    return context
+
+
+def quiet_context() -> DataContext:
+    """Ray Data's settings, without its own progress bars."""
+    context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return context

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.captions import CaptionSamples
+from groundray.data.pictures import CentreCrop
 from groundray.data.pieces import WordPieces
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
@@ -88,8 +89,7 @@ def captions(
     """Captioned images: shuffled with a caption drawn at each visit, or in their own order with the first caption."""
     samples = CaptionSamples(
         pieces=WordPieces(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
-        resize=stage.resize or settings.model.image_size,
-        crop=settings.model.image_size,
+        pictures=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
         seed=settings.run.seed if shuffle else None,
     )
     return source(settings, stage, Dataset.open(shards, "captions"), samples, shuffle)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from groundray import config
 from groundray.data.batches import SceneGraphBatch
+from groundray.data.pictures import CentreCrop
 from groundray.data.pieces import WordPieces
 from groundray.data.scene_graphs import SceneGraphSamples
 from groundray.data.schema import Dataset
@@ -97,8 +98,7 @@ def scene_graphs(
     words = words_of(dataset)
     samples = SceneGraphSamples(
         pieces=WordPieces(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
-        resize=stage.resize or settings.model.image_size,
-        crop=settings.model.image_size,
+        pictures=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
         predicates=len(words["predicates"]),
         classes=len(words["classes"]),
     )

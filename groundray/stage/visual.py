@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from groundray import config
 from groundray.data.batches import LabelledBatch
 from groundray.data.labelled import LabelledSamples
+from groundray.data.pictures import CentreCrop, RandomCrop
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.loss.collectives import sum_of_chunks
@@ -56,17 +57,13 @@ class VisualStage:
         stage: config.Visual = settings.stage("visual")
         train, val = (Dataset.open(shards, "labelled_images") for shards in (stage.train, stage.val))
         words = same_words(train, val, classes=stage.classes)
-        size = settings.model.image_size
-
-        def samples(seed: int | None) -> LabelledSamples:
-            return LabelledSamples(
-                stage.resize or size, size, len(words["classes"]), stage.crop_area, stage.flip, seed=seed
-            )
-
+        size, classes = settings.model.image_size, len(words["classes"])
+        seen = LabelledSamples(RandomCrop(size, stage.crop_area, stage.flip, settings.run.seed), classes)
+        held_out = LabelledSamples(CentreCrop(stage.resize or size, size), classes)
         return VisualStage(
             stage,
-            source(settings, stage, train, samples(settings.run.seed), shuffle=True),
-            source(settings, stage, val, samples(None), shuffle=False),
+            source(settings, stage, train, seen, shuffle=True),
+            source(settings, stage, val, held_out, shuffle=False),
             words,
         )
 

@@ -47,4 +47,25 @@ class StageDone:
     metrics: dict[str, float]
 
 
-Event = StageStarted | StepDone | EpochDone | StageDone
+@dataclass(frozen=True)
+class FeaturesStarted:
+    """A pass through the frozen trunk begins, for `what` (as `grounding.train`): `missing` of `images` images, whose
+    feature maps take `bytes` all together at `folder`."""
+
+    what: str
+    images: int
+    missing: int
+    bytes: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class FeaturesDone:
+    """The feature maps of `images` images are there, after so many seconds."""
+
+    what: str
+    images: int
+    seconds: float
+
+
+Event = StageStarted | StepDone | EpochDone | StageDone | FeaturesStarted | FeaturesDone

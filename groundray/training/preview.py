@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 
@@ -12,8 +13,11 @@ from groundray.data.schema import Dataset
 from groundray.model.freezing import freeze, trainable_counts
 from groundray.model.grounded import build, build_head
 from groundray.model.heads import Vocabulary
-from groundray.stage.protocol import words_of
+from groundray.model.trunk import build_trunk
+from groundray.stage.protocol import Stage, words_of
+from groundray.storage import size_of
 from groundray.training import run
+from groundray.training.features import folder_of, map_shape, refusal
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class StagePreview:
     """What a stage would do.
 
     Attributes:
-        data: a line each for the training and validation shards.
+        data: a line each for the training and validation shards, and one for trunk features where they can be used.
         trainable: trained parameters of each module.
     """
 
@@ -66,11 +70,23 @@ def preview(settings: Settings) -> Preview:
             trainable = {}
         stages.append(StagePreview(name, tuple(data), trainable))
     try:
-        run.check(settings)
+        told = {stage.name: _features(stage, settings) for stage in run.check(settings)}
+        stages = [replace(one, data=(*one.data, told[one.name])) for one in stages]
     except (OSError, ValueError) as error:
         if not any(str(error) in problem for problem in problems):
             problems.append(str(error))
     return Preview(str(folder), folder.exists(run.CHECKPOINTS), tuple(stages), tuple(problems))
+
+
+def _features(stage: Stage, settings: Settings) -> str:
+    """Whether a stage reads trunk features instead of images, and what they take."""
+    if reason := refusal(stage, settings):
+        return f"trunk features: not used, {reason}"
+    with torch.device("meta"):
+        shape = map_shape(build_trunk(settings.model.trunk, weights=False), settings.model.image_size)
+    images = stage.train.dataset.rows + stage.val.dataset.rows
+    size = size_of(2 * prod(shape) * images)
+    return f"trunk features: {images:,} images, {size}, in {folder_of(settings)}; made once"
 
 
 def _plan(settings: Settings, dataset: Dataset, batch_size: int, shuffle: bool) -> Plan:

@@ -31,6 +31,7 @@ from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS, STAGES
 from groundray.storage import Folder
 from groundray.training.checkpoint import Store
+from groundray.training.features import with_features
 from groundray.training.loop import train_stage
 from groundray.training.memory import keep_freed_memory
 from groundray.training.worker import Worker
@@ -167,6 +168,7 @@ def run_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store, 
     if finished is not None and (best := store.best(stage.name)):
         store.load(best, model)
         return finished
+    stage = with_features(stage, settings, model.visual.trunk, worker)
     metrics = train_stage(stage, model, worker, store, settings.run.seed, settings.scaling.accumulate)
     barrier()  # every rank has read the best weights
     if worker.rank == 0:

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groundray.data.labelled import LabelledSamples
+from groundray.data.pictures import CentreCrop, RandomCrop
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
 from groundray.data.transforms import ASPECTS, _part, random_crop
 
-SAMPLES = LabelledSamples(resize=112, crop=112, classes=12, seed=7)
+CROP = RandomCrop(crop=112, area=(0.08, 1.0), flip=True, seed=7)
+SAMPLES = LabelledSamples(CROP, classes=12)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +39,12 @@ def test_an_epoch_and_a_sample_fix_the_crop(table: pa.Table) -> None:
     assert np.array_equal(first, images(table, SAMPLES, 0))
     assert np.array_equal(first[::-1], images(table.take(list(range(11, -1, -1))), SAMPLES, 0))  # whatever is beside it
     assert not any(np.array_equal(*pair) for pair in zip(first, images(table, SAMPLES, 1), strict=True))
-    other = replace(SAMPLES, seed=8)
+    other = replace(SAMPLES, pictures=replace(CROP, seed=8))
     assert not any(np.array_equal(*pair) for pair in zip(first, images(table, other, 0), strict=True))
 
 
 def test_validation_sees_the_middle_at_every_visit(table: pa.Table) -> None:
-    still = replace(SAMPLES, seed=None)
+    still = replace(SAMPLES, pictures=CentreCrop(112, 112))
     assert np.array_equal(images(table, still, 0), images(table, still, 1))
 
 

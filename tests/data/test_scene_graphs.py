@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from conftest import SmallWorld
 
+from groundray.data.pictures import CentreCrop
 from groundray.data.pieces import WordPieces
 from groundray.data.scene_graphs import SceneGraphSamples
 from groundray.data.scenes.drawing import jpeg
@@ -19,7 +20,7 @@ from groundray.data.schema import arrow_schema
 @pytest.fixture(scope="module")
 def samples(world: SmallWorld) -> SceneGraphSamples:
     pieces = WordPieces((world.source / "tokenizer" / "tokenizer.json").read_text(), 10)
-    return SceneGraphSamples(pieces, resize=32, crop=32, predicates=3, classes=4)
+    return SceneGraphSamples(pieces, CentreCrop(32, 32), predicates=3, classes=4)
 
 
 def table(*graphs: tuple[list[tuple[str, int]], list[tuple[int, int, int]]]) -> pa.Table:

@@ -1,0 +1,242 @@
+"""Trunk features: what is frozen is computed once, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import STAGES, SmallWorld
+from test_workers import GlooWorker, alone, losses
+
+from groundray import config
+from groundray.config import Settings
+from groundray.data.plan import Cursor
+from groundray.data.schema import Dataset
+from groundray.data.shards import read_rows
+from groundray.data.stream import stream
+from groundray.loss.collectives import barrier
+from groundray.model.grounded import GroundedModel
+from groundray.stage.protocol import Stage
+from groundray.training import features, run
+from groundray.training.events import EpochDone, FeaturesDone, FeaturesStarted, StepDone
+from groundray.training.features import Pass, finish, make, passes, refusal, with_features
+from groundray.training.worker import InProcess
+
+BITS = {"rtol": 2**-7, "atol": 1e-4}  # of bfloat16: a sum's last bits depend on how many images go together
+FROZEN = "--grounding.trains.trunk=false"
+
+
+def opened(world: SmallWorld, storage: Path, *words: str, stages: str = "grounding") -> tuple[Settings, list[Stage]]:
+    settings = config.load("demo", world.settings(FROZEN, f"--run.storage={storage}", *words, stages=stages))
+    return settings, run.check(settings)
+
+
+def wanted(world: SmallWorld, storage: Path, *words: str) -> tuple[Pass, GroundedModel, Settings, Stage]:
+    """The pass over the training captions."""
+    settings, (stage,) = opened(world, storage, *words)
+    model, _ = run.begin(settings)
+    return passes(stage, settings, model.visual.trunk)["train"], model, settings, stage
+
+
+def make_all(one: Pass, model: GroundedModel) -> Dataset:
+    for group, names in one.work(workers=2):
+        make(one, group, names, model.visual.trunk, "cpu")
+    return finish(one)
+
+
+def test_a_stage_reads_what_the_trunk_makes_of_its_pictures(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sample by sample in the plan's order, with the same captions; in several parts a row group."""
+    monkeypatch.setattr(features, "PART_BYTES", 60_000)
+    _, model, settings, stage = wanted(world, tmp_path)
+    events: list[Any] = []
+    cached = with_features(stage, settings, model.visual.trunk, InProcess(events.append))
+    assert [type(event) for event in events] == [FeaturesStarted, FeaturesDone] * 2
+    assert (events[0].images, events[0].missing, events[0].bytes) == (72, 72, 72 * 128 * 7 * 7 * 2)
+    for source, plain in ((cached.train, stage.train), (cached.val, stage.val)):
+        for step, other in zip(stream(source, Cursor(), 2), stream(plain, Cursor(), 2), strict=True):
+            for (_, batch), (_, pixels) in zip(step.chunks, other.chunks, strict=True):
+                assert batch.ids == pixels.ids
+                assert torch.equal(batch.tokens, pixels.tokens)
+                if len(batch):
+                    expected = model.visual.features(pixels.images).bfloat16()
+                    torch.testing.assert_close(batch.images, expected, **BITS)
+                    embedded = model.visual.eval()(batch.images), model.visual(pixels.images)
+                    torch.testing.assert_close(*embedded, rtol=0, atol=0.05)
+                    blank = batch.without_images(model.visual.blank).images
+                    its = pixels.without_images(model.visual.blank).images
+                    torch.testing.assert_close(blank, model.visual.features(its).bfloat16(), **BITS)
+
+
+def test_the_loss_is_the_same_within_bfloat16(world: SmallWorld, tmp_path: Path) -> None:
+    """Seven bits of a number remain; nothing is random about what they do, so steps and epochs stay close."""
+    words = [*world.settings(FROZEN, "--grounding.dropout=0.3"), f"--run.storage={tmp_path}"]
+    cached = alone([*words, "--run.name=cached"])
+    plain = alone([*words, "--run.name=plain", "--features.use=never"])
+    assert sum(isinstance(event, FeaturesDone) for event in cached) == 2
+    assert not any(isinstance(event, FeaturesDone | FeaturesStarted) for event in plain)
+    assert losses(cached)[0] != losses(plain)[0]
+    assert losses(cached) == pytest.approx(losses(plain), rel=0.01)
+    ends = [[event.metrics["loss"] for event in events if isinstance(event, EpochDone)] for events in (cached, plain)]
+    assert ends[0] == pytest.approx(ends[1], rel=0.01)
+
+    again = alone([*words, "--run.name=again"])  # whoever wants the same shares it
+    assert not any(isinstance(event, FeaturesStarted) for event in again)
+    assert losses(again) == losses(cached)
+
+
+def test_a_trunk_that_an_earlier_stage_trained_has_features_of_its_own(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings(f"--run.storage={tmp_path}", "--grounding.epochs=1", stages="grounding,relational,retrieval")
+    events = alone([*words, "--relational.trains.trunk=false"])
+    told = [event.what for event in events if isinstance(event, FeaturesStarted)]
+    assert told == ["relational.train", "relational.val", "retrieval.train", "retrieval.val"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "reason"),
+    [
+        ("grounding", ["--features.use=never"], "features.use is never"),
+        ("grounding", ["--grounding.trains.trunk=true"], "it trains the trunk"),
+        ("grounding", ["--grounding.precision=float64"], "float64 is finer"),
+        ("grounding", ["--grounding.epochs=1"], "it visits each image once"),
+        ("visual", ["--visual.trains.trunk=false"], "its pictures are cut at random"),
+        ("language", [], "it sees no images"),
+        ("grounding", [], None),
+        ("retrieval", [], None),
+    ],
+)
+def test_where_features_are_used(
+    world: SmallWorld, tmp_path: Path, stage: str, words: list[str], reason: str | None
+) -> None:
+    settings, stages = opened(world, tmp_path, *words, stages=STAGES)
+    (one,) = [one for one in stages if one.name == stage]
+    found = refusal(one, settings)
+    assert (found is None) if reason is None else (found is not None and reason in found)
+    trunk = run.begin(settings)[0].visual.trunk
+    assert set(passes(one, settings, trunk)) == (set() if reason else {"train", "val"})
+
+
+def test_what_would_make_other_features_has_another_key(world: SmallWorld, tmp_path: Path) -> None:
+    one, model, settings, stage = wanted(world, tmp_path)
+    keys = {one.folder.name}
+    for words in (["--grounding.resize=130"], ["--run.seed=3"], [f"--grounding.train={world.shards}/captions/val"]):
+        keys.add(wanted(world, tmp_path, *words)[0].folder.name)
+    with torch.no_grad():
+        next(model.visual.trunk.parameters())[0, 0, 0, 0] += 1e-3
+    keys.add(passes(stage, settings, model.visual.trunk)["train"].folder.name)
+    model.visual.trunk.mean += 1  # pixels are normalised otherwise
+    keys.add(passes(stage, settings, model.visual.trunk)["train"].folder.name)
+    assert len(keys) == 6
+    same = ("--grounding.temperature=3", "--grounding.batch_size=12", "--grounding.epochs=9", "--data.window=8")
+    assert wanted(world, tmp_path, *same)[0].folder == one.folder
+    elsewhere, *_ = wanted(world, tmp_path, f"--features.folder={tmp_path}/elsewhere")
+    assert elsewhere.folder.path == f"{tmp_path}/elsewhere/{one.folder.name}"
+
+
+def test_an_interrupted_pass_goes_on(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "PART_BYTES", 60_000)
+    one, model, *_ = wanted(world, tmp_path)
+    whole = make_all(one, model)
+    files = {name: one.folder.read_bytes(name) for name in one.folder.names()}
+    assert len(whole.shards) > len(one.dataset.groups)  # several parts a group
+    lost = [whole.shards[place].file for place in (1, -1)]
+    for name in (*lost, "dataset.json"):
+        one.folder.delete(name)
+    assert one.made() is None
+    assert sorted(name for names in one.missing().values() for name in names) == sorted(lost)
+    calls: list[int] = []
+    plain = features.feature_maps
+
+    def counted(trunk: Any, images: Any, device: str) -> Any:
+        calls.append(len(images))
+        return plain(trunk, images, device)
+
+    monkeypatch.setattr(features, "feature_maps", counted)
+    again = make_all(one, model)
+    assert sum(calls) == sum(sum(shard.row_groups) for shard in again.shards if shard.file in lost)
+    assert {name: one.folder.read_bytes(name) for name in one.folder.names()} == files
+
+
+def test_two_passes_at_once_make_the_same(world: SmallWorld, tmp_path: Path) -> None:
+    one, model, *_ = wanted(world, tmp_path / "alone")
+    expected = make_all(one, model)
+    shared, *_ = wanted(world, tmp_path / "shared")
+    threads = [threading.Thread(target=make_all, args=(shared, model)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = shared.made()
+    assert found is not None
+    assert found.fingerprint == expected.fingerprint
+    assert not [name for name in shared.folder.names() if name.endswith(".writing")]
+
+
+def test_work_is_cut_for_few_row_groups_and_many_workers(world: SmallWorld, tmp_path: Path) -> None:
+    one, *_ = wanted(world, tmp_path)
+    groups = replace(one, dataset=large(one.dataset, 1000, 7))
+    parts = [name for group in groups.groups for name in groups.parts(group)]
+    for workers in (1, 2, 50):
+        tasks = groups.work(workers)
+        assert [name for _, names in tasks for name in names] == parts
+        assert len(tasks) >= min(4 * workers, len(parts))
+    rows = [row for group in groups.groups for rows in groups.parts(group).values() for row in rows]
+    assert rows == [*range(1000), *range(7)]
+
+
+def large(dataset: Dataset, *groups: int) -> Dataset:
+    """The data set, as if it had row groups of so many rows."""
+    return replace(dataset, shards=(replace(dataset.shards[0], row_groups=groups),))
+
+
+def test_a_pass_without_room_is_refused_with_the_numbers(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model, settings, stage = wanted(world, tmp_path)
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=50_000))
+    with pytest.raises(ValueError, match=r"take 903 kB more, there are 50 kB free.*features\.folder"):
+        with_features(stage, settings, model.visual.trunk, InProcess(lambda _: None))
+
+
+def test_a_damaged_part_is_named_with_its_repair(world: SmallWorld, tmp_path: Path) -> None:
+    one, model, *_ = wanted(world, tmp_path)
+    made = make_all(one, model)
+    file = Path(one.folder.path, made.shards[0].file)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"part-00000-000\.parquet.*delete the folder, and the run makes them again"):
+        read_rows(made, np.arange(made.rows), ["image"])
+
+
+def on_a_rank(rank: int, words: list[str], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    worker = GlooWorker(rank, 2)
+    run.train(config.load("demo", words), worker)
+    if rank == 0:
+        told = [event.what for event in worker.events if isinstance(event, FeaturesDone)]
+        Path(folder, "found.json").write_text(json.dumps([told, losses(worker.events)]))
+    barrier()
+    dist.destroy_process_group()
+
+
+def test_ranks_make_them_together(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings(FROZEN, "--data.window=24")
+    one = alone([*words, f"--run.storage={tmp_path}/one"])
+    mp.spawn(on_a_rank, ([*words, f"--run.storage={tmp_path}/two", "--scaling.num_workers=2"], str(tmp_path)), nprocs=2)
+    told, found = json.loads((tmp_path / "found.json").read_text())
+    assert told == ["grounding.train", "grounding.val"]
+    assert found == pytest.approx(losses(one), rel=1e-4)
+    assert len(found) == sum(isinstance(event, StepDone) for event in one)
