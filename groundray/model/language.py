@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, 
 from transformers.utils import logging
 
 from groundray import config
+from groundray.model.packing import pack
 
 
 class LanguageStream(nn.Module):
@@ -26,7 +27,18 @@ class LanguageStream(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "sample token"], attention_mask: Bool[Tensor, "sample token"]
     ) -> Float[Tensor, "sample token dim"]:
-        return self.bert(input_ids=tokens, attention_mask=attention_mask).last_hidden_state
+        """The embeddings of texts; what stands on padding means nothing."""
+        packed = pack(tokens, attention_mask)
+        if packed is None:
+            return self.bert(input_ids=tokens, attention_mask=attention_mask).last_hidden_state
+        hidden = self.bert(
+            input_ids=packed.tokens, attention_mask=packed.together, position_ids=packed.positions
+        ).last_hidden_state
+        valid = attention_mask.flatten().nonzero().squeeze(1)
+        rows = hidden.flatten(0, 1).index_select(0, packed.places)
+        return (
+            hidden.new_zeros(attention_mask.numel(), self.width).index_copy(0, valid, rows).unflatten(0, tokens.shape)
+        )
 
 
 def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
