@@ -1,4 +1,4 @@
-"""`python -m groundray.bench`: how fast groundray is and how much memory it takes, against other ways to do the same."""
+"""`python -m groundray.bench`: time and memory of groundray, against other ways to do the same."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[32, 14],
         metavar="N",
-        help="valid ones of 32, on average (32 14)",
+        help="valid of 32, on average (32 14)",
     )
     loss.add_argument("--only", nargs="+", default=[], metavar="NAME", help="beside groundray itself (default: all)")
     loss.set_defaults(measure=_loss)
@@ -69,11 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     streams = kinds.add_parser("input", help="shards to batches: samples a second, time to the first batch")
     streams.add_argument("--data", metavar="SHARDS", help="folder of caption shards (default: drawn photos)")
     streams.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="samples of a batch (64)")
-    streams.add_argument("--samples", type=_positive, metavar="N", help="streamed each time (default: an epoch)")
+    streams.add_argument("--samples", type=_positive, metavar="N", help="streamed each time (default: two epochs')")
     streams.add_argument(
         "--cpus", type=_positive, default=os.cpu_count() or 1, metavar="N", help="to read and decode on (default: all)"
     )
     streams.set_defaults(measure=_input)
+    # step: one optimiser step of a stage
 
     for kind in (loss, relation, streams):
         kind.add_argument("--repeats", type=_positive, default=5, metavar="N", help="timed rounds (5)")

@@ -28,7 +28,6 @@ from groundray.data.schema import Dataset
 from groundray.data.shards import write_shards
 from groundray.data.stream import Source, Step, assemble, decode, read, rows_of, stream, windows
 from groundray.runtime import cluster
-from groundray.runtime.stream import stream as ray_stream
 from groundray.storage import Folder
 
 RAY, IN_PROCESS, LOADER = "Ray Data", "one process", "DataLoader"
@@ -81,7 +80,7 @@ def measure(
 
     Args:
         data: folder of caption shards; None draws photos.
-        samples: streamed each time, rounded up to whole epochs' steps (default: an epoch).
+        samples: streamed each time, rounded up to whole batches (default: two epochs').
         cpus: that Ray Data and the DataLoader read and decode on.
         most_seconds: no round but the first starts when the rounds have taken so long.
         note: told what is done next.
@@ -95,7 +94,7 @@ def measure(
             note(f"input: drawing {PHOTOS} photos of {WIDTH} x {HEIGHT}")
             data = str(write_photos(Path(folder), PHOTOS).folder)
         source = training_source(Dataset.open(data, "captions"), batch_size)
-        steps = -(-samples // batch_size) if samples else source.plan.steps
+        steps = -(-samples // batch_size) if samples else 2 * source.plan.steps
         if steps <= FIRST_FEW + 1:
             raise ValueError(f"expected more than {FIRST_FEW + 1} batches of {batch_size} samples, got {steps}")
         epochs = -(-steps // source.plan.steps)
@@ -116,8 +115,8 @@ def measure(
         }
         rows.append(Row(case, name, {**found, **ratios}, runs[name]))
     caption = (
-        f"Captioned photos to {CROP} pixels, batches of {batch_size}, read and decoded on {cpus} CPUs: Ray Data's share "
-        f"of the cluster, and {cpus} processes of the DataLoader's, forked each time. The cluster is up, and its "
+        f"Captioned photos to {CROP} pixels, batches of {batch_size}, read and decoded on {cpus} CPUs: Ray Data's "
+        f"share of the cluster, and {cpus} processes of the DataLoader's, forked each time. The cluster is up, its "
         f"workers idle. Samples a second after the first {FIRST_FEW} batches."
     )
     return Report("input", caption, COLUMNS, rows, machine())
@@ -125,6 +124,8 @@ def measure(
 
 def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[], Iterator[Step]]]:
     """Each way to stream all steps of some epochs."""
+    from groundray.runtime.stream import stream as ray_stream  # brings Ray Data, which the cluster has made quiet
+
     return {
         RAY: lambda: ray_stream(source, Cursor(), epochs, rank=0, world_size=1, cpus=cpus, prefetch=PREFETCH),
         IN_PROCESS: lambda: stream(source, Cursor(), epochs),
@@ -198,7 +199,7 @@ def write_photos(folder: Path, count: int) -> Dataset:
                 "image": file.getvalue(),
                 "width": WIDTH,
                 "height": HEIGHT,
-                "captions": [f"a photo of noise, number {number}, seen for the {time} time" for time in range(5)],
+                "captions": [f"a photo of noise, number {number}, seen {times} times" for times in range(5)],
             }
 
     return write_shards(Folder.at(folder / "photos").make(), "captions", rows(), {}, {"noise": count})
