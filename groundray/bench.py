@@ -15,7 +15,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from groundray.benchmarks.measure import Report
 
-EXIT_DISAGREEMENT, EXIT_USAGE = 1, 2
+EXIT_DISAGREEMENT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FILE_WIDTH = 160  # columns of a table that goes to a file, where nobody's window is the measure
 
 
@@ -34,6 +34,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         errors.print(f"error: {error}")
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing was written")
+        return EXIT_INTERRUPTED
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = FILE_WIDTH
