@@ -1,0 +1,125 @@
+"""`python -m groundray.bench`: time and memory of groundray, against other ways to do the same."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from groundray.benchmarks.measure import Report
+
+EXIT_DISAGREEMENT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+FILE_WIDTH = 160  # columns of a table that goes to a file, where nobody's window is the measure
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The exit status: 0 measured, 1 contenders compute different things, 2 options or data that cannot be used."""
+    options = _parser().parse_args(words)
+    from groundray.benchmarks.losses import Disagreement  # brings torch, which --help does without
+
+    measure: Callable[[argparse.Namespace, Callable[[str], None]], Report] = options.measure
+    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    try:
+        report = measure(options, errors.print)
+    except Disagreement as error:
+        errors.print(f"error: {error}")
+        return EXIT_DISAGREEMENT
+    except (FileNotFoundError, ValueError) as error:
+        errors.print(f"error: {error}")
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing was written")
+        return EXIT_INTERRUPTED
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(report.table())
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m groundray.bench", description=__doc__)
+    kinds = parser.add_subparsers(required=True, metavar="BENCHMARK")
+
+    loss = kinds.add_parser("loss", help="the grounding loss: forward, backward, memory")
+    loss.add_argument("--batch", type=_positive, nargs="+", default=[32, 180, 512], metavar="N", help="(32 180 512)")
+    loss.add_argument(
+        "--tokens",
+        type=_positive,
+        nargs="+",
+        default=[32, 14],
+        metavar="N",
+        help="valid of 32, on average (32 14)",
+    )
+    loss.add_argument("--only", nargs="+", default=[], metavar="NAME", help="beside groundray itself (default: all)")
+    loss.set_defaults(measure=_loss)
+
+    relation = kinds.add_parser("relation", help="the relation losses: forward, backward, memory")
+    relation.add_argument("--triplets", type=_positive, nargs="+", default=[100, 500], metavar="N", help="(100 500)")
+    relation.add_argument("--predicates", type=_positive, default=100, metavar="N", help="(100)")
+    relation.set_defaults(measure=_relation)
+
+    streams = kinds.add_parser("input", help="shards to batches: samples a second, time to the first batch")
+    streams.add_argument("--data", metavar="SHARDS", help="folder of caption shards (default: drawn photos)")
+    streams.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="samples of a batch (64)")
+    streams.add_argument("--samples", type=_positive, metavar="N", help="streamed each time (default: two epochs')")
+    streams.add_argument(
+        "--cpus", type=_positive, default=os.cpu_count() or 1, metavar="N", help="to read and decode on (default: all)"
+    )
+    streams.set_defaults(measure=_input)
+    # step: one optimiser step of a stage
+
+    for kind in (loss, relation, streams):
+        kind.add_argument("--repeats", type=_positive, default=5, metavar="N", help="timed rounds (5)")
+        kind.add_argument(
+            "--most-seconds", type=_positive, default=60, metavar="N", help="no round starts after so long (60)"
+        )
+        kind.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there too")
+    return parser
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def _loss(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+    from groundray.benchmarks import loss
+
+    return loss.measure(options.batch, options.tokens, options.only, options.repeats, options.most_seconds, note)
+
+
+def _relation(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+    from groundray.benchmarks import relation
+
+    return relation.measure(options.triplets, options.predicates, options.repeats, options.most_seconds, note)
+
+
+def _input(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+    from groundray.benchmarks import input as streams
+
+    return streams.measure(
+        options.data,
+        options.batch_size,
+        options.samples,
+        options.cpus,
+        options.repeats,
+        options.most_seconds,
+        note,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

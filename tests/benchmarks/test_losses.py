@@ -1,0 +1,86 @@
+"""The contenders compute what their naive twins compute, in value and gradient, or the comparison is refused."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+
+from groundray.benchmarks import loss, relation
+from groundray.benchmarks.losses import OURS, Contender, Disagreement, Problem, compare
+from groundray.benchmarks.measure import Missing
+
+SMALL = loss.Shape(3, positions=4, tokens=5, dim=6)
+
+
+def grounding_problem() -> Problem:
+    V, W, valid = loss.random_problem(SMALL, 3).arguments
+    V, W = (tensor.detach().double().requires_grad_() for tensor in (V, W))
+    return Problem((V, W, valid), (V, W))
+
+
+@pytest.mark.parametrize("name", list(loss.contenders(SMALL)))
+def test_each_form_of_the_grounding_loss_is_its_twin(name: str) -> None:
+    contender, problem = loss.contenders(SMALL)[name], grounding_problem()
+    if contender.absent:
+        pytest.skip(contender.absent.reason)
+    found = contender.loss(*problem.arguments)
+    twin = reference.two_way_nt_xent(reference.similarity(*problem.arguments, "dot"), loss.TEMPERATURE)
+    # sentence-transformers adds up in float32
+    tolerance = 1e-5 if name == "sentence-transformers" else 1e-10
+    torch.testing.assert_close(found.double(), twin, rtol=tolerance, atol=tolerance)
+    for ours, expected in zip(
+        torch.autograd.grad(found, problem.sources), torch.autograd.grad(twin, problem.sources), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", list(relation.CONTENDERS))
+def test_each_form_of_the_relation_loss_is_its_twin(name: str) -> None:
+    problem = relation.random_problem(7, 5)
+    (one,), sources = problem.arguments, problem.sources
+    found = relation.CONTENDERS[name].loss(one)
+    twin = (
+        reference.predicate_loss(one.S, one.predicate, 1.0)
+        + reference.pair_loss(one.S, one.predicate, one.annotated, 1.0)
+    ).mean()
+    torch.testing.assert_close(found, twin)
+    torch.testing.assert_close(torch.autograd.grad(found, sources), torch.autograd.grad(twin, sources))
+
+
+def test_captions_have_as_many_tokens_as_asked_for_on_average() -> None:
+    *_, valid = loss.random_problem(loss.Shape(400, positions=1, dim=1), 14).arguments
+    lengths = valid.sum(dim=1)
+    assert (lengths.min().item(), lengths.max().item()) == (10, 18)
+    assert lengths.double().mean().item() == pytest.approx(14, abs=0.3)
+    assert loss.random_problem(loss.Shape(2, positions=1, dim=1), 32).arguments[2].all()
+    with pytest.raises(ValueError, match=r"--tokens: expected 1 to 32 valid tokens of a caption, got 33"):
+        loss.random_problem(loss.Shape(2), 33)
+
+
+def numbers() -> Problem:
+    x = torch.arange(4.0, requires_grad=True)
+    return Problem((x,), (x,))
+
+
+def test_a_comparison_has_times_ratios_memory_and_error() -> None:
+    forms = {
+        OURS: Contender(lambda x: x.square().sum()),
+        "other": Contender(lambda x: (x * x).sum()),
+        "huge": Contender(lambda x: x.sum(), needs=10**15),
+        "gone": Contender(lambda x: x.sum(), absent=Missing("not installed")),
+    }
+    ours, other, huge, gone = compare({"size": 4}, forms, numbers(), numbers(), baseline="other", repeats=3)
+    assert ours.figures["ours_as_fast_both"] == 1.0
+    assert other.figures["of_baseline"] == 1.0
+    assert other.figures["error"] == 0.0
+    assert [len(values) for values in other.runs.values()] == [3, 3, 3]
+    assert isinstance(huge.figures["both"], Missing)
+    assert "needs 1000000.0 GB" in huge.figures["both"].reason
+    assert gone.figures["both"] == Missing("not installed")
+
+
+def test_another_loss_is_no_contender() -> None:
+    forms = {OURS: Contender(lambda x: x.sum()), "other": Contender(lambda x: 1.01 * x.sum())}
+    with pytest.raises(Disagreement, match=r"other computes the loss 6.06, groundray 6: .* at most 0.001, got 0.01"):
+        list(compare({}, forms, numbers(), numbers(), baseline=OURS, repeats=1))

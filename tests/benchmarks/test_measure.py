@@ -1,0 +1,127 @@
+"""How the benchmarks measure, by runs and allocations whose cost is known."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from rich.console import Console
+
+from groundray.benchmarks import measure
+from groundray.benchmarks.measure import Column, Missing, Report, Row, Stopwatch, interleaved, medians, peak_memory
+
+
+def recording(calls: list[str], name: str) -> Callable[[], dict[str, float]]:
+    def run() -> dict[str, float]:
+        calls.append(name)
+        return {"number": float(len(calls))}
+
+    return run
+
+
+def test_contenders_take_turns_after_a_round_that_does_not_count() -> None:
+    calls: list[str] = []
+    found = interleaved({name: recording(calls, name) for name in "ABC"}, repeats=2)
+    assert calls == list("ABC" * 3)
+    assert found == {"A": {"number": [4.0, 7.0]}, "B": {"number": [5.0, 8.0]}, "C": {"number": [6.0, 9.0]}}
+
+
+def test_no_round_but_the_first_starts_too_late() -> None:
+    calls: list[str] = []
+    interleaved({"A": recording(calls, "A")}, repeats=5, most_seconds=0.0, warm_up=False)
+    assert calls == ["A"]
+
+
+def test_medians_of_runs() -> None:
+    assert medians({"odd": [9.0, 1.0, 2.0], "even": [1.0, 4.0]}) == {"odd": 2.0, "even": 2.5}
+
+
+def test_a_stopwatch_has_a_stretch_between_marks() -> None:
+    watch = Stopwatch("cpu")
+    watch.mark()
+    watch.mark()
+    assert len(watch.seconds()) == 2
+    assert all(0 <= seconds < 1 for seconds in watch.seconds())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is watched on Linux")
+def test_memory_of_a_known_allocation() -> None:
+    def call() -> None:
+        torch.ones(50_000_000)  # 200 MB, freed at once
+
+    found = peak_memory(call, "cpu")
+    assert isinstance(found, float)
+    assert 200e6 <= found < 230e6
+
+
+def test_what_would_not_fit_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "free_memory", lambda _: 7_100_000_000)
+    assert measure.too_large(14_200_000_000, "cpu") == Missing("needs 14.2 GB, 7.1 GB are free")
+    assert measure.too_large(7_000_000_000, "cpu") is None
+
+
+def report() -> Report:
+    columns = (
+        Column("time", measure.seconds, ("time",)),
+        Column("ratios", measure.times, ("time", "of_other")),
+        Column("memory", measure.megabytes, ("memory",)),
+    )
+    figures = {"time": 2.0, "of_other": 4.0, "memory": Missing("no Linux")}
+    absent = dict.fromkeys(("time", "memory"), measure.NO_GPU)
+    rows = [
+        Row({"size": 3, "width": 1}, "ours", figures, {"time": [1.0, 2.0, 3.0]}),
+        Row({"size": 4, "width": 1}, "other", absent),
+    ]
+    return Report("trial", "Of two.", columns, rows, {"cpu": "one"})
+
+
+def test_json_holds_every_run_and_why_a_figure_is_missing() -> None:
+    assert report().as_json() == {
+        "bench": "trial",
+        "about": "Of two.",
+        "machine": {"cpu": "one"},
+        "rows": [
+            {
+                "case": {"size": 3, "width": 1},
+                "contender": "ours",
+                "time": 2.0,
+                "of_other": 4.0,
+                "memory": None,
+                "reasons": {"memory": "no Linux"},
+                "runs": {"time": [1.0, 2.0, 3.0]},
+            },
+            {
+                "case": {"size": 4, "width": 1},
+                "contender": "other",
+                "time": None,
+                "memory": None,
+                "reasons": {"time": "no GPU", "memory": "no GPU"},
+                "runs": {},
+            },
+        ],
+    }
+
+
+def test_a_table_says_what_is_missing_once() -> None:
+    console = Console(width=120, record=True)
+    console.print(report().table())
+    shown = console.export_text()
+    ours, other = (next(line for line in shown.splitlines() if name in line) for name in ("ours", "other"))
+    assert [cell.strip() for cell in ours.strip("│").split("│")] == [
+        "3",
+        "ours",
+        "2.000 s",
+        "2.00 / 4.00",
+        "not measured (no Linux)",
+    ]
+    assert other.count("not measured (no GPU)") == 1
+    assert "width" not in shown  # the same in all cases
+
+
+def test_the_machine_is_described() -> None:
+    found = measure.machine()
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert found["cpu"]

@@ -1,0 +1,68 @@
+"""`python -m groundray.bench`, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from groundray import bench
+from groundray.benchmarks import relation
+from groundray.benchmarks.losses import OURS, Contender
+
+
+def test_help_lists_the_benchmarks_and_loads_no_torch() -> None:
+    code = """
+import sys
+from groundray import bench
+try:
+    bench.main(["--help"])
+finally:
+    assert not {"torch", "ray"} & set(sys.modules)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(f"    {name} " in shown for name in ("loss", "relation", "input"))
+
+
+def test_a_benchmark_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found" / "relation.json"
+    words = ["relation", "--triplets", "5", "9", "--predicates", "4", "--repeats", "2", "--json", str(file)]
+    assert bench.main(words) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("loop over triplets") == 3  # in the title of a column too
+    assert "relation: 9 triplets, 4 predicates" in shown.err
+    found = json.loads(file.read_text())
+    assert found["machine"]["torch"]
+    assert [row["case"]["triplets"] for row in found["rows"]] == [5] * 4 + [9] * 4
+    assert all(len(row["runs"]["both"]) == 2 for row in found["rows"])
+
+
+def test_without_a_gpu_its_rows_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["loss", "--batch", "2", "--tokens", "4", "--only", OURS, "--repeats", "1"]) == 0
+    import torch
+
+    assert ("not measured (no GPU)" in capsys.readouterr().out) != torch.cuda.is_available()
+
+
+def test_contenders_that_disagree_are_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(relation.CONTENDERS, "wrong", Contender(lambda one: one.S.sum()))
+    assert bench.main(["relation", "--triplets", "5"]) == bench.EXIT_DISAGREEMENT
+    assert "error: wrong computes the loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["loss", "--only", "nobody"], "--only: expected some of 'groundray', 'einsum + max'"),
+        (["loss", "--batch", "2", "--tokens", "40"], "--tokens: expected 1 to 32"),
+        (["input", "--data", "nowhere"], "found no dataset.json there"),
+    ],
+)
+def test_what_cannot_be_used_is_exit_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(words) == bench.EXIT_USAGE
+    assert message in capsys.readouterr().err
