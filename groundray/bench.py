@@ -21,7 +21,11 @@ FILE_WIDTH = 160  # columns of a table that goes to a file, where nobody's windo
 
 def main(words: Sequence[str] | None = None) -> int:
     """The exit status: 0 measured, 1 contenders compute different things, 2 options or data that cannot be used."""
-    options = _parser().parse_args(words)
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    if rest and options.measure is not _step:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.settings = rest
     from groundray.benchmarks.losses import Disagreement  # brings torch, which --help does without
 
     measure: Callable[[argparse.Namespace, Callable[[str], None]], Report] = options.measure
@@ -77,12 +81,18 @@ def _parser() -> argparse.ArgumentParser:
         "--cpus", type=_positive, default=os.cpu_count() or 1, metavar="N", help="to read and decode on (default: all)"
     )
     streams.set_defaults(measure=_input)
-    # step: one optimiser step of a stage
 
-    for kind in (loss, relation, streams):
+    step = kinds.add_parser("step", help="a grounding step: with trunk features or images, with Ray or without")
+    step.add_argument("--config", default="photos", metavar="PRESET|FILE.yaml", help="with a frozen trunk (photos)")
+    step.add_argument("--data", metavar="SHARDS", help="folder of caption shards (default: drawn photos)")
+    step.add_argument("--workers", type=_positive, default=1, metavar="N", help="of the contenders with Ray (1)")
+    step.set_defaults(measure=_step)
+    step.epilog = "further --dotted.field VALUE are settings on top of the preset's"
+
+    for kind in (loss, relation, streams, step):
         kind.add_argument("--repeats", type=_positive, default=5, metavar="N", help="timed rounds (5)")
         kind.add_argument(
-            "--most-seconds", type=_positive, default=60, metavar="N", help="no round starts after so long (60)"
+            "--most-seconds", type=_positive, default=120, metavar="N", help="no round starts after so long (120)"
         )
         kind.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there too")
     return parser
@@ -118,6 +128,14 @@ def _input(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
         options.repeats,
         options.most_seconds,
         note,
+    )
+
+
+def _step(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+    from groundray.benchmarks import step
+
+    return step.measure(
+        options.config, options.settings, options.data, options.workers, options.repeats, options.most_seconds, note
     )
 
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from groundray.benchmarks.measure import Column, Report, Row, interleaved, machine, medians, seconds, times
 from groundray.data.captions import CaptionSamples
+from groundray.data.pictures import CentreCrop
 from groundray.data.pieces import WordPieces
 from groundray.data.plan import Cursor, Plan
 from groundray.data.schema import Dataset
@@ -158,7 +159,7 @@ def timed(begin: Callable[[], Iterator[Step]], steps: int, batch_size: int) -> C
 
 def training_source(dataset: Dataset, batch_size: int) -> Source:
     """What the grounding stage trains on: shuffled windows, and captions drawn at each visit."""
-    samples = CaptionSamples(WordPieces(spelling().to_str(), PIECES), RESIZE, CROP, seed=0)
+    samples = CaptionSamples(WordPieces(spelling().to_str(), PIECES), CentreCrop(RESIZE, CROP), seed=0)
     return Source(dataset, samples, Plan(tuple(dataset.group_sizes.tolist()), batch_size))
 
 

@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,26 @@ class Report:
     machine: Mapping[str, Any]
 
     def table(self) -> Table:
-        """The figures, a row a contender and a section a case; a column for each size in which cases differ."""
-        varying = [name for name in self.rows[0].case if len({row.case[name] for row in self.rows}) > 1]
-        table = Table(title=self.bench, caption=self.caption, caption_justify="left", title_justify="left")
-        for title in (*varying, "", *(column.title for column in self.columns)):
-            table.add_column(title, justify="left" if title in ("", "device") else "right", no_wrap=True)
-        for row, following in zip(self.rows, [*self.rows[1:], None], strict=True):
+        """The figures, a row a contender and a section a case; a column for each size in which cases differ.
+
+        What a GPU was needed for is one line below it.
+        """
+        rows = [row for row in self.rows if not all(figure == NO_GPU for figure in row.figures.values())]
+        caption = self.caption if len(rows) == len(self.rows) else f"{self.caption} On a GPU: {NO_GPU}."
+        varying = [name for name in self.rows[0].case if len({row.case[name] for row in rows}) > 1]
+        table = Table(title=self.bench, caption=caption, caption_justify="left", title_justify="left")
+        for title in varying:
+            table.add_column(title, justify="left" if title == "device" else "right", no_wrap=True)
+        table.add_column("")
+        for column in self.columns:
+            table.add_column(column.title, justify="right", no_wrap=True)
+        for row, following in zip(rows, [*rows[1:], None], strict=True):
             ends = following is None or following.case != row.case
             sizes = [str(row.case[name]) for name in varying]
-            table.add_row(*sizes, row.contender, *self._cells(row), end_section=ends)
+            cells = [column.cell(row.figures) for column in self.columns]
+            reasons = dict.fromkeys(f"\n{cell}" for cell in cells if isinstance(cell, Missing))
+            shown = ["" if isinstance(cell, Missing) else cell for cell in cells]
+            table.add_row(*sizes, "".join([row.contender, *reasons]), *shown, end_section=ends)
         return table
 
     def as_json(self) -> dict[str, Any]:
@@ -102,14 +113,6 @@ class Report:
                 for row in self.rows
             ],
         }
-
-    def _cells(self, row: Row) -> Iterator[str]:
-        """What the row shows; a reason that several figures share stands in the first of them alone."""
-        said = None
-        for column in self.columns:
-            cell = column.cell(row.figures)
-            yield "" if cell == said else str(cell)
-            said = cell if isinstance(cell, Missing) else said
 
 
 def interleaved(
