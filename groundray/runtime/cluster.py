@@ -27,8 +27,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not verbose:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-        # Ray Data's own actor pools are told of as errors by Ray's core (2.60): their arguments are in its object store
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # where it has been imported before
     options = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     if not os.environ.get("RAY_ADDRESS"):
         # else a reading process that pauses for a second is ended, and starting the next one takes a core for three

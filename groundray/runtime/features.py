@@ -36,7 +36,10 @@ class Maker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         one, group, names = self._wanted[row["what"]], int(row["group"]), list(row["names"])
-        return {"what": row["what"], "images": make(one, group, names, self._trunk, self._device, self._threads)}
+        try:
+            return {"images": make(one, group, names, self._trunk, self._device, self._threads), "error": ""}
+        except (OSError, ValueError) as error:  # Ray Data would tell of it in forty lines
+            return {"images": 0, "error": str(error)}
 
 
 def make_features(settings: Settings, observe: Callable[[Event], None]) -> None:
@@ -77,18 +80,26 @@ def _make(wanted: dict[str, Pass], trunk: Trunk, use_gpu: bool, observe: Callabl
     ]
     if tasks:
         actors = min(len(tasks), gpus or cpus)
-        threads = max(1, cpus // actors)
-        with ray.data.DataContext.current(quiet_context()):
-            done = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-                cast(Any, Maker),
-                fn_constructor_args=(wanted, ray.put(trunk), threads),
-                compute=ActorPoolStrategy(size=actors),
-                num_cpus=threads if gpus else 1,
-                num_gpus=1 if gpus else None,
-                runtime_env={"env_vars": ENVIRONMENT},
-            )
-            for _ in done.iter_rows():
-                pass
+        ray.get(_pass.remote(tasks, wanted, ray.put(trunk), actors, max(1, cpus // actors), gpus > 0))
     for what, one in wanted.items():
         finish(one)
         observe(FeaturesDone(what, one.dataset.rows, time.monotonic() - started))
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _pass(
+    tasks: list[dict[str, Any]], wanted: dict[str, Pass], trunk: Any, actors: int, threads: int, gpu: bool
+) -> None:
+    """The pass itself, on the cluster: a driver would show what Ray's core and Ray Data tell of it as they go."""
+    with ray.data.DataContext.current(quiet_context()):
+        done = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+            cast(Any, Maker),
+            fn_constructor_args=(wanted, ray.put(trunk), threads),
+            compute=ActorPoolStrategy(size=actors),
+            num_cpus=threads if gpu else 1,
+            num_gpus=1 if gpu else None,
+            runtime_env={"env_vars": ENVIRONMENT},
+        )
+        for row in done.iter_rows():
+            if row["error"]:
+                raise ValueError(row["error"])

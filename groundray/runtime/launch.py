@@ -14,6 +14,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from groundray.config import Settings
@@ -111,7 +112,10 @@ def train(settings: Settings, observe: Callable[[Event], None], verbose: bool = 
     with cluster.connect(verbose=verbose):
         available = resources(settings)
         available.check()
-        make_features(settings, observe)
+        try:
+            make_features(settings, observe)
+        except RayError as error:
+            raise RunFailed(f"trunk features: {getattr(error, 'cause', error)}") from error
         return _fit(settings, available, observe)
 
 
