@@ -1,0 +1,34 @@
+"""The step benchmark: contenders differ in how they are fed, not in what they learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import SmallWorld
+
+from groundray import config
+from groundray.benchmarks.step import ALONE, ALONE_PIXELS, CACHED, PIXELS, SHARES, Run, contenders, measure
+
+
+def test_contenders_without_ray_learn_the_same(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings("--grounding.trains.trunk=false", f"--run.storage={tmp_path}", "--scaling.threads=1")
+    ways = contenders(config.load("demo", words), workers=2)
+    assert {name: one.scaling.num_workers for name, one in ways.items()} == {
+        CACHED: 2,
+        PIXELS: 2,
+        ALONE: 0,
+        ALONE_PIXELS: 0,
+    }
+    assert {one.chunks for one in ways.values()} == {2}
+    cached, pixels = Run(ALONE, ways[ALONE])(), Run(ALONE_PIXELS, ways[ALONE_PIXELS])()
+    assert cached["loss"] == pytest.approx(pixels["loss"], rel=0.01)
+    assert cached["loss"] != pixels["loss"]
+    for found in (cached, pixels):
+        assert found["step"] == pytest.approx(8 / found["samples_per_second"])
+        assert {f"time/{part}" for part in SHARES} <= set(found)
+
+
+def test_a_trunk_that_learns_has_no_features(world: SmallWorld) -> None:
+    with pytest.raises(ValueError, match=r"expected a frozen trunk, grounding\.trains\.trunk is true"):
+        measure("demo", [], f"{world.shards}/captions/train", 1, 1, 1, lambda _: None)
