@@ -101,15 +101,16 @@ class Pass:
         return range(len(self.dataset.groups))
 
     def work(self, workers: int) -> list[tuple[int, list[str]]]:
-        """What is missing, in tasks for some workers: parts of a row group, which is read once a task.
+        """All parts in tasks for some workers: parts of a row group, which is read once a task.
 
         Row groups are cut up where there are few: each worker finds four tasks or more, if there are so many parts.
+        What is there already is among them, so that workers who ask at different times share the same list.
         """
-        missing = self.missing()
-        most = max(1, sum(map(len, missing.values())) // (4 * workers))
+        parts = {group: list(self.parts(group)) for group in self.groups}
+        most = max(1, sum(map(len, parts.values())) // (4 * workers))
         return [
             (group, names[start : start + most])
-            for group, names in missing.items()
+            for group, names in parts.items()
             for start in range(0, len(names), most)
         ]
 

@@ -194,6 +194,14 @@ def test_work_is_cut_for_few_row_groups_and_many_workers(world: SmallWorld, tmp_
     assert rows == [*range(1000), *range(7)]
 
 
+def test_a_rank_that_comes_late_makes_its_share(world: SmallWorld, tmp_path: Path) -> None:
+    one, model, *_ = wanted(world, tmp_path)
+    for rank in (0, 1, 2):
+        for group, names in one.work(3)[rank::3]:
+            assert make(one, group, names, model.visual.trunk, "cpu") > 0
+    assert one.missing() == {}
+
+
 def large(dataset: Dataset, *groups: int) -> Dataset:
     """The data set, as if it had row groups of so many rows."""
     return replace(dataset, shards=(replace(dataset.shards[0], row_groups=groups),))
