@@ -57,14 +57,18 @@ def gather_words(
     return _GatherWords.apply(W, valid), _gather(everyones, _sizes(everyones))
 
 
-def gather_rows(x: Tensor, shared: bool = False) -> Tensor:
+def gather_rows(x: Tensor) -> Tensor:
     """The rows of all ranks, in the order of ranks.
 
-    Each rank computes the same of all of them, so the gradient of a rank's rows is what it has itself; unless they are
-    `shared`: each rank uses all rows for what is its own, so the gradient of a rank's rows is the sum of what all
-    ranks have for them.
+    Each rank computes the same of all of them, so the gradient of a rank's rows is what it has itself.
     """
-    return x if world_size() == 1 else _Gather.apply(x, shared)
+    return x if world_size() == 1 else _Gather.apply(x)
+
+
+def shared(x: Tensor) -> Tensor:
+    """A tensor that is the same on all ranks, each of which uses it for what is its own: its gradient is the sum of
+    what all ranks have for it."""
+    return x if world_size() == 1 else _Shared.apply(x)
 
 
 def rows_before(x: Tensor) -> int:
@@ -114,19 +118,26 @@ class _GatherWords(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, every_rank_contributes: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         sizes = _sizes(x)
         ctx.own = slice(sum(sizes[: dist.get_rank()]), sum(sizes[: dist.get_rank() + 1]))
-        ctx.every_rank_contributes = every_rank_contributes
         return _gather(x, sizes)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        if ctx.every_rank_contributes:
-            gradient = gradient.contiguous().clone()
-            _exchange(dist.all_reduce, gradient)
-        return gradient[ctx.own], None
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0][ctx.own]
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous().clone()
+        _exchange(dist.all_reduce, gradient)
+        return gradient
 
 
 def _gather(x: Tensor, sizes: list[int]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from groundray.loss.collectives import gather_rows, gather_words, rows_before, sum_of_chunks
+from groundray.loss.collectives import gather_rows, gather_words, rows_before, shared, sum_of_chunks
 from groundray.loss.match_map import Kind, normalised, similarity_to_words
 
 
@@ -38,7 +38,7 @@ def grounding_loss(
     first, size = rows_before(S), block or max(1, own)
     x = S / temperature
     matched = x.diagonal(first)[:own]
-    rows, everyones = x - matched[:, None], gather_rows(matched, shared=True)
+    rows, everyones = x - matched[:, None], shared(gather_rows(matched))
     images = sum_of_chunks([part.logsumexp(dim=1).sum() for part in rows.split(size)])
     captions = gather_rows(torch.stack([(part - everyones).logsumexp(dim=0) for part in x.split(size)]))
     return (images + captions.logsumexp(dim=0).sum()) / samples

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from groundray.loss.collectives import gather_rows, sum_of_chunks
+from groundray.loss.collectives import gather_rows, shared, sum_of_chunks
 
 Reduction = Literal["triplets", "images"]
 
@@ -63,12 +63,8 @@ def relation_loss(
         reduction: `triplets` takes the mean over triplets (over objects for their classes), `images` the sum over the
             number of images, as the authors' code does. Of a batch without a triplet or object it is 0.
     """
-    negatives = log_sum_exp(
-        gather_rows(
-            torch.stack([log_sum_exp((one.S / temperature).masked_fill(one.annotated, -torch.inf)) for one in chunks]),
-            shared=True,
-        )
-    )
+    own = [log_sum_exp((one.S / temperature).masked_fill(one.annotated, -torch.inf)) for one in chunks]
+    negatives = shared(log_sum_exp(gather_rows(torch.stack(own))))
     parts = []
     for one in chunks:
         sums = (

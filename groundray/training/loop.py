@@ -73,8 +73,7 @@ def update(
     ledger: Ledger,
 ) -> tuple[float, Metrics]:
     """The loss of a global batch, after the model has learned from it."""
-    learn = learn_by_chunk if accumulate else learn_at_once
-    loss, metrics = learn(stage, model, batch, seed, ledger)
+    loss, metrics = learn(stage, model, batch, seed, accumulate, ledger)
 
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in trained:
@@ -89,39 +88,29 @@ def update(
     return loss.item(), metrics
 
 
-def learn_at_once(stage: Stage, model: GroundedModel, batch: Step, seed: int, ledger: Ledger) -> tuple[Tensor, Metrics]:
-    """The loss of a global batch, its gradients left in the parameters."""
-    with ledger.book("forward"):
-        encoded = [encode_chunk(stage, model, batch, place, seed) for place in range(len(batch.chunks))]
-        loss, metrics = stage.loss(encoded)
-    with ledger.book("backward"):
-        loss.backward()
-    return loss, metrics
-
-
-def learn_by_chunk(
-    stage: Stage, model: GroundedModel, batch: Step, seed: int, ledger: Ledger
+def learn(
+    stage: Stage, model: GroundedModel, batch: Step, seed: int, accumulate: bool, ledger: Ledger
 ) -> tuple[Tensor, Metrics]:
-    """The same as `learn_at_once`, in the memory of one chunk's graph and for a second forward pass.
+    """The loss of a global batch, its gradients left in the parameters.
 
-    The loss needs the embeddings of the whole batch and the gradient of an embedding needs the whole loss, but the
-    graph between parameters and embeddings falls apart into chunks (Gao et al. 2021, "Scaling Deep Contrastive
-    Learning Batch Size under Memory Limited Setup"). A chunk's dropout is the same both times.
+    The gradient of an embedding needs the whole loss, but the graph between parameters and embeddings falls apart into
+    chunks, and their gradients are added up chunk by chunk: as ranks add up theirs. To `accumulate` is to encode a
+    chunk a second time when its turn comes, with the same dropout, so that one chunk's graph is held at a time (Gao et
+    al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
     """
     chunks = range(len(batch.chunks))
     with ledger.book("forward"):
-        with torch.no_grad():
+        with torch.set_grad_enabled(not accumulate):
             encoded = [encode_chunk(stage, model, batch, place, seed) for place in chunks]
-        encoded = [trees.tree_map_only(Tensor, _leaf, one) for one in encoded]
-        loss, metrics = stage.loss(encoded)
+        leaves = [trees.tree_map_only(Tensor, _leaf, one) for one in encoded]
+        loss, metrics = stage.loss(leaves)
     with ledger.book("backward"):
         loss.backward()
         for place in chunks:
-            leaves = trees.tree_leaves(encoded[place])
-            again = trees.tree_leaves(encode_chunk(stage, model, batch, place, seed))
+            one = encode_chunk(stage, model, batch, place, seed) if accumulate else encoded[place]
             pairs = [
                 (tensor, leaf.grad)
-                for tensor, leaf in zip(again, leaves, strict=True)
+                for tensor, leaf in zip(trees.tree_leaves(one), trees.tree_leaves(leaves[place]), strict=True)
                 if isinstance(tensor, Tensor) and tensor.requires_grad and leaf.grad is not None
             ]
             if pairs:

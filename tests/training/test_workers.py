@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -175,21 +174,20 @@ def test_what_a_run_leaves(world: SmallWorld, tmp_path: Path) -> None:
 
 
 def test_accumulation_changes_nothing(world: SmallWorld, tmp_path: Path) -> None:
-    """A chunk's graph at a time, in four chunks with dropout on: the same losses and weights in every stage."""
+    """A chunk's graph at a time, in four chunks with dropout on: every stage to the last bit, loss and weights."""
     words = [
         *world.settings("--scaling.chunks=4", "--grounding.dropout=0.3", stages=STAGES),
-        *(f"--{stage}.{setting}" for stage in STAGES.split(",") for setting in ("epochs=1", "precision=float64")),
+        *(f"--{stage}.epochs=1" for stage in STAGES.split(",")),
     ]
     once, chunked = (
         alone([*words, f"--run.storage={tmp_path}/{name}", f"--scaling.accumulate={name}"])
         for name in ("false", "true")
     )
-    assert losses(chunked) == pytest.approx(losses(once), rel=1e-10)
+    assert losses(chunked) == losses(once)
     files = [path.relative_to(tmp_path / "false") for path in (tmp_path / "false").rglob("stages/**/*.safetensors")]
     assert len(files) >= 5
     for file in files:
-        mine, its = (safetensors.torch.load_file(tmp_path / name / file) for name in ("true", "false"))
-        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-7)  # exported in float32
+        assert (tmp_path / "true" / file).read_bytes() == (tmp_path / "false" / file).read_bytes(), file
 
 
 def test_the_learning_rate_halves(world: SmallWorld, tmp_path: Path) -> None:
