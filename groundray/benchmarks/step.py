@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,8 @@ COLUMNS = (
 class Run:
     """The settings of a contender, and the number of runs of it so far: each has a name of its own."""
 
-    name: str
     settings: Settings
-    number: int = field(default=0)
+    number: int = 0
 
     def __call__(self) -> dict[str, float]:
         """The medians over the steps of a run of two epochs, and the mean loss of its second epoch."""
@@ -90,7 +89,7 @@ def measure(
         settings = config.load(preset, [*_words(folder, data, held_out), *words])
         if settings.stage("grounding").trains_trunk:
             raise ValueError(f"{preset}: expected a frozen trunk, grounding.trains.trunk is true: it has no features")
-        runs = {name: Run(name, one) for name, one in contenders(settings, workers).items()}
+        runs = {name: Run(one) for name, one in contenders(settings, workers).items()}
         stack.enter_context(cluster.connect())
         note(f"step: {len(runs)} contenders, a run of two epochs each and a warm-up")
         found = interleaved(runs, repeats, most_seconds)

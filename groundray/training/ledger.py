@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,8 +30,6 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
     "L4": {"float32": 30.3e12, "bf16": 121e12},
     "A10": {"float32": 31.2e12, "bf16": 125e12},
 }
-
-Item = TypeVar("Item")
 
 
 class Ledger:

@@ -21,7 +21,7 @@ def test_contenders_without_ray_learn_the_same(world: SmallWorld, tmp_path: Path
         ALONE_PIXELS: 0,
     }
     assert {one.chunks for one in ways.values()} == {2}
-    cached, pixels = Run(ALONE, ways[ALONE])(), Run(ALONE_PIXELS, ways[ALONE_PIXELS])()
+    cached, pixels = Run(ways[ALONE])(), Run(ways[ALONE_PIXELS])()
     assert cached["loss"] == pytest.approx(pixels["loss"], rel=0.01)
     assert cached["loss"] != pixels["loss"]
     for found in (cached, pixels):
