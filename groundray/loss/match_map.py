@@ -146,14 +146,15 @@ def _gradients(
     with torch.autocast(V.device.type, enabled=False):
         for _, span in tokens.tiles(max(1, ROWS // max(1, dim))):
             W = tokens[span]
-            to_W, of_block = torch.zeros_like(W), torch.zeros_like(W)
+            to_W = torch.zeros_like(W)
+            of_block = to_W if block >= images else torch.zeros_like(W)
             # an image takes its rows, and of each token where it stands in which order, in 8 bytes each
             group = max(1, ROWS // max(1, positions * dim, 6 * len(W)))
             for some in _blocks(images, block, group):
                 rows = V[some].flatten(0, 1).to(to_V.dtype)
                 winner, share = best[some, span], shares[some].index_select(1, tokens.caption[span])
                 of_block.add_(_bags_of_positions(rows, winner, share))
-                if some.stop % block == 0 or some.stop == images:
+                if of_block is not to_W and (some.stop % block == 0 or some.stop == images):
                     to_W.add_(of_block)
                     of_block.zero_()
                 to_V[some].add_(_bags_of_words(W, winner, share, positions).unflatten(0, (-1, positions)))
