@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import posixpath
@@ -11,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
+
+SEAL = "sha256"  # of everything else that a sealed file says
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def size_of(count: int) -> str:
@@ -96,6 +103,39 @@ class Folder:
 
     def write_json(self, name: str, content: Any) -> None:
         self.write_bytes(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def write_sealed(self, name: str, content: dict[str, Any]) -> None:
+        """Write JSON with a checksum of what it says."""
+        self.write_json(name, {**content, SEAL: _checksum(content)})
+
+    def read_sealed(self, name: str) -> dict[str, Any]:
+        """What `write_sealed` wrote.
+
+        Raises:
+            ValueError: the file is damaged; the message names it.
+        """
+        try:
+            content = self.read_json(name)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self}/{name} is damaged: {error}") from None
+        if not isinstance(content, dict) or content.pop(SEAL, None) != _checksum(content):
+            raise ValueError(f"{self}/{name} is damaged: it does not say what its checksum was made of")
+        return content
+
+    def create_json(self, name: str, content: Any) -> bool:
+        """Write a file that is not there yet; whether this call made it, of all that try at once."""
+        text = json.dumps(content) + "\n"
+        if self.local:
+            try:
+                with Path(self.locate(name)).open("x", encoding="utf-8") as file:
+                    file.write(text)
+            except FileExistsError:
+                return False
+            return True
+        if self.exists(name):
+            return False
+        self.write_bytes(name, text.encode())  # object stores: the last of those who try at once has made it
+        return self.read_bytes(name) == text.encode()
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder with all that is in it; nothing happens if there is none."""

@@ -54,3 +54,10 @@ def test_upload_and_download_copy_a_tree(tmp_path: Path) -> None:
 def test_a_file_url_is_the_same_folder(tmp_path: Path) -> None:
     Folder.at(tmp_path).write_bytes("x", b"1")
     assert Folder.at(f"file://{tmp_path}").read_bytes("x") == b"1"
+
+
+def test_a_file_is_created_once(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    assert folder.create_json("1.json", {"by": "first"})
+    assert not folder.create_json("1.json", {"by": "second"})
+    assert folder.read_json("1.json") == {"by": "first"}

@@ -71,6 +71,29 @@ def as_shard(kind: str, columns: dict[str, pa.Array]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def verify_shards(dataset: Dataset) -> None:
+    """Compare every byte of a data set's shards with what was written.
+
+    Raises:
+        ValueError: a shard is damaged or missing; the message names it, its damaged row group and the repair.
+    """
+    first = 0
+    for shard in dataset.shards:
+        groups = range(first, first + len(shard.row_groups))
+        first = groups.stop
+        if not dataset.folder.exists(shard.file):
+            raise ValueError(f"{dataset.folder}/{shard.file} is missing: restore the file, or {_repair(dataset)}")
+        size, digest = _digest(dataset.folder, shard.file)
+        if (size, digest) == (shard.bytes, shard.sha256):
+            continue
+        for group in groups:
+            read_group(dataset, group, arrow_schema(dataset.kind).names)  # names the one that is damaged
+        raise ValueError(
+            f"{dataset.folder}/{shard.file} is not the file that was prepared ({size} bytes of {shard.bytes}, another "
+            f"checksum), though its {len(groups)} row groups can be read: restore the file, or {_repair(dataset)}"
+        )
+
+
 def read_rows(dataset: Dataset, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
     """The rows with these row numbers, in the order asked for; each row group is opened once.
 
@@ -94,24 +117,37 @@ def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table
         ValueError: it is damaged, or its shard is.
     """
     file, number = dataset.groups[group]
-    if dataset.kind == "trunk_features":
-        repair = "delete the folder, and the run makes them again"
-    else:
-        repair = "delete the folder and run `python -m groundray.prepare` again"
+    repair = _repair(dataset)
     path = dataset.folder.locate(file)
     try:
         with pq.ParquetFile(path, filesystem=dataset.folder.filesystem, page_checksum_verification=True) as shard:
             table = shard.read_row_group(number, columns=list(columns))
-    except (OSError, pa.ArrowException, IndexError) as error:
+    except (OSError, pa.ArrowException, IndexError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{dataset.folder}/{file}, row group {number} cannot be read ({error}): restore the file, or {repair}"
         ) from error
+    expected = pa.schema([arrow_schema(dataset.kind).field(name) for name in columns])
+    if not table.schema.equals(expected):  # columns that pyarrow does not find are left out without a word
+        raise ValueError(
+            f"{dataset.folder}/{file}, row group {number}: expected columns {_said(expected)}, got "
+            f"{_said(table.schema)}: restore the file, or {repair}"
+        )
     if len(table) != dataset.group_sizes[group]:
         raise ValueError(
             f"{dataset.folder}/{file}, row group {number}: expected {dataset.group_sizes[group]} rows, got "
             f"{len(table)}: {repair}"
         )
     return table
+
+
+def _said(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)
+
+
+def _repair(dataset: Dataset) -> str:
+    if dataset.kind == "trunk_features":
+        return "delete the folder, and the run makes them again"
+    return "delete the folder and run `python -m groundray.prepare` again"
 
 
 def _groups(rows: Iterable[dict[str, Any]], most: int) -> Iterator[list[dict[str, Any]]]:
@@ -156,13 +192,17 @@ def _shard(folder: Folder, name: str) -> Shard:
     with pq.ParquetFile(path, filesystem=folder.filesystem) as file:
         metadata = file.metadata
         sizes = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    digest = hashlib.sha256()
-    size = 0
-    with folder.filesystem.open_input_stream(path) as stream:
+    return Shard(name, sizes, *_digest(folder, name))
+
+
+def _digest(folder: Folder, name: str) -> tuple[int, str]:
+    """Size and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with folder.filesystem.open_input_stream(folder.locate(name)) as stream:
         while block := stream.read(2**22):
             digest.update(block)
             size += len(block)
-    return Shard(name, sizes, size, digest.hexdigest())
+    return size, digest.hexdigest()
 
 
 def _bytes(value: Any) -> int:

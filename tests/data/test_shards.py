@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from groundray.data.schema import Dataset
-from groundray.data.shards import GROUPS_A_SHARD, read_rows, write_shards
+from groundray.data.shards import GROUPS_A_SHARD, read_rows, verify_shards, write_shards
 from groundray.storage import Folder
 
 
@@ -94,3 +94,25 @@ def test_shards_of_another_schema_are_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(index | {"schema": 99}))
     with pytest.raises(ValueError, match=r"have schema 99, this version reads 2: run .*prepare.* again"):
         Dataset.open(str(tmp_path))
+
+
+def test_whole_shards_are_verified_and_damaged_ones_named(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path).make()
+    dataset = write_shards(folder, "captions", rows(40), {}, {}, row_group_bytes=2500)
+    verify_shards(dataset)
+    file = tmp_path / dataset.shards[1].file
+    content = file.read_bytes()
+
+    damaged = bytearray(content)
+    place = content.index(bytes([35]) * 500)  # in the image of row 35, which is in row group 1 of shard 1
+    damaged[place] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match=rf"{file.name}, row group 1 cannot be read .*restore the file, or delete"):
+        verify_shards(dataset)
+
+    file.write_bytes(content + b"more")
+    with pytest.raises(ValueError, match=rf"{file.name}"):
+        verify_shards(dataset)
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"{file.name} is missing: restore the file"):
+        verify_shards(dataset)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from groundray.data.sources.images import Checked
 from groundray.data.sources.rejected import Rejected
@@ -67,7 +67,7 @@ def read_captions(file: Path) -> Captions:
 def _entries(file: Path) -> tuple[list[Any], list[Any]]:
     try:
         content = json.loads(file.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
         raise ValueError(f"{file} is not JSON: {error}") from None
     lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
     for key, found in zip(("images", "annotations"), lists, strict=True):
@@ -77,7 +77,7 @@ def _entries(file: Path) -> tuple[list[Any], list[Any]]:
 
 
 def _image_problem(entry: Any, files: dict[int | str, str]) -> tuple[str, str] | None:
-    if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
+    if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not _is_text(entry.get("file_name")):
         return "malformed", f"expected an object with id and file_name, got {_short(entry)}"
     if entry["id"] in files:
         return "duplicate id", f"the id of {files[entry['id']]!r} stands again at {entry['file_name']!r}"
@@ -92,7 +92,7 @@ def _caption_problem(entry: Any, files: dict[int | str, str], seen: set[int | st
     if entry["image_id"] not in files:
         return "unknown image", f"no usable image has the id {entry['image_id']!r}"
     caption = entry.get("caption")
-    if not isinstance(caption, str):
+    if not _is_text(caption):
         return "malformed", f"expected a caption, got {_short(caption)}"
     if not any(letter.isalnum() for letter in caption):
         return "empty", f"the caption is {caption!r}"
@@ -100,7 +100,12 @@ def _caption_problem(entry: Any, files: dict[int | str, str], seen: set[int | st
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
+    return _is_text(value) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Whether it is a text that can be written: half of an emoji, as `\\ud83d` alone, is none."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _id(entry: Any, place: int) -> str:

@@ -42,10 +42,15 @@ def check_image(folder: Path, names: Sequence[str]) -> Checked:
         Unusable: it is outside the folder, missing, empty, not an image, truncated, or far too large.
     """
     paths = [folder / name for name in names]
-    for name, path in zip(names, paths, strict=True):
-        if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
-            raise Unusable("outside", f"{name!r} leads out of {folder}")
-    path = next((path for path in paths if path.is_file()), None)
+    try:
+        for name, path in zip(names, paths, strict=True):
+            if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+                raise Unusable("outside", f"{name!r} leads out of {folder}")
+        path = next((path for path in paths if path.is_file()), None)
+    except (OSError, ValueError) as error:  # too long, or with characters that no file name has
+        raise Unusable(
+            "missing", f"there can be no file {' or '.join(map(repr, names))} in {folder}: {error}"
+        ) from None
     if path is None:
         raise Unusable("missing", f"there is no file {' or '.join(map(str, paths))}")
     encoded = path.read_bytes()

@@ -6,6 +6,7 @@ Four JSON files, each a list with an entry an image, in the layouts of versions 
 
 from __future__ import annotations
 
+import reprlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -327,7 +328,7 @@ def _graphs(
 def _id(entry: Any, key: str) -> int | None:
     """An entry's id, under its name of version 1.0 or of later ones."""
     value = entry.get(key, entry.get("id")) if isinstance(entry, dict) else None
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) < 19:  # as many as 64 bits hold
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -351,7 +352,7 @@ def _clean(text: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
 
