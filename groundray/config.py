@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -45,16 +54,38 @@ class Run(Section):
         default=None, description="model/ folder of another run, whose streams and heads are where this one begins"
     )
     start_stage: StageName | None = Field(default=None, description="the stage of that model (default: its last)")
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="what a loss or gradient that is not finite does: end the run, or leave out its step",
+    )
+    log_samples: bool = Field(default=False, description="keep the ids of the samples of each step, in history/")
+
+
+def _workers(value: Any) -> int | tuple[int, int]:
+    """A number of workers, or the least and the most; as the command line has it, a list of one or two."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    try:
+        counts = tuple(int(str(number)) for number in numbers)
+    except ValueError:
+        counts = ()
+    if len(counts) == 1 and counts[0] >= 0:
+        return counts[0]
+    if len(counts) == 2 and 1 <= counts[0] <= counts[1]:
+        return counts[0], counts[1]
+    raise ValueError(f"expected a number of workers, or [LEAST, MOST], got {value!r}")
 
 
 class Scaling(Section):
     """Who does the work. Only `chunks` changes a result; the rest may differ from one resume to the next."""
 
-    num_workers: int = Field(default=1, ge=0, description="training workers; 0 trains in this process, without Ray")
+    num_workers: Annotated[int | tuple[int, int], BeforeValidator(_workers)] = Field(
+        default=1,
+        description="training workers; 0: in this process, without Ray; [LEAST, MOST]: as many as there is room for",
+    )
     chunks: int | None = Field(
         default=None,
         ge=1,
-        description="parts of a global batch, each encoded at once (default: the number of workers)",
+        description="parts of a global batch, each encoded at once (default: the largest number of workers)",
     )
     use_gpu: bool = Field(default=False, description="one GPU a worker")
     threads: int | None = Field(
@@ -68,6 +99,30 @@ class Scaling(Section):
         description="keep the graph of one chunk at a time, for the memory of a chunk and a second forward pass",
     )
     cpus_per_worker: float = Field(default=1.0, gt=0, description="CPUs that Ray sets aside for a training worker")
+    max_failures: int = Field(
+        default=3, ge=0, description="failures in a row, without a step further than before, that end a run"
+    )
+    wait_minutes: Positive = Field(default=60.0, description="for which a run waits for workers before it ends")
+    hang_minutes: Positive = Field(
+        default=30.0, description="without a sign of life after which a worker is ended, its stacks written to stacks/"
+    )
+
+    @property
+    def least(self) -> int:
+        """The smallest number of workers."""
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def most(self) -> int:
+        """The largest number of workers."""
+        return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
+
+
+class Checkpoints(Section):
+    """When a checkpoint is written, besides the end of each epoch."""
+
+    every_minutes: Positive = Field(default=5.0, description="in the middle of an epoch, at the latest after so long")
+    every_steps: Count | None = Field(default=None, description="in the middle of an epoch, after so many steps")
 
 
 class Data(Section):
@@ -291,6 +346,7 @@ class Settings(BaseSettings):
         min_length=1, description="the stages to run, in this order"
     )
     scaling: Scaling = Scaling()
+    checkpoints: Checkpoints = Checkpoints()
     data: Data = Data()
     features: Features = Features()
     model: Model = Model()
@@ -315,13 +371,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        workers = max(1, self.scaling.num_workers)
-        if self.chunks % workers:
-            counts = ", ".join(str(n) for n in range(1, self.chunks + 1) if self.chunks % n == 0)
-            raise ValueError(
-                f"scaling.num_workers: {workers} workers cannot share {self.chunks} chunks evenly: "
-                f"use {counts} workers, or set scaling.chunks to a multiple of {workers}"
-            )
+        for workers in (self.scaling.least, self.scaling.most):
+            if workers and self.chunks % workers:
+                counts = ", ".join(str(n) for n in range(1, self.chunks + 1) if self.chunks % n == 0)
+                raise ValueError(
+                    f"scaling.num_workers: {workers} workers cannot share {self.chunks} chunks evenly: "
+                    f"use {counts} workers, or set scaling.chunks to a multiple of {workers}"
+                )
         for name in self.stages:
             stage = getattr(self, name)
             if stage is None:
@@ -336,7 +392,13 @@ class Settings(BaseSettings):
     @property
     def chunks(self) -> int:
         """Parts of a global batch, fixed for the run: the unit in which a batch is encoded and dropout is drawn."""
-        return self.scaling.chunks or max(1, self.scaling.num_workers)
+        return self.scaling.chunks or max(1, self.scaling.most)
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """The numbers of workers that the run may have, ascending: those in range that share the chunks evenly."""
+        counts = range(self.scaling.least, self.scaling.most + 1)
+        return tuple(count for count in counts if not count or self.chunks % count == 0)
 
     def stage(self, name: str) -> Any:
         """The section of a stage that `stages` names."""
@@ -370,7 +432,10 @@ class Settings(BaseSettings):
         """
         unused = {name for name in get_args(StageName) if name not in self.stages}
         flat = dict(flatten(self.model_dump(mode="json", exclude=unused)))
-        free = ("run.name", "run.storage", "tracking.", "scaling.", "data.prefetch", "features.folder")
+        free = (
+            *("run.name", "run.storage", "run.on_nan", "run.log_samples"),
+            *("tracking.", "scaling.", "checkpoints.", "data.prefetch", "features.folder"),
+        )
         kept = {key: value for key, value in flat.items() if not key.startswith(free)}
         return kept | {"scaling.chunks": self.chunks}
 
@@ -428,10 +493,16 @@ def _find(config: str | Path) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML lets what its own values are made of raise: a date in month 13, a number of 5,000 digits
         raise SettingsError(f"{path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: expected sections such as `run:` and `stages:`, got {type(tree).__name__}")
+    for key in tree:
+        if not isinstance(key, str) or key.startswith("_"):
+            raise SettingsError(
+                f"{path}: expected names of sections, got {key!r}; valid: {', '.join(Settings.model_fields)}"
+            )
     return tree
 
 

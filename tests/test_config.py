@@ -61,6 +61,12 @@ def test_settings_are_frozen(minimal: Path) -> None:
             ["--scaling.num_workers", "3", "--scaling.chunks", "4"],
             r"3 workers cannot share 4 chunks evenly: use 1, 2, 4",
         ),
+        (
+            ["--scaling.num_workers", "[3,4]", "--scaling.chunks", "4"],
+            r"3 workers cannot share 4 chunks evenly: use 1, 2, 4",
+        ),
+        (["--scaling.num_workers", "[4,2]"], r"expected a number of workers, or \[LEAST, MOST\], got \[4, 2\]"),
+        (["--scaling.num_workers", "many"], r"expected a number of workers, or \[LEAST, MOST\], got \['many'\]"),
         (["--scaling.chunks", "3"], r"grounding.batch_size: 8 samples cannot be cut into 3 equal chunks"),
         (["--run.name", "../elsewhere"], r"run.name"),
     ],
@@ -118,3 +124,11 @@ def test_help_names_every_setting() -> None:
     text = config.help_text()
     for name in ("--run.seed", "--grounding.optimizer.halve_every", "--model.trunk.weights"):
         assert name in text
+
+
+def test_a_range_of_workers_means_those_that_share_the_chunks(minimal: Path) -> None:
+    settings = load(minimal, ["--scaling.num_workers", "[1,4]"])
+    assert (settings.scaling.least, settings.scaling.most, settings.chunks) == (1, 4, 4)
+    assert settings.worker_counts == (1, 2, 4)
+    assert load(minimal, ["--scaling.num_workers", "2"]).worker_counts == (2,)
+    assert load(minimal, ["--scaling.num_workers", "0"]).worker_counts == (0,)
