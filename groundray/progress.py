@@ -10,10 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from groundray.storage import size_of
 from groundray.training.events import (
+    Attempted,
     EpochDone,
     Event,
     FeaturesDone,
     FeaturesStarted,
+    Notice,
+    Recovered,
     StageDone,
     StageStarted,
     StepDone,
@@ -43,6 +46,19 @@ class Reporter:
                 )
             case FeaturesDone():
                 self.console.print(f"{event.what}  trunk features are there after {event.seconds:.0f} s")
+            case Attempted():
+                if event.number > 1 and event.stage:
+                    self.console.print(
+                        f"attempt {event.number}  the one before was {event.ended}; {event.repeated_steps} steps "
+                        f"({event.repeated_seconds:.0f} s) are done again"
+                    )
+            case Recovered():
+                self.console.print(
+                    f"attempt {event.number}  first step {event.start_seconds:.1f} s after it began, "
+                    f"{event.down_seconds:.1f} s after the last sign of the one before"
+                )
+            case Notice():
+                self.console.print(f"note  {event.text}")
             case StageStarted():
                 self._stage(event)
             case StepDone():

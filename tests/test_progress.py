@@ -8,10 +8,13 @@ from rich.console import Console
 
 from groundray.progress import Reporter
 from groundray.training.events import (
+    Attempted,
     EpochDone,
     Event,
     FeaturesDone,
     FeaturesStarted,
+    Notice,
+    Recovered,
     StageDone,
     StageStarted,
     StepDone,
@@ -76,3 +79,14 @@ def test_a_pass_is_told_before_it_starts() -> None:
 def test_a_terminal_gets_a_bar() -> None:
     text = printed([(0, StageStarted("grounding", 0, 100, 2)), (1, step(1))], terminal=True)
     assert "━" in text
+
+
+def test_how_a_run_recovered_is_told() -> None:
+    first = Attempted(1, "grounding", 0, "", 0, 0.0, 0)
+    second = Attempted(2, "grounding", 36, "killed", 3, 4.2, 0)
+    text = printed([(0, first), (0, second), (0, Recovered(2, 6.04, 21.3)), (0, Notice("a checkpoint is damaged"))])
+    assert text.splitlines() == [
+        "attempt 2  the one before was killed; 3 steps (4 s) are done again",
+        "attempt 2  first step 6.0 s after it began, 21.3 s after the last sign of the one before",
+        "note  a checkpoint is damaged",
+    ]

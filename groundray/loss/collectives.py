@@ -84,6 +84,18 @@ def sum_of_chunks(parts: Sequence[Tensor]) -> Tensor:
     return gather_rows(torch.stack(list(parts))).sum(dim=0)
 
 
+def gather_texts(text: str) -> list[str]:
+    """The texts of all ranks, in their order."""
+    if world_size() == 1:
+        return [text]
+    letters = (
+        torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
+    )
+    letters = letters.to(_device())
+    sizes = _sizes(letters)
+    return [bytes(part.tolist()).decode() for part in _gather(letters, sizes).split(sizes)]
+
+
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over ranks. One flat all-reduce a dtype."""
     if world_size() == 1:

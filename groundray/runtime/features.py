@@ -48,7 +48,7 @@ def make_features(settings: Settings, observe: Callable[[Event], None]) -> None:
     Raises:
         ValueError: there is no room for it, or a row group is damaged.
     """
-    store = Store(run.folder_of(settings) / run.CHECKPOINTS)
+    store = Store.at(run.folder_of(settings))
     stages = run.check(settings)
     changing = next((place for place, stage in enumerate(stages) if stage.settings.trains_trunk), len(stages))
     asking = [stage for stage in stages[:changing] if not refusal(stage, settings) and not store.finished(stage.name)]

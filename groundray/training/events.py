@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 
@@ -24,6 +25,7 @@ class StepDone:
     step: int  # counted from the stage's first
     steps: int
     metrics: dict[str, float]
+    time: float = field(default_factory=time.time)  # seconds since 1970, here and below
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class EpochDone:
     step: int
     best: bool
     metrics: dict[str, float] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class StageDone:
     stage: str
     step: int
     metrics: dict[str, float]
+    time: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
@@ -68,4 +72,45 @@ class FeaturesDone:
     seconds: float
 
 
-Event = StageStarted | StepDone | EpochDone | StageDone | FeaturesStarted | FeaturesDone
+@dataclass(frozen=True)
+class Attempted:
+    """An attempt at the run begins.
+
+    Attributes:
+        number: of the attempt, counted from 1.
+        stage: the one that it begins with, after `done` steps of it; None where all are finished.
+        ended: why the attempt before it ended; empty for the first.
+        repeated_steps: steps of that one that are done again.
+        repeated_seconds: that it spent on them.
+        preemptions: of the run so far.
+    """
+
+    number: int
+    stage: str | None
+    done: int
+    ended: str
+    repeated_steps: int
+    repeated_seconds: float
+    preemptions: int
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The first step of a later attempt is done: so many seconds after it began, and after the last sign of life of
+    the one before it."""
+
+    number: int
+    start_seconds: float
+    down_seconds: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that a person should know."""
+
+    text: str
+
+
+Event = (
+    StageStarted | StepDone | EpochDone | StageDone | FeaturesStarted | FeaturesDone | Attempted | Recovered | Notice
+)

@@ -189,7 +189,8 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
                 worker.emit(started_event(f"{stage.name}.{part}", one))
             for group, names in one.work(worker.world_size)[worker.rank :: worker.world_size]:
                 make(one, group, names, trunk, worker.device)
-            found = _finished(one, worker.rank)
+                worker.alive()
+            found = _finished(one, worker)
             if worker.rank == 0:
                 worker.emit(FeaturesDone(f"{stage.name}.{part}", one.dataset.rows, time.monotonic() - started))
         samples: Any = replace(source.samples, pictures=FeatureMaps(one.shape))  # type: ignore[type-var]
@@ -244,13 +245,16 @@ def finish(one: Pass) -> Dataset:
     return index(one.folder, KIND, names, {"shape": list(one.shape), **about})
 
 
-def _finished(one: Pass, rank: int) -> Dataset:
+def _finished(one: Pass, worker: Worker) -> Dataset:
     """The feature maps, when all ranks have made theirs. Nobody waits in a collective: those give up in time."""
+    missing = None
     while True:
-        if rank == 0 and not one.missing():
+        if worker.rank == 0 and not one.missing():
             return finish(one)
-        if rank > 0 and (found := one.made()):
+        if worker.rank > 0 and (found := one.made()):
             return found
+        if missing != (missing := one.missing_rows):  # the others are at work
+            worker.alive()
         time.sleep(POLL_SECONDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn, optim
 from torch.utils import _pytree as trees
 
 from groundray import config
+from groundray.config import Settings
 from groundray.data.plan import Cursor
 from groundray.data.randomness import mix, word_of
 from groundray.data.stream import Kept, Step
@@ -17,49 +19,44 @@ from groundray.loss.collectives import barrier, sum_over_ranks
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Metrics, Stage
 from groundray.training.checkpoint import Store
-from groundray.training.events import EpochDone, StageDone, StageStarted, StepDone
+from groundray.training.events import StageStarted
+from groundray.training.keeper import Keeper
 from groundray.training.ledger import Ledger
+from groundray.training.recovery import Start
 from groundray.training.worker import Worker
 
 
 def train_stage(
-    stage: Stage, model: GroundedModel, worker: Worker, store: Store, seed: int, accumulate: bool = False
+    stage: Stage, model: GroundedModel, worker: Worker, store: Store, start: Start, run: Settings
 ) -> Metrics:
-    """The metrics of a stage's best epoch, whose weights are left in the model. Resumes from the store."""
-    settings, steps = stage.settings, stage.train.plan.steps
+    """The metrics of a stage's best epoch, whose weights are left in the model. Goes on where the attempt starts."""
+    settings = stage.settings
     stage.prepare(model)
     optimizer = make_optimizer(model, settings.optimizer)
     held_out = Kept(lambda: worker.batches(stage.val, Cursor(), epochs=1))
-
-    cursor, best = Cursor(), None
-    if last := store.last(stage.name):
-        store.load(last, model, optimizer)
-        cursor = last.cursor
-    if kept := store.best(stage.name):
-        best = kept.metrics[stage.best.metric]
-    done = cursor.epoch * steps + cursor.step
-    worker.emit(StageStarted(stage.name, done, settings.epochs * steps, settings.epochs))
-
     ledger = Ledger(worker.device, worker.world_size, settings.precision)
-    for batch in ledger.waiting(worker.batches(stage.train, cursor, settings.epochs)):
-        learning_rate = set_learning_rate(optimizer, settings.optimizer, batch.epoch, done)
+    keeper = Keeper(stage, model, optimizer, worker, store, run)
+    keeper.go_on(start)
+    worker.emit(StageStarted(stage.name, keeper.done, settings.epochs * keeper.steps, settings.epochs))
+
+    def end_epoch() -> None:
+        keeper.epoch_done(validate(stage, model, keeper.watched(held_out)))
+        ledger.restart()
+
+    if keeper.validation_is_due:
+        end_epoch()
+    for batch in ledger.waiting(worker.batches(stage.train, keeper.cursor, settings.epochs)):
+        learning_rate = set_learning_rate(optimizer, settings.optimizer, batch.epoch, keeper.done)
         with ledger.step():
-            loss, metrics = update(stage, model, optimizer, batch, seed, accumulate, ledger)
-        done += 1
-        metrics |= {"loss": loss, "learning_rate": learning_rate} | ledger.lap(settings.batch_size)
-        worker.emit(StepDone(stage.name, batch.epoch, done, settings.epochs * steps, metrics))
-
+            metrics = update(stage, model, optimizer, batch, run.run.seed, run.scaling.accumulate, ledger)
+        if not math.isfinite(metrics["loss"] + metrics["gradient_norm"]):
+            keeper.not_finite(batch, metrics)
+        keeper.step_done(batch, metrics | {"learning_rate": learning_rate} | ledger.lap(settings.batch_size))
         if batch.ends_epoch:
-            scores = validate(stage, model, held_out)
-            better = stage.best.beats(scores[stage.best.metric], best)
-            best = scores[stage.best.metric] if better else best
-            if worker.rank == 0:
-                store.save(stage.name, Cursor(batch.epoch + 1), model, optimizer, scores, better)
-            worker.emit(EpochDone(stage.name, batch.epoch, settings.epochs, done, better, scores))
-            ledger.restart()
+            end_epoch()
 
-    chosen = finish(stage, model, held_out, store)
-    worker.emit(StageDone(stage.name, done, chosen))
+    chosen = choose(stage, model, held_out, keeper)
+    keeper.finish(chosen)
     return chosen
 
 
@@ -71,8 +68,9 @@ def update(
     seed: int,
     accumulate: bool,
     ledger: Ledger,
-) -> tuple[float, Metrics]:
-    """The loss of a global batch, after the model has learned from it."""
+) -> Metrics:
+    """The loss of a global batch and the norm of its gradient, after the model has learned from it, if both are
+    finite."""
     loss, metrics = learn(stage, model, batch, seed, accumulate, ledger)
 
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -81,11 +79,14 @@ def update(
             parameter.grad = torch.zeros_like(parameter)
     sum_over_ranks([parameter.grad for parameter in trained])
     with ledger.book("optimizer"):
-        if stage.settings.clip_norm:
-            metrics["gradient_norm"] = float(nn.utils.clip_grad_norm_(trained, stage.settings.clip_norm))
-        optimizer.step()
+        norm = nn.utils.get_total_norm(parameter.grad for parameter in trained)
+        metrics |= {"loss": loss.item(), "gradient_norm": norm.item()}
+        if math.isfinite(metrics["loss"] + metrics["gradient_norm"]):
+            if stage.settings.clip_norm:
+                nn.utils.clip_grads_with_norm_(trained, stage.settings.clip_norm, norm)
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return loss.item(), metrics
+    return metrics
 
 
 def learn(
@@ -172,14 +173,17 @@ def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, ep
     return settings.lr * factor
 
 
-def finish(stage: Stage, model: GroundedModel, held_out: Iterable[Step], store: Store) -> Metrics:
+def choose(stage: Stage, model: GroundedModel, held_out: Iterable[Step], keeper: Keeper) -> Metrics:
     """The metrics of the stage's best epoch, whose weights are then in every rank's model; without images too."""
+    keeper.wait()
     barrier()  # rank 0 has written what the others read now
-    chosen = store.best(stage.name)
-    if chosen is None:
-        raise RuntimeError(f"stage {stage.name} ended without a checkpoint in {store.folder}")
-    store.load(chosen, model)
-    if not stage.sees_images:
-        return chosen.metrics
-    blind = validate(stage, model, held_out, blind=True)
-    return chosen.metrics | {f"without_image/{name}": value for name, value in blind.items()}
+    if keeper.best is None:
+        raise RuntimeError(f"stage {stage.name} ended without a validation")
+    name, chosen = keeper.best
+    keeper.store.load(keeper.store.named(name), model)
+    if keeper.skipped:
+        chosen = chosen | {"skipped_steps": float(keeper.skipped)}
+    if stage.sees_images:
+        blind = validate(stage, model, keeper.watched(held_out), blind=True)
+        chosen = chosen | {f"without_image/{metric}": value for metric, value in blind.items()}
+    return chosen

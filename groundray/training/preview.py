@@ -16,7 +16,7 @@ from groundray.model.heads import Vocabulary
 from groundray.model.trunk import build_trunk
 from groundray.stage.protocol import Stage, words_of
 from groundray.storage import size_of
-from groundray.training import run
+from groundray.training import checkpoint, run
 from groundray.training.features import folder_of, map_shape, refusal
 
 
@@ -75,7 +75,7 @@ def preview(settings: Settings) -> Preview:
     except (OSError, ValueError) as error:
         if not any(str(error) in problem for problem in problems):
             problems.append(str(error))
-    return Preview(str(folder), folder.exists(run.CHECKPOINTS), tuple(stages), tuple(problems))
+    return Preview(str(folder), folder.exists(checkpoint.FOLDER), tuple(stages), tuple(problems))
 
 
 def _features(stage: Stage, settings: Settings) -> str:

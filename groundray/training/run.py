@@ -2,7 +2,11 @@
 
 STORAGE/NAME/config.yaml      the resolved settings; a name belongs to one configuration
 STORAGE/NAME/data.json        the fingerprints of its data
+STORAGE/NAME/attempts/        who has worked on it, see attempts.py
 STORAGE/NAME/checkpoints/     see checkpoint.py
+STORAGE/NAME/history/         every step and validation, see history.py
+STORAGE/NAME/not_finite/      the samples of steps whose loss was not finite
+STORAGE/NAME/stacks/          what workers that hung were doing
 STORAGE/NAME/model/           the exported model, see model/export.py
 STORAGE/NAME/result.json      the final metrics of each stage
 """
@@ -10,7 +14,7 @@ STORAGE/NAME/result.json      the final metrics of each stage
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from groundray.config import Settings, SettingsError
 from groundray.data.schema import Dataset
-from groundray.loss.collectives import barrier
+from groundray.data.shards import verify_shards
 from groundray.model import export
 from groundray.model.grounded import GroundedModel, build, build_head
 from groundray.model.heads import MaskedLanguageHead, Vocabulary
@@ -29,14 +33,16 @@ from groundray.model.language import load_tokenizer, masked_language_weights
 from groundray.model.weights import fill
 from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS, STAGES
-from groundray.storage import Folder
+from groundray.storage import Folder, size_of
+from groundray.training import recovery
 from groundray.training.checkpoint import Store
 from groundray.training.features import with_features
 from groundray.training.loop import train_stage
 from groundray.training.memory import keep_freed_memory
+from groundray.training.recovery import Start
 from groundray.training.worker import Worker
 
-CONFIG, DATA, RESULT, MODEL, CHECKPOINTS = "config.yaml", "data.json", "result.json", "model", "checkpoints"
+CONFIG, DATA, RESULT, MODEL = "config.yaml", "data.json", "result.json", "model"
 
 
 def folder_of(settings: Settings) -> Folder:
@@ -99,6 +105,22 @@ def check(settings: Settings) -> list[Stage]:
     return stages
 
 
+def verify(stages: Sequence[Stage], tell: Callable[[str], None]) -> None:
+    """Read all shards of some stages, and compare every byte with what was written.
+
+    Raises:
+        ValueError: a shard is damaged; the message names it, its damaged row group and the repair.
+    """
+    seen: set[str] = set()
+    for part, dataset in data_of(stages).items():
+        if dataset.fingerprint not in seen:
+            verify_shards(dataset)
+            tell(
+                f"{part}  {len(dataset.shards)} shards are whole ({size_of(sum(one.bytes for one in dataset.shards))})"
+            )
+        seen.add(dataset.fingerprint)
+
+
 def data_of(stages: Sequence[Stage]) -> dict[str, Dataset]:
     """The data sets of some stages, by `stage.train` and `stage.val`."""
     return {
@@ -109,23 +131,29 @@ def data_of(stages: Sequence[Stage]) -> dict[str, Dataset]:
 
 
 def train(settings: Settings, worker: Worker) -> dict[str, Any]:
-    """The result of a run: the metrics of each stage's best epoch. Resumes whatever the run's folder holds."""
+    """The result of a run: the metrics of each stage's best epoch. Goes on with whatever the run's folder holds.
+
+    Raises:
+        Stopped: the worker had notice; the same call goes on.
+    """
     keep_freed_memory()
     folder = folder_of(settings)
-    store = Store(folder / CHECKPOINTS)
+    stages = check(settings)
+    store, start = recovery.begin(folder, [stage.name for stage in stages], worker)
     tokenizer = load_tokenizer(settings.model.language)
     model, heads = begin(settings)
     model.to(worker.device)
 
     results: dict[str, Metrics] = {}
-    stages = check(settings)
     for stage in stages:
         enter(stage, model, heads, settings)
-        results[stage.name] = run_stage(stage, model, worker, store, settings)
+        results[stage.name] = run_stage(stage, model, worker, store, start, settings)
 
     if worker.rank == 0:
+        store.attempt.hold()
         _export(settings, stages, results, store, tokenizer, folder)
         folder.write_json(RESULT, {"run": settings.run.name, "stages": results})
+        store.attempt.beat(stages[-1].name, 0, ended="finished")
     return {"run": settings.run.name, "stages": results}
 
 
@@ -162,18 +190,16 @@ def enter(stage: Stage, model: GroundedModel, heads: dict[str, nn.Module], setti
     model.to(parameter.device, torch.float64 if stage.settings.precision == "float64" else torch.float32)
 
 
-def run_stage(stage: Stage, model: GroundedModel, worker: Worker, store: Store, settings: Settings) -> Metrics:
+def run_stage(
+    stage: Stage, model: GroundedModel, worker: Worker, store: Store, start: Start, settings: Settings
+) -> Metrics:
     """The metrics that a stage ends with, its best weights in the model; a finished stage is not run again."""
-    finished = store.finished(stage.name)
-    if finished is not None and (best := store.best(stage.name)):
-        store.load(best, model)
-        return finished
-    stage = with_features(stage, settings, model.visual.trunk, worker)
-    metrics = train_stage(stage, model, worker, store, settings.run.seed, settings.scaling.accumulate)
-    barrier()  # every rank has read the best weights
-    if worker.rank == 0:
-        store.finish(stage.name, metrics)
-    return metrics
+    if done := store.finished(stage.name):
+        store.load(store.named(done.best), model)
+        return done.metrics
+    return train_stage(
+        with_features(stage, settings, model.visual.trunk, worker), model, worker, store, start, settings
+    )
 
 
 def _same_words(stage: Stage, before: Vocabulary, origin: str) -> None:
@@ -202,10 +228,11 @@ def _export(
     with tempfile.TemporaryDirectory() as local:
         writer = export.Writer(Path(local), settings, tokenizer, model, heads)
         for stage in stages:
-            best = store.best(stage.name)
-            if best is None:
-                raise RuntimeError(f"stage {stage.name} has no checkpoint in {store.folder}")
-            writer.add(stage.name, store.weights(best), results[stage.name], stage.vocabulary)
+            done = store.finished(stage.name)
+            if done is None:
+                raise RuntimeError(f"stage {stage.name} is not finished in {store.folder}")
+            weights = store.weights(store.named(done.best))
+            writer.add(stage.name, weights, results[stage.name], stage.vocabulary)
         writer.close({part: f"{found.folder} ({_counted(found)})" for part, found in data_of(stages).items()})
         folder.delete(MODEL)
         folder.upload(Path(local), MODEL)

@@ -11,6 +11,14 @@ from groundray.data.stream import Source, Step, stream
 from groundray.training.events import Event
 
 
+class Stopped(Exception):
+    """A worker has ended on notice, its checkpoint written. The argument is the notice."""
+
+    @property
+    def notice(self) -> str:
+        return str(self.args[0])
+
+
 class Worker(Protocol):
     """One of `world_size` training workers."""
 
@@ -31,6 +39,15 @@ class Worker(Protocol):
         """Tell the driver; returns at once."""
         ...
 
+    def alive(self) -> None:
+        """Tell the watchdog that work goes on; `batches` and `emit` do too."""
+        ...
+
+    def notice(self) -> str:
+        """Why this worker should write a checkpoint and end now (`preempted`, `stopped`); empty as long as it should
+        not. Asked of rank 0, after each step."""
+        ...
+
 
 @dataclass(frozen=True)
 class InProcess:
@@ -40,9 +57,20 @@ class InProcess:
     device: str = "cpu"
     rank: int = 0
     world_size: int = 1
+    noticed: Callable[[], str] = lambda: ""
+    watched: Callable[[], None] = lambda: None
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        return (step.to(self.device) for step in stream(source, cursor, epochs))
+        for step in stream(source, cursor, epochs):
+            self.alive()
+            yield step.to(self.device)
 
     def emit(self, event: Event) -> None:
+        self.alive()
         self.observe(event)
+
+    def alive(self) -> None:
+        self.watched()
+
+    def notice(self) -> str:
+        return self.noticed()

@@ -1,7 +1,8 @@
-"""Checkpoints: whole or not at all, checked when read, the last and the best kept."""
+"""Checkpoints: whole or not at all, checked when read, the last and the best kept, those of stale attempts ignored."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from torch import nn, optim
 
 from groundray.data.plan import Cursor
 from groundray.storage import Folder
-from groundray.training.checkpoint import Store
+from groundray.training import attempts
+from groundray.training.attempts import Attempt, Superseded
+from groundray.training.checkpoint import Checkpoint, Store, snapshot
 
 
 def trained(seed: int) -> tuple[nn.Module, optim.Optimizer]:
@@ -24,75 +27,172 @@ def trained(seed: int) -> tuple[nn.Module, optim.Optimizer]:
     return model, optimizer
 
 
+def saved(store: Store, cursor: Cursor, best: Cursor | None = None, seed: int = 0, stage: str = "grounding") -> str:
+    """The name of a checkpoint at a cursor, whose stage's best is at another (default: the same)."""
+    name = store.name(stage, cursor)
+    of_best = store.name(stage, best or cursor)
+    checkpoint = Checkpoint(name, stage, cursor, 10 * cursor.epoch + cursor.step, of_best, {"loss": 0.5}, saved_at=7.0)
+    store.save(snapshot(checkpoint, *trained(seed), ()))
+    return name
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(Folder.at(tmp_path / "checkpoints"))
+def run(tmp_path: Path) -> Folder:
+    return Folder.at(tmp_path)
+
+
+@pytest.fixture
+def store(run: Folder) -> Store:
+    return Store(Attempt(run, attempts.claim(run)))
 
 
 def test_what_is_saved_is_what_is_loaded(store: Store) -> None:
     model, optimizer = trained(0)
-    store.save("grounding", Cursor(3, 5), model, optimizer, {"loss": 0.5}, best=True)
+    name = saved(store, Cursor(3, 5))
     found = store.last("grounding")
-    assert found is not None
-    assert (found.cursor, found.metrics, found.best) == (Cursor(3, 5), {"loss": 0.5}, True)
+    assert found == Checkpoint(name, "grounding", Cursor(3, 5), 35, name, {"loss": 0.5}, saved_at=7.0)
 
     other, other_optimizer = trained(1)
     store.load(found, other, other_optimizer)
     for expected, loaded in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(expected, loaded)
-        for name, tensor in optimizer.state[expected].items():
-            assert torch.equal(tensor, other_optimizer.state[loaded][name])
+        for key, tensor in optimizer.state[expected].items():
+            assert torch.equal(tensor, other_optimizer.state[loaded][key])
 
 
-def test_the_last_and_the_best_are_kept(store: Store) -> None:
+def test_a_snapshot_is_a_copy(store: Store) -> None:
+    """What the model learns while its checkpoint is written is not in it."""
     model, optimizer = trained(0)
-    for epoch, best in [(1, True), (2, True), (3, False), (4, False)]:
-        store.save("grounding", Cursor(epoch), model, optimizer, {"loss": float(epoch)}, best)
-    assert [checkpoint.cursor.epoch for checkpoint in store.committed("grounding")] == [2, 4]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint = Checkpoint(store.name("grounding", Cursor(1)), "grounding", Cursor(1), 10, None, {})
+    copies = snapshot(checkpoint, model, optimizer, ())
+    optimizer.step()
+    store.save(copies)
+    found = store.last("grounding")
+    assert found is not None
+    weights = store.weights(found)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_last_two_and_the_best_are_kept(store: Store) -> None:
+    for epoch, best in [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 3)]:
+        saved(store, Cursor(epoch), Cursor(best))
+    assert [checkpoint.cursor.epoch for checkpoint in store.committed("grounding")] == [
+        2,
+        3,
+        5,
+        6,
+    ]  # one before the best
     best_one = store.best("grounding")
     assert best_one is not None
-    assert best_one.metrics == {"loss": 2.0}
-    assert store.folder.names() == ["grounding-00002-000000", "grounding-00004-000000"]
+    assert best_one.cursor == Cursor(3)
+    assert len(store.folder.names()) == 4
 
 
 def test_stages_do_not_disturb_each_other(store: Store) -> None:
-    model, optimizer = trained(0)
-    store.save("grounding", Cursor(1), model, optimizer, {}, best=True)
-    store.save("retrieval", Cursor(2), model, optimizer, {}, best=True)
+    saved(store, Cursor(1))
+    saved(store, Cursor(2), stage="retrieval")
     assert [checkpoint.stage for checkpoint in store.committed("grounding")] == ["grounding"]
 
 
-def test_a_folder_without_manifest_is_no_checkpoint(store: Store) -> None:
-    model, optimizer = trained(0)
-    store.save("grounding", Cursor(1), model, optimizer, {}, best=True)
-    (store.folder / "grounding-00002-000000").make().write_bytes("model.safetensors", b"half")
+def test_a_folder_without_manifest_is_no_checkpoint_and_is_cleared_away(store: Store) -> None:
+    saved(store, Cursor(1))
+    half = store.name("grounding", Cursor(2))
+    (store.folder / half).make().write_bytes("model.safetensors", b"half")
     last = store.last("grounding")
     assert last is not None
     assert last.cursor == Cursor(1)
+    saved(store, Cursor(3))
+    assert half not in store.folder.names()
 
 
 def test_an_empty_store_has_no_checkpoint(store: Store) -> None:
     assert store.last("grounding") is None
     assert store.best("grounding") is None
+    assert store.finished("grounding") is None
 
 
-def test_a_flipped_byte_is_found(store: Store, tmp_path: Path) -> None:
-    model, optimizer = trained(0)
-    store.save("grounding", Cursor(1), model, optimizer, {}, best=True)
-    file = tmp_path / "checkpoints" / "grounding-00001-000000" / "model.safetensors"
-    content = bytearray(file.read_bytes())
+def damage(store: Store, name: str, file: str = "model.safetensors") -> None:
+    """Flip a bit of a checkpoint's file."""
+    content = bytearray((store.folder / name).read_bytes(file))
     content[-1] ^= 1
-    file.write_bytes(content)
+    (store.folder / name).write_bytes(file, bytes(content))
+
+
+def test_a_damaged_checkpoint_is_refused_when_it_is_loaded(store: Store) -> None:
+    damage(store, saved(store, Cursor(1)))
     last = store.last("grounding")
     assert last is not None
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        store.load(last, model)
+        store.load(last, trained(1)[0])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_the_one_before_a_damaged_one_is_used(store: Store, file: str) -> None:
+    first, second = saved(store, Cursor(1)), saved(store, Cursor(1, 4), Cursor(1))
+    damage(store, second, file)
+    warnings: list[str] = []
+    assert [one.name for one in store.usable("grounding", warnings.append)] == [first]
+    (warning,) = warnings
+    assert second in warning
+    assert f"the checksum of {file}" in warning
+    assert store.usable("grounding", warnings.append)
+    assert len(warnings) == 1  # it is set aside, and not looked at again
+
+
+def test_a_damaged_best_takes_those_along_that_came_after_it(store: Store) -> None:
+    """Training goes on from before the best epoch, and finds it again: else another epoch would be exported."""
+    first = saved(store, Cursor(1))
+    best = saved(store, Cursor(2))
+    saved(store, Cursor(2, 5), Cursor(2))
+    damage(store, best)
+    warnings: list[str] = []
+    assert [one.name for one in store.usable("grounding", warnings.append)] == [first]
+    assert [best in warning for warning in warnings] == [True]
+
+
+def test_a_finished_stage_whose_best_is_damaged_is_not_finished(store: Store) -> None:
+    best = saved(store, Cursor(1))
+    store.finish("grounding", {"loss": 0.5}, best)
+    done = store.finished("grounding")
+    assert done is not None
+    assert done.metrics == {"loss": 0.5}
+    assert store.whole(done, pytest.fail)
+    damage(store, best)
+    warnings: list[str] = []
+    assert not store.whole(done, warnings.append)
+    assert best in warnings[0]
+
+
+def test_what_a_stale_attempt_writes_does_not_count(run: Folder, store: Store) -> None:
+    """A worker of a host that was cut off writes on: nothing of it is taken, and it deletes nothing."""
+    old = saved(store, Cursor(1))
+    number = attempts.claim(run)
+    new = Store(Attempt(run, number, frozenset([old])))
+    with pytest.raises(Superseded, match=r"attempt 2 .* has begun .* which ends attempt 1"):
+        saved(store, Cursor(2))
+    with pytest.raises(Superseded):
+        store.finish("grounding", {}, old)
+    # it had looked just before: its checkpoint is whole, and later
+    stale = store.name("grounding", Cursor(9))
+    manifest = (store.folder / old).read_sealed("manifest.json") | {"epoch": 9}
+    (store.folder / stale).make().write_sealed("manifest.json", manifest)
+    assert [one.name for one in new.committed("grounding")] == [old]
+    assert [one.cursor.epoch for one in store.committed("grounding")] == [1, 9]
+
+
+def test_attempts_take_numbers_of_their_own(run: Folder) -> None:
+    assert [attempts.claim(run) for _ in range(3)] == [1, 2, 3]
+    assert not (run / "attempts").create_json("0002.json", {})
+    told = json.loads((run / "attempts").read_bytes("0002.json"))
+    assert {"host", "process", "began"} < told.keys()
 
 
 def test_weights_of_another_model_are_refused_by_name(store: Store) -> None:
-    model, optimizer = trained(0)
-    store.save("grounding", Cursor(1), model, optimizer, {}, best=True)
+    model, _ = trained(0)
+    saved(store, Cursor(1))
     last = store.last("grounding")
     assert last is not None
-    with pytest.raises(ValueError, match=r"grounding-00001-000000 is not of this model: it lacks 2\.weight"):
+    with pytest.raises(ValueError, match=r"grounding-00001-000000-a0001 is not of this model: it lacks 2\.weight"):
         store.load(last, nn.Sequential(*model.children()).append(nn.Linear(2, 2, bias=False)).requires_grad_(False))

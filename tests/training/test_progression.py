@@ -77,7 +77,7 @@ def test_it_is_the_best_epoch_that_arrives(world: SmallWorld, tmp_path: Path) ->
     """A last epoch that learns too fast to be the best is not what is exported."""
     words = ("--visual.optimizer.lr=0.02", "--visual.epochs=3", f"--run.storage={tmp_path}")
     alone(world.settings(*words, stages="visual"))
-    store = Store(Folder.at(tmp_path / "demo" / "checkpoints"))
+    store = Store.at(Folder.at(tmp_path / "demo"))
     best, last = store.best("visual"), store.last("visual")
     assert best is not None
     assert last is not None

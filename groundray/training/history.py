@@ -1,0 +1,68 @@
+"""What a run did, kept with its checkpoints: every step and validation once, however often the run was killed.
+
+    RUN/history/grounding-00003-000012-a0002.jsonl    the steps that led to that checkpoint from the one before it
+
+A line is an event of events.py as JSON. With `run.log_samples` that of a step holds the ids of its samples, chunk by
+chunk. What came after the last checkpoint of an attempt that was killed is in no file: it was done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from groundray.storage import Folder
+from groundray.training import attempts
+from groundray.training.events import EpochDone, StageDone, StepDone
+
+FOLDER = "history"
+KINDS = {kind.__name__: kind for kind in (StepDone, EpochDone, StageDone)}
+Told = StepDone | EpochDone | StageDone
+
+
+def line(event: Told, samples: list[list[str]] | None = None) -> str:
+    """An event as it is kept.
+
+    Args:
+        samples: the ids of its samples, a list for each chunk of the global batch.
+    """
+    told: dict[str, Any] = {"event": type(event).__name__, **vars(event)}
+    return json.dumps(told | ({"samples": samples} if samples is not None else {}), ensure_ascii=False)
+
+
+def write(run: Folder, name: str, lines: tuple[str, ...]) -> None:
+    """Keep some lines, under the name of the checkpoint that they led to."""
+    if lines:
+        (run / FOLDER).make().write_bytes(f"{name}.jsonl", "".join(f"{one}\n" for one in lines).encode())
+
+
+def read(run: Folder) -> Iterator[tuple[Told, list[list[str]] | None]]:
+    """The events of a run in order, each once, and the samples of those steps that were kept with theirs.
+
+    An attempt's lines count up to where the next one went on: what it did after that was done again, and what a
+    worker of a dead host wrote later is not part of the run.
+    """
+    folder = run / FOLDER
+    lines: dict[int, list[dict[str, Any]]] = {}
+    for name in folder.names():
+        number = attempts.number_of(name)
+        lines.setdefault(number, []).extend(json.loads(one) for one in folder.read_bytes(name).splitlines())
+    begun = attempts.begun(run)
+    order = {stage: place for begin in begun.values() for place, stage in enumerate(begin["stages"])}
+
+    def place(told: dict[str, Any]) -> tuple[int, int, int]:
+        """Where in the run: its stage, its step, and a validation after the step before it."""
+        return order[told["stage"]], told["step"], list(KINDS).index(told["event"])
+
+    counted: list[tuple[tuple[int, int, int], dict[str, Any]]] = []
+    end = (len(order), 0, 0)
+    for number in sorted(begun, reverse=True):
+        own = {place(told): told for told in lines.get(number, ())}
+        counted += [(where, told) for where, told in own.items() if where < end]
+        if (stage := begun[number]["stage"]) is not None:
+            validated = 1 if begun[number]["step"] else 2  # at the edge of an epoch, its validation is done
+            end = min(end, (order[stage], begun[number]["done"], validated))
+    for _, told in sorted(counted, key=lambda one: one[0]):
+        kind, samples = KINDS[told.pop("event")], told.pop("samples", None)
+        yield kind(**told), samples

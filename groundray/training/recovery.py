@@ -1,0 +1,129 @@
+"""How an attempt begins: with what the ones before it have left that is whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from groundray.data.plan import Cursor
+from groundray.loss.collectives import gather_texts
+from groundray.storage import Folder
+from groundray.training import attempts
+from groundray.training.attempts import Attempt
+from groundray.training.checkpoint import Store
+from groundray.training.events import Attempted, Notice, Recovered
+from groundray.training.watchdog import stacks_since
+from groundray.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt begins.
+
+    Attributes:
+        number: of the attempt.
+        accepted: names of what older attempts wrote that counts.
+        stage: the first that is not finished; None where all are.
+        checkpoint: where that stage goes on; None at its beginning.
+        done: steps of the stage that are done.
+        began: when the attempt began, in seconds since 1970.
+        last_sign: of the attempt before it; None for the first.
+        ended: why that one ended: `preempted`, `stopped`, `hung`, `failed`, `finished`, or `killed`, if it cannot tell.
+        repeated_steps: steps that it had done after the checkpoint, which are done again.
+        repeated_seconds: that it had spent since that checkpoint.
+        preemptions: of the run so far.
+    """
+
+    number: int
+    accepted: tuple[str, ...]
+    stage: str | None
+    checkpoint: str | None
+    epoch: int
+    step: int
+    done: int
+    began: float
+    last_sign: float | None = None
+    ended: str = ""
+    repeated_steps: int = 0
+    repeated_seconds: float = 0.0
+    preemptions: int = 0
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.epoch, self.step)
+
+    def event(self) -> Attempted:
+        """What is told of it."""
+        return Attempted(
+            self.number,
+            self.stage,
+            self.done,
+            self.ended,
+            self.repeated_steps,
+            self.repeated_seconds,
+            self.preemptions,
+        )
+
+    def recovered(self, now: float) -> Recovered:
+        """What is told when its first step is done."""
+        return Recovered(self.number, now - self.began, now - (self.last_sign or self.began))
+
+
+def begin(run: Folder, stages: Sequence[str], worker: Worker) -> tuple[Store, Start]:
+    """The store and the start of a new attempt, the same on every rank: rank 0 looks, and tells the others."""
+    told = ""
+    if worker.rank == 0:
+        told = json.dumps(asdict(_begin(run, stages, worker.world_size, lambda text: worker.emit(Notice(text)))))
+    known = json.loads(gather_texts(told)[0])
+    start = Start(**(known | {"accepted": tuple(known["accepted"])}))
+    if worker.rank == 0:
+        worker.emit(start.event())
+    return Store(Attempt(run, start.number, frozenset(start.accepted))), start
+
+
+def _begin(run: Folder, stages: Sequence[str], workers: int, warn: Callable[[str], None]) -> Start:
+    number, began = attempts.claim(run), time.time()  # before looking: see attempts.py
+    for note in attempts.damaged(run):
+        warn(f"{note} is damaged: what that attempt did counts for nothing and is done again")
+    left = attempts.latest(run)
+    store = Store(left)
+    accepted: list[str] = []
+    start = Start(number, (), None, None, 0, 0, 0, began)
+    for stage in stages:
+        if (done := store.finished(stage, warn)) and store.whole(done, warn):
+            accepted += [done.name, done.best]
+            continue
+        there = store.usable(stage, warn)
+        accepted += [name for one in there for name in (one.name, one.best) if name]
+        start = replace(start, stage=stage)
+        if there:
+            last = there[-1]
+            start = replace(start, checkpoint=last.name, epoch=last.cursor.epoch, step=last.cursor.step, done=last.done)
+        break
+    start = replace(start, accepted=tuple(dict.fromkeys(accepted)))
+    if left.number:
+        start = _after(start, left, store)
+    Attempt(run, number, frozenset(start.accepted)).write_begin(
+        {**asdict(start), "stages": list(stages), "workers": workers}
+    )
+    return start
+
+
+def _after(start: Start, left: Attempt, store: Store) -> Start:
+    """The start with what is known of the attempt before it."""
+    before = attempts.begun(left.run)[left.number]
+    sign = left.last_sign() or {"stage": None, "done": 0, "time": before["began"], "ended": ""}
+    hung = stacks_since(left.run, before["began"])
+    ended = sign["ended"] or ("hung" if hung else "killed")
+    saved_at = store.named(start.checkpoint).saved_at if start.checkpoint else before["began"]
+    lost = ended not in ("finished", "stopped")
+    return replace(
+        start,
+        last_sign=sign["time"],
+        ended=ended,
+        repeated_steps=max(0, sign["done"] - start.done) if lost and sign["stage"] == start.stage else 0,
+        repeated_seconds=max(0.0, sign["time"] - max(saved_at, before["began"])) if lost else 0.0,
+        preemptions=before["preemptions"] + (ended == "preempted"),
+    )

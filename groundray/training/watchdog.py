@@ -1,0 +1,75 @@
+"""Ends a worker that hangs, and leaves what each of its threads was doing in a file: `RUN/stacks/worker-1-TIME.txt`."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from groundray.storage import Folder
+
+FOLDER = "stacks"
+LOOKS = 20  # within the time that a worker may be silent
+GRACE_SECONDS = 60.0  # after which a worker that cannot even look is ended from outside of Python
+EXIT_HUNG = 75
+
+
+class Watchdog:
+    """Wants to hear from a worker at least once in so many seconds.
+
+    Args:
+        rank: of the worker.
+        tell: is given what to say of it before the worker is ended.
+        end: ends the process (a test does something else).
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        run: Folder,
+        rank: int,
+        tell: Callable[[str], None],
+        end: Callable[[], None] = lambda: os._exit(EXIT_HUNG),
+    ):
+        self._seconds, self._run, self._rank, self._tell, self._end = seconds, run, rank, tell, end
+        self._heard = time.monotonic()
+        self._over = threading.Event()
+        self._stacks = tempfile.NamedTemporaryFile(prefix="groundray-stacks-", suffix=".txt")  # noqa: SIM115
+        self._thread = threading.Thread(target=self._watch, name="groundray-watchdog", daemon=True)
+        self._thread.start()
+        self.alive()
+
+    def alive(self) -> None:
+        """Tell that the worker is at work."""
+        self._heard = time.monotonic()
+        # where some library holds the interpreter, no thread of it can look; this one is C's
+        faulthandler.dump_traceback_later(self._seconds + GRACE_SECONDS, exit=True, file=self._stacks)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._over.set()
+        faulthandler.cancel_dump_traceback_later()
+        self._thread.join()
+        self._stacks.close()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._seconds / LOOKS):
+            if time.monotonic() - self._heard > self._seconds:
+                faulthandler.dump_traceback(self._stacks, all_threads=True)
+                folder, file = (self._run / FOLDER).make(), f"worker-{self._rank}-{time.time():.0f}.txt"
+                folder.write_bytes(file, Path(self._stacks.name).read_bytes())
+                self._tell(
+                    f"worker {self._rank} gave no sign of life for {self._seconds:.0f} s (scaling.hang_minutes) and is "
+                    f"ended; what it was doing is in {folder}/{file}"
+                )
+                self._end()
+                return
+
+
+def stacks_since(run: Folder, then: float) -> list[str]:
+    """The stacks that hung workers have left since some time, in seconds since 1970."""
+    return [name for name in (run / FOLDER).names() if float(name.rpartition("-")[2].removesuffix(".txt")) >= then]

@@ -1,0 +1,252 @@
+"""Nothing is lost: a run that is killed anywhere, any number of times, ends as one that was not."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SmallWorld
+
+from groundray import config
+from groundray.stage.grounding import GroundingStage
+from groundray.storage import Folder
+from groundray.training import attempts, history, loop, run
+from groundray.training.checkpoint import Store
+from groundray.training.events import Attempted, EpochDone, Event, Notice, Recovered, StageDone, StepDone
+from groundray.training.keeper import Keeper, NotFinite
+from groundray.training.worker import InProcess, Stopped
+
+OFTEN = ("--checkpoints.every_steps=3", "--run.log_samples=true")
+STEPS = 9  # of an epoch
+
+
+class Killed(BaseException):
+    """As from outside: nothing of the package catches it."""
+
+
+def train(words: list[str], observe: Callable[[Event], None] = lambda _: None, **hooks: Callable[[], str]) -> None:
+    torch.set_num_threads(1)
+    run.train(config.load("demo", words), InProcess(observe, **hooks))
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The files of an exported model."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("model/**/*.safetensors"))}
+
+
+def used(folder: Path) -> list[tuple[str, int, list[list[str]] | None]]:
+    """Which samples each step used."""
+    told = history.read(Folder.at(folder))
+    return [(event.stage, event.step, samples) for event, samples in told if isinstance(event, StepDone)]
+
+
+@pytest.fixture(scope="module")
+def words(world: SmallWorld) -> list[str]:
+    return world.settings(*OFTEN, "--language.epochs=1", stages="grounding,language")
+
+
+@pytest.fixture(scope="module")
+def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    storage = tmp_path_factory.mktemp("whole")
+    train([*words, f"--run.storage={storage}"])
+    return storage / "demo"
+
+
+def test_the_history_has_every_sample_once_an_epoch(whole: Path, world: SmallWorld) -> None:
+    told = used(whole)
+    assert [(stage, step) for stage, step, _ in told] == [
+        *(("grounding", step) for step in range(1, 2 * STEPS + 1)),
+        *(("language", step) for step in range(1, STEPS + 1)),
+    ]
+    for first in range(0, len(told), STEPS):
+        ids = [one for _, _, samples in told[first : first + STEPS] for chunk in samples or [] for one in chunk]
+        assert len(ids) == len(set(ids)) == (72 if told[first][0] == "grounding" else 360)
+    assert all(len(samples or []) == 2 for _, _, samples in told)  # chunks
+
+
+def kill_at(place: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the run killed when it comes to a place for the `count`th time."""
+    seen = [0]
+
+    def killing(owner: object, name: str, after: bool = False) -> None:
+        real = getattr(owner, name)
+
+        def instead(*args: object, **kwargs: object) -> object:
+            seen[0] += 1
+            if after:
+                real(*args, **kwargs)
+            if seen[0] == count:
+                raise Killed
+            return None if after else real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, instead)
+
+    match place:
+        case "mid-step":
+            killing(loop, "sum_over_ranks")
+        case "write":
+            killing(Folder, "write_json")  # of a manifest, an attempt, a finished stage: all comes to this
+        case "validation":
+            killing(GroundingStage, "validate")
+        case "epoch's edge":
+            killing(Keeper, "epoch_done", after=True)
+        case "stage's edge":
+            killing(Store, "finish", after=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "count"),
+    [
+        *(("mid-step", count) for count in (1, 5, 9, 10, 17, 20)),
+        *(("write", count) for count in (2, 3, 4, 7, 9)),
+        *(("validation", count) for count in (1, 2)),
+        *(("epoch's edge", count) for count in (1, 2, 3)),
+        *(("stage's edge", count) for count in (1, 2)),
+    ],
+)
+def test_a_killed_run_ends_as_one_that_was_not(
+    words: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, count: int
+) -> None:
+    mine = [*words, f"--run.storage={tmp_path}"]
+    kill_at(place, count, monkeypatch)
+    with pytest.raises(Killed):
+        train(mine)
+    monkeypatch.undo()
+    train(mine)
+    assert weights(tmp_path / "demo") == weights(whole)
+    assert used(tmp_path / "demo") == used(whole)
+
+
+def test_a_run_that_is_killed_again_and_again(words: list[str], whole: Path, tmp_path: Path) -> None:
+    """Wherever chance has it, at most thirty times."""
+    mine, chance, kills = [*words, f"--run.storage={tmp_path}"], random.Random(5), 0
+    while kills < 30:
+        left = chance.randint(1, 5)
+
+        def killing(event: Event) -> None:
+            nonlocal left
+            left -= isinstance(event, StepDone | EpochDone | StageDone)
+            if left == 0:
+                raise Killed
+
+        try:
+            train(mine, killing)
+        except Killed:
+            kills += 1
+            continue
+        break
+    train(mine)
+    assert kills > 5
+    assert weights(tmp_path / "demo") == weights(whole)
+    assert used(tmp_path / "demo") == used(whole)
+    assert len(attempts.begun(Folder.at(tmp_path / "demo"))) == kills + 1 + (kills < 30)
+
+
+@pytest.mark.parametrize("place", ["step", "validation"])
+def test_notice_ends_a_run_with_a_checkpoint_at_once(
+    words: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """On notice a checkpoint is written where the run is, and nothing is done twice."""
+    mine = [*words, f"--run.storage={tmp_path}", "--checkpoints.every_steps=1000"]
+    told: list[Event] = []
+
+    def notice() -> str:
+        steps = sum(isinstance(event, StepDone) for event in told)
+        return "preempted" if steps == 5 or (steps == STEPS and place == "validation") else ""
+
+    real = Keeper.step_done
+    if place == "validation":
+        monkeypatch.setattr(Keeper, "step_done", lambda *args: quiet(real, *args))
+    with pytest.raises(Stopped, match="preempted"):
+        train(mine, told.append, noticed=notice)
+    monkeypatch.undo()
+    rest: list[Event] = []
+    train(mine, rest.append)
+    (attempt,) = (event for event in rest if isinstance(event, Attempted))
+    done = 5 if place == "step" else STEPS
+    assert attempt == Attempted(2, "grounding", done, "preempted", 0, pytest.approx(0, abs=1), 1)
+    assert next(event.step for event in rest if isinstance(event, StepDone)) == done + 1
+    assert len([event for event in rest if isinstance(event, Recovered)]) == 1
+    assert weights(tmp_path / "demo") == weights(whole)
+
+
+def quiet(step_done: Callable[..., None], keeper: Keeper, *args: object) -> None:
+    """A step that heeds no notice: it comes during the validation after it."""
+    worker = keeper.worker
+    keeper.worker = InProcess(worker.emit)
+    step_done(keeper, *args)
+    keeper.worker = worker
+
+
+def test_a_damaged_checkpoint_changes_nothing_but_the_time(words: list[str], whole: Path, tmp_path: Path) -> None:
+    mine = [*words, f"--run.storage={tmp_path}"]
+    steps = [0]
+
+    def killing(event: Event) -> None:
+        steps[0] += isinstance(event, StepDone)
+        if steps[0] == 17:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(mine, killing)
+    store = Store.at(Folder.at(tmp_path / "demo"))
+    last = store.last("grounding")
+    assert last is not None
+    file = tmp_path / "demo" / "checkpoints" / last.name / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    told: list[Event] = []
+    train(mine, told.append)
+    (warning,) = (event.text for event in told if isinstance(event, Notice))
+    assert last.name in warning
+    assert "optimizer.safetensors has" in warning
+    assert weights(tmp_path / "demo") == weights(whole)
+    assert used(tmp_path / "demo") == used(whole)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make the loss of a step not finite."""
+    real, seen = GroundingStage.loss, [0]
+
+    def poisoned(stage: GroundingStage, encoded: list[object]) -> object:
+        loss, metrics = real(stage, encoded)
+        seen[0] += 1
+        return (loss * math.nan if seen[0] == step else loss), metrics
+
+    monkeypatch.setattr(GroundingStage, "loss", poisoned)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_samples(
+    words: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = [*words, f"--run.storage={tmp_path}"]
+    with monkeypatch.context() as patches:
+        poison(patches, 5)
+        with pytest.raises(
+            NotFinite, match=r"grounding, epoch 1, step 5 is not finite: loss nan.*not_finite/grounding"
+        ):
+            train(mine)
+    saved = Folder.at(tmp_path / "demo" / "not_finite").read_json("grounding-00000-000004.json")
+    assert saved["loss"] == "nan"
+    assert ("grounding", 5, saved["samples"]) in used(whole)
+    train(mine)  # it was no fault of the run
+    assert weights(tmp_path / "demo") == weights(whole)
+
+
+def test_a_loss_that_is_not_finite_is_left_out_and_counted(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 5)
+    told: list[Event] = []
+    train([*words, f"--run.storage={tmp_path}", "--run.on_nan=skip"], told.append)
+    (notice,) = (event.text for event in told if isinstance(event, Notice))
+    assert "left out" in notice
+    steps = [event for event in told if isinstance(event, StepDone) and event.stage == "grounding"]
+    assert [event.metrics.get("skipped_steps") for event in steps] == [None] * 4 + [1.0] * 14
+    assert all(math.isfinite(event.metrics["loss"]) for event in steps if event.step != 5)
+    result = Folder.at(tmp_path / "demo").read_json("result.json")
+    assert result["stages"]["grounding"]["skipped_steps"] == 1.0
