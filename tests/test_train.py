@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -15,9 +20,12 @@ from pyarrow.parquet import read_table
 from groundray import analyse, config, train
 from groundray.runtime import launch
 from groundray.runtime.features import make_features
+from groundray.storage import Folder
 from groundray.training import run
+from groundray.training.checkpoint import Store
 from groundray.training.events import EpochDone, Event, FeaturesDone, StepDone
 from groundray.training.features import with_features
+from groundray.training.keeper import Keeper
 from groundray.training.worker import InProcess
 
 
@@ -164,3 +172,84 @@ def test_a_dry_run_of_the_paper_counts_parameters_and_names_what_is_missing(
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert analyse.main(["retrieval", "--checkpoint", str(tmp_path), "--data", str(tmp_path)]) == 2
     assert "give a finished run's model/ folder" in capsys.readouterr().err
+
+
+def test_damaged_shards_are_named_before_training_where_that_is_asked_for(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tmp_path / "train"
+    shutil.copytree(world.shards / "captions" / "train", shards)
+    words = [
+        *world.settings(f"--run.storage={tmp_path}/runs", "--scaling.num_workers=0"),
+        f"--grounding.train={shards}",
+    ]
+    file = shards / "shard-00000.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+    assert train.main([*words, "--verify"]) == 2
+    assert f"error: {file}, row group" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert train.main(words) == 1  # at the read
+    shown = capsys.readouterr().err
+    assert f"error: {file}, row group" in shown
+    assert "the same command goes on from there" in shown
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_with_a_checkpoint(
+    world: SmallWorld,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    status: int,
+) -> None:
+    words = world.settings(f"--run.storage={tmp_path}", "--scaling.num_workers=0")
+    real = Keeper.step_done
+
+    def signalled(keeper: Keeper, *args: Any) -> None:
+        if keeper.done == 4:
+            os.kill(os.getpid(), number)
+        real(keeper, *args)
+
+    monkeypatch.setattr(Keeper, "step_done", signalled)
+    assert train.main(words) == status
+    assert "stopped: a checkpoint is written" in capsys.readouterr().err
+    last = Store.at(Folder.at(tmp_path / "demo")).last("grounding")
+    assert last is not None
+    assert last.done == 5
+    monkeypatch.undo()
+    assert train.main(words) == 0
+    assert "attempt 2  the one before was stopped; 0 steps (0 s) are done again" in capsys.readouterr().out
+
+
+def test_a_full_disk_ends_a_run_that_then_goes_on(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = world.settings(f"--run.storage={tmp_path}", "--scaling.num_workers=0", "--checkpoints.every_steps=3")
+    real, written = Folder.write_bytes, [0]
+
+    def full(folder: Folder, name: str, content: bytes) -> None:
+        written[0] += name == "optimizer.safetensors"
+        if name == "optimizer.safetensors" and written[0] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(folder, name, content)
+
+    monkeypatch.setattr(Folder, "write_bytes", full)
+    assert train.main(words) == 1
+    shown = capsys.readouterr().err
+    assert "checkpoint" in shown
+    assert "cannot be written: [Errno 28] No space left on device; those before it are whole: make room" in shown
+    assert "the same command goes on from there" in shown
+    monkeypatch.undo()
+    assert train.main(words) == 0
+    assert "goes on after step 6" in capsys.readouterr().out
+
+
+def test_a_storage_that_cannot_be_written_is_said_before_anything_starts(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert train.main(world.settings(f"--run.storage={tmp_path}/file")) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,21 +14,24 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from groundray.config import Settings
-from groundray.data.plan import Cursor
-from groundray.data.stream import Source, Step
 from groundray.runtime import cluster
 from groundray.runtime.features import make_features
-from groundray.runtime.stream import stream
+from groundray.runtime.policy import Trainer, told
+from groundray.runtime.worker import FLUSH_SECONDS, Mailbox, RayWorker
 from groundray.training import memory, run
-from groundray.training.events import Event, StepDone
-from groundray.training.worker import InProcess
+from groundray.training.events import Event, Notice
+from groundray.training.watchdog import Watchdog
+from groundray.training.worker import InProcess, Stopped
 
-FLUSH_SECONDS = 1.0
 RAY_FOLDER = "ray"
 MIN_DATA_CPUS = 0.2
+LOOK_SECONDS = 10.0  # from one look at whether there is room for another number of workers to the next
+START_SECONDS = 20  # for which Ray holds a place for a worker group at a time; groundray's own patience is longer
 
 
 class RunFailed(RuntimeError):
@@ -50,7 +52,7 @@ class Resources:
     @property
     def data_cpus(self) -> float:
         """CPUs that remain for Ray Data to read and decode, for each worker."""
-        return (self.cluster_cpus - self.workers * self.worker_cpus) / max(1, self.workers)
+        return data_cpus(self.cluster_cpus, self.workers, self.worker_cpus)
 
     def check(self) -> None:
         """Raise ValueError, saying what is missing, where the run could never start or never be fed."""
@@ -59,7 +61,7 @@ class Resources:
                 f"scaling.use_gpu: expected {self.gpus} GPUs for {self.workers} workers, "
                 f"the cluster has {self.cluster_gpus:g}"
             )
-        if self.workers and self.data_cpus < MIN_DATA_CPUS:
+        if self.workers and self.data_cpus < MIN_DATA_CPUS - 1e-9:  # 2 - 2 x 0.8 is less than 2 x 0.2 in floats
             most = (self.cluster_cpus - self.workers * MIN_DATA_CPUS) / self.workers
             raise ValueError(
                 f"{self.workers} workers with {self.worker_cpus:g} CPUs each leave Ray Data no CPU of the cluster's "
@@ -72,6 +74,11 @@ class Resources:
             )
 
 
+def data_cpus(cluster_cpus: float, workers: int, worker_cpus: float) -> float:
+    """CPUs of the cluster that remain for Ray Data, for each of its workers."""
+    return (cluster_cpus - workers * worker_cpus) / max(1, workers)
+
+
 def resources(settings: Settings) -> Resources:
     """What the run wants, against what the connected cluster has."""
     has = ray.cluster_resources()
@@ -80,14 +87,14 @@ def resources(settings: Settings) -> Resources:
 
 def preview(settings: Settings) -> Resources:
     """What the run wants, against the cluster at `RAY_ADDRESS` or else this machine; starts no cluster."""
-    if settings.scaling.num_workers and os.environ.get("RAY_ADDRESS"):
+    if settings.scaling.most and os.environ.get("RAY_ADDRESS"):
         with cluster.connect():
             return resources(settings)
     return _resources(settings, os.cpu_count() or 1, torch.cuda.device_count(), "this machine")
 
 
 def _resources(settings: Settings, cpus: float, gpus: float, where: str) -> Resources:
-    workers = settings.scaling.num_workers
+    workers = settings.scaling.least
     return Resources(
         workers=workers,
         worker_cpus=settings.scaling.cpus_per_worker,
@@ -98,17 +105,21 @@ def _resources(settings: Settings, cpus: float, gpus: float, where: str) -> Reso
     )
 
 
-def train(settings: Settings, observe: Callable[[Event], None], verbose: bool = False) -> dict[str, Any]:
+def train(
+    settings: Settings, observe: Callable[[Event], None], verbose: bool = False, notice: Callable[[], str] = lambda: ""
+) -> dict[str, Any]:
     """The result of a run, on Ray Train workers or, with `scaling.num_workers` 0, in this process.
 
+    Args:
+        notice: why the run should write a checkpoint and end now; empty as long as it should not.
+
     Raises:
+        Stopped: it had notice; the same command goes on.
         RunFailed: a worker raised; what the run had committed is kept, and the same command goes on from there.
         ValueError: the cluster cannot hold the run.
     """
-    if settings.scaling.num_workers == 0:
-        device = "cuda" if settings.scaling.use_gpu else "cpu"
-        torch.set_num_threads(settings.scaling.threads or os.cpu_count() or 1)
-        return run.train(settings, InProcess(observe, device))
+    if settings.scaling.most == 0:
+        return _train_here(settings, observe, notice)
     with cluster.connect(verbose=verbose):
         available = resources(settings)
         available.check()
@@ -116,36 +127,70 @@ def train(settings: Settings, observe: Callable[[Event], None], verbose: bool = 
             make_features(settings, observe)
         except RayError as error:
             raise RunFailed(f"trunk features: {getattr(error, 'cause', error)}") from error
-        return _fit(settings, available, observe)
+        return _fit(settings, observe, notice)
 
 
-def _fit(settings: Settings, available: Resources, observe: Callable[[Event], None]) -> dict[str, Any]:
-    mailbox = Mailbox.remote()
+def _train_here(settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
+    device = "cuda" if settings.scaling.use_gpu else "cpu"
+    torch.set_num_threads(settings.scaling.threads or os.cpu_count() or 1)
+    watchdog = _watchdog(settings, 0, lambda text: observe(Notice(text)))
+    try:
+        return run.train(settings, InProcess(observe, device, noticed=notice, watched=watchdog.alive))
+    finally:
+        watchdog.close()
+
+
+def _fit(settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()
     scaling = settings.scaling
-    trainer = ray.train.torch.TorchTrainer(
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
+    trainer = Trainer(
         _train_worker,
-        train_loop_config={
-            "settings": settings.absolute().model_dump(mode="json"),
-            "mailbox": mailbox,
-            "data_cpus": available.data_cpus,
-        },
+        train_loop_config={"settings": settings.absolute().model_dump(mode="json"), "mailbox": mailbox},
+        torch_config=TorchConfig(timeout_s=int(scaling.hang_minutes * 60) + 60),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
             resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})},
+            elastic_resize_monitor_interval_s=LOOK_SECONDS,
         ),
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
             storage_path=_ray_storage(settings),
             worker_runtime_env={"env_vars": memory.ENVIRONMENT},
         ),
+        settings=settings,
+        mailbox=mailbox,
     )
-    with _delivering(mailbox, observe):
+    with _exchanging(mailbox, observe, notice):
         try:
-            trainer.fit()
+            _in_a_thread(trainer.fit)
         except TrainingFailedError as error:
-            raise RunFailed(_cause(error)) from error
+            failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+            if stopped := next((failure for failure in failures if isinstance(failure, Stopped)), None):
+                raise stopped from None
+            raise RunFailed(told(error)) from error
     return run.folder_of(settings).read_json(run.RESULT)
+
+
+def _in_a_thread(work: Callable[[], Any]) -> None:
+    """Do it in a thread, while this one is free for signals: Ray's own handler for Ctrl-C, which gives workers no time
+    for a checkpoint, is only put in place on the main thread."""
+    raised: list[BaseException] = []
+
+    def working() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  raised again below
+            raised.append(error)
+
+    thread = threading.Thread(target=working, name="groundray-fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(FLUSH_SECONDS / 2)
+    if raised:
+        raise raised[0]
 
 
 def _ray_storage(settings: Settings) -> str:
@@ -153,95 +198,53 @@ def _ray_storage(settings: Settings) -> str:
     return f"{storage.rstrip('/')}/{settings.run.name}" if "://" in storage else run.folder_of(settings).path
 
 
-def _cause(error: TrainingFailedError) -> str:
-    """The first worker's own message, without the frames of the machinery around it."""
-    failures = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "_base_exc", failure)
-        return f"worker {rank}: {type(cause).__name__}: {cause}"
-    return str(error)
-
-
 def _train_worker(config: dict[str, Any]) -> None:
-    settings = Settings(**config["settings"])
+    settings, mailbox = Settings(**config["settings"]), config["mailbox"]
     context = ray.train.get_context()
     cores = os.cpu_count() or 1
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    cpus = data_cpus(ray.cluster_resources().get("CPU", 0), world_size, settings.scaling.cpus_per_worker)
+    watchdog = _watchdog(settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)])))
     worker = RayWorker(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
+        rank=rank,
+        world_size=world_size,
         device=str(ray.train.torch.get_device()),
-        mailbox=config["mailbox"],
-        data_cpus=config["data_cpus"],
+        mailbox=mailbox,
+        data_cpus=max(MIN_DATA_CPUS, cpus),
         prefetch=settings.data.prefetch,
+        watchdog=watchdog,
     )
-    run.train(settings, worker)
-    worker.flush()
+    try:
+        run.train(settings, worker)
+    finally:
+        watchdog.close()
+        worker.flush()
 
 
-@dataclass
-class RayWorker:
-    """A Ray Train worker, as the loop knows it."""
-
-    rank: int
-    world_size: int
-    device: str
-    mailbox: Any
-    data_cpus: float
-    prefetch: int
-    _unsent: list[Event] = field(default_factory=list)
-    _sent: float = 0.0
-
-    def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        steps = stream(source, cursor, epochs, self.rank, self.world_size, self.data_cpus, self.prefetch)
-        return (step.to(self.device) for step in steps)
-
-    def emit(self, event: Event) -> None:
-        """Tell the driver, at most once a second for steps; ranks other than 0 have nothing of their own to tell."""
-        if self.rank == 0:
-            self._unsent.append(event)
-            if not isinstance(event, StepDone) or time.monotonic() - self._sent > FLUSH_SECONDS:
-                self._send()
-
-    def flush(self) -> None:
-        """Wait until the driver's mailbox has everything."""
-        ray.get(self._send())
-
-    def _send(self) -> ray.ObjectRef[None]:
-        sending = self.mailbox.put.remote(self._unsent)
-        self._unsent, self._sent = [], time.monotonic()
-        return sending
-
-
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Holds what rank 0 told until the driver takes it."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-
-    def put(self, events: list[Event]) -> None:
-        self._events += events
-
-    def take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
+def _watchdog(settings: Settings, rank: int, tell: Callable[[str], None]) -> Watchdog:
+    return Watchdog(settings.scaling.hang_minutes * 60, run.folder_of(settings), rank, tell)
 
 
 @contextlib.contextmanager
-def _delivering(mailbox: Any, observe: Callable[[Event], None]) -> Iterator[None]:
-    """Meanwhile, a thread brings the mailbox's events to `observe`; at the end all of them have arrived."""
+def _exchanging(mailbox: Any, observe: Callable[[Event], None], notice: Callable[[], str]) -> Iterator[None]:
+    """Meanwhile, a thread brings the mailbox's events to `observe`, and a notice to rank 0; at the end all events have
+    arrived."""
     over = threading.Event()
 
-    def deliver() -> None:
+    def exchange() -> None:
+        told = ""
         while not over.wait(FLUSH_SECONDS / 2):
             take()
+            if (wanted := notice()) and wanted != told:
+                told = wanted
+                ray.get(mailbox.want.remote(wanted))
 
     def take() -> None:
         for event in ray.get(mailbox.take.remote()):
             observe(event)
 
-    thread = threading.Thread(target=deliver, name="groundray-events", daemon=True)
+    thread = threading.Thread(target=exchange, name="groundray-events", daemon=True)
     thread.start()
     try:
         yield

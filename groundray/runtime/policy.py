@@ -1,0 +1,237 @@
+"""What Ray Train does when workers are missing or fail: the policies of its controller, as groundray wants them.
+
+Both are Ray's own with a decision of ours on top; `Trainer` puts them in place of Ray's.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.failure_handling.default import (
+    RETRYABLE_CONTROLLER_ERRORS,
+    _is_preemption_failure,
+)
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    FixedScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from groundray.config import Settings
+from groundray.training.attempts import Superseded
+from groundray.training.events import Notice
+from groundray.training.worker import Stopped
+
+TELL_SECONDS = 30.0
+LOOK_SECONDS = 0.5
+RESIZE_SECONDS = 120.0
+# what happens again however often a run goes on: it ends it at once
+FINAL = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, MemoryError, ImportError),
+    *(torch.OutOfMemoryError, Superseded),
+)
+FINAL_OF_SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class NoWorkers(ValueError):
+    """The cluster had no room for the workers for as long as the run waits."""
+
+
+@dataclass
+class Patience:
+    """For how long a run has been waiting for workers, and when that is too long.
+
+    Args:
+        seconds: for which it waits.
+        wanted: what it waits for, in words.
+    """
+
+    seconds: float
+    wanted: str
+    mailbox: Any
+    _since: float | None = None
+    _told: float = field(default_factory=time.monotonic)
+
+    def waits(self) -> None:
+        """Tell now and then what is missing.
+
+        Raises:
+            NoWorkers: it has been too long.
+        """
+        now = time.monotonic()
+        if self._since is None:
+            self._since = self._told = now
+        waited = now - self._since
+        if waited > self.seconds or now - self._told > TELL_SECONDS:
+            self._told = now
+            told = f"{self.wanted}; {_room()}"
+            if waited > self.seconds:
+                raise NoWorkers(
+                    f"waited {waited:.0f} s (scaling.wait_minutes) for {told}: free or add machines, or ask for less "
+                    "(scaling.num_workers, scaling.cpus_per_worker)"
+                )
+            self.mailbox.put.remote([Notice(f"waiting for {told}")])
+
+    def is_over(self) -> None:
+        """The workers are there."""
+        self._since = None
+
+
+class FixedWorkers(FixedScalingPolicy):
+    """Always the same number of workers."""
+
+    def __init__(self, scaling: ScalingConfig, patience: Patience):
+        super().__init__(scaling)
+        self._patience = patience
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        self._patience.waits()
+        return super().make_decision_for_non_running_worker_group()
+
+    def make_decision_for_running_worker_group(self, *args: Any, **kwargs: Any) -> ScalingDecision:
+        self._patience.is_over()
+        return super().make_decision_for_running_worker_group(*args, **kwargs)
+
+
+class ElasticWorkers(ElasticScalingPolicy):
+    """As many workers as there is room for, of those numbers that share the chunks of a global batch evenly."""
+
+    def __init__(self, scaling: ScalingConfig, patience: Patience, counts: tuple[int, ...]):
+        super().__init__(scaling)
+        self._patience, self._counts, self._mailbox = patience, counts, patience.mailbox
+        self._asked: float | None = None
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        return max((count for count in self._counts if count <= possible), default=0)
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        self._patience.waits()
+        self._asked = None
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, NoopDecision):
+            time.sleep(LOOK_SECONDS)  # else the controller asks again at once, for ever
+        return decision
+
+    def make_decision_for_running_worker_group(self, *args: Any, **kwargs: Any) -> ScalingDecision:
+        """Another number of workers begins where the last checkpoint is: rank 0 is asked to write one first, and ends
+        by itself; where it does not, it is ended."""
+        self._patience.is_over()
+        if self._asked is not None:
+            return self._resize if time.monotonic() - self._asked > RESIZE_SECONDS else NoopDecision()
+        decision = super().make_decision_for_running_worker_group(*args, **kwargs)
+        if isinstance(decision, ResizeDecision):
+            self._asked, self._resize = time.monotonic(), decision
+            self._mailbox.want.remote("resized")
+            return NoopDecision()
+        return decision
+
+
+class Recovery(FailurePolicy):
+    """Goes on after whatever may not happen again, as long as the run gets further between one failure and the next."""
+
+    def __init__(self, most: int, mailbox: Any):
+        super().__init__(FailureConfig())
+        self._most, self._mailbox = most, mailbox
+        self._failures, self._steps = 0, 0
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        error = training_failed_error
+        if isinstance(error, ControllerError):
+            again = isinstance(error.controller_failure, RETRYABLE_CONTROLLER_ERRORS)
+            return FailureDecision.RETRY if again else FailureDecision.RAISE
+        if _is_preemption_failure(error):
+            return FailureDecision.RETRY
+        failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+        if stopped := [failure for failure in failures if isinstance(failure, Stopped)]:
+            if stopped[0].notice == "stopped":
+                return FailureDecision.RAISE
+            ray.get(self._mailbox.want.remote(""))
+            return FailureDecision.RETRY
+        if any(is_final(failure) for failure in failures):
+            return FailureDecision.RAISE
+        steps = ray.get(self._mailbox.steps.remote())
+        self._failures = self._failures + 1 if steps == self._steps else 1
+        self._steps = steps
+        if self._failures > self._most:
+            return FailureDecision.RAISE
+        self._mailbox.put.remote([Notice(f"{told(error)}; the run goes on from its last checkpoint")])
+        return FailureDecision.RETRY
+
+
+class Trainer(TorchTrainer):
+    """Ray's trainer with these policies.
+
+    Args:
+        settings: of the run.
+        mailbox: see worker.py.
+    """
+
+    def __init__(self, *args: Any, settings: Settings, mailbox: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._settings, self._mailbox = settings, mailbox
+
+    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
+        scaling = self._settings.scaling
+        workers = f"{scaling.least} to {scaling.most}" if scaling.least < scaling.most else f"{scaling.most}"
+        each = f"{scaling.cpus_per_worker:g} CPUs{' and a GPU' if scaling.use_gpu else ''}"
+        patience = Patience(scaling.wait_minutes * 60, f"{workers} workers with {each} each", self._mailbox)
+        kwargs["scaling_policy"] = (
+            ElasticWorkers(self.scaling_config, patience, self._settings.worker_counts)
+            if scaling.least < scaling.most
+            else FixedWorkers(self.scaling_config, patience)
+        )
+        kwargs["failure_policy"] = Recovery(scaling.max_failures, self._mailbox)
+        return super()._initialize_and_run_controller(**kwargs)
+
+
+def is_final(failure: BaseException) -> bool:
+    """Whether a worker's failure would happen again."""
+    if isinstance(failure, OSError) and not isinstance(failure, RayError):
+        return failure.errno in FINAL_OF_SYSTEM
+    return isinstance(failure, FINAL)
+
+
+def told(error: TrainingFailedError) -> str:
+    """What happened to the workers, without the frames of the machinery around it."""
+    if isinstance(error, ControllerError):
+        return str(error.controller_failure)
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    # a final one first: others may have failed because of it
+    for rank, failure in sorted(failures.items(), key=lambda one: (not is_final(one[1]), one[0])):
+        if isinstance(failure, WorkerHealthCheckFailedError):
+            return f"worker {rank} died: {_of_a_death(failure.health_check_failure)}"
+        cause = getattr(failure, "cause", None) or failure
+        return f"worker {rank}: {type(cause).__name__}: {cause}"
+    return str(error)
+
+
+def _of_a_death(failure: Exception) -> str:
+    text = str(failure)
+    if "memory" in text.lower() and "oom" in text.lower().replace(" ", ""):
+        return (
+            "its machine ran out of memory: use smaller chunks (scaling.chunks, scaling.accumulate true), fewer "
+            "workers a machine, or a smaller data.prefetch"
+        )
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(failure).__name__)
+
+
+def _room() -> str:
+    """What of the cluster is free."""
+    has, free = ray.cluster_resources(), ray.available_resources()
+    told = [f"{free.get(kind, 0):g} of {has[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in has]
+    return f"free in the cluster: {', '.join(told) or 'nothing'}"

@@ -1,0 +1,160 @@
+"""What happens when workers fail or are missing: decided without a cluster."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayError
+from ray.train import ScalingConfig
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
+
+from groundray.runtime import policy
+from groundray.runtime.policy import ElasticWorkers, NoWorkers, Patience, Recovery, told
+from groundray.training.attempts import Superseded
+from groundray.training.events import Notice
+from groundray.training.keeper import NotFinite
+from groundray.training.worker import Stopped
+
+RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
+
+
+class Remote:
+    """A method as Ray's handles have it."""
+
+    def __init__(self, method: Callable[..., Any]):
+        self.remote = method
+
+
+class Mailbox:
+    """The mailbox, in this process."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.wanted: list[str] = []
+        self.done = 0
+        self.put = Remote(self.events.extend)
+        self.want = Remote(self.wanted.append)
+        self.steps = Remote(lambda: self.done)
+
+
+@pytest.fixture
+def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    return Mailbox()
+
+
+def failed(*failures: Exception) -> WorkerGroupError:
+    return WorkerGroupError("failed", dict(enumerate(failures)))
+
+
+def died(text: str = "The actor died unexpectedly") -> WorkerHealthCheckFailedError:
+    return WorkerHealthCheckFailedError("lost", failure=RayError(text))
+
+
+def test_a_dead_worker_is_replaced_as_long_as_the_run_gets_further(mailbox: Mailbox) -> None:
+    recovery = Recovery(2, mailbox)
+    for steps in (5, 5, 9, 9, 12):
+        mailbox.done = steps
+        assert recovery.make_decision(failed(died())) == RETRY
+    assert recovery.make_decision(failed(died())) == RETRY
+    assert recovery.make_decision(failed(died())) == RAISE
+    assert mailbox.events[0] == Notice(
+        "worker 0 died: The actor died unexpectedly; the run goes on from its last checkpoint"
+    )
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ValueError("a shard is damaged"),
+        NotFinite("loss nan"),
+        Superseded("another attempt"),
+        MemoryError(),
+        OSError(errno.ENOSPC, "No space left on device"),
+        PermissionError(errno.EACCES, "not yours"),
+        Stopped("stopped"),
+    ],
+)
+def test_what_would_happen_again_ends_the_run(mailbox: Mailbox, failure: Exception) -> None:
+    assert Recovery(3, mailbox).make_decision(failed(RuntimeError("connection closed"), failure)) == RAISE
+
+
+@pytest.mark.parametrize("notice", ["preempted", "resized"])
+def test_a_worker_that_had_notice_goes_on_elsewhere(mailbox: Mailbox, notice: str) -> None:
+    recovery = Recovery(0, mailbox)
+    assert [recovery.make_decision(failed(Stopped(notice))) for _ in range(5)] == [RETRY] * 5
+    assert mailbox.wanted == [""] * 5
+
+
+def test_preemptions_and_late_places_are_no_failures(mailbox: Mailbox) -> None:
+    recovery = Recovery(0, mailbox)
+    assert recovery.make_decision(PreemptionError(PreemptionInfo(None, {"node": [0]}))) == RETRY
+    assert recovery.make_decision(ControllerError(WorkerGroupStartupTimeoutError(num_workers=2))) == RETRY
+    assert recovery.make_decision(ControllerError(NoWorkers("waited"))) == RAISE
+
+
+def test_a_storage_that_is_away_for_a_moment_is_tried_again(mailbox: Mailbox) -> None:
+    assert Recovery(1, mailbox).make_decision(failed(OSError(errno.EIO, "timed out"))) == RETRY
+
+
+def test_the_cause_is_told_before_what_it_caused() -> None:
+    error = failed(RuntimeError("connection closed by peer"), ValueError("shard-00000.parquet, row group 3"))
+    assert told(error) == "worker 1: ValueError: shard-00000.parquet, row group 3"
+    assert "smaller chunks" in told(failed(died("Task was killed due to the node running low on memory (OOM)")))
+
+
+def test_a_run_that_waits_says_what_is_missing_and_ends(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(policy.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
+    patience = Patience(120, "2 workers with 1 CPUs each", mailbox)
+    for now[0] in (100.0, 110.0, 131.0, 140.0):
+        patience.waits()
+    assert [event.text for event in mailbox.events] == [
+        "waiting for 2 workers with 1 CPUs each; free in the cluster: 0.5 of 2 CPUs"
+    ]
+    patience.is_over()
+    now[0] = 400.0
+    patience.waits()
+    now[0] = 521.0
+    with pytest.raises(
+        NoWorkers, match=r"waited 121 s \(scaling.wait_minutes\) for 2 workers .* 0.5 of 2 CPUs: free or"
+    ):
+        patience.waits()
+
+
+def elastic(mailbox: Mailbox, counts: tuple[int, ...]) -> ElasticWorkers:
+    scaling = ScalingConfig(num_workers=(counts[0], counts[-1]), resources_per_worker={"CPU": 1})
+    return ElasticWorkers(scaling, Patience(60, "workers", mailbox), counts)
+
+
+@pytest.mark.parametrize(("cpus", "workers"), [(0, 0), (1, 1), (2, 2), (3, 2), (4, 4), (9, 4)])
+def test_only_numbers_of_workers_that_share_the_chunks(mailbox: Mailbox, cpus: int, workers: int) -> None:
+    assert elastic(mailbox, (1, 2, 4))._count_possible_workers({"node": {"CPU": float(cpus)}}) == workers
+
+
+def test_a_running_group_is_asked_before_it_is_resized(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = elastic(mailbox, (1, 2))
+    decision = ResizeDecision(2, {"CPU": 1.0})
+    monkeypatch.setattr(
+        policy.ElasticScalingPolicy, "make_decision_for_running_worker_group", lambda *_: decision, raising=True
+    )
+    now = [0.0]
+    monkeypatch.setattr(policy.time, "monotonic", lambda: now[0])
+    assert isinstance(workers.make_decision_for_running_worker_group(None, None), NoopDecision)
+    assert mailbox.wanted == ["resized"]
+    assert isinstance(workers.make_decision_for_running_worker_group(None, None), NoopDecision)
+    now[0] = policy.RESIZE_SECONDS + 1
+    assert workers.make_decision_for_running_worker_group(None, None) is decision
