@@ -1,7 +1,9 @@
 """MLflow: one run a training run, owned by the driver and found again by tag when the run is resumed.
 
-Everything happens on a thread of its own with a bounded patience: a tracking server that is slow or down never holds
-up or ends a training run. What could not be logged is said once when it fails, and counted at the end.
+Each step is logged once, however often it was done, and none is missing: what a killed driver, a killed worker or a
+server that was down has lost is logged later, from the run's own history. Everything happens on a thread of its own
+with a bounded patience: a tracking server that is slow or down never holds up or ends a training run. What could not be
+logged is said once when it fails, and counted at the end.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from groundray.config import Settings, flatten
 from groundray.storage import Folder
-from groundray.training.events import EpochDone, Event, StageDone, StepDone
+from groundray.training import history
+from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 RUN_TAG = "groundray.run"
@@ -30,6 +33,7 @@ PATIENCE_SECONDS = 60.0
 MOST_METRICS = 1000  # of one call, by MLflow's limits
 MOST_PARAMETERS = 100
 PLACES = {StepDone: "", EpochDone: "/val", StageDone: "/best"}  # of an event's metrics, after the stage's name
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 PACKAGES = ("groundray", "ray", "torch", "torchvision", "transformers", "mlflow-skinny", "pyarrow", "numpy")
 
 
@@ -49,9 +53,9 @@ class Tracker:
         """Log the metrics of an event."""
         self._jobs.put(event)
 
-    def close(self, result: dict[str, Any] | None) -> None:
-        """Finish the run (as failed where there is no result), waiting a minute at most for what is still under way."""
-        self._jobs.put({"result": result})
+    def close(self, result: dict[str, Any] | None, status: Status = "FINISHED") -> None:
+        """Finish the run, waiting a minute at most for what is still under way."""
+        self._jobs.put({"result": result, "status": status})
         self._jobs.put(None)
         self._thread.join(PATIENCE_SECONDS)
         if self._thread.is_alive():
@@ -66,10 +70,13 @@ class Tracker:
             batch, over = self._next_batch()
             try:
                 log = log or _Log.open(self._settings, self._folder, self._fingerprints)
+                if any(isinstance(job, dict | Attempted) for job in batch):
+                    log.metrics([event for event, _ in history.read(self._folder)])
                 log.metrics([event for event in batch if not isinstance(event, dict)])
                 for job in batch:
                     if isinstance(job, dict):
-                        log.end(job["result"], self._folder)
+                        log.end(job["result"], job["status"], self._folder)
+                        self._lost = 0  # all that was lost before was in the history
             except Exception as error:  # noqa: BLE001  whatever tracking raises, the training run goes on
                 if not self._lost:
                     first = str(error).strip().splitlines() or [""]
@@ -94,8 +101,8 @@ class Tracker:
 class _Log:
     """An MLflow run that is open for writing."""
 
-    def __init__(self, client: Any, run_id: str):
-        self._client, self._run_id = client, run_id
+    def __init__(self, client: Any, run_id: str, logged: set[tuple[str, int]]):
+        self._client, self._run_id, self._logged = client, run_id, logged
 
     @staticmethod
     def open(settings: Settings, folder: Folder, fingerprints: Mapping[str, str]) -> _Log:
@@ -118,7 +125,12 @@ class _Log:
         if found:
             run_id = found[0].info.run_id
             client.update_run(run_id, status="RUNNING")
-            return _Log(client, run_id)
+            logged = {
+                (prefix, point.step)
+                for prefix in (stage + place for stage in settings.stages for place in PLACES.values())
+                for point in client.get_metric_history(run_id, f"{prefix}/loss")
+            }
+            return _Log(client, run_id, logged)
 
         versions = {f"version.{name}": _version(name) for name in PACKAGES}
         tags = {RUN_TAG: str(folder), "mlflow.source.name": "groundray.train", "git.commit": git_commit()}
@@ -129,32 +141,65 @@ class _Log:
         for start in range(0, len(parameters), MOST_PARAMETERS):
             client.log_batch(run_id, params=parameters[start : start + MOST_PARAMETERS])
         client.log_text(run_id, settings.to_yaml(), "config.yaml")
-        return _Log(client, run_id)
+        return _Log(client, run_id, set())
 
     def metrics(self, events: list[Event]) -> None:
         """Log steps as `grounding/loss` and so on, validation as `grounding/val/loss`, and what a stage ended with as
-        `grounding/best/loss`."""
+        `grounding/best/loss`, each once; and how the run recovered as `recovery/...`, by attempt."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        points = [
-            Metric(f"{prefix}/{name.replace('@', '_at_')}", value, now, event.step)
-            for event in events
-            if isinstance(event, StepDone | EpochDone | StageDone)
-            for prefix in [event.stage + PLACES[type(event)]]
-            for name, value in event.metrics.items()
-        ]
-        for start in range(0, len(points), MOST_METRICS):
-            self._client.log_batch(self._run_id, metrics=points[start : start + MOST_METRICS])
+        new: dict[tuple[str, int], list[Any]] = {}
+        for event in events:
+            if (told := _told(event)) and (told.place, told.step) not in self._logged:
+                new[told.place, told.step] = [
+                    Metric(f"{told.prefix}/{name.replace('@', '_at_')}", value, int(told.time * 1000), told.step)
+                    for name, value in told.metrics.items()
+                ]
+        while new:
+            part: dict[tuple[str, int], list[Any]] = {}
+            while new and sum(map(len, part.values())) + len(next(iter(new.values()))) <= MOST_METRICS:
+                place = next(iter(new))
+                part[place] = new.pop(place)
+            self._client.log_batch(self._run_id, metrics=[point for points in part.values() for point in points])
+            self._logged |= part.keys()
 
-    def end(self, result: dict[str, Any] | None, folder: Folder) -> None:
+    def end(self, result: dict[str, Any] | None, status: Status, folder: Folder) -> None:
         """Attach what the run made, and close it."""
         if result is not None:
             self._client.log_dict(self._run_id, result, "result.json")
             with tempfile.TemporaryDirectory() as local:
                 (folder / "model").download(Path(local))
                 self._client.log_artifacts(self._run_id, local, "model")
-        self._client.set_terminated(self._run_id, "FINISHED" if result is not None else "FAILED")
+        self._client.set_terminated(self._run_id, status)
+
+
+class _Told(NamedTuple):
+    """What is logged of an event: its metrics, below `prefix`; one event a `place` and step."""
+
+    place: str
+    prefix: str
+    step: int
+    time: float
+    metrics: dict[str, float]
+
+
+def _told(event: Event) -> _Told | None:
+    match event:
+        case StepDone() | EpochDone() | StageDone():
+            prefix = event.stage + PLACES[type(event)]
+            return _Told(prefix, prefix, event.step, event.time, event.metrics)
+        case Attempted():
+            metrics = {
+                "attempts": float(event.number),
+                "preemptions": float(event.preemptions),
+                "repeated_steps": float(event.repeated_steps),
+                "repeated_seconds": event.repeated_seconds,
+            }
+            return _Told("attempted", "recovery", event.number, time.time(), metrics)
+        case Recovered():
+            metrics = {"first_step_seconds": event.start_seconds, "down_seconds": event.down_seconds}
+            return _Told("recovered", "recovery", event.number, time.time(), metrics)
+    return None
 
 
 def git_commit() -> str:

@@ -10,7 +10,9 @@ import pytest
 from groundray.config import Settings
 from groundray.storage import Folder
 from groundray.tracking import Tracker
-from groundray.training.events import EpochDone, StepDone
+from groundray.training import attempts, history
+from groundray.training.attempts import Attempt
+from groundray.training.events import Attempted, EpochDone, Recovered, StepDone
 
 
 def settings(uri: str) -> Settings:
@@ -35,7 +37,7 @@ def track(uri: str, folder: Folder, steps: range) -> list[str]:
     tracker = Tracker(settings(uri), folder, {"grounding.train": "abc"}, warnings.append)
     for step in steps:
         tracker.observe(StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}))
-    tracker.observe(EpochDone("grounding", 0, 1, steps[-1], True, {"text_to_image/recall@10": 0.5}))
+    tracker.observe(EpochDone("grounding", 0, 1, steps[-1], True, {"loss": 1.0, "text_to_image/recall@10": 0.5}))
     tracker.close({"stages": {}})
     return warnings
 
@@ -70,3 +72,45 @@ def test_a_server_that_is_not_there_is_a_warning(folder: Folder) -> None:
     assert len(warnings) == 2
     assert warnings[0].startswith("tracking failed, training goes on: ")
     assert "could not be logged; the run itself is complete" in warnings[1]
+
+
+def test_no_step_is_logged_twice_and_none_is_missing(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver was killed before it had logged what a checkpoint was written for; its workers did some steps again."""
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    track(uri, folder, range(1, 4))
+    kept = [StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}, time=1e9 + step) for step in range(1, 7)]
+    for number, done in ((1, 0), (2, 6)):
+        attempt = Attempt(folder, attempts.claim(folder))
+        attempt.write_begin({"stages": ["grounding"], "stage": "grounding", "done": done, "step": done, "began": 0.0})
+        if number == 1:
+            history.write(folder, attempt.named("grounding-00000-000006"), tuple(map(history.line, kept)))
+
+    warnings: list[str] = []
+    tracker = Tracker(settings(uri), folder, {}, warnings.append)
+    tracker.observe(Attempted(2, "grounding", 6, "killed", 1, 2.5, 0))
+    tracker.observe(Recovered(2, 3.5, 20.0))
+    for step in range(6, 9):
+        tracker.observe(StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}))
+    tracker.close(None, "KILLED")
+
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert warnings == []
+    assert found.info.status == "KILLED"
+    points = client.get_metric_history(found.info.run_id, "grounding/loss")
+    assert sorted(point.step for point in points) == list(range(1, 9))
+    assert {point.step: point.timestamp for point in points}[5] == (10**9 + 5) * 1000
+    recovery = {name.split("/")[1]: value for name, value in found.data.metrics.items() if name.startswith("recovery/")}
+    assert recovery == {
+        "attempts": 2,
+        "preemptions": 0,
+        "repeated_steps": 1,
+        "repeated_seconds": 2.5,
+        "first_step_seconds": 3.5,
+        "down_seconds": 20.0,
+    }
