@@ -1,11 +1,13 @@
 # make demo   set up and run the main job on the embedded world
 # make test   set up and run the tests
+# make chaos  kill runs of several processes in every way (about a quarter of an hour)
+# make soak   kill the demo thirty times, at random
 # make lint   set up and run the formatter's check, the linter, the type checker and the import contracts
 PYTHON ?= python3
 BIN := .venv/bin
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
-.PHONY: setup demo test lint lock clean
+.PHONY: setup demo test chaos soak lint lock clean
 
 setup: .venv/.ready
 
@@ -26,6 +28,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+chaos: setup
+	$(BIN)/python -m pytest tests/faults -m "chaos or not soak"
+
+soak: setup
+	$(BIN)/python -m pytest tests/faults -m soak -s
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,0 +1,82 @@
+"""One long run, killed thirty times at random moments."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_kills import apart
+
+from groundray.storage import Folder
+from groundray.training import attempts, history
+from groundray.training.events import StepDone
+
+KILLS = 30
+WAIT = (2.0, 30.0)  # seconds from one kill to the next, besides those in which nothing trains
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_thirty_kills_over_one_demo(tmp_path: Path) -> None:
+    """A worker or the driver, whatever they are at; the run ends as one that nothing happened to."""
+    subprocess.run(
+        [sys.executable, "-m", "groundray.prepare", "scenes", "--out", "data/scenes"], cwd=tmp_path, check=True
+    )
+    chance, kills, began = random.Random(3), 0, time.monotonic()
+    while True:
+        driver = train(tmp_path, "soaked", "--checkpoints.every_steps=20")
+        while driver.poll() is None and kills < KILLS:
+            wait = chance.uniform(*WAIT)
+            until = time.monotonic() + wait
+            while driver.poll() is None and time.monotonic() < until:
+                time.sleep(0.2)
+            victims = sorted(processes("RayTrainWorker")) + sorted(processes("groundray.train"))[-1:]
+            if driver.poll() is None and victims:
+                victim = chance.choice(victims)
+                os.kill(victim, signal.SIGKILL)
+                kills += 1
+                print(f"{time.monotonic() - began:.0f} s: kill {kills}, process {victim} of {victims}", flush=True)
+        if driver.wait() == 0:
+            break
+    print(f"{time.monotonic() - began:.0f} s in all, {kills} kills", flush=True)
+    assert kills == KILLS
+    assert train(tmp_path, "unharmed").wait() == 0
+
+    ours, theirs = (tmp_path / "runs" / name for name in ("soaked", "unharmed"))
+    files = sorted(path.relative_to(theirs) for path in theirs.rglob("model/**/*.safetensors"))
+    assert len(files) > 5
+    for file in files:
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes(), file
+    assert used(ours) == used(theirs)
+    print(f"{len(attempts.begun(Folder.at(ours)))} attempts", flush=True)
+
+
+def train(folder: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
+    """The demo under a name, in processes apart from all others."""
+    words = ["--config", "demo", f"--run.name={name}", "--run.log_samples=true", "--tracking.enabled=false", *more]
+    return subprocess.Popen([*apart(), sys.executable, "-m", "groundray.train", *words], cwd=folder)
+
+
+def processes(word: str) -> set[int]:
+    """The processes in whose title or command a word is."""
+    found = set()
+    for place in Path("/proc").iterdir():
+        try:
+            command = (place / "cmdline").read_bytes().split(b"\0")
+            if place.name.isdigit() and any(word.encode() in part for part in command) and b"unshare" not in command:
+                found.add(int(place.name))
+        except OSError:
+            continue
+    return found
+
+
+def used(folder: Path) -> list[tuple[str, int, list[list[str]] | None]]:
+    """Which samples each step used."""
+    told = history.read(Folder.at(folder))
+    return [(event.stage, event.step, samples) for event, samples in told if isinstance(event, StepDone)]
