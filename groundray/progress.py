@@ -29,7 +29,7 @@ class Reporter:
     """Prints the events of a run: stage, epoch, step, loss, samples a second, share of waiting, time left."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or Console(highlight=False, soft_wrap=True, markup=False)
         self._clock = clock
         self._epochs = 0
         self._started = self._printed = clock()

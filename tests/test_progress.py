@@ -25,8 +25,9 @@ def printed(events: list[tuple[float, Event]], terminal: bool = False) -> str:
     """What a reporter prints of events at their times in seconds."""
     now = [0.0]
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=160, highlight=False)
+    console = Console(file=out, force_terminal=terminal, width=160, highlight=False, markup=False)
     reporter = Reporter(console, clock=lambda: now[0])
+    assert not Reporter().console._markup  # an error's text may look like it
     for when, event in events:
         now[0] = when
         reporter.observe(event)
@@ -84,9 +85,9 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_how_a_run_recovered_is_told() -> None:
     first = Attempted(1, "grounding", 0, "", 0, 0.0, 0)
     second = Attempted(2, "grounding", 36, "killed", 3, 4.2, 0)
-    text = printed([(0, first), (0, second), (0, Recovered(2, 6.04, 21.3)), (0, Notice("a checkpoint is damaged"))])
+    text = printed([(0, first), (0, second), (0, Recovered(2, 6.04, 21.3)), (0, Notice("[/gloo/pair.cc:534] closed"))])
     assert text.splitlines() == [
         "attempt 2  the one before was killed; 3 steps (4 s) are done again",
         "attempt 2  first step 6.0 s after it began, 21.3 s after the last sign of the one before",
-        "note  a checkpoint is damaged",
+        "note  [/gloo/pair.cc:534] closed",
     ]

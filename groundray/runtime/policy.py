@@ -222,7 +222,7 @@ def told(error: TrainingFailedError) -> str:
 
 def _of_a_death(failure: Exception) -> str:
     text = str(failure)
-    if "memory" in text.lower() and "oom" in text.lower().replace(" ", ""):
+    if "running low on memory" in text:  # Ray's own words; of the kernel's killer it knows nothing
         return (
             "its machine ran out of memory: use smaller chunks (scaling.chunks, scaling.accumulate true), fewer "
             "workers a machine, or a smaller data.prefetch"

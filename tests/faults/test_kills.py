@@ -91,14 +91,14 @@ def apart() -> list[str]:
     return [*words, "bash", "-c", '"$@"; exit $?', "apart"] if allowed else []
 
 
-def saboteur_in(folder: Path, world: SmallWorld) -> Saboteur:
+def saboteur_in(folder: Path, world: SmallWorld, stages: str = "grounding,language") -> Saboteur:
     words = world.settings(
         "--checkpoints.every_steps=4",
         "--run.log_samples=true",
         "--tracking.enabled=true",
         "--scaling.cpus_per_worker=0.7",
         f"--run.storage={folder}/runs",
-        stages="grounding,language",
+        stages=stages,
     )
     return Saboteur(words, folder)
 
@@ -163,9 +163,10 @@ def assert_one_whole_run(saboteur: Saboteur) -> None:
 @pytest.mark.ray
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
-def test_a_run_goes_from_two_workers_to_one_and_back(saboteur: Saboteur) -> None:
+def test_a_run_goes_from_two_workers_to_one_and_back(world: SmallWorld, tmp_path: Path) -> None:
     """As its second node is taken away and comes back: same samples, same dropout, same losses."""
-    words = ("--stages=grounding", "--grounding.epochs=12", "--grounding.precision=float64", "--grounding.dropout=0.3")
+    saboteur = saboteur_in(tmp_path, world, "grounding")
+    words = ("--grounding.epochs=12", "--grounding.precision=float64", "--grounding.dropout=0.3")
     saboteur.plan(resize=8, slow=1.0)
     ran = saboteur.run(*words, "--scaling.num_workers=[1,2]", nodes=2, seconds=800)
     assert ran.returncode == 0, ran.stdout + ran.stderr
