@@ -97,7 +97,7 @@ def _dry_run(settings: Settings) -> int:
             console.print(f"  trains {module}: {count:,} parameters")
         console.print(f"  trains {sum(stage.trainable.values()):,} parameters in all")
     console.print(
-        f"workers   {settings.scaling.num_workers}, {settings.chunks} chunks a global batch; "
+        f"workers   {' or '.join(map(str, settings.worker_counts))}, {settings.chunks} chunks a global batch; "
         f"CPUs: {wanted.workers * wanted.worker_cpus:g} for workers of {wanted.cluster_cpus:g} "
         f"({wanted.where}); GPUs: {wanted.gpus} of {wanted.cluster_gpus:g}"
     )
@@ -139,8 +139,9 @@ def _train(settings: Settings, options: argparse.Namespace, errors: Console) -> 
         if tracker:
             tracker.observe(event)
 
-    workers = settings.scaling.num_workers
-    reporter.console.print(f"run  {folder}, {f'starting {workers} workers on Ray' if workers else 'in this process'}")
+    workers = " to ".join(map(str, dict.fromkeys((settings.scaling.least, settings.scaling.most))))
+    where = f"starting {workers} workers on Ray" if settings.scaling.most else "in this process"
+    reporter.console.print(f"run  {folder}, {where}")
     result: dict[str, Any] | None = None
     ended: Exception | None = None
     with signals.heard():

@@ -100,9 +100,7 @@ class Keeper:
         event = StepDone(self.stage.name, batch.epoch, self.done, total, metrics)
         samples = _everyones(batch) if self.settings.run.log_samples else None
         self._tell(event, samples)
-        if self.recovers:
-            self.worker.emit(self.recovers.recovered(time.time()))
-            self.recovers = None
+        self._recovered()
         self._heed()
         if not batch.ends_epoch and self._is_due():
             self._save()
@@ -159,7 +157,14 @@ class Keeper:
         if self.worker.rank == 0 and self.best:
             self.store.finish(self.stage.name, metrics, self.best[0], (history.line(event),))
         self._pool.shutdown()
+        self._recovered()
         self.worker.emit(event)
+
+    def _recovered(self) -> None:
+        """Tell, once, that a later attempt has done its first step, or ended a stage that lacked none."""
+        if self.recovers:
+            self.worker.emit(self.recovers.recovered(time.time()))
+            self.recovers = None
 
     def _tell(self, event: StepDone | EpochDone, samples: list[list[str]] | None = None) -> None:
         self.worker.emit(event)
