@@ -114,7 +114,7 @@ class Reporter:
             title = f"{event.stage}  epoch {event.epoch + 1}/{self._epochs}"
             self._bar.update(self._task, description=title, completed=event.step, detail=detail)
         elif now - self._printed >= LINE_SECONDS:
-            done = event.step - self._first_step
+            done = max(1, event.step - self._first_step)
             left = (now - self._started) / done * (event.steps - event.step)
             self.console.print(
                 f"{event.stage}  epoch {event.epoch + 1}/{self._epochs}  step {event.step}/{event.steps}  {detail}  "

@@ -134,7 +134,9 @@ class Folder:
             return True
         if self.exists(name):
             return False
-        self.write_bytes(name, text.encode())  # object stores: the last of those who try at once has made it
+        self.write_bytes(
+            name, text.encode()
+        )  # of those who try at once, a store that lacks a way to create keeps the last
         return self.read_bytes(name) == text.encode()
 
     def delete(self, name: str) -> None:

@@ -15,14 +15,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from groundray.config import Settings, flatten
 from groundray.storage import Folder
-from groundray.training import history
+from groundray.training import history, recovery
 from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -70,13 +70,14 @@ class Tracker:
             batch, over = self._next_batch()
             try:
                 log = log or _Log.open(self._settings, self._folder, self._fingerprints)
-                if any(isinstance(job, dict | Attempted) for job in batch):
-                    log.metrics([event for event, _ in history.read(self._folder)])
+                if any(isinstance(job, dict | Attempted) for job in batch):  # what may have been lost before
+                    log.metrics([event for event, _ in history.read(self._folder, self._warn)])
+                    log.metrics(recovery.recoveries(self._folder))
                 log.metrics([event for event in batch if not isinstance(event, dict)])
                 for job in batch:
                     if isinstance(job, dict):
                         log.end(job["result"], job["status"], self._folder)
-                        self._lost = 0  # all that was lost before was in the history
+                        self._lost = 0
             except Exception as error:  # noqa: BLE001  whatever tracking raises, the training run goes on
                 if not self._lost:
                     first = str(error).strip().splitlines() or [""]
@@ -130,6 +131,8 @@ class _Log:
                 for prefix in (stage + place for stage in settings.stages for place in PLACES.values())
                 for point in client.get_metric_history(run_id, f"{prefix}/loss")
             }
+            for name, place in (("attempts", "attempted"), ("first_step_seconds", "recovered")):
+                logged |= {(place, point.step) for point in client.get_metric_history(run_id, f"recovery/{name}")}
             return _Log(client, run_id, logged)
 
         versions = {f"version.{name}": _version(name) for name in PACKAGES}
@@ -143,7 +146,7 @@ class _Log:
         client.log_text(run_id, settings.to_yaml(), "config.yaml")
         return _Log(client, run_id, set())
 
-    def metrics(self, events: list[Event]) -> None:
+    def metrics(self, events: Sequence[Event]) -> None:
         """Log steps as `grounding/loss` and so on, validation as `grounding/val/loss`, and what a stage ended with as
         `grounding/best/loss`, each once; and how the run recovered as `recovery/...`, by attempt."""
         from mlflow.entities import Metric

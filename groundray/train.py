@@ -82,12 +82,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dry_run(settings: Settings) -> int:
-    from groundray.runtime import launch
+    from groundray.runtime import resources
     from groundray.training.preview import preview
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
     seen = preview(settings)
-    wanted, problems = launch.preview(settings), list(seen.problems)
+    wanted, problems = resources.preview(settings), list(seen.problems)
     console.print(f"run       {seen.folder}{' (goes on from its last checkpoint)' if seen.resumes else ''}")
     for stage in seen.stages:
         console.print(f"stage     {stage.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlflow
@@ -13,6 +14,7 @@ from groundray.tracking import Tracker
 from groundray.training import attempts, history
 from groundray.training.attempts import Attempt
 from groundray.training.events import Attempted, EpochDone, Recovered, StepDone
+from groundray.training.recovery import Start
 
 
 def settings(uri: str) -> Settings:
@@ -83,15 +85,16 @@ def test_no_step_is_logged_twice_and_none_is_missing(
     track(uri, folder, range(1, 4))
     kept = [StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}, time=1e9 + step) for step in range(1, 7)]
     for number, done in ((1, 0), (2, 6)):
-        attempt = Attempt(folder, attempts.claim(folder))
-        attempt.write_begin({"stages": ["grounding"], "stage": "grounding", "done": done, "step": done, "began": 0.0})
-        if number == 1:
-            history.write(folder, attempt.named("grounding-00000-000006"), tuple(map(history.line, kept)))
+        attempt = Attempt(folder, attempts.claim(folder)[0])
+        start = Start(number, "", (), "grounding", None, 0, done, done, began=1e9)
+        if number == 2:
+            start = replace(start, last_sign=1e9 - 20, ended="killed", repeated_steps=1, repeated_seconds=2.5)
+            kept = [StepDone("grounding", 0, 7, 10, {"loss": 1.0}, time=1e9 + 3.5)]
+        attempt.write_begin({**asdict(start), "stages": ["grounding"]})
+        history.write(folder, attempt.named(f"grounding-00000-00000{number}"), tuple(map(history.line, kept)))
 
     warnings: list[str] = []
     tracker = Tracker(settings(uri), folder, {}, warnings.append)
-    tracker.observe(Attempted(2, "grounding", 6, "killed", 1, 2.5, 0))
-    tracker.observe(Recovered(2, 3.5, 20.0))
     for step in range(6, 9):
         tracker.observe(StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}))
     tracker.close(None, "KILLED")
@@ -106,11 +109,40 @@ def test_no_step_is_logged_twice_and_none_is_missing(
     assert sorted(point.step for point in points) == list(range(1, 9))
     assert {point.step: point.timestamp for point in points}[5] == (10**9 + 5) * 1000
     recovery = {name.split("/")[1]: value for name, value in found.data.metrics.items() if name.startswith("recovery/")}
-    assert recovery == {
+    assert recovery == {  # though nobody told the tracker of it
         "attempts": 2,
         "preemptions": 0,
         "repeated_steps": 1,
         "repeated_seconds": 2.5,
         "first_step_seconds": 3.5,
-        "down_seconds": 20.0,
+        "down_seconds": 23.5,
     }
+
+
+def test_how_a_run_recovered_is_logged_once(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for _ in range(2):
+        tracker = Tracker(settings(uri), folder, {}, pytest.fail)
+        tracker.observe(Attempted(2, "grounding", 6, "killed", 1, 2.5, 0))
+        tracker.observe(Recovered(2, 3.5, 20.0))
+        tracker.close(None, "KILLED")
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    for name in ("attempts", "first_step_seconds"):
+        assert [point.step for point in client.get_metric_history(found.info.run_id, f"recovery/{name}")] == [2]
+
+
+def test_a_damaged_history_keeps_no_run_open(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    (folder / "history").make().write_bytes("grounding-00001-000000-a0001.jsonl", b'{"event": "StepDo')
+    warnings = track(uri, folder, range(1, 4))
+    assert warnings == [f"a line of {folder}/history/grounding-00001-000000-a0001.jsonl is damaged and left out"]
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"

@@ -152,8 +152,27 @@ def read(source: Source, window: Window, chunks: range) -> pa.Table:
 
 
 def decode(source: Source, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of some rows of what `read` gave."""
-    return {**source.samples.decode(table), "row": table["row"].to_numpy()}
+    """The arrays of some rows of what `read` gave.
+
+    Raises:
+        ValueError: a sample cannot be decoded; the message names it.
+    """
+    try:
+        return {**source.samples.decode(table), "row": table["row"].to_numpy()}
+    except (OSError, ValueError) as error:
+        raise ValueError(_undecodable(source, table, error)) from error
+
+
+def _undecodable(source: Source, table: pa.Table, error: Exception) -> str:
+    """Which of some rows cannot be decoded, and why."""
+    for place in range(len(table)):
+        row = table.slice(place, 1)
+        try:
+            source.samples.decode(row)
+        except (OSError, ValueError) as of_row:
+            sample, number = row["id"][0].as_py(), row["row"][0].as_py()
+            return f"{source.dataset.folder}: sample {sample!r} (row {number}) cannot be decoded: {of_row}"
+    return f"{source.dataset.folder}: some of {len(table)} samples cannot be decoded: {error}"
 
 
 def nothing(source: Source) -> dict[str, npt.NDArray[Any]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,13 +15,14 @@ import ray.train.torch
 import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from groundray.config import Settings
 from groundray.runtime import cluster
 from groundray.runtime.features import make_features
 from groundray.runtime.policy import Trainer, told
+from groundray.runtime.resources import MIN_DATA_CPUS, data_cpus, resources
 from groundray.runtime.worker import FLUSH_SECONDS, Mailbox, RayWorker
 from groundray.training import memory, run
 from groundray.training.events import Event, Notice
@@ -29,80 +30,12 @@ from groundray.training.watchdog import Watchdog
 from groundray.training.worker import InProcess, Stopped
 
 RAY_FOLDER = "ray"
-MIN_DATA_CPUS = 0.2
 LOOK_SECONDS = 10.0  # from one look at whether there is room for another number of workers to the next
 START_SECONDS = 20  # for which Ray holds a place for a worker group at a time; groundray's own patience is longer
 
 
 class RunFailed(RuntimeError):
     """A run that ended with an error on a worker; the message is the worker's."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a run wants of the cluster, against what the cluster has."""
-
-    workers: int
-    worker_cpus: float
-    gpus: int
-    cluster_cpus: float
-    cluster_gpus: float
-    where: str
-
-    @property
-    def data_cpus(self) -> float:
-        """CPUs that remain for Ray Data to read and decode, for each worker."""
-        return data_cpus(self.cluster_cpus, self.workers, self.worker_cpus)
-
-    def check(self) -> None:
-        """Raise ValueError, saying what is missing, where the run could never start or never be fed."""
-        if self.gpus > self.cluster_gpus:
-            raise ValueError(
-                f"scaling.use_gpu: expected {self.gpus} GPUs for {self.workers} workers, "
-                f"the cluster has {self.cluster_gpus:g}"
-            )
-        if self.workers and self.data_cpus < MIN_DATA_CPUS - 1e-9:  # 2 - 2 x 0.8 is less than 2 x 0.2 in floats
-            most = (self.cluster_cpus - self.workers * MIN_DATA_CPUS) / self.workers
-            raise ValueError(
-                f"{self.workers} workers with {self.worker_cpus:g} CPUs each leave Ray Data no CPU of the cluster's "
-                f"{self.cluster_cpus:g}: "
-                + (
-                    f"set scaling.cpus_per_worker to {most:.2f} or less"
-                    if most > 0
-                    else "use fewer workers (scaling.num_workers) or a larger cluster"
-                )
-            )
-
-
-def data_cpus(cluster_cpus: float, workers: int, worker_cpus: float) -> float:
-    """CPUs of the cluster that remain for Ray Data, for each of its workers."""
-    return (cluster_cpus - workers * worker_cpus) / max(1, workers)
-
-
-def resources(settings: Settings) -> Resources:
-    """What the run wants, against what the connected cluster has."""
-    has = ray.cluster_resources()
-    return _resources(settings, has.get("CPU", 0), has.get("GPU", 0), "the cluster")
-
-
-def preview(settings: Settings) -> Resources:
-    """What the run wants, against the cluster at `RAY_ADDRESS` or else this machine; starts no cluster."""
-    if settings.scaling.most and os.environ.get("RAY_ADDRESS"):
-        with cluster.connect():
-            return resources(settings)
-    return _resources(settings, os.cpu_count() or 1, torch.cuda.device_count(), "this machine")
-
-
-def _resources(settings: Settings, cpus: float, gpus: float, where: str) -> Resources:
-    workers = settings.scaling.least
-    return Resources(
-        workers=workers,
-        worker_cpus=settings.scaling.cpus_per_worker,
-        gpus=max(1, workers) if settings.scaling.use_gpu else 0,
-        cluster_cpus=cpus,
-        cluster_gpus=gpus,
-        where=where,
-    )
 
 
 def train(
@@ -168,7 +101,8 @@ def _fit(settings: Settings, observe: Callable[[Event], None], notice: Callable[
             _in_a_thread(trainer.fit)
         except TrainingFailedError as error:
             failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-            if stopped := next((failure for failure in failures if isinstance(failure, Stopped)), None):
+            waiting = [error.controller_failure] if isinstance(error, ControllerError) else []
+            if stopped := next((one for one in (*failures, *waiting) if isinstance(one, Stopped)), None):
                 raise stopped from None
             raise RunFailed(told(error)) from error
     return run.folder_of(settings).read_json(run.RESULT)
@@ -235,14 +169,17 @@ def _exchanging(mailbox: Any, observe: Callable[[Event], None], notice: Callable
     def exchange() -> None:
         told = ""
         while not over.wait(FLUSH_SECONDS / 2):
-            take()
             if (wanted := notice()) and wanted != told:
                 told = wanted
                 ray.get(mailbox.want.remote(wanted))
+            take()
 
     def take() -> None:
         for event in ray.get(mailbox.take.remote()):
-            observe(event)
+            try:
+                observe(event)
+            except Exception:  # a screen that is gone must not end a run, nor keep notice from it
+                logging.getLogger(__name__).exception("an event could not be told: %s", event)
 
     thread = threading.Thread(target=exchange, name="groundray-events", daemon=True)
     thread.start()

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import RayTaskError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -32,6 +32,7 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from groundray.config import Settings
+from groundray.runtime.resources import is_fed
 from groundray.training.attempts import Superseded
 from groundray.training.events import Notice
 from groundray.training.worker import Stopped
@@ -71,7 +72,10 @@ class Patience:
 
         Raises:
             NoWorkers: it has been too long.
+            Stopped: the run is to end; there is no rank 0 to heed it.
         """
+        if ray.get(self.mailbox.withdraw.remote()) == "stopped":
+            raise Stopped("stopped")
         now = time.monotonic()
         if self._since is None:
             self._since = self._told = now
@@ -112,12 +116,14 @@ class ElasticWorkers(ElasticScalingPolicy):
 
     def __init__(self, scaling: ScalingConfig, patience: Patience, counts: tuple[int, ...]):
         super().__init__(scaling)
-        self._patience, self._counts, self._mailbox = patience, counts, patience.mailbox
+        self._patience, self._counts = patience, counts
         self._asked: float | None = None
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         possible = super()._count_possible_workers(reserved_resources)
-        return max((count for count in self._counts if count <= possible), default=0)
+        each: Any = self.scaling_config._resources_per_worker_not_none["CPU"]
+        cpus = ray.cluster_resources().get("CPU", 0)
+        return max((count for count in self._counts if count <= possible and is_fed(cpus, count, each)), default=0)
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         self._patience.waits()
@@ -132,11 +138,15 @@ class ElasticWorkers(ElasticScalingPolicy):
         by itself; where it does not, it is ended."""
         self._patience.is_over()
         if self._asked is not None:
-            return self._resize if time.monotonic() - self._asked > RESIZE_SECONDS else NoopDecision()
+            if time.monotonic() - self._asked <= RESIZE_SECONDS:
+                return NoopDecision()
+            self._asked = None
+            self._patience.mailbox.withdraw.remote()
+            return self._resize
         decision = super().make_decision_for_running_worker_group(*args, **kwargs)
         if isinstance(decision, ResizeDecision):
             self._asked, self._resize = time.monotonic(), decision
-            self._mailbox.want.remote("resized")
+            self._patience.mailbox.want.remote("resized")
             return NoopDecision()
         return decision
 
@@ -160,7 +170,6 @@ class Recovery(FailurePolicy):
         if stopped := [failure for failure in failures if isinstance(failure, Stopped)]:
             if stopped[0].notice == "stopped":
                 return FailureDecision.RAISE
-            ray.get(self._mailbox.want.remote(""))
             return FailureDecision.RETRY
         if any(is_final(failure) for failure in failures):
             return FailureDecision.RAISE
@@ -201,9 +210,8 @@ class Trainer(TorchTrainer):
 
 def is_final(failure: BaseException) -> bool:
     """Whether a worker's failure would happen again."""
-    if isinstance(failure, OSError) and not isinstance(failure, RayError):
-        return failure.errno in FINAL_OF_SYSTEM
-    return isinstance(failure, FINAL)
+    cause = failure.cause if isinstance(failure, RayTaskError) else failure
+    return cause.errno in FINAL_OF_SYSTEM if isinstance(cause, OSError) else isinstance(cause, FINAL)
 
 
 def told(error: TrainingFailedError) -> str:
@@ -215,7 +223,7 @@ def told(error: TrainingFailedError) -> str:
     for rank, failure in sorted(failures.items(), key=lambda one: (not is_final(one[1]), one[0])):
         if isinstance(failure, WorkerHealthCheckFailedError):
             return f"worker {rank} died: {_of_a_death(failure.health_check_failure)}"
-        cause = getattr(failure, "cause", None) or failure
+        cause = failure.cause if isinstance(failure, RayTaskError) else failure
         return f"worker {rank}: {type(cause).__name__}: {cause}"
     return str(error)
 

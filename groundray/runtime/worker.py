@@ -26,12 +26,14 @@ class Mailbox:
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._wanted = ""
-        self._farthest = 0
+        self._farthest: dict[str, int] = {}
 
     def put(self, events: list[Event]) -> str:
         """Tell the driver; the answer is the notice for rank 0, if there is one."""
         self._events += events
-        self._farthest += sum(isinstance(event, StepDone) for event in events)
+        for event in events:
+            if isinstance(event, StepDone):
+                self._farthest[event.stage] = max(event.step, self._farthest.get(event.stage, 0))
         return self._wanted
 
     def take(self) -> list[Event]:
@@ -39,12 +41,18 @@ class Mailbox:
         return events
 
     def want(self, notice: str) -> None:
-        """Give rank 0 notice with its next answer."""
-        self._wanted = notice
+        """Give rank 0 notice with its next answer. The end of the run outweighs everything else."""
+        if self._wanted != "stopped":
+            self._wanted = notice
+
+    def withdraw(self) -> str:
+        """Forget what was wanted of a group of workers that is no more; what is still wanted, of the run."""
+        self.want("")
+        return self._wanted
 
     def steps(self) -> int:
-        """How many steps were told of so far, by all attempts."""
-        return self._farthest
+        """How many steps the run has got to so far, each counted once."""
+        return sum(self._farthest.values())
 
 
 @dataclass
@@ -86,12 +94,14 @@ class RayWorker:
 
     def notice(self) -> str:
         """From Ray, that the machine of a worker is taken away, or from the driver."""
-        # `ray.train.get_preemption_info` would be a barrier; only rank 0 needs to know, and Ray tells each worker
-        if get_train_context().preemption_context.preemption_info is not None:
-            return "preempted"
+        if not self._answers and time.monotonic() - self._sent > FLUSH_SECONDS:
+            self._send()  # nothing was told for a while, as in a validation: ask
         done, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
         for answer in done:
             self._notice = ray.get(answer) or self._notice
+        # `ray.train.get_preemption_info` would be a barrier; only rank 0 needs to know, and Ray tells each worker
+        if self._notice != "stopped" and get_train_context().preemption_context.preemption_info is not None:
+            return "preempted"
         return self._notice
 
     def _send(self) -> ray.ObjectRef[str]:

@@ -38,11 +38,13 @@ class Attempt:
     Attributes:
         number: counted from 1; 0 where nobody has begun yet.
         accepted: names of what older attempts wrote that counts.
+        token: what it wrote when it took its number, which on an object store two may think to have taken.
     """
 
     run: Folder
     number: int = 0
     accepted: frozenset[str] = field(default_factory=frozenset)
+    token: str = ""
 
     def counts(self, name: str) -> bool:
         """Whether something in the run's folders is part of what this attempt builds on, or its own."""
@@ -55,7 +57,8 @@ class Attempt:
     def hold(self) -> None:
         """Raise Superseded where a newer attempt has begun."""
         newest = _newest(self.run)
-        if newest > self.number:
+        taken = (_read(self.run, f"{self.number:04d}.json") or {}).get("token", self.token) if self.token else ""
+        if newest > self.number or taken != self.token:
             raise Superseded(
                 f"attempt {newest} at {self.run} has begun{_who(self.run, newest)}, which ends attempt {self.number}: "
                 "train a run from one place at a time, or give this one another --run.name"
@@ -64,7 +67,8 @@ class Attempt:
     def beat(self, stage: str, done: int, ended: str = "") -> None:
         """Leave a sign of life: so many steps of a stage are done; and why the attempt ends here, if it does."""
         state = {"stage": stage, "done": done, "time": time.time(), "ended": ended}
-        (self.run / FOLDER).write_json(f"{self.number:04d}-alive.json", state)
+        with contextlib.suppress(OSError):  # what needs the storage will say so; this is only for the figures
+            (self.run / FOLDER).write_json(f"{self.number:04d}-alive.json", state)
 
     def last_sign(self) -> dict[str, Any] | None:
         """What `beat` left last; None where it left nothing that can be read."""
@@ -78,14 +82,14 @@ class Attempt:
         (self.run / FOLDER).write_sealed(f"{self.number:04d}-from.json", {**about, "accepted": sorted(self.accepted)})
 
 
-def claim(run: Folder) -> int:
-    """The number of a new attempt, which ends all older ones."""
+def claim(run: Folder) -> tuple[int, str]:
+    """The number of a new attempt, which ends all older ones, and its token."""
     folder = (run / FOLDER).make()
     while True:
         number = _newest(run) + 1
         mine = {"host": socket.gethostname(), "process": os.getpid(), "began": time.time(), "token": uuid.uuid4().hex}
         if folder.create_json(f"{number:04d}.json", mine):
-            return number
+            return number, mine["token"]
 
 
 def latest(run: Folder) -> Attempt:
@@ -98,8 +102,7 @@ def latest(run: Folder) -> Attempt:
 
 
 def begun(run: Folder) -> dict[int, dict[str, Any]]:
-    """What each attempt began with, by number. One whose note is damaged is as if it had not begun: what it did counts
-    for nothing, and is done again."""
+    """What each attempt began with, by number, where that can be read."""
     found = {}
     for name in _notes(run):
         with contextlib.suppress(ValueError):
@@ -107,10 +110,10 @@ def begun(run: Folder) -> dict[int, dict[str, Any]]:
     return found
 
 
-def damaged(run: Folder) -> list[str]:
-    """The notes of attempts that are damaged, by path."""
-    readable = begun(run)
-    return [f"{run / FOLDER}/{name}" for name in _notes(run) if int(name.split("-")[0]) not in readable]
+def damaged(run: Folder) -> dict[int, str]:
+    """Which attempts' notes are damaged, with their paths."""
+    numbers = {int(name.split("-")[0]): f"{run / FOLDER}/{name}" for name in _notes(run)}
+    return {number: numbers[number] for number in sorted(numbers.keys() - begun(run).keys())}
 
 
 def _notes(run: Folder) -> list[str]:

@@ -26,7 +26,7 @@ from groundray.data.plan import Cursor
 from groundray.model.weights import fill
 from groundray.storage import Folder
 from groundray.training import history
-from groundray.training.attempts import Attempt, latest
+from groundray.training.attempts import Attempt, latest, number_of
 
 FORMAT = 3
 FOLDER = "checkpoints"
@@ -172,12 +172,15 @@ class Store:
         kept = set()
         for one in committed[-KEPT:]:
             until = next((place for place, other in enumerate(committed) if other.name == one.best), 0)
-            # the one before the best is where that would be made again, if it were damaged
-            kept |= {one.name} | {other.name for other in committed[max(0, until - 1) : until + 1]}
+            # the one before the best is where that would be made again, if it were damaged; with its own best
+            around = committed[max(0, until - 1) : until + 1]
+            kept |= {one.name} | {name for other in around for name in (other.name, other.best)}
         self.attempt.hold()
         for name in self.folder.names():
             folder = self.folder / name
             if not name.startswith(f"{stage}-") or name in kept or name.endswith(".json") or folder.exists(DAMAGED):
+                continue
+            if number_of(name) > self.attempt.number:  # of an attempt that has taken over since
                 continue
             folder.delete(MANIFEST)  # first, so that half a checkpoint is none
             self.folder.delete(name)

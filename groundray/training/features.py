@@ -39,7 +39,7 @@ from groundray.model.trunk import Trunk
 from groundray.stage.protocol import Stage
 from groundray.storage import Folder, size_of
 from groundray.training.events import FeaturesDone, FeaturesStarted
-from groundray.training.worker import Worker
+from groundray.training.worker import Worker, heed
 
 VERSION = 1  # of the code that makes features; raise it where they would come out differently
 KIND = "trunk_features"
@@ -190,6 +190,7 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
             for group, names in one.work(worker.world_size)[worker.rank :: worker.world_size]:
                 make(one, group, names, trunk, worker.device)
                 worker.alive()
+                heed(worker)  # what is made is kept
             found = _finished(one, worker)
             if worker.rank == 0:
                 worker.emit(FeaturesDone(f"{stage.name}.{part}", one.dataset.rows, time.monotonic() - started))
@@ -255,6 +256,7 @@ def _finished(one: Pass, worker: Worker) -> Dataset:
             return found
         if missing != (missing := one.missing_rows):  # the others are at work
             worker.alive()
+        heed(worker)
         time.sleep(POLL_SECONDS)
 
 

@@ -9,7 +9,7 @@ chunk. What came after the last checkpoint of an attempt that was killed is in n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from groundray.storage import Folder
@@ -37,32 +37,51 @@ def write(run: Folder, name: str, lines: tuple[str, ...]) -> None:
         (run / FOLDER).make().write_bytes(f"{name}.jsonl", "".join(f"{one}\n" for one in lines).encode())
 
 
-def read(run: Folder) -> Iterator[tuple[Told, list[list[str]] | None]]:
+def read(run: Folder, warn: Callable[[str], None] = lambda _: None) -> Iterator[tuple[Told, list[list[str]] | None]]:
     """The events of a run in order, each once, and the samples of those steps that were kept with theirs.
 
     An attempt's lines count up to where the next one went on: what it did after that was done again, and what a
-    worker of a dead host wrote later is not part of the run.
+    worker of a dead host wrote later is not part of the run. A line that is damaged is left out, with a warning.
     """
-    folder = run / FOLDER
-    lines: dict[int, list[dict[str, Any]]] = {}
-    for name in folder.names():
-        number = attempts.number_of(name)
-        lines.setdefault(number, []).extend(json.loads(one) for one in folder.read_bytes(name).splitlines())
-    begun = attempts.begun(run)
+    begun, lines = attempts.begun(run), by_attempt(run, warn)
     order = {stage: place for begin in begun.values() for place, stage in enumerate(begin["stages"])}
 
     def place(told: dict[str, Any]) -> tuple[int, int, int]:
         """Where in the run: its stage, its step, and a validation after the step before it."""
         return order[told["stage"]], told["step"], list(KINDS).index(told["event"])
 
-    counted: list[tuple[tuple[int, int, int], dict[str, Any]]] = []
+    counted: dict[tuple[int, int, int], dict[str, Any]] = {}
     end = (len(order), 0, 0)
-    for number in sorted(begun, reverse=True):
-        own = {place(told): told for told in lines.get(number, ())}
-        counted += [(where, told) for where, told in own.items() if where < end]
-        if (stage := begun[number]["stage"]) is not None:
+    for number in sorted(begun.keys() | lines.keys(), reverse=True):  # newer ones may build on one with a damaged note
+        own = {place(told): told for told in lines.get(number, ()) if told["stage"] in order}
+        counted = {where: told for where, told in own.items() if where < end} | counted
+        if number in begun and (stage := begun[number]["stage"]) is not None:
             validated = 1 if begun[number]["step"] else 2  # at the edge of an epoch, its validation is done
             end = min(end, (order[stage], begun[number]["done"], validated))
-    for _, told in sorted(counted, key=lambda one: one[0]):
-        kind, samples = KINDS[told.pop("event")], told.pop("samples", None)
-        yield kind(**told), samples
+    for _, told in sorted(counted.items(), key=lambda one: one[0]):
+        event, samples = _event(told)
+        yield event, samples
+
+
+def by_attempt(run: Folder, warn: Callable[[str], None] = lambda _: None) -> dict[int, list[dict[str, Any]]]:
+    """All lines that attempts have kept, whether they count or not."""
+    folder, found = run / FOLDER, {}
+    for name in folder.names():
+        number = attempts.number_of(name)
+        if number < 0 or not name.endswith(".jsonl"):  # a process was killed while it wrote
+            continue
+        own: list[dict[str, Any]] = found.setdefault(number, [])
+        for text in folder.read_bytes(name).splitlines():
+            try:
+                told = json.loads(text)
+                _event(told)
+                own.append(told)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                warn(f"a line of {folder}/{name} is damaged and left out")
+    return found
+
+
+def _event(told: dict[str, Any]) -> tuple[Told, list[list[str]] | None]:
+    """The event of a line, and its samples."""
+    fields = {key: value for key, value in told.items() if key not in ("event", "samples")}
+    return KINDS[told["event"]](**fields), told.get("samples")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -147,9 +148,12 @@ class Keeper:
 
     def wait(self) -> None:
         """Wait until everything is written."""
-        for writing in (self._writing, self._beating):
-            if writing:
-                writing.result()
+        for future in (self._writing, self._beating):
+            while future and not future.done():
+                self.worker.alive()  # it is the storage that takes its time
+                futures.wait([future], timeout=1)
+            if future:
+                future.result()
 
     def finish(self, metrics: Metrics) -> None:
         """Tell that the stage is over, and note it, so that it is not run again."""
@@ -161,7 +165,7 @@ class Keeper:
         self.worker.emit(event)
 
     def _recovered(self) -> None:
-        """Tell, once, that a later attempt has done its first step, or ended a stage that lacked none."""
+        """Tell, once, that a later attempt has done its first step, or ended a stage that lacked no step."""
         if self.recovers:
             self.worker.emit(self.recovers.recovered(time.time()))
             self.recovers = None
@@ -185,8 +189,7 @@ class Keeper:
         """Copy the state, and have it written; at most one checkpoint is on its way."""
         if self.worker.rank > 0:
             return
-        if self._writing:
-            self._writing.result()
+        self.wait()
         name, metrics = self.best or (None, {})
         checkpoint = Checkpoint(
             name=self.store.name(self.stage.name, self.cursor),

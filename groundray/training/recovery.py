@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from groundray.data.plan import Cursor
 from groundray.loss.collectives import gather_texts
 from groundray.storage import Folder
-from groundray.training import attempts
+from groundray.training import attempts, history
 from groundray.training.attempts import Attempt
 from groundray.training.checkpoint import Store
 from groundray.training.events import Attempted, Notice, Recovered
@@ -24,19 +25,21 @@ class Start:
 
     Attributes:
         number: of the attempt.
+        token: see Attempt.
         accepted: names of what older attempts wrote that counts.
         stage: the first that is not finished; None where all are.
         checkpoint: where that stage goes on; None at its beginning.
         done: steps of the stage that are done.
         began: when the attempt began, in seconds since 1970.
         last_sign: of the attempt before it; None for the first.
-        ended: why that one ended: `preempted`, `stopped`, `hung`, `failed`, `finished`, or `killed`, if it cannot tell.
+        ended: why that one ended: `preempted`, `resized`, `stopped`, `hung`, `finished`; `killed` if it cannot tell.
         repeated_steps: steps that it had done after the checkpoint, which are done again.
         repeated_seconds: that it had spent since that checkpoint.
         preemptions: of the run so far.
     """
 
     number: int
+    token: str
     accepted: tuple[str, ...]
     stage: str | None
     checkpoint: str | None
@@ -53,6 +56,10 @@ class Start:
     @property
     def cursor(self) -> Cursor:
         return Cursor(self.epoch, self.step)
+
+    def attempt(self, run: Folder) -> Attempt:
+        """The attempt that begins so."""
+        return Attempt(run, self.number, frozenset(self.accepted), self.token)
 
     def event(self) -> Attempted:
         """What is told of it."""
@@ -74,26 +81,50 @@ class Start:
 def begin(run: Folder, stages: Sequence[str], worker: Worker) -> tuple[Store, Start]:
     """The store and the start of a new attempt, the same on every rank: rank 0 looks, and tells the others."""
     told = ""
+    gather_texts(told)  # a rank 0 whose group is gone, and that has only now come to life, must not take a number
     if worker.rank == 0:
-        told = json.dumps(asdict(_begin(run, stages, worker.world_size, lambda text: worker.emit(Notice(text)))))
-    known = json.loads(gather_texts(told)[0])
-    start = Start(**(known | {"accepted": tuple(known["accepted"])}))
+        told = json.dumps(asdict(_begin(run, stages, worker)))
+    start = _start(json.loads(gather_texts(told)[0]))
     if worker.rank == 0:
         worker.emit(start.event())
-    return Store(Attempt(run, start.number, frozenset(start.accepted))), start
+    return Store(start.attempt(run)), start
 
 
-def _begin(run: Folder, stages: Sequence[str], workers: int, warn: Callable[[str], None]) -> Start:
-    number, began = attempts.claim(run), time.time()  # before looking: see attempts.py
-    for note in attempts.damaged(run):
-        warn(f"{note} is damaged: what that attempt did counts for nothing and is done again")
+def recoveries(run: Folder) -> list[Attempted | Recovered]:
+    """What was told of each attempt so far, from what is kept of them."""
+    told: list[Attempted | Recovered] = []
+    steps = history.by_attempt(run)
+    for number, note in sorted(attempts.begun(run).items()):
+        start = _start(note)
+        told.append(start.event())
+        if number > 1 and (own := steps.get(number)):
+            told.append(start.recovered(min(line["time"] for line in own)))
+    return told
+
+
+def _start(known: Mapping[str, Any]) -> Start:
+    """The start that was written as JSON."""
+    values: dict[str, Any] = {field.name: known[field.name] for field in fields(Start)}
+    return Start(**{**values, "accepted": tuple(values["accepted"])})
+
+
+def _begin(run: Folder, stages: Sequence[str], worker: Worker) -> Start:
+    def warn(text: str) -> None:
+        worker.emit(Notice(text))
+
+    (number, token), began = attempts.claim(run), time.time()  # before looking: see attempts.py
     left = attempts.latest(run)
+    for damaged, note in attempts.damaged(run).items():
+        lost = "what that attempt did is done again" if damaged > left.number else "later attempts have built on it"
+        warn(f"{note} is damaged; {lost}")
     store = Store(left)
     accepted: list[str] = []
-    start = Start(number, (), None, None, 0, 0, 0, began)
+    start = Start(number, token, (), None, None, 0, 0, 0, began)
     for stage in stages:
+        worker.alive()
         if (done := store.finished(stage, warn)) and store.whole(done, warn):
-            accepted += [done.name, done.best]
+            others = (name for one in store.committed(stage) for name in (one.name, one.best) if name)
+            accepted += [done.name, done.best, *others]
             continue
         there = store.usable(stage, warn)
         accepted += [name for one in there for name in (one.name, one.best) if name]
@@ -105,9 +136,7 @@ def _begin(run: Folder, stages: Sequence[str], workers: int, warn: Callable[[str
     start = replace(start, accepted=tuple(dict.fromkeys(accepted)))
     if left.number:
         start = _after(start, left, store)
-    Attempt(run, number, frozenset(start.accepted)).write_begin(
-        {**asdict(start), "stages": list(stages), "workers": workers}
-    )
+    start.attempt(run).write_begin({**asdict(start), "stages": list(stages), "workers": worker.world_size})
     return start
 
 

@@ -40,7 +40,7 @@ from groundray.training.features import with_features
 from groundray.training.loop import train_stage
 from groundray.training.memory import keep_freed_memory
 from groundray.training.recovery import Start
-from groundray.training.worker import Worker
+from groundray.training.worker import Worker, heed
 
 CONFIG, DATA, RESULT, MODEL = "config.yaml", "data.json", "result.json", "model"
 
@@ -149,10 +149,11 @@ def train(settings: Settings, worker: Worker) -> dict[str, Any]:
         enter(stage, model, heads, settings)
         results[stage.name] = run_stage(stage, model, worker, store, start, settings)
 
-    if worker.rank == 0:
-        store.attempt.hold()
-        _export(settings, stages, results, store, tokenizer, folder)
+    if worker.rank == 0 and (start.stage or not folder.exists(RESULT) or not folder.exists(MODEL)):
+        heed(worker)
+        _export(settings, stages, results, store, tokenizer, folder, worker)
         folder.write_json(RESULT, {"run": settings.run.name, "stages": results})
+    if worker.rank == 0:
         store.attempt.beat(stages[-1].name, 0, ended="finished")
     return {"run": settings.run.name, "stages": results}
 
@@ -222,6 +223,7 @@ def _export(
     store: Store,
     tokenizer: PreTrainedTokenizerFast,
     folder: Folder,
+    worker: Worker,
 ) -> None:
     """Write the model of every stage to the run's folder."""
     model, heads = begin(settings)
@@ -231,9 +233,11 @@ def _export(
             done = store.finished(stage.name)
             if done is None:
                 raise RuntimeError(f"stage {stage.name} is not finished in {store.folder}")
+            worker.alive()
             weights = store.weights(store.named(done.best))
             writer.add(stage.name, weights, results[stage.name], stage.vocabulary)
         writer.close({part: f"{found.folder} ({_counted(found)})" for part, found in data_of(stages).items()})
+        store.attempt.hold()  # whoever has taken over may have exported it
         folder.delete(MODEL)
         folder.upload(Path(local), MODEL)
 

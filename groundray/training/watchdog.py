@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
+import re
 import tempfile
 import threading
 import time
@@ -14,6 +16,7 @@ from groundray.storage import Folder
 
 FOLDER = "stacks"
 LOOKS = 20  # within the time that a worker may be silent
+REPORT_SECONDS = 30.0  # for which bringing the stacks to the run may take
 GRACE_SECONDS = 60.0  # after which a worker that cannot even look is ended from outside of Python
 EXIT_HUNG = 75
 
@@ -37,7 +40,7 @@ class Watchdog:
     ):
         self._seconds, self._run, self._rank, self._tell, self._end = seconds, run, rank, tell, end
         self._heard = time.monotonic()
-        self._over = threading.Event()
+        self._over, self._reported = threading.Event(), threading.Event()
         self._stacks = tempfile.NamedTemporaryFile(prefix="groundray-stacks-", suffix=".txt")  # noqa: SIM115
         self._thread = threading.Thread(target=self._watch, name="groundray-watchdog", daemon=True)
         self._thread.start()
@@ -60,16 +63,25 @@ class Watchdog:
         while not self._over.wait(self._seconds / LOOKS):
             if time.monotonic() - self._heard > self._seconds:
                 faulthandler.dump_traceback(self._stacks, all_threads=True)
-                folder, file = (self._run / FOLDER).make(), f"worker-{self._rank}-{time.time():.0f}.txt"
-                folder.write_bytes(file, Path(self._stacks.name).read_bytes())
-                self._tell(
-                    f"worker {self._rank} gave no sign of life for {self._seconds:.0f} s (scaling.hang_minutes) and is "
-                    f"ended; what it was doing is in {folder}/{file}"
-                )
+                threading.Thread(target=self._report, name="groundray-stacks", daemon=True).start()
+                self._reported.wait(REPORT_SECONDS)  # what hangs may be the storage, or the way to the driver
                 self._end()
                 return
+
+    def _report(self) -> None:
+        """Bring the stacks to the run, and tell where they are."""
+        where, file = f"{self._stacks.name} on its machine", f"worker-{self._rank}-{time.time():.0f}.txt"
+        with contextlib.suppress(OSError):
+            (self._run / FOLDER).make().write_bytes(file, Path(self._stacks.name).read_bytes())
+            where = f"{self._run / FOLDER}/{file}"
+        self._tell(
+            f"worker {self._rank} gave no sign of life for {self._seconds:.0f} s (scaling.hang_minutes) and is ended; "
+            f"what it was doing is in {where}"
+        )
+        self._reported.set()
 
 
 def stacks_since(run: Folder, then: float) -> list[str]:
     """The stacks that hung workers have left since some time, in seconds since 1970."""
-    return [name for name in (run / FOLDER).names() if float(name.rpartition("-")[2].removesuffix(".txt")) >= then]
+    found = ((name, re.fullmatch(r"worker-\d+-(\d+)\.txt", name)) for name in (run / FOLDER).names())
+    return [name for name, parts in found if parts and int(parts[1]) >= int(then)]

@@ -19,6 +19,12 @@ class Stopped(Exception):
         return str(self.args[0])
 
 
+def heed(worker: Worker) -> None:
+    """Raise Stopped where rank 0 has notice, and nothing has to be written first."""
+    if worker.rank == 0 and (notice := worker.notice()):
+        raise Stopped(notice)
+
+
 class Worker(Protocol):
     """One of `world_size` training workers."""
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SmallWorld
+from ray.exceptions import RayTaskError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from groundray import config
 from groundray.data.captions import CaptionSamples
 from groundray.data.plan import Cursor
-from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows
+from groundray.data.schema import KINDS, Dataset
+from groundray.data.shards import read_rows, write_shards
 from groundray.data.stream import Kept, Source, Step, assemble, decode, nothing, read, stream, windows
 from groundray.model.language import load_tokenizer
+from groundray.runtime import policy
+from groundray.runtime import stream as runtime
 from groundray.stage.grounding import GroundingStage
+from groundray.storage import Folder
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,37 @@ def test_a_rank_without_a_sample_in_the_last_batch_gets_an_empty_chunk(stage: Gr
     assert (number, len(batch), last.ends_epoch) == (1, 0, True)
     assert batch.images.shape == (0, 3, 112, 112)
     assert batch.tokens.shape == (0, 0)
+
+
+def with_a_broken_image(stage: GroundingStage, folder: Path) -> Source:
+    """The training source, of shards in which sample 7 is no image."""
+    shards = folder / "broken"
+    rows = read_rows(stage.train.dataset, np.arange(72), [field.name for field in KINDS["captions"]]).to_pylist()
+    rows[7]["image"] = b"no image"
+    dataset = write_shards(Folder.at(shards).make(), "captions", rows, {}, {})
+    plan = replace(stage.train.plan, group_sizes=tuple(dataset.group_sizes.tolist()))
+    return replace(stage.train, dataset=dataset, plan=plan)
+
+
+def test_a_sample_that_cannot_be_decoded_is_named(stage: GroundingStage, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}/broken: sample '7' \(row 7\) cannot be decoded: cannot identify"
+    ):
+        ids(with_a_broken_image(stage, tmp_path))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sample_that_cannot_be_decoded_is_named_on_ray_and_ends_a_run(stage: GroundingStage, tmp_path: Path) -> None:
+    """Ray Data's own words would be "UDF failed to process a data block", and the run would try again."""
+    steps = runtime.stream(with_a_broken_image(stage, tmp_path), Cursor(), 1, 0, 1, cpus=1.0, prefetch=1)
+    with pytest.raises(RayTaskError) as caught:
+        list(steps)
+    assert policy.is_final(caught.value)
+    failed = WorkerGroupError("failed", {0: caught.value})
+    assert policy.told(failed).startswith(
+        f"worker 0: ValueError: {tmp_path}/broken: sample '7' (row 7) cannot be decod"
+    )
 
 
 def test_an_epoch_and_a_sample_fix_the_caption(stage: GroundingStage) -> None:

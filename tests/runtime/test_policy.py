@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
@@ -19,14 +19,19 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from groundray.runtime import policy
+from groundray.runtime import policy, worker
 from groundray.runtime.policy import ElasticWorkers, NoWorkers, Patience, Recovery, told
 from groundray.training.attempts import Superseded
-from groundray.training.events import Notice
+from groundray.training.events import Notice, StepDone
 from groundray.training.keeper import NotFinite
 from groundray.training.worker import Stopped
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
+
+
+def of_a_task(cause: Exception) -> RayTaskError:
+    """As an error of Ray Data's reading arrives."""
+    return RayTaskError("read", "Traceback", cause)
 
 
 class Remote:
@@ -43,9 +48,16 @@ class Mailbox:
         self.events: list[Any] = []
         self.wanted: list[str] = []
         self.done = 0
+        self.end = ""
+        self.withdrawn = 0
         self.put = Remote(self.events.extend)
         self.want = Remote(self.wanted.append)
+        self.withdraw = Remote(self._withdraw)
         self.steps = Remote(lambda: self.done)
+
+    def _withdraw(self) -> str:
+        self.withdrawn += 1
+        return self.end
 
 
 @pytest.fixture
@@ -83,6 +95,8 @@ def test_a_dead_worker_is_replaced_as_long_as_the_run_gets_further(mailbox: Mail
         MemoryError(),
         OSError(errno.ENOSPC, "No space left on device"),
         PermissionError(errno.EACCES, "not yours"),
+        of_a_task(ValueError("sample 'a' cannot be decoded")),
+        of_a_task(OSError(errno.EACCES, "not yours")),
         Stopped("stopped"),
     ],
 )
@@ -94,7 +108,6 @@ def test_what_would_happen_again_ends_the_run(mailbox: Mailbox, failure: Excepti
 def test_a_worker_that_had_notice_goes_on_elsewhere(mailbox: Mailbox, notice: str) -> None:
     recovery = Recovery(0, mailbox)
     assert [recovery.make_decision(failed(Stopped(notice))) for _ in range(5)] == [RETRY] * 5
-    assert mailbox.wanted == [""] * 5
 
 
 def test_preemptions_and_late_places_are_no_failures(mailbox: Mailbox) -> None:
@@ -140,9 +153,24 @@ def elastic(mailbox: Mailbox, counts: tuple[int, ...]) -> ElasticWorkers:
     return ElasticWorkers(scaling, Patience(60, "workers", mailbox), counts)
 
 
-@pytest.mark.parametrize(("cpus", "workers"), [(0, 0), (1, 1), (2, 2), (3, 2), (4, 4), (9, 4)])
-def test_only_numbers_of_workers_that_share_the_chunks(mailbox: Mailbox, cpus: int, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("cpus", "cluster", "workers"),
+    [(0, 9, 0), (1, 9, 1), (2, 9, 2), (3, 9, 2), (4, 9, 4), (9, 9, 4), (2, 2, 1), (4, 4.8, 4), (4, 4.7, 2)],
+)
+def test_only_numbers_of_workers_that_share_the_chunks_and_can_be_fed(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch, cpus: float, cluster: float, workers: int
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cluster})
     assert elastic(mailbox, (1, 2, 4))._count_possible_workers({"node": {"CPU": float(cpus)}}) == workers
+
+
+def test_a_run_that_waits_heeds_its_end(mailbox: Mailbox) -> None:
+    patience = Patience(60, "workers", mailbox)
+    patience.waits()
+    assert mailbox.withdrawn == 1  # what was wanted of the group before
+    mailbox.end = "stopped"
+    with pytest.raises(Stopped):
+        patience.waits()
 
 
 def test_a_running_group_is_asked_before_it_is_resized(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,3 +186,25 @@ def test_a_running_group_is_asked_before_it_is_resized(mailbox: Mailbox, monkeyp
     assert isinstance(workers.make_decision_for_running_worker_group(None, None), NoopDecision)
     now[0] = policy.RESIZE_SECONDS + 1
     assert workers.make_decision_for_running_worker_group(None, None) is decision
+    assert mailbox.withdrawn == 1
+    assert isinstance(workers.make_decision_for_running_worker_group(None, None), NoopDecision)  # of the new group
+
+
+def test_a_step_that_is_done_again_is_no_progress() -> None:
+    mailbox = worker.Mailbox.__ray_metadata__.modified_class()
+    for step in (*range(1, 51), *range(31, 51)):
+        mailbox.put([StepDone("grounding", 0, step, 100, {})])
+    assert mailbox.steps() == 50
+    mailbox.put([StepDone("language", 0, 3, 100, {})])
+    assert mailbox.steps() == 53
+
+
+def test_the_end_of_a_run_outweighs_what_else_is_wanted() -> None:
+    mailbox = worker.Mailbox.__ray_metadata__.modified_class()
+    mailbox.want("resized")
+    assert mailbox.put([]) == "resized"
+    assert mailbox.withdraw() == ""
+    mailbox.want("stopped")
+    mailbox.want("resized")
+    assert mailbox.withdraw() == "stopped"
+    assert mailbox.put([]) == "stopped"

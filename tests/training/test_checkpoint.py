@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def store(run: Folder) -> Store:
-    return Store(Attempt(run, attempts.claim(run)))
+    return Store(Attempt(run, attempts.claim(run)[0]))
 
 
 def test_what_is_saved_is_what_is_loaded(store: Store) -> None:
@@ -75,19 +75,25 @@ def test_a_snapshot_is_a_copy(store: Store) -> None:
     assert any(not torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_the_last_two_and_the_best_are_kept(store: Store) -> None:
+def epochs(found: list[Checkpoint]) -> list[int]:
+    return [checkpoint.cursor.epoch for checkpoint in found]
+
+
+def test_the_last_two_are_kept_and_the_best_and_what_would_make_it_again(store: Store) -> None:
     for epoch, best in [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 3)]:
         saved(store, Cursor(epoch), Cursor(best))
-    assert [checkpoint.cursor.epoch for checkpoint in store.committed("grounding")] == [
-        2,
-        3,
-        5,
-        6,
-    ]  # one before the best
     best_one = store.best("grounding")
     assert best_one is not None
     assert best_one.cursor == Cursor(3)
-    assert len(store.folder.names()) == 4
+    assert epochs(store.committed("grounding")) == [2, 3, 5, 6]
+
+    # 8 is the best now, and 7 before it would be gone on from with the best of then, 3
+    for epoch, best in [(7, 3), (8, 8), (9, 8), (10, 8)]:
+        saved(store, Cursor(epoch), Cursor(best))
+    assert epochs(store.committed("grounding")) == [3, 7, 8, 9, 10]
+    assert len(store.folder.names()) == 5
+    damage(store, store.name("grounding", Cursor(8)))
+    assert epochs(store.usable("grounding", lambda _: None)) == [3, 7]
 
 
 def test_stages_do_not_disturb_each_other(store: Store) -> None:
@@ -168,7 +174,7 @@ def test_a_finished_stage_whose_best_is_damaged_is_not_finished(store: Store) ->
 def test_what_a_stale_attempt_writes_does_not_count(run: Folder, store: Store) -> None:
     """A worker of a host that was cut off writes on: nothing of it is taken, and it deletes nothing."""
     old = saved(store, Cursor(1))
-    number = attempts.claim(run)
+    number, _ = attempts.claim(run)
     new = Store(Attempt(run, number, frozenset([old])))
     with pytest.raises(Superseded, match=r"attempt 2 .* has begun .* which ends attempt 1"):
         saved(store, Cursor(2))
@@ -183,7 +189,7 @@ def test_what_a_stale_attempt_writes_does_not_count(run: Folder, store: Store) -
 
 
 def test_attempts_take_numbers_of_their_own(run: Folder) -> None:
-    assert [attempts.claim(run) for _ in range(3)] == [1, 2, 3]
+    assert [attempts.claim(run)[0] for _ in range(3)] == [1, 2, 3]
     assert not (run / "attempts").create_json("0002.json", {})
     told = json.loads((run / "attempts").read_bytes("0002.json"))
     assert {"host", "process", "began"} < told.keys()
@@ -196,3 +202,34 @@ def test_weights_of_another_model_are_refused_by_name(store: Store) -> None:
     assert last is not None
     with pytest.raises(ValueError, match=r"grounding-00001-000000-a0001 is not of this model: it lacks 2\.weight"):
         store.load(last, nn.Sequential(*model.children()).append(nn.Linear(2, 2, bias=False)).requires_grad_(False))
+
+
+def test_what_a_frozen_attempt_deletes_is_its_own(run: Folder, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looked for a newer one, was frozen, and goes on when that one has written checkpoints."""
+    for epoch in (1, 2):
+        saved(store, Cursor(epoch), Cursor(2))
+    newer = Store(Attempt(run, attempts.claim(run)[0], frozenset(store.folder.names())))
+    kept = saved(newer, Cursor(5))
+    monkeypatch.setattr(Attempt, "hold", lambda _: None)
+    saved(store, Cursor(3))
+    assert newer.last("grounding") == newer.named(kept)
+
+
+def test_of_two_that_think_they_have_a_number_one_goes_on(run: Folder) -> None:
+    """An object store keeps the last of two files of a name: whoever wrote the other finds that out."""
+    number, token = attempts.claim(run)
+    Attempt(run, number, token=token).hold()
+    (run / "attempts").write_json("0001.json", {"token": "another's", "host": "far", "process": 7})
+    with pytest.raises(Superseded, match="process 7 on far"):
+        Attempt(run, number, token=token).hold()
+
+
+def test_a_sign_of_life_that_cannot_be_left_ends_nothing(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = Attempt(run, attempts.claim(run)[0])
+
+    def failing(*_: object) -> None:
+        raise OSError("the storage is away")
+
+    monkeypatch.setattr(Folder, "write_json", failing)
+    attempt.beat("grounding", 3)
+    assert attempt.last_sign() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,6 +207,56 @@ def test_a_damaged_checkpoint_changes_nothing_but_the_time(words: list[str], who
     assert "optimizer.safetensors has" in warning
     assert weights(tmp_path / "demo") == weights(whole)
     assert used(tmp_path / "demo") == used(whole)
+
+
+def test_a_history_is_read_past_what_is_damaged(whole: Path, tmp_path: Path) -> None:
+    folder = Folder.at(shutil.copytree(whole, tmp_path / "run"))
+    name = next(name for name in (folder / "history").names() if name.startswith("grounding-00000-000006"))
+    content = (folder / "history").read_bytes(name)
+    (folder / "history").write_bytes(name, content.replace(b'"step": 5', b'"step": x', 1))
+    (folder / "history").write_bytes(f"{name}.ab12cd34.writing", content[:100])  # of a process that was killed
+    warnings: list[str] = []
+    steps = [event.step for event, _ in history.read(folder, warnings.append) if isinstance(event, StepDone)]
+    assert steps == [1, 2, 3, 4, *range(6, 19), *range(1, 10)]
+    assert warnings == [f"a line of {folder}/history/{name} is damaged and left out"]
+
+
+def test_what_was_done_counts_though_the_note_of_its_attempt_is_damaged_later(
+    words: list[str], whole: Path, tmp_path: Path
+) -> None:
+    mine = [*words, f"--run.storage={tmp_path}"]
+
+    def killing_after(steps: int) -> Callable[[Event], None]:
+        left = [steps]
+
+        def killing(event: Event) -> None:
+            left[0] -= isinstance(event, StepDone)
+            if left[0] == 0:
+                raise Killed
+
+        return killing
+
+    for steps in (8, 8, 2):
+        with pytest.raises(Killed):
+            train(mine, killing_after(steps))
+    (Folder.at(tmp_path / "demo") / "attempts").write_bytes("0002-from.json", b"{")
+    told: list[Event] = []
+    train(mine, told.append)
+    (warning,) = (event.text for event in told if isinstance(event, Notice))
+    assert warning.endswith("0002-from.json is damaged; later attempts have built on it")
+    assert used(tmp_path / "demo") == used(whole)
+    assert weights(tmp_path / "demo") == weights(whole)
+
+
+def test_a_finished_run_keeps_its_model_where_it_is(words: list[str], whole: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    shutil.copytree(whole, storage / "demo")
+    before = {path: path.stat().st_mtime_ns for path in (storage / "demo" / "model").rglob("*.safetensors")}
+    train([*words, f"--run.storage={storage}"])
+    assert {path: path.stat().st_mtime_ns for path in (storage / "demo" / "model").rglob("*.safetensors")} == before
+    shutil.rmtree(storage / "demo" / "model")
+    train([*words, f"--run.storage={storage}"])
+    assert weights(storage / "demo") == weights(whole)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

@@ -1,0 +1,87 @@
+"""What a training run wants of a cluster, and what there is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from groundray.config import Settings
+from groundray.runtime import cluster
+
+MIN_DATA_CPUS = 0.2  # for each worker
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run wants of the cluster, against what the cluster has."""
+
+    workers: int
+    worker_cpus: float
+    gpus: int
+    cluster_cpus: float
+    cluster_gpus: float
+    where: str
+
+    @property
+    def data_cpus(self) -> float:
+        """CPUs that remain for Ray Data to read and decode, for each worker."""
+        return data_cpus(self.cluster_cpus, self.workers, self.worker_cpus)
+
+    def check(self) -> None:
+        """Raise ValueError, saying what is missing, where the run could never start or never be fed."""
+        if self.gpus > self.cluster_gpus:
+            raise ValueError(
+                f"scaling.use_gpu: expected {self.gpus} GPUs for {self.workers} workers, "
+                f"the cluster has {self.cluster_gpus:g}"
+            )
+        if not is_fed(self.cluster_cpus, self.workers, self.worker_cpus):
+            most = (self.cluster_cpus - self.workers * MIN_DATA_CPUS) / self.workers
+            raise ValueError(
+                f"{self.workers} workers with {self.worker_cpus:g} CPUs each leave Ray Data no CPU of the cluster's "
+                f"{self.cluster_cpus:g}: "
+                + (
+                    f"set scaling.cpus_per_worker to {most:.2f} or less"
+                    if most > 0
+                    else "use fewer workers (scaling.num_workers) or a larger cluster"
+                )
+            )
+
+
+def data_cpus(cluster_cpus: float, workers: int, worker_cpus: float) -> float:
+    """CPUs of the cluster that remain for Ray Data, for each of its workers."""
+    return (cluster_cpus - workers * worker_cpus) / max(1, workers)
+
+
+def is_fed(cluster_cpus: float, workers: int, worker_cpus: float) -> bool:
+    """Whether so many workers leave Ray Data what it needs to read for them."""
+    rounding = 1e-9  # 2 - 2 x 0.8 is less than 2 x 0.2
+    return not workers or data_cpus(cluster_cpus, workers, worker_cpus) >= MIN_DATA_CPUS - rounding
+
+
+def resources(settings: Settings) -> Resources:
+    """What the run wants, against what the connected cluster has."""
+    has = ray.cluster_resources()
+    return _resources(settings, has.get("CPU", 0), has.get("GPU", 0), "the cluster")
+
+
+def preview(settings: Settings) -> Resources:
+    """What the run wants, against the cluster at `RAY_ADDRESS` or else this machine; starts no cluster."""
+    if settings.scaling.most and os.environ.get("RAY_ADDRESS"):
+        with cluster.connect():
+            return resources(settings)
+    return _resources(settings, os.cpu_count() or 1, torch.cuda.device_count(), "this machine")
+
+
+def _resources(settings: Settings, cpus: float, gpus: float, where: str) -> Resources:
+    workers = settings.scaling.least
+    return Resources(
+        workers=workers,
+        worker_cpus=settings.scaling.cpus_per_worker,
+        gpus=max(1, workers) if settings.scaling.use_gpu else 0,
+        cluster_cpus=cpus,
+        cluster_gpus=gpus,
+        where=where,
+    )

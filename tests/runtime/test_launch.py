@@ -1,0 +1,109 @@
+"""The way between workers and the driver: events and notice, without a cluster."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from groundray.runtime import launch, worker
+from groundray.runtime.worker import RayWorker
+from groundray.training.events import Event, Notice, StepDone
+
+
+class Near:
+    """An actor in this process: what a call gives is there at once."""
+
+    def __init__(self, actor: Any):
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._actor, name))
+
+
+@pytest.fixture
+def mailbox(monkeypatch: pytest.MonkeyPatch) -> Near:
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(ray, "wait", lambda values, **_: (values, []))
+    return Near(worker.Mailbox.__ray_metadata__.modified_class())
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert true()
+
+
+def test_an_event_that_cannot_be_told_keeps_neither_others_nor_notice(
+    mailbox: Near, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launch, "FLUSH_SECONDS", 0.02)
+    seen: list[Event] = []
+    ends = threading.Event()
+
+    def observe(event: Event) -> None:
+        if event == Notice("unspeakable"):
+            raise BrokenPipeError
+        seen.append(event)
+
+    with launch._exchanging(mailbox, observe, lambda: "stopped" if ends.is_set() else ""):
+        mailbox.put.remote([Notice("unspeakable"), Notice("first")])
+        until(lambda: seen == [Notice("first")])
+        ends.set()
+        until(lambda: mailbox.put.remote([]) == "stopped")
+        mailbox.put.remote([Notice("last")])
+    assert seen == [Notice("first"), Notice("last")]
+    assert "unspeakable" in caplog.text
+
+
+def rank_0(mailbox: Near) -> RayWorker:
+    return RayWorker(rank=0, world_size=1, device="cpu", mailbox=mailbox, data_cpus=1.0, prefetch=1)
+
+
+@pytest.fixture
+def drained(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Whether Ray has said that a machine of the run is taken away."""
+    context = SimpleNamespace(preemption_info=None)
+    monkeypatch.setattr(worker, "get_train_context", lambda: SimpleNamespace(preemption_context=context))
+    return context
+
+
+def test_notice_comes_with_the_answer_to_an_event(mailbox: Near, drained: SimpleNamespace) -> None:
+    one = rank_0(mailbox)
+    one.emit(StepDone("grounding", 0, 1, 9, {}))
+    assert one.notice() == ""
+    mailbox.want.remote("stopped")
+    assert one.notice() == ""
+    one.emit(Notice("epoch"))
+    assert one.notice() == "stopped"
+
+
+def test_notice_comes_though_there_is_nothing_to_tell(
+    mailbox: Near, drained: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a validation."""
+    now = [100.0]
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    one = rank_0(mailbox)
+    one.emit(Notice("before"))
+    assert one.notice() == ""
+    mailbox.want.remote("resized")
+    now[0] += worker.FLUSH_SECONDS + 0.1
+    assert one.notice() == "resized"
+
+
+def test_a_drained_machine_is_notice_but_the_end_of_the_run_outweighs_it(
+    mailbox: Near, drained: SimpleNamespace
+) -> None:
+    one = rank_0(mailbox)
+    drained.preemption_info = object()
+    assert one.notice() == "preempted"
+    mailbox.want.remote("stopped")
+    one.emit(Notice("more"))
+    assert one.notice() == "stopped"
