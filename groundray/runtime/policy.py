@@ -38,8 +38,8 @@ from groundray.training.events import Notice
 from groundray.training.worker import Stopped
 
 TELL_SECONDS = 30.0
-LOOK_SECONDS = 0.5
-RESIZE_SECONDS = 120.0
+PAUSE_SECONDS = 0.5
+RESIZE_SECONDS = 120.0  # for which rank 0 has time to write a checkpoint first
 # what happens again however often a run goes on: it ends it at once
 FINAL = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, MemoryError, ImportError),
@@ -130,7 +130,7 @@ class ElasticWorkers(ElasticScalingPolicy):
         self._asked = None
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
-            time.sleep(LOOK_SECONDS)  # else the controller asks again at once, for ever
+            time.sleep(PAUSE_SECONDS)  # else the controller asks again at once, for ever
         return decision
 
     def make_decision_for_running_worker_group(self, *args: Any, **kwargs: Any) -> ScalingDecision:

@@ -103,13 +103,8 @@ class Store:
         return sorted((one for one in found if one), key=lambda checkpoint: checkpoint.cursor)
 
     def last(self, stage: str) -> Checkpoint | None:
-        """Where the stage goes on."""
+        """The stage's newest checkpoint, for whoever looks at a run; an attempt goes on from a `usable` one."""
         return next(reversed(self.committed(stage)), None)
-
-    def best(self, stage: str) -> Checkpoint | None:
-        """What the next stage starts from."""
-        last = self.last(stage)
-        return self.named(last.best) if last and last.best else None
 
     def finished(self, stage: str, warn: Callable[[str], None] = lambda _: None) -> Finished | None:
         """How a finished stage ended; None while it is not finished, or where the note of it is damaged."""

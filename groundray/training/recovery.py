@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from groundray.data.plan import Cursor
 from groundray.loss.collectives import gather_texts
 from groundray.storage import Folder
 from groundray.training import attempts, history
@@ -29,6 +28,7 @@ class Start:
         accepted: names of what older attempts wrote that counts.
         stage: the first that is not finished; None where all are.
         checkpoint: where that stage goes on; None at its beginning.
+        epoch: of that checkpoint's cursor, as is step.
         done: steps of the stage that are done.
         began: when the attempt began, in seconds since 1970.
         last_sign: of the attempt before it; None for the first.
@@ -52,10 +52,6 @@ class Start:
     repeated_steps: int = 0
     repeated_seconds: float = 0.0
     preemptions: int = 0
-
-    @property
-    def cursor(self) -> Cursor:
-        return Cursor(self.epoch, self.step)
 
     def attempt(self, run: Folder) -> Attempt:
         """The attempt that begins so."""

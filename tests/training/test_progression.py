@@ -78,9 +78,10 @@ def test_it_is_the_best_epoch_that_arrives(world: SmallWorld, tmp_path: Path) ->
     words = ("--visual.optimizer.lr=0.02", "--visual.epochs=3", f"--run.storage={tmp_path}")
     alone(world.settings(*words, stages="visual"))
     store = Store.at(Folder.at(tmp_path / "demo"))
-    best, last = store.best("visual"), store.last("visual")
-    assert best is not None
+    last, done = store.last("visual"), store.finished("visual")
     assert last is not None
+    assert done is not None
+    best = store.named(done.best)
     assert best.cursor < last.cursor
     exported = export.load(tmp_path / "demo" / "model").model.state_dict()
     weights = store.weights(best)
