@@ -11,12 +11,13 @@ export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
 setup: .venv/.ready
 
-# The lock names exact versions and no addresses, so that any package index serves it.
+# The lock names exact versions and no addresses, so that any package index serves it. Bytecode is compiled now: where
+# Python may not write it later, each of a run's many processes would compile torch, transformers and Ray once more.
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"groundray needs Python 3.11 or newer, this is {v[0]}.{v[1]}: run make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

@@ -18,7 +18,9 @@ from groundray.training import attempts, history
 from groundray.training.events import StepDone
 
 KILLS = 30
-WAIT = (2.0, 30.0)  # seconds from one kill to the next, besides those in which nothing trains
+TRAINS = 12.0  # seconds of training, at most, from where an attempt begins to its end
+STARTS = 25.0  # seconds, at most, from one kill to the next, where that may come before anything trains
+EARLY = 0.2  # of the kills do
 
 
 @pytest.mark.soak
@@ -29,19 +31,28 @@ def test_thirty_kills_over_one_demo(tmp_path: Path) -> None:
         [sys.executable, "-m", "groundray.prepare", "scenes", "--out", "data/scenes"], cwd=tmp_path, check=True
     )
     chance, kills, began = random.Random(3), 0, time.monotonic()
+    folder = Folder.at(tmp_path / "runs" / "soaked")
     while True:
         driver = train(tmp_path, "soaked", "--checkpoints.every_steps=20")
         while driver.poll() is None and kills < KILLS:
-            wait = chance.uniform(*WAIT)
-            until = time.monotonic() + wait
-            while driver.poll() is None and time.monotonic() < until:
-                time.sleep(0.2)
-            victims = sorted(processes("RayTrainWorker")) + sorted(processes("groundray.train"))[-1:]
+            if chance.random() < EARLY:
+                pause(driver, chance.uniform(0, STARTS))
+            else:
+                there = len(attempts.begun(folder))
+                while driver.poll() is None and len(attempts.begun(folder)) == there:
+                    time.sleep(0.2)
+                pause(driver, chance.uniform(0, TRAINS))
+            workers, drivers = sorted(processes("RayTrainWorker")), sorted(processes("groundray.train"))[-1:]
+            victims = drivers if not workers or chance.random() < 1 / 3 else workers
             if driver.poll() is None and victims:
                 victim = chance.choice(victims)
                 os.kill(victim, signal.SIGKILL)
                 kills += 1
-                print(f"{time.monotonic() - began:.0f} s: kill {kills}, process {victim} of {victims}", flush=True)
+                what = "a worker" if victim in workers else "the driver"
+                told = (
+                    f"{time.monotonic() - began:.0f} s: kill {kills}, {what}, in attempt {len(attempts.begun(folder))}"
+                )
+                print(told, flush=True)
         if driver.wait() == 0:
             break
     print(f"{time.monotonic() - began:.0f} s in all, {kills} kills", flush=True)
@@ -54,7 +65,14 @@ def test_thirty_kills_over_one_demo(tmp_path: Path) -> None:
     for file in files:
         assert (ours / file).read_bytes() == (theirs / file).read_bytes(), file
     assert used(ours) == used(theirs)
-    print(f"{len(attempts.begun(Folder.at(ours)))} attempts", flush=True)
+    assert len(attempts.begun(folder)) > KILLS / 2  # most of them had begun to train
+
+
+def pause(driver: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait so long, or until the driver has ended."""
+    until = time.monotonic() + seconds
+    while driver.poll() is None and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def train(folder: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
