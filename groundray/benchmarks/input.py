@@ -29,6 +29,7 @@ from groundray.data.schema import Dataset
 from groundray.data.shards import write_shards
 from groundray.data.stream import Source, Step, assemble, decode, read, rows_of, stream, windows
 from groundray.runtime import cluster
+from groundray.runtime.resources import Feed
 from groundray.storage import Folder
 
 RAY, IN_PROCESS, LOADER = "Ray Data", "one process", "DataLoader"
@@ -128,7 +129,9 @@ def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[],
     from groundray.runtime.stream import stream as ray_stream  # brings Ray Data, which the cluster has made quiet
 
     return {
-        RAY: lambda: ray_stream(source, Cursor(), epochs, rank=0, world_size=1, cpus=cpus, prefetch=PREFETCH),
+        RAY: lambda: ray_stream(
+            source, Cursor(), epochs, rank=0, world_size=1, feed=Feed(cpus, cpus), prefetch=PREFETCH
+        ),
         IN_PROCESS: lambda: stream(source, Cursor(), epochs),
         LOADER: lambda: iter(
             DataLoader(

@@ -19,10 +19,11 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from groundray.config import Settings
+from groundray.loss.collectives import gather_texts
 from groundray.runtime import cluster
 from groundray.runtime.features import make_features
 from groundray.runtime.policy import Trainer, told
-from groundray.runtime.resources import MIN_DATA_CPUS, data_cpus, resources
+from groundray.runtime.resources import Feed, nodes, resources
 from groundray.runtime.worker import FLUSH_SECONDS, Mailbox, RayWorker
 from groundray.training import memory, run
 from groundray.training.events import Event, Notice
@@ -39,12 +40,17 @@ class RunFailed(RuntimeError):
 
 
 def train(
-    settings: Settings, observe: Callable[[Event], None], verbose: bool = False, notice: Callable[[], str] = lambda: ""
+    settings: Settings,
+    observe: Callable[[Event], None],
+    verbose: bool = False,
+    notice: Callable[[], str] = lambda: "",
+    share: float = 1.0,
 ) -> dict[str, Any]:
     """The result of a run, on Ray Train workers or, with `scaling.num_workers` 0, in this process.
 
     Args:
         notice: why the run should write a checkpoint and end now; empty as long as it should not.
+        share: of the cluster's CPUs, which the run may take for itself.
 
     Raises:
         Stopped: it had notice; the same command goes on.
@@ -54,13 +60,12 @@ def train(
     if settings.scaling.most == 0:
         return _train_here(settings, observe, notice)
     with cluster.connect(verbose=verbose):
-        available = resources(settings)
-        available.check()
+        resources(settings, share).check()
         try:
             make_features(settings, observe)
         except RayError as error:
             raise RunFailed(f"trunk features: {getattr(error, 'cause', error)}") from error
-        return _fit(settings, observe, notice)
+        return _fit(settings, observe, notice, share)
 
 
 def _train_here(settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
@@ -73,14 +78,20 @@ def _train_here(settings: Settings, observe: Callable[[Event], None], notice: Ca
         watchdog.close()
 
 
-def _fit(settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
+def _fit(
+    settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str], share: float
+) -> dict[str, Any]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=here).remote()
     scaling = settings.scaling
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     trainer = Trainer(
         _train_worker,
-        train_loop_config={"settings": settings.absolute().model_dump(mode="json"), "mailbox": mailbox},
+        train_loop_config={
+            "settings": settings.absolute().model_dump(mode="json"),
+            "mailbox": mailbox,
+            "share": share,
+        },
         torch_config=TorchConfig(timeout_s=int(scaling.hang_minutes * 60) + 60),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
@@ -138,14 +149,15 @@ def _train_worker(config: dict[str, Any]) -> None:
     cores = os.cpu_count() or 1
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    cpus = data_cpus(ray.cluster_resources().get("CPU", 0), world_size, settings.scaling.cpus_per_worker)
+    here = ray.get_runtime_context().get_node_id()
+    feed = Feed.of(gather_texts(here), settings.scaling.cpus_per_worker, nodes(), config["share"])
     watchdog = _watchdog(settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)])))
     worker = RayWorker(
         rank=rank,
         world_size=world_size,
         device=str(ray.train.torch.get_device()),
         mailbox=mailbox,
-        data_cpus=max(MIN_DATA_CPUS, cpus),
+        feed=feed,
         prefetch=settings.data.prefetch,
         watchdog=watchdog,
     )

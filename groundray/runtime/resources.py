@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
+import ray._private.state
 import torch
 
 from groundray.config import Settings
@@ -61,10 +63,49 @@ def is_fed(cluster_cpus: float, workers: int, worker_cpus: float) -> bool:
     return not workers or data_cpus(cluster_cpus, workers, worker_cpus) >= MIN_DATA_CPUS - rounding
 
 
-def resources(settings: Settings) -> Resources:
-    """What the run wants, against what the connected cluster has."""
+@dataclass(frozen=True)
+class Feed:
+    """CPUs of the cluster for the reading and decoding of one rank.
+
+    Attributes:
+        cpus: all together.
+        largest: the most that one node has free for all ranks, which every single task has to fit in.
+        ranks: that read at the same time.
+    """
+
+    cpus: float
+    largest: float
+    ranks: int = 1
+
+    @staticmethod
+    def of(workers_on: Sequence[str], worker_cpus: float, nodes: Mapping[str, float], share: float = 1.0) -> Feed:
+        """What is left for each rank.
+
+        Args:
+            workers_on: the node of each rank.
+            nodes: the CPUs of each node that takes tasks.
+            share: of what is left, that this run may take.
+        """
+        free = [max(0.0, cpus - worker_cpus * workers_on.count(node)) for node, cpus in nodes.items()]
+        ranks = len(workers_on)
+        return Feed(max(MIN_DATA_CPUS, sum(free) * share / ranks), max(0.01, *free), ranks)
+
+
+def nodes() -> dict[str, float]:
+    """The CPUs of each node of the cluster that takes tasks. One that is drained still counts in Ray's own sums: tasks
+    made as large as those promise would fit on none of the others, and wait for ever."""
+    leaving = ray._private.state.state.get_draining_nodes()
+    return {
+        node["NodeID"]: node["Resources"].get("CPU", 0.0)
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in leaving
+    }
+
+
+def resources(settings: Settings, share: float = 1.0) -> Resources:
+    """What the run wants, against what the connected cluster has, or its share of that."""
     has = ray.cluster_resources()
-    return _resources(settings, has.get("CPU", 0), has.get("GPU", 0), "the cluster")
+    return _resources(settings, has.get("CPU", 0) * share, has.get("GPU", 0) * share, "the cluster")
 
 
 def preview(settings: Settings) -> Resources:

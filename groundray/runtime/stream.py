@@ -20,6 +20,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step, Window, assemble, decode, nothing, read, rows_of, windows
+from groundray.runtime.resources import Feed
 
 # A block is what one decoding task takes and what a rank receives at a time: small enough that the first batch
 # comes soon and that ranks stay within their memory, large enough that the time to the next task is lost in it. That is
@@ -79,13 +80,13 @@ def stream(
     epochs: int,
     rank: int,
     world_size: int,
-    cpus: float,
+    feed: Feed,
     prefetch: int,
 ) -> Iterator[Step]:
     """A rank's steps from the cursor to the end of the last epoch.
 
     Args:
-        cpus: the share of the cluster's CPUs that this rank's reading and decoding may take.
+        feed: the CPUs that this rank's reading and decoding may take.
         prefetch: batches that wait ready.
     """
     chunks = source.plan.owned(rank, world_size)
@@ -93,11 +94,8 @@ def stream(
     if not ahead:
         return
     items = [vars(window) for window in ahead]
-    readers = max(1, int(cpus) // CPUS_A_READER)
-    reading = min(0.25, cpus / 4)
-    # as many decoding tasks as there are whole CPUs fit beside those that read, which last as long as their windows
-    decoding = min(1.0, (cpus - readers * reading) / max(1, int(cpus)))
-    with DataContext.current(_context(cpus)):
+    readers, reading, decoding = tasks(feed)
+    with DataContext.current(_context(feed.cpus)):
         dataset = (
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(
@@ -120,6 +118,18 @@ def stream(
             expected = len(rows_of(source.plan, window.epoch, step, chunks))
             arrays = next(arriving) if expected else nothing(source)
             yield assemble(source, window.epoch, step, chunks, arrays)
+
+
+def tasks(feed: Feed) -> tuple[int, float, float]:
+    """How many tasks read at a time, the CPUs of each, and the CPUs of a task that decodes.
+
+    As many of these as there are whole CPUs fit beside those that read, which last as long as their windows. One fits
+    on the node with most room even where all ranks' reading happens there: else it might wait for ever.
+    """
+    readers = max(1, int(feed.cpus) // CPUS_A_READER)
+    reading = min(0.25, feed.cpus / 4, feed.largest / (2 * feed.ranks * readers))
+    beside = feed.largest - feed.ranks * readers * reading
+    return readers, reading, min(1.0, beside, (feed.cpus - readers * reading) / max(1, int(feed.cpus)))
 
 
 def _context(cpus: float) -> DataContext:

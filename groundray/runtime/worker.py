@@ -12,6 +12,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step
+from groundray.runtime.resources import Feed
 from groundray.runtime.stream import stream
 from groundray.training.events import Event, StepDone
 from groundray.training.watchdog import Watchdog
@@ -63,7 +64,7 @@ class RayWorker:
     world_size: int
     device: str
     mailbox: Any
-    data_cpus: float
+    feed: Feed
     prefetch: int
     watchdog: Watchdog | None = None
     _unsent: list[Event] = field(default_factory=list)
@@ -72,7 +73,7 @@ class RayWorker:
     _notice: str = ""
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        for step in stream(source, cursor, epochs, self.rank, self.world_size, self.data_cpus, self.prefetch):
+        for step in stream(source, cursor, epochs, self.rank, self.world_size, self.feed, self.prefetch):
             self.alive()
             yield step.to(self.device)
 

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from groundray.runtime import launch, worker
+from groundray.runtime.resources import Feed
 from groundray.runtime.worker import RayWorker
 from groundray.training.events import Event, Notice, StepDone
 
@@ -63,7 +64,7 @@ def test_an_event_that_cannot_be_told_keeps_neither_others_nor_notice(
 
 
 def rank_0(mailbox: Near) -> RayWorker:
-    return RayWorker(rank=0, world_size=1, device="cpu", mailbox=mailbox, data_cpus=1.0, prefetch=1)
+    return RayWorker(rank=0, world_size=1, device="cpu", mailbox=mailbox, feed=Feed(1.0, 1.0), prefetch=1)
 
 
 @pytest.fixture

@@ -1,0 +1,46 @@
+"""What is left of a cluster for reading and decoding."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from groundray.runtime.resources import Feed
+from groundray.runtime.stream import tasks
+
+
+def test_tasks_fit_on_a_node_with_a_worker() -> None:
+    """Two nodes of one CPU are left of three, with .3 free on each: a task of .6 would never start."""
+    feed = Feed.of(["a", "b"], 0.7, {"a": 1.0, "b": 1.0})
+    assert feed.cpus == pytest.approx(0.3)
+    assert feed.largest == pytest.approx(0.3)
+    readers, reading, decoding = tasks(feed)
+    assert 2 * readers * reading + decoding <= 0.3 + 1e-9
+
+
+def test_a_machine_of_two_cores_is_shared_as_before() -> None:
+    assert tasks(Feed.of(["a", "a"], 0.5, {"a": 2.0})) == (1, 0.125, 0.375)
+
+
+def test_a_large_node_decodes_a_cpu_at_a_time() -> None:
+    readers, reading, decoding = tasks(Feed.of(["a"], 1.0, {"a": 16.0, "b": 16.0}))
+    assert (readers, reading, decoding) == (7, 0.25, pytest.approx((31 - 7 * 0.25) / 31))
+
+
+def test_a_share_of_the_cluster_leaves_the_rest_to_other_trials() -> None:
+    assert Feed.of(["a"], 1.0, {"a": 5.0}, share=0.5).cpus == 2.0
+
+
+@given(st.data())
+def test_decoding_fits_where_all_ranks_read_on_one_node(data: st.DataObject) -> None:
+    nodes = data.draw(st.dictionaries(st.sampled_from("abcdef"), st.floats(0.0, 64.0), min_size=1))
+    worker = data.draw(st.floats(0.1, 4.0))
+    on = data.draw(st.lists(st.sampled_from(sorted(nodes)), min_size=1, max_size=8))
+    free = {node: cpus - worker * on.count(node) for node, cpus in nodes.items()}
+    assume(min(free.values()) >= 0 and max(free.values()) >= 0.1)
+    feed = Feed.of(on, worker, nodes)
+    readers, reading, decoding = tasks(feed)
+    assert reading > 0
+    assert decoding > 0
+    assert len(on) * readers * reading + decoding <= max(free.values()) + 1e-6
