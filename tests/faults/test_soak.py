@@ -20,6 +20,7 @@ from groundray.training.events import StepDone
 KILLS = 30
 TRAINS = 12.0  # seconds of training, at most, from where an attempt begins to its end
 STARTS = 25.0  # seconds, at most, from one kill to the next, where that may come before anything trains
+LONGEST = 60.0  # for which an attempt is waited for: a kill may have met a worker that was to end anyway
 EARLY = 0.2  # of the kills do
 
 
@@ -38,8 +39,8 @@ def test_thirty_kills_over_one_demo(tmp_path: Path) -> None:
             if chance.random() < EARLY:
                 pause(driver, chance.uniform(0, STARTS))
             else:
-                there = len(attempts.begun(folder))
-                while driver.poll() is None and len(attempts.begun(folder)) == there:
+                there, until = len(attempts.begun(folder)), time.monotonic() + LONGEST
+                while driver.poll() is None and len(attempts.begun(folder)) == there and time.monotonic() < until:
                     time.sleep(0.2)
                 pause(driver, chance.uniform(0, TRAINS))
             workers, drivers = sorted(processes("RayTrainWorker")), sorted(processes("groundray.train"))[-1:]
