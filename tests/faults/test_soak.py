@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -43,7 +44,8 @@ def test_thirty_kills_over_one_demo(tmp_path: Path) -> None:
                 while driver.poll() is None and len(attempts.begun(folder)) == there and time.monotonic() < until:
                     time.sleep(0.2)
                 pause(driver, chance.uniform(0, TRAINS))
-            workers, drivers = sorted(processes("RayTrainWorker")), sorted(processes("groundray.train"))[-1:]
+            workers = sorted(processes(driver, "RayTrainWorker"))
+            drivers = sorted(processes(driver, "groundray.train"))[-1:]
             victims = drivers if not workers or chance.random() < 1 / 3 else workers
             if driver.poll() is None and victims:
                 victim = chance.choice(victims)
@@ -82,16 +84,21 @@ def train(folder: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*apart(), sys.executable, "-m", "groundray.train", *words], cwd=folder)
 
 
-def processes(word: str) -> set[int]:
-    """The processes in whose title or command a word is."""
-    found = set()
+def processes(driver: subprocess.Popen[bytes], word: str) -> set[int]:
+    """The processes that a driver has started, and those that they have, in whose title or command a word is."""
+    commands: dict[int, list[bytes]] = {}
+    children: dict[int, list[int]] = {}
     for place in Path("/proc").iterdir():
-        try:
-            command = (place / "cmdline").read_bytes().split(b"\0")
-            if place.name.isdigit() and any(word.encode() in part for part in command) and b"unshare" not in command:
-                found.add(int(place.name))
-        except OSError:
-            continue
+        with contextlib.suppress(OSError, ValueError):
+            commands[int(place.name)] = (place / "cmdline").read_bytes().split(b"\0")
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(place.name))
+    found, below = set(), [driver.pid]
+    while below:
+        one = below.pop()
+        below += children.get(one, [])
+        if any(word.encode() in part for part in commands.get(one, ())) and b"unshare" not in commands[one]:
+            found.add(one)
     return found
 
 
