@@ -6,7 +6,8 @@ Every impossible setting fails here, before a cluster is asked for anything.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -475,6 +476,37 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> Settings:
         raise SettingsError(_explain(error, path)) from None
 
 
+def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The same settings with other values for some of them, by dotted name.
+
+    Raises:
+        SettingsError: a name or a value is unusable; the message names the place and the repair.
+    """
+    tree = settings.model_dump()
+    for name, value in values.items():
+        _check_flags([f"--{name}={value}"])
+        nested: Any = value
+        for key in reversed(name.split(".")):
+            nested = {key: nested}
+        tree = _merge(tree, nested)
+    try:
+        return Settings(**tree)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, ", ".join(f"{name} {value}" for name, value in values.items()))) from None
+
+
+def words(settings: Settings, below: Settings) -> list[str]:
+    """Command-line words that give these settings where a preset or file gives those below."""
+    there, here = (dict(flatten(one.model_dump(mode="json"))) for one in (below, settings))
+    return [word for name, value in here.items() if there.get(name) != value for word in (f"--{name}", _word(value))]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_word, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _find(config: str | Path) -> Path:
     known = presets()
     if str(config) in known:
@@ -571,8 +603,8 @@ def did_you_mean(word: str, options: Any) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _explain(error: ValidationError, path: Path) -> str:
-    lines = [f"settings of {path} cannot be used:"]
+def _explain(error: ValidationError, origin: Path | str) -> str:
+    lines = [f"settings of {origin} cannot be used:"]
     for problem in error.errors():
         place = [str(part) for part in problem["loc"]]
         dotted = ".".join(place)

@@ -8,6 +8,7 @@ logged is said once when it fails, and counted at the end.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -15,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,9 +42,17 @@ class Tracker:
     """Logs a training run to MLflow; every method returns at once, except `close`."""
 
     def __init__(
-        self, settings: Settings, folder: Folder, fingerprints: Mapping[str, str], warn: Callable[[str], None]
+        self,
+        settings: Settings,
+        folder: Folder,
+        fingerprints: Mapping[str, str],
+        warn: Callable[[str], None],
+        parent: str | None = None,
     ):
+        """A tracker of the run in a folder; one that has a `parent`, the MLflow run of a sweep, leaves its model where
+        it is."""
         self._settings, self._folder, self._fingerprints, self._warn = settings, folder, fingerprints, warn
+        self._parent = parent
         self._jobs: queue.Queue[Event | dict[str, Any] | None] = queue.Queue()
         self._lost = 0
         self._thread = threading.Thread(target=self._work, name="groundray-tracking", daemon=True)
@@ -69,7 +78,7 @@ class Tracker:
         while not over:
             batch, over = self._next_batch()
             try:
-                log = log or _Log.open(self._settings, self._folder, self._fingerprints)
+                log = log or _Log.open(self._settings, self._folder, self._fingerprints, self._parent)
                 if any(isinstance(job, dict | Attempted) for job in batch):  # what may have been lost before
                     log.metrics([event for event, _ in history.read(self._folder, self._warn)])
                     log.metrics(recovery.recoveries(self._folder))
@@ -102,30 +111,16 @@ class Tracker:
 class _Log:
     """An MLflow run that is open for writing."""
 
-    def __init__(self, client: Any, run_id: str, logged: set[tuple[str, int]]):
+    def __init__(self, client: Any, run_id: str, logged: set[tuple[str, int]], attaches_model: bool):
         self._client, self._run_id, self._logged = client, run_id, logged
+        self._attaches_model = attaches_model
 
     @staticmethod
-    def open(settings: Settings, folder: Folder, fingerprints: Mapping[str, str]) -> _Log:
+    def open(settings: Settings, folder: Folder, fingerprints: Mapping[str, str], parent: str | None) -> _Log:
         """The MLflow run of a training run: found by its tag, or made with all that is known at the start."""
-        for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "1"}.items():
-            os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
-        from mlflow import MlflowClient  # takes seconds: only a run that is tracked pays, off the main thread
-        from mlflow.entities import Param
-
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of each table that it makes
-        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
-        client = MlflowClient(settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
-        experiment = client.get_experiment_by_name(settings.tracking.experiment)
-        number = (
-            experiment.experiment_id
-            if experiment
-            else client.create_experiment(settings.tracking.experiment, tags=TRAINING_EXPERIMENT)
-        )
-        found = client.search_runs([number], f"tags.`{RUN_TAG}` = '{folder}'", max_results=1)
-        if found:
-            run_id = found[0].info.run_id
-            client.update_run(run_id, status="RUNNING")
+        client, number = _client(settings)
+        run_id = _found(client, number, folder)
+        if run_id:
             logged = {
                 (prefix, point.step)
                 for prefix in (stage + place for stage in settings.stages for place in PLACES.values())
@@ -133,18 +128,14 @@ class _Log:
             }
             for name, place in (("attempts", "attempted"), ("first_step_seconds", "recovered")):
                 logged |= {(place, point.step) for point in client.get_metric_history(run_id, f"recovery/{name}")}
-            return _Log(client, run_id, logged)
+            return _Log(client, run_id, logged, attaches_model=parent is None)
 
-        versions = {f"version.{name}": _version(name) for name in PACKAGES}
-        tags = {RUN_TAG: str(folder), "mlflow.source.name": "groundray.train", "git.commit": git_commit()}
-        run_id = client.create_run(number, run_name=settings.run.name, tags=tags | versions).info.run_id
         flat = {**dict(flatten(settings.model_dump(mode="json"))), "scaling.chunks": settings.chunks}
         known = flat | {f"data.{name}.fingerprint": value for name, value in fingerprints.items()}
-        parameters = [Param(name, str(value)) for name, value in known.items()]
-        for start in range(0, len(parameters), MOST_PARAMETERS):
-            client.log_batch(run_id, params=parameters[start : start + MOST_PARAMETERS])
-        client.log_text(run_id, settings.to_yaml(), "config.yaml")
-        return _Log(client, run_id, set())
+        versions = {f"version.{name}": _version(name) for name in PACKAGES}
+        tags = versions | ({"mlflow.parentRunId": parent} if parent else {})
+        run_id = _created(client, number, settings, folder, "groundray.train", known, tags)
+        return _Log(client, run_id, set(), attaches_model=parent is None)
 
     def metrics(self, events: Sequence[Event]) -> None:
         """Log steps as `grounding/loss` and so on, validation as `grounding/val/loss`, and what a stage ended with as
@@ -170,10 +161,118 @@ class _Log:
         """Attach what the run made, and close it."""
         if result is not None:
             self._client.log_dict(self._run_id, result, "result.json")
-            with tempfile.TemporaryDirectory() as local:
-                (folder / "model").download(Path(local))
-                self._client.log_artifacts(self._run_id, local, "model")
+            if self._attaches_model:
+                _attach_model(self._client, self._run_id, folder)
         self._client.set_terminated(self._run_id, status)
+
+
+class SweepLog:
+    """The MLflow run of a sweep, below which are those of its trials. What cannot be logged is said."""
+
+    def __init__(self, settings: Settings, folder: Folder, known: Mapping[str, Any], warn: Callable[[str], None]):
+        """Found by its tag, or made with what is known of the sweep as parameters."""
+        self._settings, self._folder, self._warn = settings, folder, warn
+        self.run_id: str | None = None
+        with self._patiently():
+            client, number = _client(settings)
+            self.run_id = _found(client, number, folder) or _created(
+                client, number, settings, folder, "groundray.sweep", known, {}
+            )
+
+    def close(self, folder: Folder, metrics: Mapping[str, float], files: Sequence[str], finished: bool) -> None:
+        """Attach what came out of the sweep, files of its folder, and close its run."""
+        with self._patiently():
+            client, _ = _client(self._settings)
+            for name, value in metrics.items():
+                client.log_metric(self.run_id, name.replace("@", "_at_"), value)
+            with tempfile.TemporaryDirectory() as local:
+                for name in files:
+                    (Path(local) / name).write_bytes(folder.read_bytes(name))
+                client.log_artifacts(self.run_id, local)
+            client.set_terminated(self.run_id, "FINISHED" if finished else "KILLED")
+
+    def register(self, trial: Folder, name: str, alias: str) -> str | None:
+        """Make a trial's model a version of a registered one, which `models:/NAME@ALIAS` then means; its number."""
+        with self._patiently():
+            client, number = _client(self._settings)
+            run_id = _found(client, number, trial)
+            if run_id is None:
+                raise ValueError(f"{trial} has no MLflow run")
+            client.set_terminated(run_id)
+            _attach_model(client, run_id, trial)
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            source = f"{client.get_run(run_id).info.artifact_uri}/model"
+            version = client.create_model_version(name, source, run_id).version
+            client.set_registered_model_alias(name, alias, version)
+            return str(version)
+        return None
+
+    @contextlib.contextmanager
+    def _patiently(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever tracking raises, the sweep goes on
+            first = str(error).strip().splitlines() or [""]
+            self._warn(f"tracking failed, the sweep goes on: {type(error).__name__}: {first[0]}")
+
+
+def uri_of(settings: Settings) -> str:
+    """Where a run is tracked, the same from every folder of this machine."""
+    uri = settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    scheme, slashes, path = uri.partition(":///")
+    return f"{scheme}:///{Path(path).absolute()}" if slashes and scheme == "sqlite" else uri
+
+
+def _client(settings: Settings) -> tuple[Any, str]:
+    """MLflow's client, and the experiment of these settings, made if there is none."""
+    for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "1"}.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    from mlflow import MlflowClient  # takes seconds: only a run that is tracked pays, off the main thread
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of each table that it makes
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
+    client = MlflowClient(uri_of(settings))
+    experiment = client.get_experiment_by_name(settings.tracking.experiment)
+    if experiment:
+        return client, experiment.experiment_id
+    return client, client.create_experiment(settings.tracking.experiment, tags=TRAINING_EXPERIMENT)
+
+
+def _found(client: Any, experiment: str, folder: Folder) -> str | None:
+    """The MLflow run of what is kept in a folder, running again; None if there is none yet."""
+    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{folder}'", max_results=1)
+    if not found:
+        return None
+    client.update_run(found[0].info.run_id, status="RUNNING")
+    return found[0].info.run_id
+
+
+def _created(
+    client: Any,
+    experiment: str,
+    settings: Settings,
+    folder: Folder,
+    source: str,
+    known: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> str:
+    """A new MLflow run, with what is known at the start as its parameters."""
+    from mlflow.entities import Param
+
+    named = {RUN_TAG: str(folder), "mlflow.source.name": source, "git.commit": git_commit()}
+    run_id = client.create_run(experiment, run_name=settings.run.name, tags={**named, **tags}).info.run_id
+    parameters = [Param(name, str(value)) for name, value in known.items()]
+    for start in range(0, len(parameters), MOST_PARAMETERS):
+        client.log_batch(run_id, params=parameters[start : start + MOST_PARAMETERS])
+    client.log_text(run_id, settings.to_yaml(), "config.yaml")
+    return run_id
+
+
+def _attach_model(client: Any, run_id: str, folder: Folder) -> None:
+    with tempfile.TemporaryDirectory() as local:
+        (folder / "model").download(Path(local))
+        client.log_artifacts(run_id, local, "model")
 
 
 class _Told(NamedTuple):

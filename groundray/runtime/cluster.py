@@ -11,13 +11,14 @@ import ray
 
 
 @contextlib.contextmanager
-def connect(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None]:
+def connect(verbose: bool = False, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
     """Meanwhile this process is connected to Ray: to a connection that it has already, to the cluster at
     `RAY_ADDRESS` (a job has it set), or else to a cluster of this machine that is started for it and ended after it.
 
     Args:
         verbose: show Ray's own logs.
         num_cpus: of a cluster that is started here (default: what the machine has).
+        dashboard: whether a cluster that is started here has one.
     """
     if ray.is_initialized():
         yield
@@ -32,7 +33,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None
     if not os.environ.get("RAY_ADDRESS"):
         # else a reading process that pauses for a second is ended, and starting the next one takes a core for three
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-        options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
+        options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": num_cpus}
     ray.init(**options)
     try:
         yield

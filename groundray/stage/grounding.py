@@ -25,7 +25,7 @@ from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads, Vocabulary
 from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics, source
-from groundray.stage.recall import recalls
+from groundray.stage.recall import RECALLS, recalls
 
 
 class Encoded(NamedTuple):
@@ -46,6 +46,7 @@ class GroundingStage:
     vocabulary: Vocabulary = field(default_factory=dict)
     name: str = "grounding"
     best: Best = LOWEST_LOSS
+    reports: tuple[str, ...] = ("loss", *RECALLS)
     sees_images: bool = True
 
     @staticmethod

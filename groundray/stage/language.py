@@ -47,6 +47,7 @@ class LanguageStage:
     vocabulary: Vocabulary
     name: str = "language"
     best: Best = LOWEST_LOSS
+    reports: tuple[str, ...] = ("loss", "perplexity", "accuracy")
     sees_images: bool = False
 
     @staticmethod

@@ -57,6 +57,11 @@ class Stage(Protocol):
     def best(self) -> Best: ...
 
     @property
+    def reports(self) -> tuple[str, ...]:
+        """The names of the metrics that `validate` gives."""
+        ...
+
+    @property
     def sees_images(self) -> bool:
         """Whether there is an image to withhold, to tell what is known without looking."""
         ...

@@ -37,6 +37,7 @@ class RelationalStage:
     vocabulary: Vocabulary
     name: str = "relational"
     best: Best = HIGHEST_PREDICATE_TOP1
+    reports: tuple[str, ...] = ("loss", *(f"{what}/top{k}" for what in ("predicate", "object") for k in TOP))
     sees_images: bool = True
 
     @staticmethod

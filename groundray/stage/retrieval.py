@@ -19,6 +19,7 @@ from groundray.model.heads import RetrievalHeads, Vocabulary
 from groundray.model.relational import RelationalModule
 from groundray.stage.grounding import Encoded, captions, concatenate, counted_tokens, nothing, validate
 from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics
+from groundray.stage.recall import RECALLS
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class RetrievalStage:
     vocabulary: Vocabulary = field(default_factory=dict)
     name: str = "retrieval"
     best: Best = LOWEST_LOSS
+    reports: tuple[str, ...] = ("loss", *RECALLS)
     sees_images: bool = True
 
     @staticmethod

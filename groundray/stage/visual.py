@@ -45,6 +45,7 @@ class VisualStage:
     vocabulary: Vocabulary
     name: str = "visual"
     best: Best = HIGHEST_TOP1
+    reports: tuple[str, ...] = ("loss", *(f"top{k}" for k in AT))
     sees_images: bool = True
 
     @staticmethod

@@ -18,7 +18,7 @@ from groundray.model import export
 from groundray.storage import Folder
 from groundray.training import run
 from groundray.training.checkpoint import Store
-from groundray.training.events import Event, StageDone, StageStarted, StepDone
+from groundray.training.events import EpochDone, Event, StageDone, StageStarted, StepDone
 from groundray.training.worker import InProcess
 
 
@@ -45,6 +45,8 @@ def test_every_stage_is_run_and_told_of(whole: tuple[Path, list[Event]]) -> None
     assert ",".join(done) == STAGES
     assert json.loads((folder / "result.json").read_text())["stages"] == done
     assert all(math.isfinite(value) for metrics in done.values() for value in metrics.values())
+    reported = {event.stage: set(event.metrics) for event in events if isinstance(event, EpochDone)}
+    assert reported == {stage.name: set(stage.reports) for stage in run.check(config.load(folder / "config.yaml"))}
     assert {"top1", "top5", "without_image/top1"} <= set(done["visual"])
     assert {"perplexity", "accuracy"} <= set(done["language"])
     assert not any(name.startswith("without_image") for name in done["language"])  # there is none to withhold

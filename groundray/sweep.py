@@ -1,0 +1,205 @@
+"""`python -m groundray.sweep`: many runs that differ in a few settings, and which of them is best."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from groundray import config
+from groundray.config import SettingsError
+
+if TYPE_CHECKING:
+    from groundray.sweeping.definition import Sweep
+    from groundray.sweeping.outcome import Trial
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+ALIAS = "best"  # of the registered model
+
+
+def main(
+    words: Sequence[str] | None = None,
+    about: str = "Sweep some settings of a run: each trial is a run of its own.",
+    space: Sequence[str] = (),
+    metric: str | None = None,
+    name: str = "sweep",
+) -> int:
+    """The exit status: 0 all trials ended, 1 none came to a value, 2 a sweep that cannot be, 130 interrupted.
+
+    Args:
+        words: of the command line.
+        about, space, metric, name: what a script sweeps where its command line says nothing else.
+    """
+    options, overrides = _parser(about, space, metric).parse_known_args(words)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
+    if not any(word.partition("=")[0] == "--scaling.num_workers" for word in overrides):
+        overrides = [*overrides, "--scaling.num_workers", "1"]  # many trials at once use a cluster better
+    if not any(word.partition("=")[0] == "--run.name" for word in overrides):
+        overrides = [*overrides, "--run.name", name]
+    try:
+        sweep = _sweep(options, overrides)
+        sweep.check()
+        return _carry_out(sweep, options, console, errors)
+    except (SettingsError, OSError, ValueError) as error:
+        errors.print(f"error: {error}")
+        return EXIT_USAGE
+
+
+def _parser(about: str, space: Sequence[str], metric: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=f"{about} The same command with --resume goes on.",
+        epilog="any setting of a run can be given too, for all trials: see python -m groundray.train --help",
+        allow_abbrev=False,
+    )
+    presets = ", ".join(config.presets())
+    parser.add_argument("--config", default="demo", metavar="PRESET|FILE.yaml", help=f"{presets}, or a YAML file")
+    parser.add_argument(
+        "--space",
+        action="append",
+        metavar="SETTING=SPACE",
+        help="choice:A,B,... or uniform:LOW:HIGH or loguniform:LOW:HIGH; once for each swept setting"
+        + (f" (default: {' '.join(space)})" if space else ""),
+        required=not space,
+    )
+    parser.add_argument(
+        "--metric",
+        default=metric,
+        required=metric is None,
+        metavar="STAGE/METRIC",
+        help="validation metric by which trials are compared; the stage is the last that they train"
+        + (f" (default: {metric})" if metric else ""),
+    )
+    parser.add_argument("--order", choices=("min", "max"), help="which is better (default: less of a loss or rank)")
+    parser.add_argument(
+        "--search",
+        choices=("grid", "random", "tpe"),
+        help="all combinations, points drawn at random, or by Optuna's TPE (default: grid, or random with ranges)",
+    )
+    parser.add_argument("--num-samples", type=int, default=10, metavar="N", help="points to draw (default: 10)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trials at each point (default: 1)")
+    parser.add_argument(
+        "--early-stopping", choices=("asha", "none"), default="asha", help="of trials that fall behind (default: asha)"
+    )
+    parser.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
+    parser.add_argument("--resume", action="store_true", help="go on, where the sweep was interrupted")
+    parser.add_argument(
+        "--register", metavar="NAME", nargs="?", const="groundray", help="the best model as models:/NAME@best in MLflow"
+    )
+    parser.add_argument("--verbose", action="store_true", help="with Ray's own logs")
+    parser.set_defaults(default_space=space)
+    return parser
+
+
+def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
+    from groundray.sweeping.definition import Metric, Sweep
+    from groundray.sweeping.space import spaces
+
+    for name in ("num_samples", "seeds", "max_concurrent"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise SettingsError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    settings = config.load(options.config, overrides)
+    if options.register and not settings.tracking.enabled:
+        raise SettingsError("--register: expected tracking.enabled true, for a model is registered in MLflow")
+    swept = spaces(options.space or options.default_space, settings)
+    return Sweep(
+        settings=settings,
+        spaces=swept,
+        metric=Metric.parse(options.metric, options.order),
+        search=options.search or ("grid" if all(space.kind == "choice" for space in swept) else "random"),
+        num_samples=options.num_samples,
+        seeds=options.seeds,
+        early_stopping=options.early_stopping == "asha",
+    )
+
+
+def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, errors: Console) -> int:
+    from groundray.progress import Reporter
+    from groundray.runtime import launch
+    from groundray.runtime import sweep as runtime
+    from groundray.sweeping.definition import BEFORE, OUTCOMES, PICTURE, TABLE, TRIALS
+    from groundray.tracking import SweepLog
+    from groundray.training import run
+
+    began, reporter, folder = time.monotonic(), Reporter(console), sweep.folder
+    with runtime.connected(sweep, options.max_concurrent, options.verbose) as concurrent:
+        sweep.claim(options.resume)
+        console.print(f"sweep  {folder}, {concurrent} trials at once")
+        log = (
+            SweepLog(sweep.settings, folder, sweep.definition(), errors.print)
+            if sweep.settings.tracking.enabled
+            else None
+        )
+        if before := sweep.settings_before():
+            console.print(f"{', '.join(sweep.before)}  trained once, for all trials, in {folder}/{BEFORE}")
+            run.claim(before, run.check(before))
+            if not (folder / BEFORE).exists(run.RESULT):
+                launch.train(before, reporter.observe)
+        runtime.features(sweep, reporter.observe)
+        trials = runtime.carry_out(sweep, concurrent, log.run_id if log else None, options.resume, console.print)
+
+    winner = _show(sweep, options, trials, console)
+    interrupted = any(trial.state == "unfinished" for trial in trials)
+    if log:
+        best = {str(sweep.metric): winner.value} if winner and winner.value is not None else {}
+        log.close(folder, best, [TABLE, OUTCOMES, PICTURE], finished=not interrupted)
+        if options.register and winner and not interrupted:
+            version = log.register(folder / TRIALS / winner.name, options.register, ALIAS)
+            console.print(f"model   models:/{options.register}@{ALIAS} is version {version}")
+    console.print(f"table, picture and trials  {folder}   {(time.monotonic() - began) / 60:.1f} minutes")
+    if interrupted:
+        errors.print("interrupted: the same command with --resume goes on")
+        return EXIT_INTERRUPTED
+    return 0 if winner else EXIT_FAILED
+
+
+def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], console: Console) -> Trial | None:
+    """The best trial, after the table has been printed, and written with the picture into the sweep's folder."""
+    from groundray.sweeping import outcome, picture
+    from groundray.sweeping.definition import OUTCOMES, PICTURE, TABLE, told
+
+    head, lines = outcome.rows(trials, sweep.metric)
+    table = Table(title=f"{sweep.metric}, best first")
+    for column in head:  # a setting's own name, below its section's
+        table.add_column(column.replace("/", "/\n").replace(".", ".\n"), justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    for trial in trials:
+        if trial.error:
+            console.print(f"{trial.name}  {told(trial.all_values)}  {trial.error}")
+    text = io.StringIO()
+    csv.writer(text).writerows([head, *lines])
+    winner = outcome.best(trials, sweep.metric)
+    sweep.folder.write_bytes(TABLE, text.getvalue().encode())
+    sweep.folder.write_json(OUTCOMES, [asdict(trial) for trial in trials])
+    with tempfile.TemporaryDirectory() as local:
+        picture.draw(Path(local) / PICTURE, sweep.settings.run.name, trials, sweep.spaces, sweep.metric)
+        sweep.folder.write_bytes(PICTURE, (Path(local) / PICTURE).read_bytes())
+    if winner:
+        console.print(f"best    {winner.name}  {told(winner.all_values)}  {sweep.metric} {winner.value:.4g}")
+        console.print(f"        python -m groundray.train {shlex.join(command(sweep, options.config, winner))}")
+    return winner
+
+
+def command(sweep: Sweep, preset: str, trial: Trial) -> list[str]:
+    """Words for `groundray.train` that train a trial again, to the same weights."""
+    name = f"{sweep.settings.run.name}-best"
+    own = {"run.storage": sweep.settings.run.storage, "run.name": name, "features.folder": None}
+    settings = config.changed(sweep.settings_of(trial.all_values, name), own)
+    return ["--config", preset, *config.words(settings, config.load(preset))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""Sweep the temperature of grounding: `python sweeps/tau_sweep.py [--space ...] [--seeds N] [--any.setting VALUE]`.
+
+Temperatures change the scale of the loss, so trials are compared by how well images are found.
+"""
+
+import sys
+
+from groundray.sweep import main
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            about="Sweep the temperature of grounding.",
+            space=["grounding.temperature=choice:0.03,0.1,0.3,1.0"],
+            metric="grounding/text_to_image/recall@10",
+            name="tau",
+        )
+    )

@@ -1,0 +1,78 @@
+"""How trials are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from groundray.sweeping.definition import Metric
+from groundray.sweeping.outcome import State, Trial, best, points, rows
+from groundray.sweeping.picture import draw
+from groundray.sweeping.space import Space
+
+TOP1 = Metric.parse("visual/top1", None)
+LOSS = Metric.parse("visual/loss", None)
+
+
+def trial(x: float, value: float | None, seed: int = 0, state: State = "finished") -> Trial:
+    return Trial(f"trial-{x}-{seed}", {"visual.dropout": x}, seed, state, value, epochs=3, seconds=90.0)
+
+
+def test_points_are_means_over_seeds_best_first() -> None:
+    trials = [trial(0.1, 0.5), trial(0.1, 0.7, seed=1), trial(0.2, 0.62), trial(0.2, 0.64, seed=1)]
+    found = points(trials, TOP1)
+    assert [point.values["visual.dropout"] for point in found] == [0.2, 0.1]
+    assert [point.mean for point in found] == pytest.approx([0.63, 0.6])
+    assert found[1].spread == pytest.approx(0.02**0.5)  # standard deviation of two numbers .2 apart
+    assert best(trials, TOP1) == trial(0.2, 0.64, seed=1)
+    assert [point.values["visual.dropout"] for point in points(trials, LOSS)] == [0.1, 0.2]
+    assert best(trials, LOSS) == trial(0.1, 0.5)
+
+
+def test_a_trial_without_a_model_is_not_the_best() -> None:
+    trials = [trial(0.1, 0.9, state="stopped early"), trial(0.2, 0.5), trial(0.3, None, state="failed")]
+    assert best(trials, TOP1) == trial(0.2, 0.5)
+    assert [point.values["visual.dropout"] for point in points(trials, TOP1)] == [0.2, 0.1, 0.3]
+    assert best(trials[2:], TOP1) is None
+
+
+def test_a_value_that_is_not_a_number_is_no_value() -> None:
+    trials = [trial(0.1, float("nan")), trial(0.2, 0.5)]
+    assert [point.values["visual.dropout"] for point in points(trials, LOSS)] == [0.2, 0.1]
+    assert best(trials, LOSS) == trial(0.2, 0.5)
+
+
+def test_the_table_has_a_line_a_point() -> None:
+    head, lines = rows([trial(0.1, 0.5), trial(0.1, 0.7, 1, "stopped early"), trial(0.2, None, 0, "failed")], TOP1)
+    assert head == ["visual.dropout", "visual/top1", "over seeds", "epochs", "state", "minutes"]
+    assert lines == [
+        ["0.1", "0.5", "± 0 (1)", "3", "1 finished, 1 stopped early", "3.0"],
+        ["0.2", "", "± 0 (0)", "3", "failed", "1.5"],
+    ]
+
+
+@pytest.mark.parametrize("metric", [TOP1, LOSS])
+def test_the_picture_shows_numbers_and_words(tmp_path: Path, metric: Metric) -> None:
+    swept = [Space.parse("visual.dropout=loguniform:0.01:1"), Space.parse("visual.optimizer.kind=choice:adam,sgd")]
+    trials = [
+        Trial(f"t{place}", {"visual.dropout": x, "visual.optimizer.kind": kind}, seed, state, value)
+        for place, (x, kind, seed, state, value) in enumerate(
+            [
+                (0.1, "adam", 0, "finished", 0.5),
+                (0.1, "adam", 1, "finished", 0.6),
+                (0.4, "sgd", 0, "stopped early", 0.3),
+                (0.9, "sgd", 0, "failed", None),
+            ]
+        )
+    ]
+    draw(tmp_path / "sweep.png", "sweep", trials, swept, metric)
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.size == (1620, 630)
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 10
+
+
+def test_the_picture_of_no_result_is_empty(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", "a", [trial(0.1, None, state="failed")], [Space.parse("visual.dropout=choice:0.1")], TOP1)
+    assert (tmp_path / "a.png").exists()

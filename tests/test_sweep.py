@@ -1,0 +1,188 @@
+"""Sweeps from the command line, on the test session's cluster and on their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import SmallWorld
+
+from groundray import config
+from groundray.storage import Folder
+from groundray.sweep import main
+from groundray.training import history
+
+RECALL = "grounding/text_to_image/recall@10"
+TEMPERATURES = "grounding.temperature=choice:0.05,0.1,1.0"
+
+
+def words(
+    world: SmallWorld, storage: Path, *more: str, stages: str = "grounding", space: str = TEMPERATURES
+) -> list[str]:
+    tracked = [
+        "--tracking.enabled=true",
+        f"--tracking.uri=sqlite:///{storage}/mlflow.db",
+        "--tracking.experiment=sweeps",
+    ]
+    settings = world.settings(f"--run.storage={storage}", "--run.name=tau", *tracked, stages=stages)
+    return ["--space", space, "--metric", RECALL, *settings, *more]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = words(
+        world, tmp_path, "--seeds=2", "--early-stopping=none", "--register=shown", stages="language,grounding"
+    )
+    assert main(given) == 0
+    said = capsys.readouterr()
+    assert "2 trials at once" in said.out
+    assert "language  trained once, for all trials" in said.out
+    assert "models:/shown@best is version 1" in said.out
+
+    trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
+    assert sorted((trial["values"]["grounding.temperature"], trial["seed"]) for trial in trials) == [
+        (temperature, seed) for temperature in (0.05, 0.1, 1.0) for seed in (0, 1)
+    ]
+    assert {trial["state"] for trial in trials} == {"finished"}
+    assert (tmp_path / "tau" / "sweep.png").stat().st_size > 10_000
+    assert (tmp_path / "tau" / "table.csv").read_text().count("\n") == 4
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("sweeps")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.mlflow.runName = 'tau'")
+    below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = client.search_runs([experiment.experiment_id], below)
+    assert {child.info.run_name for child in children} == {trial["name"] for trial in trials}
+    assert {child.info.status for child in children} == {"FINISHED"}
+    assert {child.data.params["grounding.temperature"] for child in children} == {"0.05", "0.1", "1.0"}
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"sweep.png", "table.csv"}
+    best = client.get_model_version_by_alias("shown", "best")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    model = Path(mlflow.artifacts.download_artifacts("models:/shown@best", dst_path=str(tmp_path / "downloaded")))
+    assert (model / "language" / "config.json").exists()
+    assert best.run_id in {child.info.run_id for child in children}
+
+    # the command that it prints trains the best trial's weights again
+    line = next(line for line in said.out.splitlines() if "python -m groundray.train" in line)
+    again = config.load("demo", line.split()[5:])
+    winner = max(trials, key=lambda trial: trial["value"])
+    assert line.split()[3:5] == ["--config", "demo"]
+    assert again.run.name == "tau-best"
+    assert winner["name"] in {path.name for path in (tmp_path / "tau" / "trials").iterdir()}
+
+    # once more: nothing is trained again, and nothing is logged twice
+    assert main(given) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert main([*given, "--resume"]) == 0
+    assert len(client.search_runs([experiment.experiment_id])) == 1 + len(children)
+
+
+def apart(world: SmallWorld, storage: Path, *more: str, space: str = TEMPERATURES) -> subprocess.Popen[str]:
+    """A sweep in a process of its own, with a cluster of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "groundray.sweep", *words(world, storage, *more, space=space)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=storage,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+    )
+
+
+@pytest.mark.ray
+def test_an_early_stopped_trial_of_two_workers_frees_them(world: SmallWorld, tmp_path: Path) -> None:
+    """The cluster holds one such trial at a time: the next can only begin once the workers of one that was stopped are
+    gone."""
+    more = [
+        "--scaling.num_workers=2",
+        "--scaling.cpus_per_worker=0.5",
+        "--grounding.epochs=4",
+        "--metric=grounding/loss",
+    ]
+    with apart(world, tmp_path, *more, space="grounding.optimizer.lr=choice:1e-3,1e-9,1e-10") as sweep:
+        said = sweep.communicate(timeout=280)[0]
+    assert sweep.returncode == 0, said
+    trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
+    ended = {trial["values"]["grounding.optimizer.lr"]: trial["state"] for trial in trials}
+    assert ended == {1e-3: "finished", 1e-9: "stopped early", 1e-10: "stopped early"}, said
+
+
+@pytest.mark.ray
+def test_a_killed_sweep_goes_on(world: SmallWorld, tmp_path: Path) -> None:
+    more = ["--early-stopping=none", "--max-concurrent=1"]
+    with apart(world, tmp_path, *more) as sweep:
+        said = ""
+        for line in sweep.stdout or ():
+            said += line
+            if "trial-00001  epoch 1" in line:
+                sweep.send_signal(signal.SIGTERM)
+    assert sweep.returncode == 130, said
+    assert "the same command with --resume goes on" in said
+    first = {path.name: path.stat().st_mtime for path in (tmp_path / "tau" / "trials" / "trial-00000").iterdir()}
+
+    with apart(world, tmp_path, *more, "--resume") as sweep:
+        said = sweep.communicate(timeout=200)[0]
+    assert sweep.returncode == 0, said
+    assert {
+        path.name: path.stat().st_mtime for path in (tmp_path / "tau" / "trials" / "trial-00000").iterdir()
+    } == first
+    trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
+    assert [trial["state"] for trial in trials] == ["finished"] * 3
+    for trial in trials:
+        events = [event for event, _ in history.read(Folder.at(tmp_path / "tau" / "trials" / trial["name"]), print)]
+        assert len(events) == len(set(map(str, events)))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("sweeps")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 4
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--max-concurrent=9"], "--max-concurrent: expected at most 2, got 9: a trial takes 1 CPUs and 0 GPUs"),
+        (["--scaling.cpus_per_worker=5"], "a trial takes 5 CPUs and 0 GPUs, the cluster has 2 and 0: use fewer"),
+        (["--scaling.use_gpu=true"], "a trial takes 1 CPUs and 1 GPUs, the cluster has 2 and 0"),
+        (["--num-samples=0"], "--num-samples: expected at least 1, got 0"),
+        (["--register", "--tracking.enabled=false"], "--register: expected tracking.enabled true"),
+        (["--metric=grounding/nothing"], "stage grounding reports loss"),
+        (["--space=grounding.dropout=uniform:1:0"], "expected the lower end before the higher"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_starts(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    assert main(words(world, tmp_path, *more)) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "tau").exists()
+
+
+def test_a_cluster_that_is_not_there_is_said(world: SmallWorld, tmp_path: Path) -> None:
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9", "RAY_gcs_rpc_server_reconnect_timeout_s": "1"}
+    began = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-m", "groundray.sweep", *words(world, tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert "127.0.0.1:9" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert time.monotonic() - began < 60
+    assert not (tmp_path / "tau").exists()
