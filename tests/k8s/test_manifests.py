@@ -270,11 +270,11 @@ def test_claims_config_maps_services_and_accounts_exist(objects: tuple[Object, .
 
 
 def test_services_find_their_pods(objects: tuple[Object, ...]) -> None:
-    served = of_kind(objects, "Deployment", "StatefulSet")
+    own = of_kind(objects, "Deployment", "StatefulSet")
     for service in of_kind(objects, "Service"):
         (behind,) = (
             thing
-            for thing in served
+            for thing in own
             if service["spec"]["selector"].items() <= thing["spec"]["template"]["metadata"]["labels"].items()
         )
         listening = {port["containerPort"] for one in containers(behind) for port in one["ports"]}
@@ -370,9 +370,15 @@ def test_a_job_that_is_tried_again_goes_on(jobs: list[Object]) -> None:
     assert len(runs) == len(jobs)
 
 
-def test_search_serves_what_the_run_made(objects: tuple[Object, ...], jobs: list[Object]) -> None:
+def served(objects: tuple[Object, ...]) -> Object:
+    """The one application of the search service."""
     (service,) = of_kind(objects, "RayService")
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    return application
+
+
+def test_search_serves_what_the_run_made(objects: tuple[Object, ...], jobs: list[Object]) -> None:
+    application = served(objects)
     (job,) = (job for job in jobs if job["metadata"]["name"] == "train")
     preparing, working = commands(job)
     run = settings_of(working).run
@@ -381,8 +387,8 @@ def test_search_serves_what_the_run_made(objects: tuple[Object, ...], jobs: list
 
 
 def test_search_can_be_built(objects: tuple[Object, ...]) -> None:
-    (service,) = of_kind(objects, "RayService")
-    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    application = served(objects)
+    assert application.keys() == {"name", "route_prefix", "import_path", "args"}  # Serve takes any other in silence
     module, _, builder = application["import_path"].partition(":")
     assert callable(getattr(importlib.import_module(module), builder))
 
