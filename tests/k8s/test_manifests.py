@@ -325,9 +325,10 @@ class Command(NamedTuple):
 
 
 def commands(job: Object) -> list[Command]:
-    """What a job runs, one after the other."""
+    """What a job runs, one after the other, when it is tried again."""
     shell, option, script = shlex.split(job["spec"]["entrypoint"])
     assert (shell, option) == ("sh", "-c")
+    script = re.sub(r"\$\(test -e \S+ && echo (\S+)\)", r"\1", script)
     found = []
     for words in (shlex.split(part) for part in script.split("&&")):
         assert words.pop(0) == "python"
@@ -338,7 +339,11 @@ def commands(job: Object) -> list[Command]:
 
 def settings_of(command: Command) -> config.Settings:
     """The settings that a training run or a sweep would have. Refuses what the command itself would refuse."""
-    options, rest = train._parser().parse_known_args(command.words)
+    if command.program.endswith(".py"):
+        parser = importlib.import_module("groundray.sweep")._parser("", ["any"], "any")
+    else:
+        parser = train._parser()
+    options, rest = parser.parse_known_args(command.words)
     return config.load(options.config, rest)
 
 
@@ -366,6 +371,11 @@ def test_a_job_that_is_tried_again_goes_on(jobs: list[Object]) -> None:
         assert {"--run.storage", "--run.name"} <= set(working.words), "a retry would begin anew"
         run = settings_of(working).run
         assert run.storage.startswith("/data/")
+        if working.program.endswith(".py"):  # a sweep that has begun goes on when it is told to, and only then
+            (seen,) = re.findall(r"\$\(test -e (\S+) && echo --resume\)", spec["entrypoint"])
+            definition = importlib.import_module("groundray.sweeping.sweep").DEFINITION
+            assert seen == f"{run.storage}/{run.name}/{definition}"
+            assert spec["entrypoint"].endswith("'"), "the submitter would look, which has no volume"
         runs.add((run.storage, run.name))
     assert len(runs) == len(jobs)
 
