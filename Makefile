@@ -44,7 +44,7 @@ lint: setup
 
 # Newest versions that fit pyproject.toml, for every platform, without addresses.
 lock: setup
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev --extra pretrained \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev --extra pretrained --extra postgres \
 		--no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:

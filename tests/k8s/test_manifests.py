@@ -1,0 +1,613 @@
+"""The image and the manifests in k8s/: each overlay is built once, and read as the API server and the operators do."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from groundray import config, prepare, train
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = ("cpu", "gpu", "kueue")
+KUBERNETES = "1.32"
+DOCKERFILE = (ROOT / "k8s" / "Dockerfile").read_text()
+README = (ROOT / "k8s" / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+COMPONENT = "app.kubernetes.io/component"
+QUEUE = "kueue.x-k8s.io/queue-name"
+Object = dict[str, Any]
+
+
+@functools.cache
+def build(overlay: str) -> tuple[Object, ...]:
+    """The objects of an overlay."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    built = subprocess.run(
+        [kubectl, "kustomize", str(ROOT / "k8s" / "overlays" / overlay)], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr
+    return tuple(yaml.load_all(built.stdout, yaml.CSafeLoader))
+
+
+@pytest.fixture(params=OVERLAYS)
+def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
+    return build(request.param)
+
+
+@pytest.fixture
+def jobs(objects: tuple[Object, ...]) -> list[Object]:
+    found = of_kind(objects, "RayJob")
+    assert {job["metadata"]["name"] for job in found} == {"train", "sweep"}
+    return found
+
+
+def of_kind(objects: tuple[Object, ...], *kinds: str) -> list[Object]:
+    return [thing for thing in objects if thing["kind"] in kinds]
+
+
+def name(thing: Object) -> str:
+    return f"{thing['kind']}/{thing['metadata']['name']}"
+
+
+def names(objects: tuple[Object, ...], kind: str) -> set[str]:
+    return {thing["metadata"]["name"] for thing in of_kind(objects, kind)}
+
+
+def nodes(tree: Any) -> Iterator[Any]:
+    """A tree and everything in it."""
+    yield tree
+    for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from nodes(below)
+
+
+def pods(tree: Any) -> list[Object]:
+    """Every pod specification in an object, whatever its kind."""
+    return [node for node in nodes(tree) if isinstance(node, dict) and "containers" in node]
+
+
+def containers(thing: Object) -> list[Object]:
+    """Every container of an object, with the one that KubeRay puts beside the head where it scales the cluster."""
+    own = [one for pod in pods(thing) for one in (*pod["containers"], *pod.get("initContainers", ()))]
+    beside = [{"name": "autoscaler", **node["autoscalerOptions"]} for node in nodes(thing) if scales(node)]
+    return own + beside
+
+
+def claims(pod: Object) -> dict[str, str]:
+    """The volume claims of a pod, by the name of the volume; pods here have no other volumes."""
+    return {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod.get("volumes", ())}
+
+
+def scales(node: Any) -> bool:
+    return isinstance(node, dict) and bool(node.get("enableInTreeAutoscaling"))
+
+
+# what the API server takes
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_takes_its_own_kinds(overlay: str) -> None:
+    known = [thing for thing in build(overlay) if not re.match(r"(ray\.io|kueue\.x-k8s\.io)/", thing["apiVersion"])]
+    assert {"Namespace", "Deployment", "StatefulSet", "PodDisruptionBudget"} <= {thing["kind"] for thing in known}
+    for thing in known:
+        kubernetes_validate.validate(thing, KUBERNETES, strict=True)
+
+
+def test_kuberay_takes_its_kinds(objects: tuple[Object, ...]) -> None:
+    for kind in ("RayCluster", "RayJob", "RayService"):
+        for thing in of_kind(objects, kind):
+            errors = [f"{error.json_path}: {error.message}" for error in kuberay(kind).iter_errors(thing)]
+            assert not errors, f"{name(thing)}: {errors}"
+
+
+@functools.cache
+def kuberay(kind: str) -> jsonschema.Draft202012Validator:
+    """What checks a kind of KubeRay's against its definition, which takes no field that it does not name."""
+    file = ROOT.parent / "shared" / "schemas" / f"ray.io_{kind.lower()}s.yaml"
+    if not file.is_file():
+        pytest.skip(f"KubeRay's definitions are not there: {file}")
+    definition = yaml.load(file.read_text(), yaml.CSafeLoader)
+    (version,) = (version for version in definition["spec"]["versions"] if version["name"] == "v1")
+    return jsonschema.Draft202012Validator(closed(version["schema"]["openAPIV3Schema"]))
+
+
+def closed(schema: Object) -> Object:
+    """A definition's schema as JSON Schema, with unknown fields refused; by itself it would let them pass."""
+    shut = dict(schema)
+    if shut.pop("x-kubernetes-int-or-string", False):
+        shut.pop("anyOf", None)
+        shut["type"] = ["integer", "string"]
+    if shut.pop("nullable", False):
+        shut["type"] = [shut["type"], "null"]
+    if "properties" in shut:
+        shut["properties"] = {field: closed(below) for field, below in shut["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            shut.setdefault("additionalProperties", False)
+    for below in ("items", "additionalProperties"):
+        if isinstance(shut.get(below), dict):
+            shut[below] = closed(shut[below])
+    return shut
+
+
+def test_definitions_are_closed() -> None:
+    schema = {
+        "properties": {
+            "port": {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]},
+            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+            "list": {"items": {"properties": {"name": {"type": "string", "nullable": True}}}},
+        }
+    }
+    check = jsonschema.Draft202012Validator(closed(schema))
+    assert check.is_valid({"port": 80, "labels": {"any": "thing"}, "list": [{"name": None}]})
+    assert check.is_valid({"port": "http"})
+    for wrong in ({"prot": 80}, {"port": 1.5}, {"labels": {"any": 1}}, {"list": [{"nmae": "x"}]}):
+        assert not check.is_valid(wrong)
+
+
+def test_everything_is_in_the_namespace_and_belongs_to_a_component(objects: tuple[Object, ...]) -> None:
+    (namespace,) = names(objects, "Namespace")
+    for thing in objects:
+        assert thing["metadata"]["labels"][COMPONENT] in {"platform", "cluster", "train", "sweep", "search"}
+        if thing["kind"] not in ("Namespace", "ResourceFlavor", "ClusterQueue"):
+            assert thing["metadata"]["namespace"] == namespace, name(thing)
+
+
+# what the pods may do, and what they need
+
+
+def test_no_pod_is_root_or_may_become_it(objects: tuple[Object, ...]) -> None:
+    (namespace,) = of_kind(objects, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for thing in objects:
+        for pod in pods(thing):
+            security = pod["securityContext"]
+            assert security["runAsNonRoot"], name(thing)
+            assert security["runAsUser"], name(thing)
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name(thing)
+        for container in containers(thing):
+            security = container["securityContext"]
+            assert security == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}, name(thing)
+
+
+def test_every_container_says_what_it_needs_and_what_it_may_use(objects: tuple[Object, ...]) -> None:
+    for thing in objects:
+        for container in containers(thing):
+            needs, may_use = container["resources"]["requests"], container["resources"]["limits"]
+            assert needs.keys() == may_use.keys() >= {"cpu", "memory"}, f"{name(thing)}: {container['name']}"
+            assert all(quantity(needs[key]) <= quantity(may_use[key]) for key in needs), name(thing)
+
+
+def quantity(text: Any) -> float:
+    """A quantity of Kubernetes as a number."""
+    number, unit = re.fullmatch(r"([\d.]+)(m|[KMGT]i)?", str(text)).groups()  # type: ignore[union-attr]
+    return float(number) * {None: 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
+
+
+def test_what_kuberay_does_not_watch_has_probes(objects: tuple[Object, ...]) -> None:
+    for thing in of_kind(objects, "Deployment", "StatefulSet"):
+        for container in containers(thing):
+            assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys(), name(thing)
+
+
+def test_heads_are_never_evicted_and_search_never_ends(objects: tuple[Object, ...]) -> None:
+    budgets = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "PodDisruptionBudget")}
+    heads = len(of_kind(objects, "RayCluster", "RayJob", "RayService"))
+    assert budgets["ray-heads"]["selector"]["matchLabels"] == {"ray.io/node-type": "head"}
+    assert budgets["ray-heads"]["minAvailable"] > 2 * heads  # a service has two while it is upgraded
+    assert budgets["search"]["minAvailable"] == 1
+
+
+def test_no_service_becomes_a_setting(objects: tuple[Object, ...]) -> None:
+    """Kubernetes tells pods of the service `mlflow` as MLFLOW_PORT, which MLflow reads as its own."""
+    for thing in objects:
+        assert all(pod["enableServiceLinks"] is False for pod in pods(thing)), name(thing)
+
+
+# what is referred to is there
+
+
+def test_no_secret_is_in_a_manifest(objects: tuple[Object, ...]) -> None:
+    assert not of_kind(objects, "Secret")
+    for thing in objects:
+        for node in nodes(thing):
+            if isinstance(node, dict) and re.search(r"PASSWORD|TOKEN|SECRET|KEY|CREDENTIAL", str(node.get("name"))):
+                assert "value" not in node, f"{name(thing)}: {node}"
+            if isinstance(node, str):
+                assert not re.search(r"://[^/\s]*:[^/\s]*@", node), f"{name(thing)}: {node}"
+
+
+def test_every_secret_is_made_by_the_readme(objects: tuple[Object, ...]) -> None:
+    made = {
+        (secret, key)
+        for secret, rest in re.findall(r"create secret generic (\S+)((?:\\\n|[^\n])*)", README)
+        for key in re.findall(r"--from-literal=(\w+)=", rest)
+    }
+    wanted = set()
+    for node in nodes(list(objects)):
+        if not isinstance(node, dict):
+            continue
+        if key := node.get("secretKeyRef"):
+            wanted.add((key["name"], key["key"]))
+        if (whole := node.get("secretRef")) and not whole.get("optional"):
+            wanted |= {(whole["name"], "")}
+        if auth := node.get("authOptions"):
+            wanted.add((auth["secretName"], "auth_token"))
+    assert wanted == {("postgres", "password"), ("ray-token", "auth_token")} <= made
+
+
+def test_claims_config_maps_services_and_accounts_exist(objects: tuple[Object, ...]) -> None:
+    for thing in objects:
+        for pod in pods(thing):
+            assert pod.get("serviceAccountName") is None
+            assert set(claims(pod).values()) <= names(objects, "PersistentVolumeClaim"), name(thing)
+            of_set = thing["spec"].get("volumeClaimTemplates", ())
+            known = claims(pod).keys() | {template["metadata"]["name"] for template in of_set}
+            for container in pod["containers"]:
+                assert {mount["name"] for mount in container.get("volumeMounts", ())} <= known, name(thing)
+        for node in nodes(thing):
+            if isinstance(node, dict) and "configMapRef" in node:
+                assert node["configMapRef"]["name"] in names(objects, "ConfigMap")
+    (database,) = of_kind(objects, "StatefulSet")
+    assert database["spec"]["serviceName"] in names(objects, "Service")
+
+
+def test_services_find_their_pods(objects: tuple[Object, ...]) -> None:
+    own = of_kind(objects, "Deployment", "StatefulSet")
+    for service in of_kind(objects, "Service"):
+        (behind,) = (
+            thing
+            for thing in own
+            if service["spec"]["selector"].items() <= thing["spec"]["template"]["metadata"]["labels"].items()
+        )
+        listening = {port["containerPort"] for one in containers(behind) for port in one["ports"]}
+        assert {port["port"] for port in service["spec"]["ports"]} <= listening
+
+
+def test_runs_find_mlflow_and_mlflow_its_database(objects: tuple[Object, ...]) -> None:
+    (shared,) = of_kind(objects, "ConfigMap")
+    tracking = urlsplit(shared["data"]["MLFLOW_TRACKING_URI"])
+    assert tracking.hostname in names(objects, "Service")
+    (server,) = (one for thing in of_kind(objects, "Deployment") for one in containers(thing))
+    options = dict(word.removeprefix("--").partition("=")[::2] for word in server["args"])
+    assert tracking.port == int(options["port"])
+    assert any(fnmatch(tracking.netloc, host) for host in options["allowed-hosts"].split(","))
+    assert any(fnmatch("localhost:5000", host) for host in options["allowed-hosts"].split(","))
+    assert options["artifacts-destination"] in {mount["mountPath"] for mount in server["volumeMounts"]}
+
+    own = {variable["name"]: variable.get("value") for variable in server["env"]}
+    (database,) = (one for thing in of_kind(objects, "StatefulSet") for one in containers(thing))
+    there = {variable["name"]: variable.get("value") for variable in database["env"]}
+    store = urlsplit(own["MLFLOW_BACKEND_STORE_URI"])
+    assert store.hostname in names(objects, "Service")
+    assert (store.username, store.path) == (there["POSTGRES_USER"], f"/{there['POSTGRES_DB']}")
+    assert own.keys() >= {"PGPASSWORD"}
+
+
+def test_ray_pods_share_the_data_and_the_settings(objects: tuple[Object, ...]) -> None:
+    for thing in of_kind(objects, "RayCluster", "RayJob", "RayService"):
+        for container in (one for pod in pods(thing) if "volumes" in pod for one in pod["containers"]):
+            assert container["volumeMounts"] == [{"name": "data", "mountPath": "/data"}], name(thing)
+            assert {"configMapRef": {"name": "groundray"}} in container["envFrom"], name(thing)
+
+
+@pytest.mark.parametrize(("overlay", "mode"), [("cpu", "ReadWriteOnce"), ("gpu", "ReadWriteMany")])
+def test_many_nodes_need_a_volume_for_many(overlay: str, mode: str) -> None:
+    (claim,) = (one for one in of_kind(build(overlay), "PersistentVolumeClaim") if one["metadata"]["name"] == "data")
+    assert claim["spec"]["accessModes"] == [mode]
+
+
+# the commands
+
+
+class Command(NamedTuple):
+    """A Python module or script, and the words after it."""
+
+    program: str
+    words: list[str]
+
+
+def commands(job: Object) -> list[Command]:
+    """What a job runs, one after the other, when it is tried again."""
+    shell, option, script = shlex.split(job["spec"]["entrypoint"])
+    assert (shell, option) == ("sh", "-c")
+    script = re.sub(r"\$\(test -e \S+ && echo (\S+)\)", r"\1", script)
+    found = []
+    for words in (shlex.split(part) for part in script.split("&&")):
+        assert words.pop(0) == "python"
+        module = words[0] == "-m"
+        found.append(Command(words[module], words[module + 1 :]))
+    return found
+
+
+def settings_of(command: Command) -> config.Settings:
+    """The settings that a training run or a sweep would have. Refuses what the command itself would refuse."""
+    if command.program.endswith(".py"):
+        parser = importlib.import_module("groundray.sweep")._parser("", ["any"], "any")
+    else:
+        parser = train._parser()
+    options, rest = parser.parse_known_args(command.words)
+    return config.load(options.config, rest)
+
+
+def test_commands_exist_and_take_their_words(jobs: list[Object]) -> None:
+    for job in jobs:
+        preparing, working = commands(job)
+        assert preparing.program == "groundray.prepare"
+        prepared = prepare._parser().parse_args(preparing.words)
+        settings = settings_of(working)
+        if working.program.endswith(".py"):
+            assert (ROOT / working.program).is_file(), working.program
+        else:
+            assert callable(importlib.import_module(working.program).main)
+        for stage in settings.stages:  # in the image, a preset's data/ is /data
+            assert Path("/", settings.stage(stage).train).is_relative_to(prepared.out)
+
+
+def test_a_job_that_is_tried_again_goes_on(jobs: list[Object]) -> None:
+    runs = set()
+    for job in jobs:
+        spec, (_, working) = job["spec"], commands(job)
+        assert spec["backoffLimit"] > 0
+        assert spec["shutdownAfterJobFinishes"]
+        assert spec["ttlSecondsAfterFinished"] > 0
+        assert {"--run.storage", "--run.name"} <= set(working.words), "a retry would begin anew"
+        run = settings_of(working).run
+        assert run.storage.startswith("/data/")
+        if working.program.endswith(".py"):  # a sweep that has begun goes on when it is told to, and only then
+            (seen,) = re.findall(r"\$\(test -e (\S+) && echo --resume\)", spec["entrypoint"])
+            definition = importlib.import_module("groundray.sweeping.sweep").DEFINITION
+            assert seen == f"{run.storage}/{run.name}/{definition}"
+            assert spec["entrypoint"].endswith("'"), "the submitter would look, which has no volume"
+        runs.add((run.storage, run.name))
+    assert len(runs) == len(jobs)
+
+
+def served(objects: tuple[Object, ...]) -> Object:
+    """The one application of the search service."""
+    (service,) = of_kind(objects, "RayService")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    return application
+
+
+def test_search_serves_what_the_run_made(objects: tuple[Object, ...], jobs: list[Object]) -> None:
+    application = served(objects)
+    (job,) = (job for job in jobs if job["metadata"]["name"] == "train")
+    preparing, working = commands(job)
+    run = settings_of(working).run
+    assert application["args"]["checkpoint"] == f"{run.storage}/{run.name}/model"
+    assert Path(application["args"]["images"]).is_relative_to(prepare._parser().parse_args(preparing.words).out)
+
+
+def test_search_can_be_built(objects: tuple[Object, ...]) -> None:
+    application = served(objects)
+    assert application.keys() == {"name", "route_prefix", "import_path", "args"}  # Serve takes any other in silence
+    module, _, builder = application["import_path"].partition(":")
+    assert callable(getattr(importlib.import_module(module), builder))
+
+
+# the clusters
+
+
+class Room(NamedTuple):
+    """What Ray has of one of its nodes, and how many there are to begin with."""
+
+    cpus: float
+    gpus: int
+    nodes: int
+
+
+def room(cluster: Object) -> list[Room]:
+    """The nodes of a cluster that are there when its job starts, as `ray start` is told by KubeRay."""
+    groups = [{**cluster["headGroupSpec"], "replicas": 1}, *cluster["workerGroupSpecs"]]
+    found = []
+    for group in groups:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        cpus = float(group["rayStartParams"].get("num-cpus", quantity(limits["cpu"])))
+        found.append(Room(cpus, int(limits.get("nvidia.com/gpu", 0)), group["replicas"]))
+    return found
+
+
+def test_a_cluster_holds_the_run_that_starts_on_it(jobs: list[Object]) -> None:
+    from groundray.runtime.resources import Resources  # brings Ray and torch
+
+    for job in jobs:
+        settings, there = settings_of(commands(job)[-1]), room(job["spec"]["rayClusterSpec"])
+        scaling = settings.scaling
+        Resources(
+            workers=scaling.least,
+            worker_cpus=scaling.cpus_per_worker,
+            gpus=scaling.least if scaling.use_gpu else 0,
+            cluster_cpus=sum(one.cpus * one.nodes for one in there),
+            cluster_gpus=sum(one.gpus * one.nodes for one in there),
+            where=name(job),
+        ).check()
+        fit = sum(places(one, scaling) * one.nodes for one in there)
+        assert fit >= scaling.least, f"{name(job)}: room for {fit} workers of {scaling.least}"
+
+
+def places(node: Room, scaling: config.Scaling) -> int:
+    """How many training workers a node has room for."""
+    by_cpu = int(node.cpus / scaling.cpus_per_worker)
+    return min(by_cpu, node.gpus) if scaling.use_gpu else by_cpu
+
+
+def test_one_cluster_is_described_once(objects: tuple[Object, ...], jobs: list[Object]) -> None:
+    (cluster,) = (one["spec"] for one in of_kind(objects, "RayCluster"))
+    (service,) = (one["spec"]["rayClusterConfig"] for one in of_kind(objects, "RayService"))
+    for job in jobs:
+        if QUEUE not in job["metadata"]["labels"]:
+            assert job["spec"]["rayClusterSpec"] == cluster, name(job)
+    (plain,) = (group["template"] for group in cluster["workerGroupSpecs"] if group["groupName"] == "cpu")
+    assert service["workerGroupSpecs"][0]["template"] == plain
+    assert all(service[key] == cluster[key] for key in ("rayVersion", "authOptions", "headGroupSpec"))
+
+
+def test_only_who_has_the_token_may_use_ray(objects: tuple[Object, ...]) -> None:
+    clusters = [node for node in nodes(list(objects)) if isinstance(node, dict) and "headGroupSpec" in node]
+    assert len(clusters) == 4
+    assert all(cluster["authOptions"]["mode"] == "token" for cluster in clusters)
+
+
+def test_a_worker_that_is_evicted_has_time_to_give_notice(objects: tuple[Object, ...]) -> None:
+    from ray.scripts.scripts import drain_node
+
+    groups = [node for node in nodes(list(objects)) if isinstance(node, dict) and "groupName" in node]
+    assert groups
+    for pod in (group["template"]["spec"] for group in groups):
+        *shell, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        draining, waiting = (shlex.split(part) for part in script.split("&&"))
+        assert shell == ["sh", "-c"]
+        assert draining[0] == "timeout"
+        assert draining[2:4] == ["ray", "drain-node"]
+        assert drain_node.make_context("drain-node", draining[4:]).params["deadline_remaining_seconds"] > 0
+        assert waiting[0] == "sleep"
+        assert int(draining[1]) + int(waiting[1]) < pod["terminationGracePeriodSeconds"]
+
+
+def test_gpu_workers_grow_and_run_on_spot_nodes() -> None:
+    (cluster,) = (one["spec"] for one in of_kind(build("gpu"), "RayCluster"))
+    gpu = next(group for group in cluster["workerGroupSpecs"] if group["groupName"] == "gpu")
+    assert cluster["enableInTreeAutoscaling"]
+    assert 1 <= gpu["minReplicas"] <= gpu["replicas"] < gpu["maxReplicas"]
+    tolerated = {toleration["key"] for toleration in gpu["template"]["spec"]["tolerations"]}
+    assert {"nvidia.com/gpu", "cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority"} == tolerated
+    assert "tolerations" not in cluster["headGroupSpec"]["template"]["spec"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_a_queued_job_is_of_fixed_size_and_fits_its_queue() -> None:
+    objects = build("kueue")
+    (queue,) = of_kind(objects, "LocalQueue")
+    (shared,) = of_kind(objects, "ClusterQueue")
+    assert queue["spec"]["clusterQueue"] == shared["metadata"]["name"]
+    (group,) = shared["spec"]["resourceGroups"]
+    assert {flavor["name"] for flavor in group["flavors"]} <= names(objects, "ResourceFlavor")
+    assert shared["spec"]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] in names(
+        objects, "Namespace"
+    )
+    quota = {one["name"]: quantity(one["nominalQuota"]) for one in group["flavors"][0]["resources"]}
+    assert set(group["coveredResources"]) == quota.keys()
+    for job in of_kind(objects, "RayJob"):
+        assert job["metadata"]["labels"][QUEUE] == queue["metadata"]["name"]
+        cluster = job["spec"]["rayClusterSpec"]
+        assert not cluster.get("enableInTreeAutoscaling")
+        groups = cluster["workerGroupSpecs"]
+        assert all(one["minReplicas"] == one["replicas"] == one["maxReplicas"] for one in groups)
+        gang = [(1, job["spec"]["submitterPodTemplate"]), (1, cluster["headGroupSpec"]["template"])]
+        gang += [(one["replicas"], one["template"]) for one in groups]
+        asked = dict.fromkeys(quota, 0.0)
+        for count, template in gang:
+            for key, amount in template["spec"]["containers"][0]["resources"]["requests"].items():
+                asked[key] += count * quantity(amount)
+        assert all(asked[key] <= quota[key] for key in quota), f"{name(job)} asks for {asked}"
+
+
+# the image, and what agrees with it
+
+
+def pinned() -> dict[str, str]:
+    """The versions in requirements.lock, by package."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return {line.split("==")[0]: line.split("==")[1].split(" ")[0] for line in lines if "==" in line}
+
+
+def test_ray_is_of_one_version(objects: tuple[Object, ...]) -> None:
+    told = {node["rayVersion"] for node in nodes(list(objects)) if isinstance(node, dict) and "rayVersion" in node}
+    assert told == {pinned()["ray"]}
+
+
+def test_one_image_of_this_version(objects: tuple[Object, ...]) -> None:
+    images = {container["image"] for thing in objects for container in containers(thing) if "image" in container}
+    (own,) = (image for image in images if "groundray" in image)
+    assert own.rpartition(":")[2] == PROJECT["version"]
+    tags = set(re.findall(r"groundray:([\w.]+)", DOCKERFILE + README))
+    assert tags == {PROJECT["version"]}
+    assert all(re.search(r":[\d.]+", image) for image in images), "an image without a version"
+
+
+def test_the_image_has_a_python_and_the_packages_that_groundray_needs() -> None:
+    (base,) = re.findall(r"^ARG PYTHON_IMAGE=python:([\d.]+)-slim-\w+$", DOCKERFILE, re.MULTILINE)
+    assert base in SpecifierSet(PROJECT["requires-python"])
+    extras = re.findall(r"--extra (\w+)", DOCKERFILE)
+    assert "dev" not in extras
+    needed = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    locked = pinned()
+    for requirement in map(Requirement, needed):
+        assert requirement.name in locked, f"{requirement.name} is not in requirements.lock: run make lock"
+        assert requirement.specifier.contains(locked[requirement.name])
+    assert "--constraint requirements.lock" in DOCKERFILE
+
+
+def test_the_image_has_the_driver_of_the_database(objects: tuple[Object, ...]) -> None:
+    """SQLAlchemy takes psycopg for postgresql://, from 2.1 on."""
+    (server,) = (one for thing in of_kind(objects, "Deployment") for one in containers(thing))
+    (store,) = (one["value"] for one in server["env"] if one["name"] == "MLFLOW_BACKEND_STORE_URI")
+    assert store.startswith("postgresql://")
+    assert tuple(map(int, pinned()["sqlalchemy"].split(".")[:2])) >= (2, 1)
+    extras = PROJECT["optional-dependencies"]
+    assert any(Requirement(line).name == "psycopg" for line in extras["postgres"])
+    assert "--extra postgres" in DOCKERFILE
+
+
+def test_the_image_is_built_of_what_reaches_the_builder() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()
+    }
+    assert copied == kept
+    assert {PROJECT["readme"], *PROJECT["license-files"]} <= kept
+
+
+def test_the_image_is_not_root_and_names_no_index() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    assert len(stages) == 2
+    (user,) = re.findall(r"^USER (\d+):\d+$", stages[-1], re.MULTILINE)
+    assert int(user) > 0
+    assert "://" not in DOCKERFILE
+    assert re.search(r"^ARG PIP_INDEX_URL$", DOCKERFILE, re.MULTILINE), "an argument without a default"
+
+
+# the page
+
+
+def shell_lines() -> list[str]:
+    """The commands on the page."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_the_page_names_what_there_is() -> None:
+    objects = build("gpu")
+    components = {thing["metadata"]["labels"][COMPONENT] for thing in objects}
+    lines = shell_lines()
+    folders = {word for line in lines for word in re.findall(r"(?:-k|--file|-f) (k8s/\S+)", line)}
+    assert {"k8s/overlays/cpu", "k8s/Dockerfile"} <= folders
+    assert all((ROOT / folder).exists() for folder in folders)
+    selected = {word for line in lines for word in re.findall(rf"-l {COMPONENT}=(\w+)", line)}
+    assert selected <= components
+    assert {"platform", "train"} <= selected
+
+
+def test_the_page_trains_with_real_settings() -> None:
+    told = [shlex.split(line, comments=True) for line in shell_lines() if "groundray.train" in line]
+    for words in told:
+        settings_of(Command("groundray.train", words[words.index("groundray.train") + 1 :]))
+    assert told
