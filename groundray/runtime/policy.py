@@ -5,8 +5,11 @@ Both are Ray's own with a decision of ours on top; `Trainer` puts them in place 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from ray.exceptions import RayTaskError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.failure_handling.default import (
@@ -205,7 +209,24 @@ class Trainer(TorchTrainer):
             else FixedWorkers(self.scaling_config, patience)
         )
         kwargs["failure_policy"] = Recovery(scaling.max_failures, self._mailbox)
-        return super()._initialize_and_run_controller(**kwargs)
+        with _named_to_ray_train():
+            return super()._initialize_and_run_controller(**kwargs)
+
+
+@contextlib.contextmanager
+def _named_to_ray_train() -> Iterator[None]:
+    """Meanwhile a controller that is started knows its cluster's address. Ray's actor that frees the places of workers
+    whose driver has gone asks for the driver by it, and else asks the newest cluster of the machine (Ray 2.60)."""
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def is_final(failure: BaseException) -> bool:
