@@ -147,10 +147,11 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
             if not (folder / BEFORE).exists(run.RESULT):
                 launch.train(before, reporter.observe)
         runtime.features(sweep, reporter.observe)
-        trials = runtime.carry_out(sweep, concurrent, log.run_id if log else None, options.resume, console.print)
+        trials, interrupted = runtime.carry_out(
+            sweep, concurrent, log.run_id if log else None, options.resume, console.print
+        )
 
     winner = _show(sweep, options, trials, console)
-    interrupted = any(trial.state == "unfinished" for trial in trials)
     if log:
         best = {str(sweep.metric): winner.value} if winner and winner.value is not None else {}
         log.close(folder, best, [TABLE, OUTCOMES, PICTURE], finished=not interrupted)

@@ -14,8 +14,9 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pickle import UnpicklingError
+from types import FrameType
 from typing import Any
 
 import ray
@@ -151,8 +152,8 @@ def features(sweep: Sweep, observe: Callable[[Event], None]) -> None:
 
 def carry_out(
     sweep: Sweep, concurrent: int, parent: str | None, resume: bool, tell: Callable[[str], None]
-) -> list[Trial]:
-    """Run all trials that are not done yet, and say how all ended; on Ctrl-C or SIGTERM, how far they are.
+) -> tuple[list[Trial], bool]:
+    """Run all trials that are not done yet: how all ended, or how far they are, and whether Ctrl-C or SIGTERM came.
 
     Args:
         concurrent: trials at once.
@@ -184,15 +185,17 @@ def carry_out(
             verbose=0,
         ),
     )
-    with _sigterm_as_ctrl_c(), _telling(tell):
+    with _interruptible() as received, _told(tell) as under_way:
         grid = tuner.fit()
     trials = [_trial(sweep, one) for one in grid._experiment_analysis.trials]
+    if received:  # Tune has ended those that were under way
+        trials = [replace(one, state="unfinished") if one.name in under_way else one for one in trials]
     for trial in trials:
         if parent is not None and trial.state != "finished":  # whoever ended it left its MLflow run as it was
             settings = plan.settings(trial.all_values, trial.name)
             if run.folder_of(settings).exists(run.CONFIG) and (tracker := plan.tracker(settings, tell)):
                 tracker.close(None, "FAILED" if trial.state == "failed" else "KILLED")
-    return trials
+    return trials, bool(received)
 
 
 def _restored(sweep: Sweep, trainable: Any, tell: Callable[[str], None]) -> tune.Tuner | None:
@@ -297,7 +300,7 @@ class _Tells(tune.Callback):
         self._sweep = sweep
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        LOG.info(f"{name_of(trial)}  starts  {told(trial.config)}")
+        LOG.info(f"{name_of(trial)}  starts  {told(trial.config)}", extra={"trial": name_of(trial), "starts": True})
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -308,10 +311,10 @@ class _Tells(tune.Callback):
         )
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        LOG.info(f"{name_of(trial)}  {_ended(self._sweep, trial)}")
+        LOG.info(f"{name_of(trial)}  {_ended(self._sweep, trial)}", extra={"trial": name_of(trial), "ends": True})
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        LOG.info(f"{name_of(trial)}  failed: {_error(trial)}")
+        LOG.info(f"{name_of(trial)}  failed: {_error(trial)}", extra={"trial": name_of(trial), "ends": True})
 
 
 def _trial(sweep: Sweep, trial: TuneTrial) -> Trial:
@@ -348,24 +351,43 @@ def _error(trial: TuneTrial) -> str:
 
 
 @contextlib.contextmanager
-def _telling(tell: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile the callback's lines come to `tell`."""
+def _told(tell: Callable[[str], None]) -> Iterator[set[str]]:
+    """Meanwhile the callback's lines come to `tell`; the names of the trials that are under way."""
+    under_way: set[str] = set()
     handler = logging.Handler()
-    handler.emit = lambda record: tell(record.getMessage())
+
+    def emit(record: logging.LogRecord) -> None:
+        tell(record.getMessage())
+        if getattr(record, "starts", None):
+            under_way.add(record.trial)  # type: ignore[attr-defined]
+        elif getattr(record, "ends", None):
+            under_way.discard(record.trial)  # type: ignore[attr-defined]
+
+    handler.emit = emit
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     LOG.addHandler(handler)
     try:
-        yield
+        yield under_way
     finally:
         LOG.removeHandler(handler)
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Meanwhile SIGTERM does what Ctrl-C does: Tune writes its state and ends."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+def _interruptible() -> Iterator[list[int]]:
+    """Meanwhile Ctrl-C and SIGTERM let Tune write its state and end, a second one ends it as it is; those received."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGUSR1)  # which Tune listens to, and says nothing else by
+
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
