@@ -120,22 +120,20 @@ class _Log:
         """The MLflow run of a training run: found by its tag, or made with all that is known at the start."""
         client, number = _client(settings)
         run_id = _found(client, number, folder)
-        if run_id:
-            logged = {
-                (prefix, point.step)
-                for prefix in (stage + place for stage in settings.stages for place in PLACES.values())
-                for point in client.get_metric_history(run_id, f"{prefix}/loss")
-            }
-            for name, place in (("attempts", "attempted"), ("first_step_seconds", "recovered")):
-                logged |= {(place, point.step) for point in client.get_metric_history(run_id, f"recovery/{name}")}
-            return _Log(client, run_id, logged, attaches_model=parent is None)
-
-        flat = {**dict(flatten(settings.model_dump(mode="json"))), "scaling.chunks": settings.chunks}
-        known = flat | {f"data.{name}.fingerprint": value for name, value in fingerprints.items()}
-        versions = {f"version.{name}": _version(name) for name in PACKAGES}
-        tags = versions | ({"mlflow.parentRunId": parent} if parent else {})
-        run_id = _created(client, number, settings, folder, "groundray.train", known, tags)
-        return _Log(client, run_id, set(), attaches_model=parent is None)
+        if run_id is None:
+            flat = {**dict(flatten(settings.model_dump(mode="json"))), "scaling.chunks": settings.chunks}
+            known = flat | {f"data.{name}.fingerprint": value for name, value in fingerprints.items()}
+            versions = {f"version.{name}": _version(name) for name in PACKAGES}
+            tags = versions | ({"mlflow.parentRunId": parent} if parent else {})
+            run_id = _created(client, number, settings, folder, "groundray.train", known, tags)
+        logged = {
+            (prefix, point.step)
+            for prefix in (stage + place for stage in settings.stages for place in PLACES.values())
+            for point in client.get_metric_history(run_id, f"{prefix}/loss")
+        }
+        for name, place in (("attempts", "attempted"), ("first_step_seconds", "recovered")):
+            logged |= {(place, point.step) for point in client.get_metric_history(run_id, f"recovery/{name}")}
+        return _Log(client, run_id, logged, attaches_model=parent is None)
 
     def metrics(self, events: Sequence[Event]) -> None:
         """Log steps as `grounding/loss` and so on, validation as `grounding/val/loss`, and what a stage ended with as
@@ -241,11 +239,16 @@ def _client(settings: Settings) -> tuple[Any, str]:
 
 def _found(client: Any, experiment: str, folder: Folder) -> str | None:
     """The MLflow run of what is kept in a folder, running again; None if there is none yet."""
-    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{folder}'", max_results=1)
-    if not found:
-        return None
-    client.update_run(found[0].info.run_id, status="RUNNING")
-    return found[0].info.run_id
+    run_id = _oldest(client, experiment, folder)
+    if run_id:
+        client.update_run(run_id, status="RUNNING")
+    return run_id
+
+
+def _oldest(client: Any, experiment: str, folder: Folder) -> str | None:
+    """Of what may be several runs for a moment, made by processes that do not know of each other."""
+    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{folder}'")
+    return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]
 
 
 def _created(
@@ -257,11 +260,15 @@ def _created(
     known: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> str:
-    """A new MLflow run, with what is known at the start as its parameters."""
+    """A new MLflow run, with what is known at the start as its parameters; or that of who was first, if two try at
+    once, as a trial that is ended and the sweep that closes its run."""
     from mlflow.entities import Param
 
     named = {RUN_TAG: str(folder), "mlflow.source.name": source, "git.commit": git_commit()}
     run_id = client.create_run(experiment, run_name=settings.run.name, tags={**named, **tags}).info.run_id
+    if (first := _oldest(client, experiment, folder)) not in (None, run_id):
+        client.delete_run(run_id)
+        return first
     parameters = [Param(name, str(value)) for name, value in known.items()]
     for start in range(0, len(parameters), MOST_PARAMETERS):
         client.log_batch(run_id, params=parameters[start : start + MOST_PARAMETERS])

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from groundray import tracking
 from groundray.config import Settings
 from groundray.storage import Folder
 from groundray.tracking import Tracker
@@ -146,3 +147,17 @@ def test_a_damaged_history_keeps_no_run_open(tmp_path: Path, folder: Folder, mon
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
+
+
+def test_two_who_begin_at_once_are_one_run(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither finds a run, both make one: the later leaves its own for the other's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "_found", lambda *_: None)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert track(uri, folder, range(1, 4)) == []
+    assert track(uri, folder, range(4, 6)) == []
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (one,) = client.search_runs([experiment.experiment_id])
+    assert [point.step for point in client.get_metric_history(one.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]
