@@ -22,6 +22,7 @@ from groundray.data.stream import Kept, Source, Step, assemble, decode, nothing,
 from groundray.model.language import load_tokenizer
 from groundray.runtime import policy
 from groundray.runtime import stream as runtime
+from groundray.runtime.resources import Feed
 from groundray.stage.grounding import GroundingStage
 from groundray.storage import Folder
 
@@ -95,7 +96,7 @@ def test_a_sample_that_cannot_be_decoded_is_named(stage: GroundingStage, tmp_pat
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sample_that_cannot_be_decoded_is_named_on_ray_and_ends_a_run(stage: GroundingStage, tmp_path: Path) -> None:
     """Ray Data's own words would be "UDF failed to process a data block", and the run would try again."""
-    steps = runtime.stream(with_a_broken_image(stage, tmp_path), Cursor(), 1, 0, 1, cpus=1.0, prefetch=1)
+    steps = runtime.stream(with_a_broken_image(stage, tmp_path), Cursor(), 1, 0, 1, feed=Feed(1.0, 1.0), prefetch=1)
     with pytest.raises(RayTaskError) as caught:
         list(steps)
     assert policy.is_final(caught.value)

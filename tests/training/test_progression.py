@@ -39,14 +39,15 @@ def whole(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return storage / "demo", alone(world.settings(f"--run.storage={storage}", stages=STAGES))
 
 
-def test_every_stage_is_run_and_told_of(whole: tuple[Path, list[Event]]) -> None:
+def test_every_stage_is_run_and_told_of(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
     folder, events = whole
+    settings = config.load("demo", world.settings(stages=STAGES))
     done = {event.stage: event.metrics for event in events if isinstance(event, StageDone)}
     assert ",".join(done) == STAGES
     assert json.loads((folder / "result.json").read_text())["stages"] == done
     assert all(math.isfinite(value) for metrics in done.values() for value in metrics.values())
     reported = {event.stage: set(event.metrics) for event in events if isinstance(event, EpochDone)}
-    assert reported == {stage.name: set(stage.reports) for stage in run.check(config.load(folder / "config.yaml"))}
+    assert reported == {stage.name: set(stage.reports) for stage in run.check(settings)}
     assert {"top1", "top5", "without_image/top1"} <= set(done["visual"])
     assert {"perplexity", "accuracy"} <= set(done["language"])
     assert not any(name.startswith("without_image") for name in done["language"])  # there is none to withhold
