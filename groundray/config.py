@@ -495,6 +495,15 @@ def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
         raise SettingsError(_explain(error, ", ".join(f"{name} {value}" for name, value in values.items()))) from None
 
 
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """A line for each name whose value is not the same in both."""
+    return [
+        f"  {name}: {there.get(name)!r} there, {here.get(name)!r} now"
+        for name in {**here, **there}
+        if there.get(name) != here.get(name)
+    ]
+
+
 def words(settings: Settings, below: Settings) -> list[str]:
     """Command-line words that give these settings where a preset or file gives those below."""
     there, here = (dict(flatten(one.model_dump(mode="json"))) for one in (below, settings))

@@ -35,7 +35,8 @@ def main(
     metric: str | None = None,
     name: str = "sweep",
 ) -> int:
-    """The exit status: 0 all trials ended, 1 none came to a value, 2 a sweep that cannot be, 130 interrupted.
+    """The exit status: 0 all trials ended, 1 none came to a value, 2 a sweep that cannot be, 130 or 143 ended by Ctrl-C
+    or SIGTERM.
 
     Args:
         words: of the command line.
@@ -51,10 +52,15 @@ def main(
     try:
         sweep = _sweep(options, overrides)
         sweep.check()
-        return _carry_out(sweep, options, console, errors)
+        status = _carry_out(sweep, options, console, errors)
     except (SettingsError, OSError, ValueError) as error:
         errors.print(f"error: {error}")
         return EXIT_USAGE
+    except KeyboardInterrupt:  # before there was anything to write down
+        status = EXIT_INTERRUPTED
+    if status >= EXIT_INTERRUPTED:
+        errors.print("interrupted: the same command with --resume goes on")
+    return status
 
 
 def _parser(about: str, space: Sequence[str], metric: str | None) -> argparse.ArgumentParser:
@@ -126,42 +132,42 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
 
 def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, errors: Console) -> int:
     from groundray.progress import Reporter
-    from groundray.runtime import launch
+    from groundray.running import EXIT_SIGNAL, Signals, carry_out
     from groundray.runtime import sweep as runtime
     from groundray.sweeping.definition import BEFORE, OUTCOMES, PICTURE, TABLE, TRIALS
     from groundray.tracking import SweepLog
     from groundray.training import run
 
-    began, reporter, folder = time.monotonic(), Reporter(console), sweep.folder
+    began, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
     with runtime.connected(sweep, options.max_concurrent, options.verbose) as concurrent:
         sweep.claim(options.resume)
         console.print(f"sweep  {folder}, {concurrent} trials at once")
-        log = (
-            SweepLog(sweep.settings, folder, sweep.definition(), errors.print)
-            if sweep.settings.tracking.enabled
-            else None
-        )
-        if before := sweep.settings_before():
-            console.print(f"{', '.join(sweep.before)}  trained once, for all trials, in {folder}/{BEFORE}")
-            run.claim(before, run.check(before))
-            if not (folder / BEFORE).exists(run.RESULT):
-                launch.train(before, reporter.observe)
+        log = SweepLog(settings, folder, sweep.definition(), errors.print) if settings.tracking.enabled else None
+        parent = log.run_id if log else None
+        before = sweep.settings_before()
+        if before and not (folder / BEFORE).exists(run.RESULT):
+            console.print(f"{', '.join(sweep.before)}  trained once, for all trials")
+            signals = Signals()
+            if status := carry_out(
+                before, reporter, errors.print, verbose=options.verbose, parent=parent, signals=signals
+            ):
+                return status
+            if signals.received:  # too late for that run
+                return EXIT_SIGNAL + signals.received[0]
         runtime.features(sweep, reporter.observe)
-        trials, interrupted = runtime.carry_out(
-            sweep, concurrent, log.run_id if log else None, options.resume, console.print
-        )
+        trials, stopped = runtime.carry_out(sweep, concurrent, parent, options.resume, console.print)
 
     winner = _show(sweep, options, trials, console)
     if log:
         best = {str(sweep.metric): winner.value} if winner and winner.value is not None else {}
-        log.close(folder, best, [TABLE, OUTCOMES, PICTURE], finished=not interrupted)
-        if options.register and winner and not interrupted:
+        log.close(best, [TABLE, OUTCOMES, PICTURE], finished=not stopped)
+        if winner and options.register and not stopped:
             version = log.register(folder / TRIALS / winner.name, options.register, ALIAS)
-            console.print(f"model   models:/{options.register}@{ALIAS} is version {version}")
+            if version:
+                console.print(f"model   models:/{options.register}@{ALIAS} is version {version}")
     console.print(f"table, picture and trials  {folder}   {(time.monotonic() - began) / 60:.1f} minutes")
-    if interrupted:
-        errors.print("interrupted: the same command with --resume goes on")
-        return EXIT_INTERRUPTED
+    if stopped:
+        return EXIT_SIGNAL + stopped
     return 0 if winner else EXIT_FAILED
 
 
@@ -197,7 +203,8 @@ def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], co
 def command(sweep: Sweep, preset: str, trial: Trial) -> list[str]:
     """Words for `groundray.train` that train a trial again, to the same weights."""
     name = f"{sweep.settings.run.name}-best"
-    own = {"run.storage": sweep.settings.run.storage, "run.name": name, "features.folder": None}
+    given = sweep.settings
+    own = {"run.storage": given.run.storage, "run.name": name, "features.folder": given.features.folder}
     settings = config.changed(sweep.settings_of(trial.all_values, name), own)
     return ["--config", preset, *config.words(settings, config.load(preset))]
 

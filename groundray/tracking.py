@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from groundray.config import Settings, flatten
+from groundray.stage.protocol import Stage
 from groundray.storage import Folder
-from groundray.training import history, recovery
+from groundray.training import history, recovery, run
 from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -58,6 +59,14 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, name="groundray-tracking", daemon=True)
         self._thread.start()
 
+    @staticmethod
+    def of(
+        settings: Settings, stages: Sequence[Stage], warn: Callable[[str], None], parent: str | None = None
+    ) -> Tracker:
+        """A tracker of a run of these stages, which knows their data."""
+        fingerprints = {part: dataset.fingerprint for part, dataset in run.data_of(stages).items()}
+        return Tracker(settings, run.folder_of(settings), fingerprints, warn, parent)
+
     def observe(self, event: Event) -> None:
         """Log the metrics of an event."""
         self._jobs.put(event)
@@ -78,8 +87,9 @@ class Tracker:
         while not over:
             batch, over = self._next_batch()
             try:
+                opened = log is None
                 log = log or _Log.open(self._settings, self._folder, self._fingerprints, self._parent)
-                if any(isinstance(job, dict | Attempted) for job in batch):  # what may have been lost before
+                if opened or any(isinstance(job, dict | Attempted) for job in batch):  # what may have been lost before
                     log.metrics([event for event, _ in history.read(self._folder, self._warn)])
                     log.metrics(recovery.recoveries(self._folder))
                 log.metrics([event for event in batch if not isinstance(event, dict)])
@@ -92,6 +102,7 @@ class Tracker:
                     first = str(error).strip().splitlines() or [""]
                     self._warn(f"tracking failed, training goes on: {type(error).__name__}: {first[0]}")
                 self._lost += len(batch)
+                log = None  # its run may be gone
 
     def _next_batch(self) -> tuple[list[Event | dict[str, Any]], bool]:
         """What has come in, at the latest after FLUSH_SECONDS, and whether it is all there will be."""
@@ -177,33 +188,35 @@ class SweepLog:
                 client, number, settings, folder, "groundray.sweep", known, {}
             )
 
-    def close(self, folder: Folder, metrics: Mapping[str, float], files: Sequence[str], finished: bool) -> None:
-        """Attach what came out of the sweep, files of its folder, and close its run."""
+    def close(self, metrics: Mapping[str, float], files: Sequence[str], finished: bool) -> None:
+        """Attach what came out of the sweep, files of its folder by name, and close its run."""
         with self._patiently():
             client, _ = _client(self._settings)
             for name, value in metrics.items():
                 client.log_metric(self.run_id, name.replace("@", "_at_"), value)
             with tempfile.TemporaryDirectory() as local:
                 for name in files:
-                    (Path(local) / name).write_bytes(folder.read_bytes(name))
+                    (Path(local) / name).write_bytes(self._folder.read_bytes(name))
                 client.log_artifacts(self.run_id, local)
             client.set_terminated(self.run_id, "FINISHED" if finished else "KILLED")
 
     def register(self, trial: Folder, name: str, alias: str) -> str | None:
-        """Make a trial's model a version of a registered one, which `models:/NAME@ALIAS` then means; its number."""
+        """The number of the version of a registered model that a trial's model is, made if there is none yet, and then
+        what `models:/NAME@ALIAS` means; None where that failed."""
         with self._patiently():
             client, number = _client(self._settings)
-            run_id = _found(client, number, trial)
+            run_id = _oldest(client, number, trial)
             if run_id is None:
                 raise ValueError(f"{trial} has no MLflow run")
-            client.set_terminated(run_id)
-            _attach_model(client, run_id, trial)
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
-            source = f"{client.get_run(run_id).info.artifact_uri}/model"
-            version = client.create_model_version(name, source, run_id).version
-            client.set_registered_model_alias(name, alias, version)
-            return str(version)
+            versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+            if not versions:
+                _attach_model(client, run_id, trial)
+                source = f"{client.get_run(run_id).info.artifact_uri}/model"
+                versions = [client.create_model_version(name, source, run_id)]
+            client.set_registered_model_alias(name, alias, versions[0].version)
+            return str(versions[0].version)
         return None
 
     @contextlib.contextmanager
@@ -246,9 +259,14 @@ def _found(client: Any, experiment: str, folder: Folder) -> str | None:
 
 
 def _oldest(client: Any, experiment: str, folder: Folder) -> str | None:
-    """Of what may be several runs for a moment, made by processes that do not know of each other."""
+    """The MLflow run of what is kept in a folder. Of several, made by processes that did not know of each other, as a
+    trial that is ended and the sweep that closes its run, the later ones are deleted: they hold nothing of their own.
+    """
     found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{folder}'")
-    return min(((run.info.start_time, run.info.run_id) for run in found), default=(0, None))[1]
+    first, *later = sorted((run.info.start_time, run.info.run_id) for run in found) or [(0, None)]
+    for _, run_id in later:
+        client.delete_run(run_id)
+    return first[1]
 
 
 def _created(
@@ -260,14 +278,12 @@ def _created(
     known: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> str:
-    """A new MLflow run, with what is known at the start as its parameters; or that of who was first, if two try at
-    once, as a trial that is ended and the sweep that closes its run."""
+    """A new MLflow run, with what is known at the start as its parameters; or that of who was first."""
     from mlflow.entities import Param
 
     named = {RUN_TAG: str(folder), "mlflow.source.name": source, "git.commit": git_commit()}
     run_id = client.create_run(experiment, run_name=settings.run.name, tags={**named, **tags}).info.run_id
     if (first := _oldest(client, experiment, folder)) not in (None, run_id):
-        client.delete_run(run_id)
         return first
     parameters = [Param(name, str(value)) for name, value in known.items()]
     for start in range(0, len(parameters), MOST_PARAMETERS):

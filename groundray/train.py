@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 
 from groundray import config
 from groundray.config import Settings, SettingsError
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
-EXIT_SIGNAL = 128  # and its number
-
-
-@dataclass
-class Signals:
-    """Ctrl-C and SIGTERM: the first lets a run that trains write a checkpoint and end, any other ends it as it is."""
-
-    training: bool = False
-    received: list[int] = field(default_factory=list)
-
-    @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        """Meanwhile, signals come here."""
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def notice(self) -> str:
-        return "stopped" if self.received else ""
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(number)
-        if not self.training or len(self.received) > 1:
-            raise KeyboardInterrupt
+EXIT_USAGE = 2
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -111,60 +79,11 @@ def _dry_run(settings: Settings) -> int:
 
 
 def _train(settings: Settings, options: argparse.Namespace, errors: Console) -> int:
-    # these bring torch, transformers and Ray, which --help and bad settings do without
+    # brings torch, transformers and Ray, which --help and bad settings do without
     from groundray.progress import Reporter
-    from groundray.runtime import launch
-    from groundray.tracking import Tracker
-    from groundray.training import run
-    from groundray.training.events import Attempted, Event
-    from groundray.training.worker import Stopped
+    from groundray.running import carry_out
 
-    reporter = Reporter()
-    try:
-        stages = run.check(settings)
-        if options.verify:
-            run.verify(stages, reporter.console.print)
-        folder = run.claim(settings, stages)
-    except (SettingsError, OSError, ValueError) as error:
-        errors.print(f"error: {error}")
-        return EXIT_USAGE
-
-    fingerprints = {part: dataset.fingerprint for part, dataset in run.data_of(stages).items()}
-    tracker = Tracker(settings, folder, fingerprints, errors.print) if settings.tracking.enabled else None
-    signals = Signals()
-
-    def observe(event: Event) -> None:
-        signals.training |= isinstance(event, Attempted)
-        reporter.observe(event)
-        if tracker:
-            tracker.observe(event)
-
-    workers = " to ".join(map(str, dict.fromkeys((settings.scaling.least, settings.scaling.most))))
-    where = f"starting {workers} workers on Ray" if settings.scaling.most else "in this process"
-    reporter.console.print(f"run  {folder}, {where}")
-    result: dict[str, Any] | None = None
-    ended: Exception | None = None
-    with signals.heard():
-        try:
-            result = launch.train(settings, observe, options.verbose, signals.notice)
-        except (launch.RunFailed, Stopped, ValueError, ArithmeticError, OSError, RuntimeError) as error:
-            ended = error
-        except KeyboardInterrupt:
-            pass
-        finally:
-            reporter.close()
-            if tracker:
-                tracker.close(result, "FINISHED" if result else "KILLED" if signals.received else "FAILED")
-    if result:
-        reporter.console.print(f"result  {folder}/{run.RESULT}\nmodel   {folder}/{run.MODEL}")
-        return 0
-    if signals.received:
-        kept = "a checkpoint is written" if isinstance(ended, Stopped) else "what was trained is kept"
-        errors.print(f"stopped: {kept} in {folder}; the same command goes on from there")
-        return EXIT_SIGNAL + signals.received[0]
-    errors.print(f"error: {ended}")
-    errors.print(f"what was trained is kept in {folder}; the same command goes on from there")
-    return EXIT_FAILED
+    return carry_out(settings, Reporter(), errors.print, verify=options.verify, verbose=options.verbose)
 
 
 if __name__ == "__main__":

@@ -132,3 +132,42 @@ def test_a_range_of_workers_means_those_that_share_the_chunks(minimal: Path) -> 
     assert settings.worker_counts == (1, 2, 4)
     assert load(minimal, ["--scaling.num_workers", "2"]).worker_counts == (2,)
     assert load(minimal, ["--scaling.num_workers", "0"]).worker_counts == (0,)
+
+
+def test_words_give_the_settings_that_they_were_made_of() -> None:
+    below = load("demo")
+    values = {
+        "grounding.temperature": 0.05,
+        "grounding.optimizer.betas": (0.8, 0.9),
+        "grounding.trains.language_layers": 3,
+        "stages": ["grounding", "language"],
+        "scaling.num_workers": (1, 2),
+        "run.start_from": "some where/model",
+        "visual.flip": True,
+        "model.language.tokenizer": None,
+    }
+    settings = config.changed(below, values)
+    written = config.words(settings, below)
+    assert load("demo", written) == settings
+    assert {word for word in written if word.startswith("--")} == {f"--{name}" for name in values}
+    assert config.words(below, below) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"grounding.temprature": 1.0}, r"did you mean 'grounding.temperature'\?"),
+        ({"grounding.temperature": -1.0}, r"grounding.temperature -1.0 cannot be used:\n.*greater than 0, got -1"),
+        ({"scaling.num_workers": 3}, r"3 workers cannot share 2 chunks evenly"),
+    ],
+)
+def test_a_change_that_cannot_be_is_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        config.changed(load("demo"), values)
+
+
+def test_differences_name_what_only_one_side_has() -> None:
+    assert config.differences({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 4}) == [
+        "  b: 2 there, 4 now",
+        "  c: 3 there, None now",
+    ]

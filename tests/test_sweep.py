@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from conftest import SmallWorld
 
 from groundray import config
+from groundray.runtime import launch
 from groundray.storage import Folder
 from groundray.sweep import main
 from groundray.training import history
@@ -58,41 +60,70 @@ def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
     assert (tmp_path / "tau" / "sweep.png").stat().st_size > 10_000
     assert (tmp_path / "tau" / "table.csv").read_text().count("\n") == 4
 
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("sweeps")
-    assert experiment is not None
-    (parent,) = client.search_runs([experiment.experiment_id], "tags.mlflow.runName = 'tau'")
-    below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    children = client.search_runs([experiment.experiment_id], below)
-    assert {child.info.run_name for child in children} == {trial["name"] for trial in trials}
+    client, number = tracking(tmp_path)
+    (parent,) = client.search_runs([number], "tags.mlflow.runName = 'tau'")
+    children = client.search_runs([number], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {child.info.run_name for child in children} == {"before", *(trial["name"] for trial in trials)}
     assert {child.info.status for child in children} == {"FINISHED"}
-    assert {child.data.params["grounding.temperature"] for child in children} == {"0.05", "0.1", "1.0"}
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"sweep.png", "table.csv"}
-    best = client.get_model_version_by_alias("shown", "best")
+    swept = {child.info.run_name: child.data.params["grounding.temperature"] for child in children}
+    assert all(swept[trial["name"]] == str(trial["values"]["grounding.temperature"]) for trial in trials)
+
+    (line,) = (line for line in said.out.splitlines() if line.startswith("best"))
+    winner = next(trial for trial in trials if trial["name"] == line.split()[1])
+    assert winner["value"] == pytest.approx(float(line.split()[-1]), rel=1e-3)
+    weights = Path("language/model.safetensors")
+    trained = (tmp_path / "tau" / "trials" / winner["name"] / "model" / weights).read_bytes()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    model = Path(mlflow.artifacts.download_artifacts("models:/shown@best", dst_path=str(tmp_path / "downloaded")))
-    assert (model / "language" / "config.json").exists()
-    assert best.run_id in {child.info.run_id for child in children}
+    downloaded = Path(mlflow.artifacts.download_artifacts("models:/shown@best", dst_path=str(tmp_path / "downloaded")))
+    assert (downloaded / weights).read_bytes() == trained
 
-    # the command that it prints trains the best trial's weights again
-    line = next(line for line in said.out.splitlines() if "python -m groundray.train" in line)
-    again = config.load("demo", line.split()[5:])
-    winner = max(trials, key=lambda trial: trial["value"])
-    assert line.split()[3:5] == ["--config", "demo"]
-    assert again.run.name == "tau-best"
-    assert winner["name"] in {path.name for path in (tmp_path / "tau" / "trials").iterdir()}
+    # the command that it prints trains these weights again
+    (line,) = (line for line in said.out.splitlines() if "python -m groundray.train" in line)
+    _, _, module, flag, preset, *more = shlex.split(line)
+    assert (module, flag, preset) == ("groundray.train", "--config", "demo")
+    settings = config.load(preset, more)
+    launch.train(config.changed(settings, {"scaling.num_workers": 0}), lambda event: None)
+    assert settings.run.name == "tau-best"
+    assert (tmp_path / "tau-best" / "model" / weights).read_bytes() == trained
 
-    # once more: nothing is trained again, and nothing is logged twice
+    # once more: nothing is trained again, nothing is logged or registered twice
     assert main(given) == 2
     assert "--resume goes on with it" in capsys.readouterr().err
     assert main([*given, "--resume"]) == 0
-    assert len(client.search_runs([experiment.experiment_id])) == 1 + len(children)
+    assert "models:/shown@best is version 1" in capsys.readouterr().out
+    assert len(client.search_runs([number])) == 1 + len(children)
 
 
-def apart(world: SmallWorld, storage: Path, *more: str, space: str = TEMPERATURES) -> subprocess.Popen[str]:
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_points_are_drawn_within_their_ranges(world: SmallWorld, tmp_path: Path, search: str) -> None:
+    more = ["--space=grounding.dropout=choice:0.0,0.1", f"--search={search}", "--num-samples=3", "--grounding.epochs=1"]
+    space = "grounding.temperature=loguniform:0.05:0.5"
+    assert main(words(world, tmp_path, *more, "--tracking.enabled=false", space=space)) == 0
+    trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
+    drawn = [trial["values"]["grounding.temperature"] for trial in trials]
+    assert len(set(drawn)) == 3
+    assert all(0.05 <= temperature <= 0.5 for temperature in drawn)
+    assert {trial["values"]["grounding.dropout"] for trial in trials} <= {0.0, 0.1}
+    assert {trial["state"] for trial in trials} == {"finished"}
+
+
+def tracking(storage: Path) -> tuple[mlflow.MlflowClient, str]:
+    """MLflow's client, and the sweeps' experiment."""
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("sweeps")
+    assert experiment is not None
+    return client, experiment.experiment_id
+
+
+def apart(
+    world: SmallWorld, storage: Path, *more: str, stages: str = "grounding", space: str = TEMPERATURES
+) -> subprocess.Popen[str]:
     """A sweep in a process of its own, with a cluster of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "groundray.sweep", *words(world, storage, *more, space=space)],
+        [sys.executable, "-m", "groundray.sweep", *words(world, storage, *more, stages=stages, space=space)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -120,33 +151,32 @@ def test_an_early_stopped_trial_of_two_workers_frees_them(world: SmallWorld, tmp
 
 
 @pytest.mark.ray
-def test_a_killed_sweep_goes_on(world: SmallWorld, tmp_path: Path) -> None:
-    more = ["--early-stopping=none", "--max-concurrent=1"]
-    with apart(world, tmp_path, *more) as sweep:
-        said = ""
-        for line in sweep.stdout or ():
-            said += line
-            if "trial-00001  epoch 1" in line:
-                sweep.send_signal(signal.SIGTERM)
-    assert sweep.returncode == 130, said
-    assert "the same command with --resume goes on" in said
-    first = {path.name: path.stat().st_mtime for path in (tmp_path / "tau" / "trials" / "trial-00000").iterdir()}
+def test_a_sweep_that_is_stopped_goes_on(world: SmallWorld, tmp_path: Path) -> None:
+    """Once while the run is trained that trials start from, once in a trial."""
+    more = ["--early-stopping=none", "--max-concurrent=1", "--language.epochs=40", "--resume"]
+    for at, number in (("language  epoch 1/40  validation", signal.SIGINT), ("trial-00001  epoch 1", signal.SIGTERM)):
+        with apart(world, tmp_path, *more, stages="language,grounding") as sweep:
+            said = ""
+            for line in sweep.stdout or ():
+                said += line
+                if at in line:
+                    sweep.send_signal(number)
+        assert sweep.returncode == 128 + number, said
+        assert "the same command with --resume goes on" in said
+    folder = tmp_path / "tau" / "trials" / "trial-00000"
+    first = {path.name: path.stat().st_mtime for path in folder.iterdir()}
 
-    with apart(world, tmp_path, *more, "--resume") as sweep:
+    with apart(world, tmp_path, *more, stages="language,grounding") as sweep:
         said = sweep.communicate(timeout=200)[0]
     assert sweep.returncode == 0, said
-    assert {
-        path.name: path.stat().st_mtime for path in (tmp_path / "tau" / "trials" / "trial-00000").iterdir()
-    } == first
+    assert {path.name: path.stat().st_mtime for path in folder.iterdir()} == first
     trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
     assert [trial["state"] for trial in trials] == ["finished"] * 3
     for trial in trials:
-        events = [event for event, _ in history.read(Folder.at(tmp_path / "tau" / "trials" / trial["name"]), print)]
+        events = [event for event, _ in history.read(Folder.at(folder.parent / trial["name"]), print)]
         assert len(events) == len(set(map(str, events)))
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("sweeps")
-    assert experiment is not None
-    assert len(client.search_runs([experiment.experiment_id])) == 4
+    client, number = tracking(tmp_path)
+    assert len(client.search_runs([number])) == 1 + 1 + 3  # the sweep, what trials start from, the trials
 
 
 @pytest.mark.ray

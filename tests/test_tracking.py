@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import Run
 
 from groundray import tracking
 from groundray.config import Settings
@@ -45,6 +46,15 @@ def track(uri: str, folder: Folder, steps: range) -> list[str]:
     return warnings
 
 
+def only_run(uri: str) -> tuple[mlflow.MlflowClient, Run]:
+    """MLflow's client, and the one run of the tests' experiment."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    return client, found
+
+
 def test_a_run_and_its_resume_are_one_mlflow_run(
     tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,10 +63,7 @@ def test_a_run_and_its_resume_are_one_mlflow_run(
     assert track(uri, folder, range(1, 4)) == []
     assert track(uri, folder, range(4, 6)) == []
 
-    client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("tests")
-    assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id])
+    client, found = only_run(uri)
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "tracked"
     assert found.data.params["grounding.temperature"] == "0.1"
@@ -100,10 +107,7 @@ def test_no_step_is_logged_twice_and_none_is_missing(
         tracker.observe(StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}))
     tracker.close(None, "KILLED")
 
-    client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("tests")
-    assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id])
+    client, found = only_run(uri)
     assert warnings == []
     assert found.info.status == "KILLED"
     points = client.get_metric_history(found.info.run_id, "grounding/loss")
@@ -128,10 +132,7 @@ def test_how_a_run_recovered_is_logged_once(tmp_path: Path, folder: Folder, monk
         tracker.observe(Attempted(2, "grounding", 6, "killed", 1, 2.5, 0))
         tracker.observe(Recovered(2, 3.5, 20.0))
         tracker.close(None, "KILLED")
-    client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("tests")
-    assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id])
+    client, found = only_run(uri)
     for name in ("attempts", "first_step_seconds"):
         assert [point.step for point in client.get_metric_history(found.info.run_id, f"recovery/{name}")] == [2]
 
@@ -142,10 +143,7 @@ def test_a_damaged_history_keeps_no_run_open(tmp_path: Path, folder: Folder, mon
     (folder / "history").make().write_bytes("grounding-00001-000000-a0001.jsonl", b'{"event": "StepDo')
     warnings = track(uri, folder, range(1, 4))
     assert warnings == [f"a line of {folder}/history/grounding-00001-000000-a0001.jsonl is damaged and left out"]
-    client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("tests")
-    assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id])
+    _, found = only_run(uri)
     assert found.info.status == "FINISHED"
 
 
@@ -156,8 +154,19 @@ def test_two_who_begin_at_once_are_one_run(tmp_path: Path, folder: Folder, monke
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 4)) == []
     assert track(uri, folder, range(4, 6)) == []
-    client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("tests")
-    assert experiment is not None
-    (one,) = client.search_runs([experiment.experiment_id])
-    assert [point.step for point in client.get_metric_history(one.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]
+    client, found = only_run(uri)
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_what_a_killed_process_began_twice_is_one_run(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert track(uri, folder, range(1, 4)) == []
+    client, first = only_run(uri)
+    client.create_run(first.info.experiment_id, tags={tracking.RUN_TAG: str(folder)})
+    assert track(uri, folder, range(4, 6)) == []
+    client, found = only_run(uri)
+    assert found.info.run_id == first.info.run_id
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]

@@ -27,11 +27,6 @@ class Resources:
     cluster_gpus: float
     where: str
 
-    @property
-    def data_cpus(self) -> float:
-        """CPUs that remain for Ray Data to read and decode, for each worker."""
-        return data_cpus(self.cluster_cpus, self.workers, self.worker_cpus)
-
     def check(self) -> None:
         """Raise ValueError, saying what is missing, where the run could never start or never be fed."""
         if self.gpus > self.cluster_gpus:
@@ -52,15 +47,10 @@ class Resources:
             )
 
 
-def data_cpus(cluster_cpus: float, workers: int, worker_cpus: float) -> float:
-    """CPUs of the cluster that remain for Ray Data, for each of its workers."""
-    return (cluster_cpus - workers * worker_cpus) / max(1, workers)
-
-
 def is_fed(cluster_cpus: float, workers: int, worker_cpus: float) -> bool:
     """Whether so many workers leave Ray Data what it needs to read for them."""
     rounding = 1e-9  # 2 - 2 x 0.8 is less than 2 x 0.2
-    return not workers or data_cpus(cluster_cpus, workers, worker_cpus) >= MIN_DATA_CPUS - rounding
+    return cluster_cpus - workers * worker_cpus >= workers * (MIN_DATA_CPUS - rounding)
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ class Feed:
 
     Attributes:
         cpus: all together.
-        largest: the most that one node has free for all ranks, which every single task has to fit in.
+        largest: that one node has free, for all ranks together; no task may ask for more.
         ranks: that read at the same time.
     """
 

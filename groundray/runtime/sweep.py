@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pickle import UnpicklingError
 from types import FrameType
@@ -30,6 +30,7 @@ from groundray.config import Settings, SettingsError
 from groundray.runtime import cluster, launch
 from groundray.runtime.features import make_features
 from groundray.runtime.resources import MIN_DATA_CPUS
+from groundray.stage.protocol import Stage
 from groundray.sweeping.definition import SEED, STATE, Sweep, told
 from groundray.sweeping.outcome import State, Trial
 from groundray.sweeping.space import Space
@@ -39,14 +40,13 @@ from groundray.training.events import EpochDone, Event
 
 LOG = logging.getLogger(__name__)
 EPOCH, METRIC, BEST = "epoch", "metric", "best"
-GRACE, REDUCTION = 1 / 4, 3  # ASHA: of the epochs, for which no trial is ended; one in so many goes on from each rung
+GRACE = 1 / 4  # of the epochs, before which ASHA ends no trial
+REDUCTION = 3  # of as many trials at one of ASHA's rungs, the best goes on
 DRIVER_CPUS = 0.01  # of a trial that only drives its workers
 ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # for which a trial that is ended may close its MLflow run
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run has a history of its own
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # else Tune prints tables of its own
 }
 
 
@@ -58,11 +58,11 @@ class Room:
     gpus: int
 
     @staticmethod
-    def of(settings: Settings) -> Room:
-        """The room that a trial with these settings takes."""
-        scaling = settings.scaling
+    def of(sweep: Sweep) -> Room:
+        """The room that a trial takes."""
+        scaling = sweep.settings.scaling
         nested = scaling.most > 1
-        cpus = scaling.least * (scaling.cpus_per_worker + MIN_DATA_CPUS) if nested else _own_cpus(settings)
+        cpus = scaling.least * (scaling.cpus_per_worker + MIN_DATA_CPUS) if nested else sweep.cpus
         return Room(cpus, max(1, scaling.least) if scaling.use_gpu else 0)
 
     def concurrent(self, wanted: int | None, cluster_cpus: float, cluster_gpus: float) -> int:
@@ -83,11 +83,6 @@ class Room:
         if wanted is not None and wanted > most:
             raise SettingsError(f"--max-concurrent: expected at most {most}, got {wanted}: {takes}")
         return wanted or most
-
-
-def _own_cpus(settings: Settings) -> int:
-    """CPUs of a trial in a process of its own, which reads and decodes there too."""
-    return max(1, math.ceil(settings.scaling.cpus_per_worker))
 
 
 @dataclass(frozen=True)
@@ -112,19 +107,12 @@ class Plan:
         settings = settings.model_copy(update={"tracking": tracking})
         if settings.scaling.most > 1:
             return settings
-        threads = settings.scaling.threads or _own_cpus(settings)
-        scaling = settings.scaling.model_copy(
-            update={"num_workers": 0, "threads": threads, "chunks": self.sweep.settings.chunks}
-        )
+        scaling = settings.scaling.model_copy(update={"num_workers": 0, "chunks": settings.chunks})
         return settings.model_copy(update={"scaling": scaling})
 
-    def tracker(self, settings: Settings, warn: Callable[[str], None]) -> Tracker | None:
+    def tracker(self, settings: Settings, stages: Sequence[Stage], warn: Callable[[str], None]) -> Tracker | None:
         """Of a trial, below the sweep's own MLflow run."""
-        if self.parent is None:
-            return None
-        stages = run.check(settings)
-        fingerprints = {part: dataset.fingerprint for part, dataset in run.data_of(stages).items()}
-        return Tracker(settings, run.folder_of(settings), fingerprints, warn, parent=self.parent)
+        return Tracker.of(settings, stages, warn, self.parent) if self.parent else None
 
 
 @contextlib.contextmanager
@@ -141,7 +129,7 @@ def connected(sweep: Sweep, wanted: int | None, verbose: bool) -> Iterator[int]:
     with cluster.connect(verbose=verbose, dashboard=nested):
         has = ray.cluster_resources()
         cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-        yield Room.of(sweep.settings).concurrent(wanted, cpus, gpus)
+        yield Room.of(sweep).concurrent(wanted, cpus, gpus)
 
 
 def features(sweep: Sweep, observe: Callable[[Event], None]) -> None:
@@ -152,8 +140,9 @@ def features(sweep: Sweep, observe: Callable[[Event], None]) -> None:
 
 def carry_out(
     sweep: Sweep, concurrent: int, parent: str | None, resume: bool, tell: Callable[[str], None]
-) -> tuple[list[Trial], bool]:
-    """Run all trials that are not done yet: how all ended, or how far they are, and whether Ctrl-C or SIGTERM came.
+) -> tuple[list[Trial], int]:
+    """Run all trials that are not done yet: how all ended, or how far they are, and the number of the signal that came
+    meanwhile (Ctrl-C or SIGTERM), 0 if none did.
 
     Args:
         concurrent: trials at once.
@@ -185,17 +174,19 @@ def carry_out(
             verbose=0,
         ),
     )
-    with _interruptible() as received, _told(tell) as under_way:
+    with _interruptible() as received, _heard(tell) as heard:
         grid = tuner.fit()
     trials = [_trial(sweep, one) for one in grid._experiment_analysis.trials]
     if received:  # Tune has ended those that were under way
-        trials = [replace(one, state="unfinished") if one.name in under_way else one for one in trials]
+        trials = [replace(one, state="unfinished") if one.name in heard.under_way else one for one in trials]
     for trial in trials:
-        if parent is not None and trial.state != "finished":  # whoever ended it left its MLflow run as it was
-            settings = plan.settings(trial.all_values, trial.name)
-            if run.folder_of(settings).exists(run.CONFIG) and (tracker := plan.tracker(settings, tell)):
-                tracker.close(None, "FAILED" if trial.state == "failed" else "KILLED")
-    return trials, bool(received)
+        settings = plan.settings(trial.all_values, trial.name)
+        begun = trial.state != "finished" and run.folder_of(settings).exists(run.CONFIG)
+        if begun and (
+            tracker := plan.tracker(settings, run.check(settings), tell)
+        ):  # whoever ended it left it as it was
+            tracker.close(None, "FAILED" if trial.state == "failed" else "KILLED")
+    return trials, received[0] if received else 0
 
 
 def _restored(sweep: Sweep, trainable: Any, tell: Callable[[str], None]) -> tune.Tuner | None:
@@ -224,7 +215,7 @@ def _named(trial_id: str) -> str:
 
 def _trainable(plan: Plan) -> Any:
     nested = plan.sweep.settings.scaling.most > 1
-    one = Room.of(plan.sweep.settings)
+    one = Room.of(plan.sweep)
     # a nested run asks for its workers' places itself, and Tune takes no empty bundle
     bundle: dict[str, int | float] = {"CPU": DRIVER_CPUS if nested else one.cpus}
     if one.gpus and not nested:
@@ -236,8 +227,9 @@ def _train_trial(values: dict[str, Any], plan: Plan) -> None:
     """In a trial's own process: its training run, each validation told to Tune."""
     metric = plan.sweep.metric
     settings = plan.settings(values, _named(str(tune.get_context().get_trial_id())))
-    folder = run.claim(settings, run.check(settings))
-    tracker = plan.tracker(settings, lambda text: None)
+    stages = run.check(settings)
+    folder = run.claim(settings, stages)
+    tracker = plan.tracker(settings, stages, lambda text: None)
     best: list[float] = []
 
     def observe(event: Event) -> None:
@@ -300,7 +292,7 @@ class _Tells(tune.Callback):
         self._sweep = sweep
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        LOG.info(f"{name_of(trial)}  starts  {told(trial.config)}", extra={"trial": name_of(trial), "starts": True})
+        LOG.info(f"{name_of(trial)}  starts  {told(trial.config)}", extra={"starts": name_of(trial)})
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -311,10 +303,10 @@ class _Tells(tune.Callback):
         )
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        LOG.info(f"{name_of(trial)}  {_ended(self._sweep, trial)}", extra={"trial": name_of(trial), "ends": True})
+        LOG.info(f"{name_of(trial)}  {_ended(self._sweep, trial)}", extra={"ends": name_of(trial)})
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        LOG.info(f"{name_of(trial)}  failed: {_error(trial)}", extra={"trial": name_of(trial), "ends": True})
+        LOG.info(f"{name_of(trial)}  failed: {_error(trial)}", extra={"ends": name_of(trial)})
 
 
 def _trial(sweep: Sweep, trial: TuneTrial) -> Trial:
@@ -350,27 +342,34 @@ def _error(trial: TuneTrial) -> str:
     return text.splitlines()[-1] if text else ""
 
 
+class _Heard(logging.Handler):
+    """Brings the callback's lines to `tell`, and knows which trials are under way."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        super().__init__()
+        self._tell = tell
+        self.under_way: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(record.getMessage())
+        match vars(record):
+            case {"starts": name}:
+                self.under_way.add(name)
+            case {"ends": name}:
+                self.under_way.discard(name)
+
+
 @contextlib.contextmanager
-def _told(tell: Callable[[str], None]) -> Iterator[set[str]]:
-    """Meanwhile the callback's lines come to `tell`; the names of the trials that are under way."""
-    under_way: set[str] = set()
-    handler = logging.Handler()
-
-    def emit(record: logging.LogRecord) -> None:
-        tell(record.getMessage())
-        if getattr(record, "starts", None):
-            under_way.add(record.trial)  # type: ignore[attr-defined]
-        elif getattr(record, "ends", None):
-            under_way.discard(record.trial)  # type: ignore[attr-defined]
-
-    handler.emit = emit
+def _heard(tell: Callable[[str], None]) -> Iterator[_Heard]:
+    """Meanwhile the callback's lines come to `tell`."""
+    heard = _Heard(tell)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
-    LOG.addHandler(handler)
+    LOG.addHandler(heard)
     try:
-        yield under_way
+        yield heard
     finally:
-        LOG.removeHandler(handler)
+        LOG.removeHandler(heard)
 
 
 @contextlib.contextmanager

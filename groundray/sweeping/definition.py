@@ -9,12 +9,12 @@ STORAGE/NAME/table.csv, trials.json, sweep.png      what came out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from groundray.config import Settings, SettingsError, StageName, changed, did_you_mean
-from groundray.stage.protocol import Best
+from groundray.config import Settings, SettingsError, StageName, changed, did_you_mean, differences
 from groundray.storage import Folder
 from groundray.sweeping.space import Space, shown
 from groundray.training import run
@@ -34,10 +34,6 @@ class Metric(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.name}"
-
-    @property
-    def best(self) -> Best:
-        return Best(self.name, self.order)
 
     @staticmethod
     def parse(text: str, order: Literal["min", "max"] | None) -> Metric:
@@ -96,6 +92,11 @@ class Sweep:
         """Of the metric's stage."""
         return self.settings.stage(self.metric.stage).epochs
 
+    @property
+    def cpus(self) -> int:
+        """Of a trial that trains in a process of its own, which reads and decodes there too, or of each worker."""
+        return max(1, math.ceil(self.settings.scaling.cpus_per_worker))
+
     def settings_before(self) -> Settings | None:
         """The run that trials start from; None where there is nothing to train first."""
         if not self.before:
@@ -113,6 +114,8 @@ class Sweep:
             "run.storage": str(self.folder / TRIALS),
             "run.name": name,
             "features.folder": self.settings.features.folder or f"{self.settings.run.storage}/.features",
+            # float32 rounds by the number of threads: as many for whoever trains a trial again
+            "scaling.threads": self.settings.scaling.threads or self.cpus,
         }
         if self.before:
             own |= {"run.start_from": str(self.folder / BEFORE / run.MODEL), "run.start_stage": None}
@@ -142,7 +145,7 @@ class Sweep:
                 raise SettingsError(f"--search grid: expected choice:... of each setting, got {space}")
         if self.search == "tpe" and self.seeds > 1:
             raise SettingsError("--seeds: TPE learns from each trial on its own; use --search grid or random")
-        stages = {stage.name: stage for stage in run.check(changed(self.settings, {"stages": self.settings.stages}))}
+        stages = {stage.name: stage for stage in run.check(self.settings)}
         reported = stages[self.metric.stage].reports
         if self.metric.name not in reported:
             raise SettingsError(
@@ -162,13 +165,7 @@ class Sweep:
                 raise SettingsError(f"{folder} holds a training run: use another --run.name")
             folder.make().write_json(DEFINITION, here)
             return
-        there = folder.read_json(DEFINITION)
-        different = [
-            f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now"
-            for key in there | here
-            if there.get(key) != here.get(key)
-        ]
-        if different:
+        if different := differences(folder.read_json(DEFINITION), here):
             raise SettingsError(
                 f"{folder} holds another sweep:\n" + "\n".join(different) + "\nuse another --run.name, or its settings"
             )

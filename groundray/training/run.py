@@ -23,7 +23,7 @@ import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from groundray.config import Settings, SettingsError
+from groundray.config import Settings, SettingsError, differences
 from groundray.data.schema import Dataset
 from groundray.data.shards import verify_shards
 from groundray.model import export
@@ -64,15 +64,10 @@ def claim(settings: Settings, stages: Sequence[Stage]) -> Folder:
         return folder
     there = Settings(**yaml.safe_load(folder.read_bytes(CONFIG))).identity() | _data(folder.read_json(DATA))
     here = settings.identity() | _data(data)
-    changed = [
-        f"  {key}: {there.get(key)!r} there, {here.get(key)!r} now"
-        for key in here | there
-        if there.get(key) != here.get(key)
-    ]
-    if changed:
+    if different := differences(there, here):
         raise SettingsError(
             f"{folder} holds a run of another configuration:\n"
-            + "\n".join(changed)
+            + "\n".join(different)
             + "\nuse these settings to resume it, or another --run.name"
         )
     return folder

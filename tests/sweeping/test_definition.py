@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import STAGES, SmallWorld
@@ -11,16 +12,16 @@ from conftest import STAGES, SmallWorld
 from groundray import config
 from groundray.config import SettingsError
 from groundray.sweep import command
-from groundray.sweeping.definition import Metric, Sweep
+from groundray.sweeping.definition import Metric, Search, Sweep
 from groundray.sweeping.outcome import Trial
 from groundray.sweeping.space import spaces
 
 RECALL = "grounding/text_to_image/recall@10"
 
 
-def sweep(words: list[str], *space: str, metric: str = RECALL, search: str = "grid", seeds: int = 1) -> Sweep:
+def sweep(words: list[str], *space: str, metric: str = RECALL, search: Search = "grid", seeds: int = 1) -> Sweep:
     settings = config.load("demo", words)
-    return Sweep(settings, spaces(space, settings), Metric.parse(metric, None), search, 10, seeds, True)  # type: ignore[arg-type]
+    return Sweep(settings, spaces(space, settings), Metric.parse(metric, None), search, 10, seeds, True)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +81,10 @@ def test_the_best_trials_command_trains_it_again(world: SmallWorld, tmp_path: Pa
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(
-    world: SmallWorld, tmp_path: Path, space: str, options: dict[str, object], said: str
+    world: SmallWorld, tmp_path: Path, space: str, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(SettingsError) as error:
-        sweep(world.settings(f"--run.storage={tmp_path}"), space, **options).check()  # type: ignore[arg-type]
+        sweep(world.settings(f"--run.storage={tmp_path}"), space, **options).check()
     assert said in str(error.value)
 
 
