@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import joblib
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     streams.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="samples of a batch (64)")
     streams.add_argument("--samples", type=_positive, metavar="N", help="streamed each time (default: two epochs')")
     streams.add_argument(
-        "--cpus", type=_positive, default=os.cpu_count() or 1, metavar="N", help="to read and decode on (default: all)"
+        "--cpus", type=_positive, default=joblib.cpu_count(), metavar="N", help="to read and decode on (default: all)"
     )
     streams.set_defaults(measure=_input)
 

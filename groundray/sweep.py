@@ -127,6 +127,7 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
         num_samples=options.num_samples,
         seeds=options.seeds,
         early_stopping=options.early_stopping == "asha",
+        max_concurrent=options.max_concurrent,
     )
 
 
@@ -139,7 +140,7 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
     from groundray.training import run
 
     began, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
-    with runtime.connected(sweep, options.max_concurrent, options.verbose) as concurrent:
+    with runtime.connected(sweep, options.verbose) as concurrent:
         sweep.claim(options.resume)
         console.print(f"sweep  {folder}, {concurrent} trials at once")
         log = SweepLog(settings, folder, sweep.definition(), errors.print) if settings.tracking.enabled else None

@@ -90,6 +90,8 @@ def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
     # once more: nothing is trained again, nothing is logged or registered twice
     assert main(given) == 2
     assert "--resume goes on with it" in capsys.readouterr().err
+    assert main([*given, "--resume", "--max-concurrent=1"]) == 2
+    assert "trials at once: 'as many as fit' there, 1 now" in capsys.readouterr().err
     assert main([*given, "--resume"]) == 0
     assert "models:/shown@best is version 1" in capsys.readouterr().out
     assert len(client.search_runs([number])) == 1 + len(children)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from rich.table import Table
 
@@ -232,7 +233,7 @@ def machine() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "cpu": _cpu_model(),
-        "cpus": os.cpu_count(),
+        "cpus": joblib.cpu_count(),
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "memory": free_memory("cpu"),
         "threads": torch.get_num_threads(),

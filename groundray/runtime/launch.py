@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import joblib
 import ray
 import ray.train
 import ray.train.torch
@@ -70,7 +71,7 @@ def train(
 
 def _train_here(settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
     device = "cuda" if settings.scaling.use_gpu else "cpu"
-    torch.set_num_threads(settings.scaling.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.scaling.threads or joblib.cpu_count())
     watchdog = _watchdog(settings, 0, lambda text: observe(Notice(text)))
     try:
         return run.train(settings, InProcess(observe, device, noticed=notice, watched=watchdog.alive))
@@ -146,7 +147,7 @@ def _ray_storage(settings: Settings) -> str:
 def _train_worker(config: dict[str, Any]) -> None:
     settings, mailbox = Settings(**config["settings"]), config["mailbox"]
     context = ray.train.get_context()
-    cores = os.cpu_count() or 1
+    cores = joblib.cpu_count()
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
     rank, world_size = context.get_world_rank(), context.get_world_size()
     here = ray.get_runtime_context().get_node_id()

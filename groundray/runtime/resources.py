@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import joblib
 import ray
 import ray._private.state
 import torch
@@ -103,7 +104,7 @@ def preview(settings: Settings) -> Resources:
     if settings.scaling.most and os.environ.get("RAY_ADDRESS"):
         with cluster.connect():
             return resources(settings)
-    return _resources(settings, os.cpu_count() or 1, torch.cuda.device_count(), "this machine")
+    return _resources(settings, joblib.cpu_count(), torch.cuda.device_count(), "this machine")
 
 
 def _resources(settings: Settings, cpus: float, gpus: float, where: str) -> Resources:

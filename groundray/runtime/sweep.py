@@ -116,7 +116,7 @@ class Plan:
 
 
 @contextlib.contextmanager
-def connected(sweep: Sweep, wanted: int | None, verbose: bool) -> Iterator[int]:
+def connected(sweep: Sweep, verbose: bool) -> Iterator[int]:
     """Meanwhile this process is connected to Ray; how many trials run at once.
 
     Raises:
@@ -129,7 +129,7 @@ def connected(sweep: Sweep, wanted: int | None, verbose: bool) -> Iterator[int]:
     with cluster.connect(verbose=verbose, dashboard=nested):
         has = ray.cluster_resources()
         cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-        yield Room.of(sweep).concurrent(wanted, cpus, gpus)
+        yield Room.of(sweep).concurrent(sweep.max_concurrent, cpus, gpus)
 
 
 def features(sweep: Sweep, observe: Callable[[Event], None]) -> None:

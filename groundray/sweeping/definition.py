@@ -54,6 +54,7 @@ class Sweep:
         num_samples: points that are drawn; a grid has its own number.
         seeds: trials at each point, that differ in `run.seed`.
         early_stopping: whether ASHA (Li et al. 2020) ends trials that fall behind.
+        max_concurrent: trials at once; None for as many as fit on the cluster that the sweep begins on.
     """
 
     settings: Settings
@@ -63,6 +64,7 @@ class Sweep:
     num_samples: int
     seeds: int
     early_stopping: bool
+    max_concurrent: int | None = None
 
     @property
     def folder(self) -> Folder:
@@ -182,6 +184,7 @@ class Sweep:
             "samples": self.num_samples,
             "seeds": self.seeds,
             "early stopping": self.early_stopping,
+            "trials at once": self.max_concurrent or "as many as fit",  # Tune keeps to what it began with
         }
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any, TypeVar
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -221,7 +221,7 @@ def make(one: Pass, group: int, names: list[str], trunk: Trunk, device: str, thr
     ]
     one.folder.make()
     done: list[npt.NDArray[np.uint16]] = []
-    threads = threads or min(8, os.cpu_count() or 1)
+    threads = threads or min(8, joblib.cpu_count())
     with ThreadPoolExecutor(threads) as pool:
         pixels = _ahead(pool, lambda batch: one.cut.arrays(batch[1]), batches, threads + 1)
         for (name, _), images in zip(batches, pixels, strict=True):

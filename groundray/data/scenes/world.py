@@ -20,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import joblib
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from groundray.data.scenes import norms
@@ -61,7 +62,7 @@ def write_world(
         num_val: held-out scenes.
         objects_a_noun: single objects of each noun to train on; a quarter as many are held out.
         track: wraps the sequence of batches, to show progress.
-        workers: drawing processes (default: one a core).
+        workers: drawing processes (default: one a core that this process may use).
     """
     splits = {
         "train": [make_scene(seed, "train", index, index) for index in range(num_scenes)],
@@ -83,7 +84,7 @@ def write_world(
     for folder, scenes, by_noun in jobs:
         for name in {_folder(folder, scene, by_noun) for scene in scenes}:
             name.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers or joblib.cpu_count(), mp_context=get_context("spawn")) as pool:
         for done in track([pool.submit(_draw, *job) for job in jobs]):
             done.result()
 
