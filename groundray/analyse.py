@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from groundray.config import Settings
+from groundray.home import go_home
 
 if TYPE_CHECKING:
     from groundray.data.stream import Source
@@ -27,10 +28,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 2 for a checkpoint or data that cannot be used."""
     options = _parser().parse_args(words)
     analyse: Callable[[argparse.Namespace, Console], dict[str, Any]] = options.analyse
+    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     try:
+        go_home(errors.print)
         result = analyse(options, Console(highlight=False))
     except (FileNotFoundError, ValueError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"error: {error}")
+        errors.print(f"error: {error}")
         return EXIT_USAGE
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import joblib
 from rich.console import Console
 
+from groundray.home import go_home
+
 if TYPE_CHECKING:
     from groundray.benchmarks.measure import Report
 
@@ -31,6 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
     measure: Callable[[argparse.Namespace, Callable[[str], None]], Report] = options.measure
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     try:
+        go_home(errors.print)
         report = measure(options, errors.print)
     except Disagreement as error:
         errors.print(f"error: {error}")

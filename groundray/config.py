@@ -466,7 +466,7 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         SettingsError: the file, a key or a value is unusable; the message names the place and the repair.
     """
-    path = _find(config)
+    path = find(config)
     tree = _read_yaml(path)
     _check_flags(overrides)
     try:
@@ -516,7 +516,12 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _find(config: str | Path) -> Path:
+def find(config: str | Path) -> Path:
+    """The file of a preset, or the YAML file itself.
+
+    Raises:
+        SettingsError: there is none of this name; the message lists the presets.
+    """
     known = presets()
     if str(config) in known:
         return known[str(config)]

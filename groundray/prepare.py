@@ -14,6 +14,7 @@ from groundray.data.randomness import mix, word_of
 from groundray.data.schema import ROW_GROUP_BYTES, Dataset
 from groundray.data.sources import coco, image_folder, text, visual_genome
 from groundray.data.sources.rejected import Rejected
+from groundray.home import go_home
 from groundray.preparing import Prepared, Strict, is_prepared, listed, progress, source_of, usable, write
 
 EXIT_REJECTED, EXIT_USAGE = 1, 2
@@ -25,6 +26,7 @@ def main(words: Sequence[str] | None = None) -> int:
     prepare: Callable[[argparse.Namespace, Console], None] = options.prepare
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     try:
+        go_home(errors.print)
         prepare(options, Console(highlight=False, soft_wrap=True, markup=False))
     except Strict as error:
         errors.print(f"error: {error}")

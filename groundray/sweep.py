@@ -19,6 +19,7 @@ from rich.table import Table
 
 from groundray import config
 from groundray.config import SettingsError
+from groundray.home import go_home
 
 if TYPE_CHECKING:
     from groundray.sweeping.definition import Sweep
@@ -51,6 +52,8 @@ def main(
         overrides = [*overrides, "--run.name", name]
     try:
         sweep = _sweep(options, overrides)
+        options.file = config.find(options.config).absolute()
+        go_home(errors.print)
         sweep.check()
         status = _carry_out(sweep, options, console, errors)
     except (SettingsError, OSError, ValueError) as error:
@@ -197,17 +200,22 @@ def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], co
         sweep.folder.write_bytes(PICTURE, (Path(local) / PICTURE).read_bytes())
     if winner:
         console.print(f"best    {winner.name}  {told(winner.all_values)}  {sweep.metric} {winner.value:.4g}")
-        console.print(f"        python -m groundray.train {shlex.join(command(sweep, options.config, winner))}")
+        console.print(f"        python -m groundray.train {shlex.join(command(sweep, options.config, options.file, winner))}")
     return winner
 
 
-def command(sweep: Sweep, preset: str, trial: Trial) -> list[str]:
-    """Words for `groundray.train` that train a trial again, to the same weights."""
+def command(sweep: Sweep, preset: str, file: Path, trial: Trial) -> list[str]:
+    """Words for `groundray.train` that train a trial again, to the same weights.
+
+    Args:
+        preset: as it was typed.
+        file: of its settings.
+    """
     name = f"{sweep.settings.run.name}-best"
     given = sweep.settings
     own = {"run.storage": given.run.storage, "run.name": name, "features.folder": given.features.folder}
     settings = config.changed(sweep.settings_of(trial.all_values, name), own)
-    return ["--config", preset, *config.words(settings, config.load(preset))]
+    return ["--config", preset, *config.words(settings, config.load(file))]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from groundray import config
 from groundray.config import Settings, SettingsError
+from groundray.home import go_home
 
 EXIT_USAGE = 2
 
@@ -21,6 +22,8 @@ def main(words: Sequence[str] | None = None) -> int:
     errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
     try:
         settings = config.load(options.config, overrides)
+        if not options.print_config:
+            go_home(errors.print)
     except SettingsError as error:
         errors.print(f"error: {error}")
         return EXIT_USAGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -38,6 +39,8 @@ def connect(verbose: bool = False, num_cpus: int | None = None, dashboard: bool 
     if address := os.environ.get("RAY_ADDRESS"):
         _answers(address)
     else:
+        # else Ray leaves one in ~/.ray, and from then on `ray start` wants it of everyone who speaks to its cluster
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # a reading process that pauses for a second would be ended, and starting the next one takes a core for three
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": num_cpus}

@@ -102,7 +102,7 @@ class Plan:
 
     def settings(self, values: dict[str, Any], name: str) -> Settings:
         """A trial's settings; a trial of one worker needs no Ray Train."""
-        settings = self.sweep.settings_of(values, name).absolute()
+        settings = self.sweep.settings_of(values, name)
         tracking = settings.tracking.model_copy(update={"uri": self.tracked_at})
         settings = settings.model_copy(update={"tracking": tracking})
         if settings.scaling.most > 1:
@@ -148,6 +148,8 @@ def carry_out(
         concurrent: trials at once.
         tell: takes lines for a person.
     """
+    # Tune starts a trial in a folder of its own
+    sweep = replace(sweep, settings=sweep.settings.absolute())
     plan = Plan(sweep, 1 / concurrent, parent, uri_of(sweep.settings))
     trainable = _trainable(plan)
     tuner = _restored(sweep, trainable, tell) if resume else None

@@ -62,7 +62,7 @@ def test_the_best_trials_command_trains_it_again(world: SmallWorld, tmp_path: Pa
     one = sweep(words, "grounding.temperature=choice:0.1,1", "grounding.trains.language_layers=choice:1,all")
     values = {"grounding.temperature": 1, "grounding.trains.language_layers": "all"}
     trial = Trial("trial-1", values, seed=7, state="finished", value=0.5)
-    preset, *words = command(one, "demo", trial)[1:]
+    preset, *words = command(one, "demo", config.find("demo"), trial)[1:]
     again = config.load(preset, words)
     assert again.identity() == one.settings_of(trial.all_values, trial.name).identity()
     assert again.grounding is not None
