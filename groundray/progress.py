@@ -33,7 +33,7 @@ class Reporter:
         self._clock = clock
         self._epochs = 0
         self._started = self._printed = clock()
-        self._first_step = 0
+        self._first_step: int | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -89,7 +89,7 @@ class Reporter:
     def _stage(self, event: StageStarted) -> None:
         where = "starts" if event.step == 0 else f"goes on after step {event.step}"
         self.console.print(f"{event.stage}  {where}: {event.epochs} epochs, {event.steps} steps")
-        self._epochs, self._first_step, self._started = event.epochs, event.step, self._clock()
+        self._epochs, self._first_step = event.epochs, None
         if self.console.is_terminal:
             self.close()
             self._bar = Progress(
@@ -106,6 +106,8 @@ class Reporter:
 
     def _step(self, event: StepDone) -> None:
         now = self._clock()
+        if self._first_step is None:  # which took as long as everything does to begin
+            self._first_step, self._started = event.step, now
         detail = (
             f"loss {event.metrics['loss']:.4f}  {event.metrics['samples_per_second']:.0f} samples/s  "
             f"data wait {event.metrics['time/data_wait']:.0%}"
@@ -114,12 +116,10 @@ class Reporter:
             title = f"{event.stage}  epoch {event.epoch + 1}/{self._epochs}"
             self._bar.update(self._task, description=title, completed=event.step, detail=detail)
         elif now - self._printed >= LINE_SECONDS:
-            done = max(1, event.step - self._first_step)
-            left = (now - self._started) / done * (event.steps - event.step)
-            self.console.print(
-                f"{event.stage}  epoch {event.epoch + 1}/{self._epochs}  step {event.step}/{event.steps}  {detail}  "
-                f"{_minutes(left)} left"
-            )
+            done = event.step - self._first_step
+            left = f"  {_minutes((now - self._started) / done * (event.steps - event.step))} left" if done else ""
+            place = f"{event.stage}  epoch {event.epoch + 1}/{self._epochs}  step {event.step}/{event.steps}"
+            self.console.print(f"{place}  {detail}{left}")
             self._printed = now
 
 

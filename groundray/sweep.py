@@ -200,7 +200,9 @@ def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], co
         sweep.folder.write_bytes(PICTURE, (Path(local) / PICTURE).read_bytes())
     if winner:
         console.print(f"best    {winner.name}  {told(winner.all_values)}  {sweep.metric} {winner.value:.4g}")
-        console.print(f"        python -m groundray.train {shlex.join(command(sweep, options.config, options.file, winner))}")
+        console.print(
+            f"        python -m groundray.train {shlex.join(command(sweep, options.config, options.file, winner))}"
+        )
     return winner
 
 
