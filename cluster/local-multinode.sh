@@ -53,7 +53,7 @@ start worker-2 127.0.0.12 --address "$RAY_ADDRESS" --num-cpus 1
 # starts in the background ignore SIGINT.
 setsid python -m groundray.train --config demo --run.name multinode --scaling.cpus_per_worker 0.7 "$@" &
 run=$!
-trap 'kill $run || true' TERM
+trap 'kill $run || true' INT TERM
 
 # tells where Ray Train has put the workers, whenever it has
 {

@@ -20,7 +20,5 @@ export RAY_AUTH_MODE=token
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
 # \`ray job stop\` gives a run three seconds for its checkpoint otherwise.
 export RAY_JOB_STOP_WAIT_TIME_S=120
-# By default MLflow writes where a job runs, in a folder that Ray deletes with it.
-export MLFLOW_TRACKING_URI="\${MLFLOW_TRACKING_URI:-sqlite:///$HOME/mlflow.db}"
 END
 grep -qsF .groundray ~/.bashrc || echo 'source ~/.groundray' >>~/.bashrc

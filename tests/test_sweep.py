@@ -100,10 +100,14 @@ def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("search", ["random", "tpe"])
-def test_points_are_drawn_within_their_ranges(world: SmallWorld, tmp_path: Path, search: str) -> None:
+def test_points_are_drawn_within_their_ranges(
+    world: SmallWorld, tmp_path: Path, search: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    near = SmallWorld(*(Path(os.path.relpath(folder, tmp_path)) for folder in (world.source, world.shards)))
     more = ["--space=grounding.dropout=choice:0.0,0.1", f"--search={search}", "--num-samples=3", "--grounding.epochs=1"]
     space = "grounding.temperature=loguniform:0.05:0.5"
-    assert main(words(world, tmp_path, *more, "--tracking.enabled=false", space=space)) == 0
+    assert main(words(near, Path(), *more, "--tracking.enabled=false", space=space)) == 0
     trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
     drawn = [trial["values"]["grounding.temperature"] for trial in trials]
     assert len(set(drawn)) == 3

@@ -117,6 +117,8 @@ def _fit(
             if stopped := next((one for one in (*failures, *waiting) if isinstance(one, Stopped)), None):
                 raise stopped from None
             raise RunFailed(told(error)) from error
+        except RayError as error:
+            raise RunFailed(f"Ray ended before the run: {str(error).strip().splitlines()[-1]}") from error
     return run.folder_of(settings).read_json(run.RESULT)
 
 
@@ -181,11 +183,12 @@ def _exchanging(mailbox: Any, observe: Callable[[Event], None], notice: Callable
 
     def exchange() -> None:
         told = ""
-        while not over.wait(FLUSH_SECONDS / 2):
-            if (wanted := notice()) and wanted != told:
-                told = wanted
-                ray.get(mailbox.want.remote(wanted))
-            take()
+        with contextlib.suppress(RayError):  # the mailbox has gone, with its node: `fit` tells of it
+            while not over.wait(FLUSH_SECONDS / 2):
+                if (wanted := notice()) and wanted != told:
+                    told = wanted
+                    ray.get(mailbox.want.remote(wanted))
+                take()
 
     def take() -> None:
         for event in ray.get(mailbox.take.remote()):
@@ -201,4 +204,5 @@ def _exchanging(mailbox: Any, observe: Callable[[Event], None], notice: Callable
     finally:
         over.set()
         thread.join()
-        take()
+        with contextlib.suppress(RayError):
+            take()

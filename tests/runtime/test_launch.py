@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from groundray.runtime import launch, worker
 from groundray.runtime.resources import Feed
@@ -61,6 +62,25 @@ def test_an_event_that_cannot_be_told_keeps_neither_others_nor_notice(
         mailbox.put.remote([Notice("last")])
     assert seen == [Notice("first"), Notice("last")]
     assert "unspeakable" in caplog.text
+
+
+def test_a_mailbox_that_is_gone_with_its_node_hides_what_ended_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "FLUSH_SECONDS", 0.02)
+    asked = threading.Event()
+
+    def gone(*_: Any) -> None:
+        asked.set()
+        raise RayActorError
+
+    mailbox = SimpleNamespace(take=SimpleNamespace(remote=gone), want=SimpleNamespace(remote=gone))
+
+    def fails() -> None:
+        with launch._exchanging(mailbox, lambda event: None, lambda: ""):
+            assert asked.wait(20)
+            raise launch.RunFailed("the node")
+
+    with pytest.raises(launch.RunFailed, match="the node"):  # an error of the thread would be one of this test
+        fails()
 
 
 def rank_0(mailbox: Near) -> RayWorker:
