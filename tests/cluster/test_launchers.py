@@ -461,6 +461,8 @@ class Checkout:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # a shell that begins with SIGINT ignored, as all below a background job, cannot trap it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def noted(self, what: str) -> list[str]:
@@ -503,7 +505,12 @@ def test_a_signal_goes_to_the_run_once(checkout: Checkout, number: int) -> None:
     script = checkout.start(seconds=30)
     until((checkout.root / "training").exists)
     os.killpg(script.pid, number)  # as a terminal does: to all that are not in a session of their own
-    told, _ = script.communicate(timeout=30)
+    try:
+        told, _ = script.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        script.terminate()
+        told, _ = script.communicate()
+        pytest.fail(f"the signal did not end it: {told}")
     assert script.returncode == 143, told
     assert checkout.noted("signals") == ["term"]
     assert not any(Path(folder).parent.exists() for folder in checkout.noted("folders"))
