@@ -143,7 +143,7 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
     from groundray.training import run
 
     began, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
-    with runtime.connected(sweep, options.verbose) as concurrent:
+    with runtime.connected(sweep, options.verbose, console.print) as concurrent:
         sweep.claim(options.resume)
         console.print(f"sweep  {folder}, {concurrent} trials at once")
         log = SweepLog(settings, folder, sweep.definition(), errors.print) if settings.tracking.enabled else None

@@ -23,8 +23,8 @@ from groundray.config import Settings
 from groundray.loss.collectives import gather_texts
 from groundray.runtime import cluster
 from groundray.runtime.features import make_features
-from groundray.runtime.policy import Trainer, told
-from groundray.runtime.resources import Feed, nodes, resources
+from groundray.runtime.policy import Trainer, of_a_death, told
+from groundray.runtime.resources import Feed, least, nodes, patiently, resources
 from groundray.runtime.worker import FLUSH_SECONDS, Mailbox, RayWorker
 from groundray.training import memory, run
 from groundray.training.events import Event, Notice
@@ -56,12 +56,17 @@ def train(
     Raises:
         Stopped: it had notice; the same command goes on.
         RunFailed: a worker raised; what the run had committed is kept, and the same command goes on from there.
-        ValueError: the cluster cannot hold the run.
+        ValueError: the cluster cannot hold the run, nor has it grown meanwhile where it might.
     """
     if settings.scaling.most == 0:
         return _train_here(settings, observe, notice)
     with cluster.connect(verbose=verbose):
-        resources(settings, share).check()
+        patiently(
+            lambda: resources(settings, share).check(),
+            least(settings),
+            settings.scaling.wait_minutes,
+            lambda text: observe(Notice(text)),
+        )
         try:
             make_features(settings, observe)
         except RayError as error:
@@ -118,7 +123,7 @@ def _fit(
                 raise stopped from None
             raise RunFailed(told(error)) from error
         except RayError as error:
-            raise RunFailed(f"Ray ended before the run: {str(error).strip().splitlines()[-1]}") from error
+            raise RunFailed(f"what drives the workers died: {of_a_death(error)}") from error
     return run.folder_of(settings).read_json(run.RESULT)
 
 

@@ -243,13 +243,14 @@ def told(error: TrainingFailedError) -> str:
     # a final one first: others may have failed because of it
     for rank, failure in sorted(failures.items(), key=lambda one: (not is_final(one[1]), one[0])):
         if isinstance(failure, WorkerHealthCheckFailedError):
-            return f"worker {rank} died: {_of_a_death(failure.health_check_failure)}"
+            return f"worker {rank} died: {of_a_death(failure.health_check_failure)}"
         cause = failure.cause if isinstance(failure, RayTaskError) else failure
         return f"worker {rank}: {type(cause).__name__}: {cause}"
     return str(error)
 
 
-def _of_a_death(failure: Exception) -> str:
+def of_a_death(failure: Exception) -> str:
+    """Why Ray says that a process died, in a line."""
     text = str(failure)
     if "running low on memory" in text:  # Ray's own words; of the kernel's killer it knows nothing
         return (

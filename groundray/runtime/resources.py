@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import joblib
 import ray
 import ray._private.state
 import torch
+from ray.util import placement_group, remove_placement_group
 
 from groundray.config import Settings
 from groundray.runtime import cluster
 
 MIN_DATA_CPUS = 0.2  # for each worker
+TELL_SECONDS = 30.0
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,53 @@ class Resources:
                     else "use fewer workers (scaling.num_workers) or a larger cluster"
                 )
             )
+
+
+def least(settings: Settings) -> list[dict[str, float]]:
+    """What a run takes at least, each of these on one machine."""
+    scaling = settings.scaling
+    worker = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    return [worker, {"CPU": MIN_DATA_CPUS}] * scaling.least
+
+
+def patiently(
+    check: Callable[[], Found], bundles: Sequence[Mapping[str, float]], minutes: float, tell: Callable[[str], None]
+) -> Found:
+    """What a check of the connected cluster gives; where it fails, but machines come when they are asked for, what it
+    gives when they have come.
+
+    That is where the head has no CPU: whoever starts such a cluster means its head to drive runs, and others, perhaps
+    none yet, to do the work. Elsewhere the cluster is what it is.
+
+    Args:
+        check: raises ValueError where there is not enough.
+        bundles: to ask for, each on one machine.
+        minutes: to wait.
+        tell: takes lines for a person.
+    """
+    try:
+        return check()
+    except ValueError:
+        if not _trains_elsewhere():
+            raise
+    wanted = sum((Counter(bundle) for bundle in bundles), Counter())
+    told = " and ".join(f"{count:g} {kind}s" for kind, count in wanted.items())
+    until = time.monotonic() + minutes * 60
+    place = placement_group([dict(bundle) for bundle in bundles])  # what an autoscaler answers
+    try:
+        while (left := until - time.monotonic()) > 0:
+            tell(f"waiting for machines with {told}, for {left / 60:.1f} minutes at most (scaling.wait_minutes)")
+            if place.wait(min(TELL_SECONDS, left)):
+                break
+    finally:
+        remove_placement_group(place)
+    return check()
+
+
+def _trains_elsewhere() -> bool:
+    """Whether the cluster's head has no CPU."""
+    heads = [node["Resources"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
+    return not any(head.get("CPU") for head in heads)
 
 
 def is_fed(cluster_cpus: float, workers: int, worker_cpus: float) -> bool:

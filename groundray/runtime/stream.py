@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import pyarrow as pa
@@ -29,6 +29,7 @@ from groundray.runtime.resources import Feed
 BLOCK_BYTES = 16 * 2**20
 REST_SECONDS = 0.05
 CPUS_A_READER = 4  # decoding CPUs that one reading task keeps busy
+VALIDATING = 1 / 16  # of a rank's CPUs, which training leaves free
 
 
 class Pace(ExecutionCallback):
@@ -94,19 +95,25 @@ def stream(
     if not ahead:
         return
     items = [vars(window) for window in ahead]
-    readers, reading, decoding = tasks(feed)
-    with DataContext.current(_context(feed.cpus)):
+    wanted = tasks(feed, trains=source.plan.shuffle)
+    with DataContext.current(_context(wanted.cpus)):
         dataset = (
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(
                 Read(source, chunks),
                 batch_size=1,
                 batch_format="pyarrow",
-                num_cpus=reading,
+                num_cpus=wanted.reading,
                 # else Ray Data keeps a quarter of the CPUs for tasks that read, and decoding goes without
-                compute=TaskPoolStrategy(size=readers),
+                compute=TaskPoolStrategy(size=wanted.readers),
             )
-            .map_batches(Decode(source), batch_size=None, batch_format="pyarrow", num_cpus=decoding)
+            .map_batches(
+                Decode(source),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=wanted.decoding,
+                compute=TaskPoolStrategy(size=wanted.decoders),
+            )
         )
         rows = len(chunks) * source.plan.batch_size // source.plan.chunks
         arriving: Iterator[Any] = iter(
@@ -120,16 +127,36 @@ def stream(
             yield assemble(source, window.epoch, step, chunks, arrays)
 
 
-def tasks(feed: Feed) -> tuple[int, float, float]:
-    """How many tasks read at a time, the CPUs of each, and the CPUs of a task that decodes.
+class Tasks(NamedTuple):
+    """What a stream takes of a rank's CPUs: at most so many, in tasks that read and tasks that decode. There are no
+    more `decoders` at a time than that; without a number, as many as the CPUs hold."""
 
-    As many of these as there are whole CPUs fit beside those that read, which last as long as their windows. One fits
-    on the node with most room even where all ranks' reading happens there: else it might wait for ever.
+    cpus: float
+    readers: int
+    reading: float
+    decoders: int | None
+    decoding: float
+
+
+def tasks(feed: Feed, trains: bool = True) -> Tasks:
+    """The tasks of a rank's stream.
+
+    Of training, as many decode as there are whole CPUs beside those that read, which last as long as their windows. One
+    fits on the node with most room even where all ranks' reading happens there: else it might wait for ever.
+
+    A validation begins while the stream of training is open and nobody takes what it brings. As soon as Ray Data's part
+    of the object store is full, that stream stands still with its CPUs in hand, so that a validation that needed one of
+    them would wait for ever. Its tasks, as many, take next to none, which training leaves free.
     """
-    readers = max(1, int(feed.cpus) // CPUS_A_READER)
-    reading = min(0.25, feed.cpus / 4, feed.largest / (2 * feed.ranks * readers))
-    beside = feed.largest - feed.ranks * readers * reading
-    return readers, reading, min(1.0, beside, (feed.cpus - readers * reading) / max(1, int(feed.cpus)))
+    readers, decoders = max(1, int(feed.cpus) // CPUS_A_READER), max(1, int(feed.cpus))
+    if not trains:
+        cpus = VALIDATING * min(feed.cpus, feed.largest / feed.ranks)
+        each = cpus / (readers + decoders)
+        return Tasks(cpus, readers, each, decoders, each)
+    cpus, largest = (1 - VALIDATING) * feed.cpus, (1 - VALIDATING) * feed.largest
+    reading = min(0.25, cpus / 4, largest / (2 * feed.ranks * readers))
+    beside = largest - feed.ranks * readers * reading
+    return Tasks(cpus, readers, reading, None, min(1.0, beside, (cpus - readers * reading) / decoders))
 
 
 def _context(cpus: float) -> DataContext:

@@ -29,7 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 from groundray.config import Settings, SettingsError
 from groundray.runtime import cluster, launch
 from groundray.runtime.features import make_features
-from groundray.runtime.resources import MIN_DATA_CPUS
+from groundray.runtime.resources import MIN_DATA_CPUS, least, patiently
 from groundray.stage.protocol import Stage
 from groundray.sweeping.definition import SEED, STATE, Sweep, told
 from groundray.sweeping.outcome import State, Trial
@@ -116,8 +116,11 @@ class Plan:
 
 
 @contextlib.contextmanager
-def connected(sweep: Sweep, verbose: bool) -> Iterator[int]:
+def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Iterator[int]:
     """Meanwhile this process is connected to Ray; how many trials run at once.
+
+    Args:
+        tell: takes lines for a person.
 
     Raises:
         SettingsError: the cluster has no room.
@@ -127,9 +130,19 @@ def connected(sweep: Sweep, verbose: bool) -> Iterator[int]:
     nested = sweep.settings.scaling.most > 1
     # Ray Train asks the dashboard whether the driver of a nested run still lives, before it frees the workers' places
     with cluster.connect(verbose=verbose, dashboard=nested):
-        has = ray.cluster_resources()
-        cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-        yield Room.of(sweep).concurrent(sweep.max_concurrent, cpus, gpus)
+        room, settings = Room.of(sweep), sweep.settings
+
+        def concurrent() -> int:
+            has = ray.cluster_resources()
+            return room.concurrent(sweep.max_concurrent, has.get("CPU", 0), has.get("GPU", 0))
+
+        trial = least(settings) if nested else [{"CPU": room.cpus} | ({"GPU": float(room.gpus)} if room.gpus else {})]
+        yield patiently(
+            concurrent,
+            trial * (sweep.max_concurrent or 1),
+            settings.scaling.wait_minutes,
+            lambda text: tell(f"note  {text}"),
+        )
 
 
 def features(sweep: Sweep, observe: Callable[[Event], None]) -> None:

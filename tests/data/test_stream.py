@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from conftest import SmallWorld
+from ray.data import DataContext
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.util import placement_group, remove_placement_group
 
 from groundray import config
 from groundray.data.captions import CaptionSamples
@@ -104,6 +108,30 @@ def test_a_sample_that_cannot_be_decoded_is_named_on_ray_and_ends_a_run(stage: G
     assert policy.told(failed).startswith(
         f"worker 0: ValueError: {tmp_path}/broken: sample '7' (row 7) cannot be decod"
     )
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_validation_is_read_though_training_that_stands_still_holds_its_cpus(
+    stage: GroundingStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "BLOCK_BYTES", 100_000)  # what one task decodes is many blocks
+    context = DataContext.get_current().copy()
+    context.override_object_store_memory_limit_fraction = 1e-4  # and full with a few
+    feed = Feed(1.0, 1.0)
+    workers = placement_group([{"CPU": ray.cluster_resources()["CPU"] - 1}])  # have the others
+    ray.get(workers.ready())
+    with DataContext.current(context):
+        training = runtime.stream(stage.train, Cursor(), 100, 0, 1, feed, prefetch=1)
+        next(training)
+        until = time.monotonic() + 60
+        while (free := ray.available_resources().get("CPU", 0)) >= runtime.tasks(feed).decoding:
+            assert time.monotonic() < until, f"{free} CPUs are still free"
+            time.sleep(0.1)
+        validation = runtime.stream(stage.val, Cursor(), 1, 0, 1, feed, prefetch=1)
+        assert sum(len(batch.ids) for step in validation for _, batch in step.chunks) == 20
+        next(training)
+    remove_placement_group(workers)
 
 
 def test_an_epoch_and_a_sample_fix_the_caption(stage: GroundingStage) -> None:

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,6 +201,26 @@ def test_a_node_that_is_drained_gives_notice(saboteur: Saboteur, unharmed: Ended
     assert_one_whole_run(saboteur)
     begun = attempts.begun(Folder.at(saboteur.folder / "runs" / "demo"))
     assert [begun[number]["preemptions"] for number in sorted(begun)] == [0, 1]
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_a_run_waits_for_machines_that_come_when_they_are_asked_for(saboteur: Saboteur) -> None:
+    """One node of one CPU is there, and the head has none: two workers and what reads for them take 1.4."""
+    saboteur.plan()
+    claimed = saboteur.folder / "runs" / "waits" / "config.yaml"
+
+    def grow() -> None:
+        while not claimed.exists():
+            time.sleep(0.2)
+        time.sleep(10)
+        (saboteur.folder / "grow").touch()
+
+    threading.Thread(target=grow, daemon=True).start()
+    ran = saboteur.run("--stages=visual", "--run.name=waits", nodes=1, sabotaged=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "note  waiting for machines with 1.4 CPUs, for 60.0 minutes at most (scaling.wait_minutes)" in ran.stdout
+    assert "visual  done" in ran.stdout
 
 
 @pytest.mark.ray

@@ -15,17 +15,20 @@ def test_tasks_fit_on_a_node_with_a_worker() -> None:
     feed = Feed.of(["a", "b"], 0.7, {"a": 1.0, "b": 1.0})
     assert feed.cpus == pytest.approx(0.3)
     assert feed.largest == pytest.approx(0.3)
-    readers, reading, decoding = tasks(feed)
-    assert 2 * readers * reading + decoding <= 0.3 + 1e-9
+    found = tasks(feed)
+    assert 2 * found.readers * found.reading + found.decoding <= 0.3 + 1e-9
 
 
-def test_a_machine_of_two_cores_is_shared_as_before() -> None:
-    assert tasks(Feed.of(["a", "a"], 0.5, {"a": 2.0})) == (1, 0.125, 0.375)
+def test_two_workers_share_a_machine_of_two_cores_and_leave_room_for_their_validation() -> None:
+    feed = Feed.of(["a", "a"], 0.5, {"a": 2.0})
+    assert tasks(feed) == (0.5 * 15 / 16, 1, 0.125 * 15 / 16, None, 0.375 * 15 / 16)
+    assert tasks(feed, trains=False) == (0.5 / 16, 1, 0.25 / 16, 1, 0.25 / 16)
 
 
 def test_a_large_node_decodes_a_cpu_at_a_time() -> None:
-    readers, reading, decoding = tasks(Feed.of(["a"], 1.0, {"a": 16.0, "b": 16.0}))
-    assert (readers, reading, decoding) == (7, 0.25, pytest.approx((31 - 7 * 0.25) / 31))
+    found = tasks(Feed.of(["a"], 1.0, {"a": 16.0, "b": 16.0}))
+    assert (found.readers, found.reading) == (7, 0.25)
+    assert found.decoding == pytest.approx((31 * 15 / 16 - 7 * 0.25) / 31)
 
 
 def test_a_share_of_the_cluster_leaves_the_rest_to_other_trials() -> None:
@@ -33,14 +36,18 @@ def test_a_share_of_the_cluster_leaves_the_rest_to_other_trials() -> None:
 
 
 @given(st.data())
-def test_decoding_fits_where_all_ranks_read_on_one_node(data: st.DataObject) -> None:
+def test_decoding_fits_where_all_ranks_read_and_validate_on_one_node(data: st.DataObject) -> None:
     nodes = data.draw(st.dictionaries(st.sampled_from("abcdef"), st.floats(0.0, 64.0), min_size=1))
     worker = data.draw(st.floats(0.1, 4.0))
     on = data.draw(st.lists(st.sampled_from(sorted(nodes)), min_size=1, max_size=8))
     free = {node: cpus - worker * on.count(node) for node, cpus in nodes.items()}
     assume(min(free.values()) >= 0 and max(free.values()) >= 0.1)
     feed = Feed.of(on, worker, nodes)
-    readers, reading, decoding = tasks(feed)
-    assert reading > 0
-    assert decoding > 0
-    assert len(on) * readers * reading + decoding <= max(free.values()) + 1e-6
+    train, val = tasks(feed), tasks(feed, trains=False)
+    assert min(train.reading, train.decoding, val.reading, val.decoding) > 0
+    assert val.decoders is not None
+    validating = val.readers * val.reading + val.decoders * val.decoding
+    assert validating == pytest.approx(val.cpus)
+    assert train.cpus + val.cpus <= feed.cpus + 1e-6
+    room = max(free.values()) + 1e-6
+    assert len(on) * (train.readers * train.reading + validating) + train.decoding <= room
