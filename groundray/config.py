@@ -105,7 +105,7 @@ class Scaling(Section):
     )
     wait_minutes: Positive = Field(default=60.0, description="for which a run waits for workers before it ends")
     hang_minutes: Positive = Field(
-        default=30.0, description="without a sign of life after which a worker is ended, its stacks written to stacks/"
+        default=10.0, description="without a sign of life after which a worker is ended, its stacks written to stacks/"
     )
 
     @property

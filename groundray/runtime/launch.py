@@ -15,7 +15,6 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
-from ray.train.torch import TorchConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -23,12 +22,13 @@ from groundray.config import Settings
 from groundray.loss.collectives import gather_texts
 from groundray.runtime import cluster
 from groundray.runtime.features import make_features
-from groundray.runtime.policy import Trainer, of_a_death, told
+from groundray.runtime.group import Torch
+from groundray.runtime.policy import Trainer, told
 from groundray.runtime.resources import Feed, least, nodes, patiently, resources
 from groundray.runtime.worker import FLUSH_SECONDS, Mailbox, RayWorker
 from groundray.training import memory, run
 from groundray.training.events import Event, Notice
-from groundray.training.watchdog import Watchdog
+from groundray.training.watchdog import Watchdog, grace
 from groundray.training.worker import InProcess, Stopped
 
 RAY_FOLDER = "ray"
@@ -90,6 +90,7 @@ def _fit(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=here).remote()
     scaling = settings.scaling
+    hang = scaling.hang_minutes * 60
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     trainer = Trainer(
         _train_worker,
@@ -98,7 +99,7 @@ def _fit(
             "mailbox": mailbox,
             "share": share,
         },
-        torch_config=TorchConfig(timeout_s=int(scaling.hang_minutes * 60) + 60),
+        torch_config=Torch(timeout_s=int(hang + 3 * grace(hang))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
@@ -123,7 +124,7 @@ def _fit(
                 raise stopped from None
             raise RunFailed(told(error)) from error
         except RayError as error:
-            raise RunFailed(f"what drives the workers died: {of_a_death(error)}") from error
+            raise RunFailed(told(error)) from error
     return run.folder_of(settings).read_json(run.RESULT)
 
 
@@ -188,15 +189,19 @@ def _exchanging(mailbox: Any, observe: Callable[[Event], None], notice: Callable
 
     def exchange() -> None:
         told = ""
-        with contextlib.suppress(RayError):  # the mailbox has gone, with its node: `fit` tells of it
-            while not over.wait(FLUSH_SECONDS / 2):
-                if (wanted := notice()) and wanted != told:
-                    told = wanted
-                    ray.get(mailbox.want.remote(wanted))
-                take()
+        while not over.wait(FLUSH_SECONDS / 2):
+            if (wanted := notice()) and wanted != told:
+                told = wanted
+                with contextlib.suppress(RayError):
+                    mailbox.want.remote(wanted)
+            take()
 
     def take() -> None:
-        for event in ray.get(mailbox.take.remote()):
+        try:
+            events = ray.get(mailbox.take.remote())
+        except RayError:  # what ends the mailbox ends the run, which says why
+            return
+        for event in events:
             try:
                 observe(event)
             except Exception:  # a screen that is gone must not end a run, nor keep notice from it

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,11 +16,11 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE, WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.failure_handling.default import (
     RETRYABLE_CONTROLLER_ERRORS,
@@ -36,9 +37,11 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from groundray.config import Settings
+from groundray.runtime.group import Leftovers
 from groundray.runtime.resources import is_fed
 from groundray.training.attempts import Superseded
 from groundray.training.events import Notice
+from groundray.training.watchdog import grace
 from groundray.training.worker import Stopped
 
 TELL_SECONDS = 30.0
@@ -165,12 +168,15 @@ class Recovery(FailurePolicy):
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         error = training_failed_error
+        failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
         if isinstance(error, ControllerError):
-            again = isinstance(error.controller_failure, RETRYABLE_CONTROLLER_ERRORS)
-            return FailureDecision.RETRY if again else FailureDecision.RAISE
+            failures = [error.controller_failure]
+            if isinstance(failures[0], RETRYABLE_CONTROLLER_ERRORS):
+                return FailureDecision.RETRY
+            if not isinstance(failures[0], OutOfMemoryError | RayTaskError):  # it is no worker's
+                return FailureDecision.RAISE
         if _is_preemption_failure(error):
             return FailureDecision.RETRY
-        failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
         if stopped := [failure for failure in failures if isinstance(failure, Stopped)]:
             if stopped[0].notice == "stopped":
                 return FailureDecision.RAISE
@@ -209,24 +215,33 @@ class Trainer(TorchTrainer):
             else FixedWorkers(self.scaling_config, patience)
         )
         kwargs["failure_policy"] = Recovery(scaling.max_failures, self._mailbox)
-        with _named_to_ray_train():
+        kwargs["callbacks"] = [Leftovers(), *kwargs["callbacks"]]
+        hang = scaling.hang_minutes * 60
+        stopped = os.environ.get(WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR) or str(hang + 1.5 * grace(hang))
+        # Ray's actor that frees the places of workers whose driver has gone asks for the driver by this address, and
+        # else asks the newest cluster of the machine (Ray 2.60)
+        known = {
+            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR: stopped,
+        }
+        with _known_to_ray_train(known):
             return super()._initialize_and_run_controller(**kwargs)
 
 
 @contextlib.contextmanager
-def _named_to_ray_train() -> Iterator[None]:
-    """Meanwhile a controller that is started knows its cluster's address. Ray's actor that frees the places of workers
-    whose driver has gone asks for the driver by it, and else asks the newest cluster of the machine (Ray 2.60)."""
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+def _known_to_ray_train(variables: dict[str, str]) -> Iterator[None]:
+    """Meanwhile a controller that is started has these in its environment."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    ENV_VARS_TO_PROPAGATE.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def is_final(failure: BaseException) -> bool:
@@ -235,28 +250,51 @@ def is_final(failure: BaseException) -> bool:
     return cause.errno in FINAL_OF_SYSTEM if isinstance(cause, OSError) else isinstance(cause, FINAL)
 
 
-def told(error: TrainingFailedError) -> str:
-    """What happened to the workers, without the frames of the machinery around it."""
+def told(error: TrainingFailedError | RayError) -> str:
+    """What happened to the workers, or to their controller, without the frames of the machinery around it."""
+    if isinstance(error, RayTaskError):
+        return f"the run's controller failed: {_cause(error)}"
+    if isinstance(error, RayError):
+        return f"the run's controller died: {_of_a_death(error)}"
     if isinstance(error, ControllerError):
-        return str(error.controller_failure)
+        failure = error.controller_failure
+        if isinstance(failure, OutOfMemoryError):
+            return f"a worker died: {_of_a_death(failure)}"
+        return f"the workers could not begin: {_cause(failure)}" if isinstance(failure, RayTaskError) else str(failure)
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     # a final one first: others may have failed because of it
     for rank, failure in sorted(failures.items(), key=lambda one: (not is_final(one[1]), one[0])):
         if isinstance(failure, WorkerHealthCheckFailedError):
-            return f"worker {rank} died: {of_a_death(failure.health_check_failure)}"
-        cause = failure.cause if isinstance(failure, RayTaskError) else failure
-        return f"worker {rank}: {type(cause).__name__}: {cause}"
+            return f"worker {rank} died: {_of_a_death(failure.health_check_failure)}"
+        if isinstance(failure, WorkerHealthCheckTimeoutError):
+            waited = re.search(r"hanging for (\d+)", str(failure))
+            return f"worker {rank} has not answered for {waited[1] if waited else '?'} s (scaling.hang_minutes)"
+        if isinstance(failure, OutOfMemoryError):
+            return f"worker {rank} failed: {_of_a_death(failure)}"
+        return f"worker {rank}: {_cause(failure)}"
     return str(error)
 
 
-def of_a_death(failure: Exception) -> str:
-    """Why Ray says that a process died, in a line."""
+def _cause(failure: Exception) -> str:
+    cause = failure.cause if isinstance(failure, RayTaskError) else failure
+    return f"{type(cause).__name__}: {cause}"
+
+
+def _of_a_death(failure: Exception) -> str:
+    """Ray's own words, which run over many lines, as what they mean."""
     text = str(failure)
-    if "running low on memory" in text:  # Ray's own words; of the kernel's killer it knows nothing
+    if "running low on memory" in text:  # of the kernel's killer Ray knows nothing
         return (
             "its machine ran out of memory: use smaller chunks (scaling.chunks, scaling.accumulate true), fewer "
             "workers a machine, or a smaller data.prefetch"
         )
+    where = re.search(r"^\s*ip: (\S+)", text, re.MULTILINE)
+    on = f" {where[1]}" if where else ""
+    if "its node has died" in text:
+        why = re.search(r"node was terminated \w+: (.*)", text)
+        return f"its machine{on} is lost{f': {why[1]}' if why else ''}"
+    if "its worker process has died" in text:
+        return f"its process{' on' + on if on else ''} ended without a word: killed, for want of memory too, or crashed"
     return next((line.strip() for line in text.splitlines() if line.strip()), type(failure).__name__)
 
 

@@ -1,16 +1,21 @@
-"""SIGKILL of a worker, of a node, of the driver, at five places each: the run ends as one that was not killed."""
+"""SIGKILL of a worker, of a node, of the driver, at five places each: the run ends as one that was not killed. So does
+one with a worker that hangs, that is stopped as a whole, or that takes more memory than there is."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -21,8 +26,10 @@ from groundray.training import attempts, history
 from groundray.training.events import StepDone
 
 HERE = Path(__file__).parent
-STEPS = 18  # of each of the two stages
-# Ray notices a dead node within seconds, not a minute
+EPOCH = 9  # steps of one
+BOTH = {"grounding": 2 * EPOCH, "language": 2 * EPOCH}  # steps of each stage
+MONITOR = "RAY_memory_monitor_refresh_ms"
+# Ray notices a dead node within seconds, not a minute; and others may take the memory of this machine
 FAST = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -30,6 +37,7 @@ FAST = {
     "RAY_health_check_failure_threshold": "3",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_AUTH_MODE": "disabled",
+    MONITOR: "0",
 }
 SAMPLE = [("worker", "step"), ("driver", "write")]
 
@@ -57,20 +65,50 @@ class Saboteur:
     def happened(self) -> bool:
         return (self.folder / "happened").exists()
 
-    def run(
-        self, *more: str, nodes: int = 0, sabotaged: bool = True, seconds: int = 280
-    ) -> subprocess.CompletedProcess[str]:
-        """The run in processes of its own, apart from all others, on a cluster of its own."""
+    def start(
+        self,
+        *more: str,
+        nodes: int = 0,
+        hosts: int = 0,
+        within: Sequence[str] = (),
+        sabotaged: bool = True,
+        log: Path | None = None,
+    ) -> subprocess.Popen[str]:
+        """The run, begun in processes of its own, apart from all others, on a cluster of its own.
+
+        Args:
+            nodes: of the cluster; 0 for one that the run starts itself.
+            hosts: as nodes, each of them with a network of its own.
+            within: words before the command, apart from others.
+            log: the file for what it says; otherwise that comes through pipes.
+        """
         command = [sys.executable, "-m", "groundray.train", "--config", "demo", *self.words, *more]
-        if nodes:
-            command = [sys.executable, str(HERE / "nodes.py"), str(nodes), str(self.folder), *command]
+        if nodes or hosts:
+            cluster, number = ("hosts.py", hosts) if hosts else ("nodes.py", nodes)
+            command = [sys.executable, str(HERE / cluster), str(number), str(self.folder), *command]
         environment = {**os.environ, **FAST, "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
         environment.pop("RAY_ADDRESS", None)
         if sabotaged:
             environment |= {"PYTHONPATH": str(HERE / "site"), "GROUNDRAY_SABOTAGE": str(self.folder)}
-        return subprocess.run(
-            [*apart(), *command], env=environment, cwd=self.folder, capture_output=True, text=True, timeout=seconds
-        )
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(log.open("w")) if log else subprocess.PIPE
+            return subprocess.Popen(
+                [*(apart("--net", "--uts") if hosts else apart()), *within, *command],
+                env=environment,
+                cwd=self.folder,
+                stdout=out,
+                stderr=subprocess.STDOUT if log else out,
+                text=True,
+            )
+
+    def run(self, *more: str, seconds: int = 280, **how: Any) -> subprocess.CompletedProcess[str]:
+        """The run to its end; after so many seconds it is killed. See `start`."""
+        with self.start(*more, **how) as running:
+            try:
+                out, errors = running.communicate(timeout=seconds)
+            finally:
+                running.kill()
+        return subprocess.CompletedProcess(running.args, running.returncode, out, errors)
 
     def losses(self, name: str) -> list[tuple[int, float]]:
         told = history.read(Folder.at(self.folder / "runs" / name))
@@ -85,9 +123,19 @@ class Saboteur:
         )
 
 
-def apart() -> list[str]:
+def apart(*more: str) -> list[str]:
     """Words before a command that keep its processes apart from others, where this machine allows it."""
-    words = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
+    words = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        "unshare",
+        "--pid",
+        "--mount",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        *more,
+    ]
     allowed = shutil.which("unshare") and subprocess.run([*words, "true"], capture_output=True).returncode == 0
     # the first process of such a room cannot be killed from inside of it: a shell is it, and not the command
     return [*words, "bash", "-c", '"$@"; exit $?', "apart"] if allowed else []
@@ -145,21 +193,33 @@ def test_a_killed_run_ends_as_one_that_was_not(saboteur: Saboteur, unharmed: End
     assert_one_whole_run(saboteur)
 
 
-def assert_one_whole_run(saboteur: Saboteur) -> None:
-    """MLflow has one run, in which no step is missing and none is there twice."""
+def assert_one_whole_run(saboteur: Saboteur, stages: Mapping[str, int] = BOTH, attempts: int = 2) -> None:
+    """MLflow has one run of stages of so many steps, in which no step is missing and none is there twice."""
     client = mlflow.MlflowClient(f"sqlite:///{saboteur.folder}/mlflow.db")
     experiment = client.get_experiment_by_name("groundray")
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
-    for stage in ("grounding", "language"):
+    for stage, number in stages.items():
         steps = [point.step for point in client.get_metric_history(found.info.run_id, f"{stage}/loss")]
-        assert sorted(steps) == list(range(1, STEPS + 1))
+        assert sorted(steps) == list(range(1, number + 1))
         epochs = [point.step for point in client.get_metric_history(found.info.run_id, f"{stage}/val/loss")]
-        assert sorted(epochs) == [9, 18]
-    assert found.data.metrics["recovery/attempts"] == 2
+        assert sorted(epochs) == list(range(EPOCH, number + 1, EPOCH))
+    assert found.data.metrics["recovery/attempts"] == attempts
     assert found.data.metrics["recovery/repeated_steps"] >= 0
     assert found.data.metrics["recovery/first_step_seconds"] > 0
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_worker_that_is_killed_before_its_group_is_complete(saboteur: Saboteur, unharmed: Ended) -> None:
+    """The places of the group that has failed are free for the next one; the cluster has no others."""
+    saboteur.plan(who="worker", when="begin", count=1)
+    ran = saboteur.run("--scaling.wait_minutes=4", seconds=800)
+    assert saboteur.happened
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert saboteur.ended() == unharmed
 
 
 @pytest.mark.ray
@@ -221,6 +281,150 @@ def test_a_run_waits_for_machines_that_come_when_they_are_asked_for(saboteur: Sa
     assert ran.returncode == 0, ran.stderr
     assert "note  waiting for machines with 1.4 CPUs, for 60.0 minutes at most (scaling.wait_minutes)" in ran.stdout
     assert "visual  done" in ran.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_run_whose_controller_is_killed_ends_and_says_so(saboteur: Saboteur, unharmed: Ended) -> None:
+    """Ray Train's own process, beside the driver's. The same command goes on."""
+    saboteur.plan(slow=0.5)
+    log = saboteur.folder / "log"
+    with saboteur.start(log=log) as running:
+        try:
+            until = time.monotonic() + 400
+            while "step 1/" not in log.read_text() and time.monotonic() < until:
+                time.sleep(0.2)
+            for controller in processes(running, "TrainController"):
+                os.kill(controller, signal.SIGKILL)
+            assert running.wait(60) == 1
+        finally:
+            running.kill()
+    assert "error: the run's controller died: its process on " in log.read_text()
+    ran = saboteur.run(sabotaged=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert saboteur.ended() == unharmed
+    assert_one_whole_run(saboteur)
+
+
+def processes(driver: subprocess.Popen[Any], word: str) -> set[int]:
+    """The processes that a driver has started, and those that they have, in whose title or command a word is."""
+    commands: dict[int, list[bytes]] = {}
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            commands[int(place.name)] = (place / "cmdline").read_bytes().split(b"\0")
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(place.name))
+    found, below = set(), [driver.pid]
+    while below:
+        one = below.pop()
+        below += children.get(one, [])
+        if any(word.encode() in part for part in commands.get(one, ())) and b"unshare" not in commands[one]:
+            found.add(one)
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_worker_that_hangs_in_a_step_is_ended_with_its_stacks(saboteur: Saboteur, unharmed: Ended) -> None:
+    """The other waits for it, and is not taken for the one that hangs."""
+    saboteur.plan(who="worker", what="hang", when="step", count=7)
+    ran = saboteur.run("--scaling.hang_minutes=0.8", seconds=800)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    print(ran.stdout)
+    (stacks,) = (saboteur.folder / "runs" / "demo" / "stacks").iterdir()
+    assert "in hang\n" in stacks.read_text()
+    assert f"and is ended; what it was doing is in {stacks}" in ran.stdout
+    assert "worker 1 gave no sign of life for " in ran.stdout
+    assert "worker 0 gave" not in ran.stdout
+    assert "attempt 2  the one before was hung" in ran.stdout
+    assert saboteur.ended() == unharmed
+    assert_one_whole_run(saboteur)
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", [2, 1])
+def test_a_worker_that_is_stopped_as_a_whole_is_ended(saboteur: Saboteur, unharmed: Ended, workers: int) -> None:
+    """By SIGSTOP: nothing in it can look at a watch any more. Others wait for it, or there are none."""
+    saboteur.plan(who="worker", what="stop", when="step", count=7)
+    log = saboteur.folder / "log"
+    words = ("--scaling.hang_minutes=0.8", f"--scaling.num_workers={workers}", "--scaling.chunks=2")
+    with saboteur.start(*words, log=log) as running:
+        try:
+            until = time.monotonic() + 400
+            while "attempt 2  first step" not in log.read_text() and time.monotonic() < until:
+                time.sleep(0.5)
+            assert not [one for one in processes(running, "RayTrainWorker") if stopped(one)]
+            assert running.wait(300) == 0, log.read_text()
+        finally:
+            running.kill()
+    said = log.read_text()
+    print(said)
+    assert f"worker {workers - 1} has not answered for 1" in said
+    assert "s (scaling.hang_minutes); the run goes on from its last checkpoint" in said
+    assert saboteur.ended() == unharmed
+    assert_one_whole_run(saboteur)
+
+
+def stopped(process: int) -> bool:
+    return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_worker_that_takes_all_memory_is_ended_by_ray(saboteur: Saboteur, unharmed: Ended) -> None:
+    """As on a machine of 5 GB, most of which Ray and the run take anyway."""
+    saboteur.plan(who="worker", what="devour", when="step", count=7)
+    with limited(5_000_000_000) as within:
+        ran = saboteur.run(within=within, seconds=800)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    print(ran.stdout)
+    assert "worker 1 died: its machine ran out of memory: use smaller chunks (scaling.chunks, " in ran.stdout
+    assert "attempt 2  the one before was killed" in ran.stdout
+    assert saboteur.ended() == unharmed
+    assert_one_whole_run(saboteur)
+
+
+@contextlib.contextmanager
+def limited(size: int) -> Iterator[list[str]]:
+    """Words before a command in a mount namespace of its own: it and all that it starts have so many bytes of memory,
+    and see no more than that, as on a machine of that size."""
+    group, root = memory_group(size)
+    enter = f'echo $$ > "{group}/cgroup.procs" && mount --bind "{group}" "{root}" && unset {MONITOR} && exec "$@"'
+    try:
+        yield ["bash", "-c", enter, "limited"]
+    finally:
+        until = time.monotonic() + 10
+        while group.exists() and time.monotonic() < until:
+            with contextlib.suppress(OSError):  # its last processes are ending
+                group.rmdir()
+            time.sleep(0.1)
+
+
+def memory_group(size: int) -> tuple[Path, Path]:
+    """A new group of processes that have so many bytes of memory, and where such groups are mounted."""
+    ours = dict(line.split(":")[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    problems = []
+    for root, name, limit in (
+        ("/sys/fs/cgroup/memory", "memory", "memory.limit_in_bytes"),
+        ("/sys/fs/cgroup", "", "memory.max"),
+    ):
+        above = Path(root) / ours.get(name, "").lstrip("/")
+        group = (above if above.exists() else Path(root)) / f"groundray-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(size))
+            return group, Path(root)
+        except OSError as error:
+            problems.append(str(error))
+            if group.exists():
+                group.rmdir()
+    pytest.skip(f"no group of processes with little memory can be made here: {'; '.join(problems)}")
 
 
 @pytest.mark.ray

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -12,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_kills import apart
+from test_kills import apart, processes
 
 from groundray.storage import Folder
 from groundray.training import attempts, history
@@ -82,24 +81,6 @@ def train(folder: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
     """The demo under a name, in processes apart from all others."""
     words = ["--config", "demo", f"--run.name={name}", "--run.log_samples=true", "--tracking.enabled=false", *more]
     return subprocess.Popen([*apart(), sys.executable, "-m", "groundray.train", *words], cwd=folder)
-
-
-def processes(driver: subprocess.Popen[bytes], word: str) -> set[int]:
-    """The processes that a driver has started, and those that they have, in whose title or command a word is."""
-    commands: dict[int, list[bytes]] = {}
-    children: dict[int, list[int]] = {}
-    for place in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            commands[int(place.name)] = (place / "cmdline").read_bytes().split(b"\0")
-            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(place.name))
-    found, below = set(), [driver.pid]
-    while below:
-        one = below.pop()
-        below += children.get(one, [])
-        if any(word.encode() in part for part in commands.get(one, ())) and b"unshare" not in commands[one]:
-            found.add(one)
-    return found
 
 
 def used(folder: Path) -> list[tuple[str, int, list[list[str]] | None]]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
 )
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
@@ -74,6 +75,12 @@ def died(text: str = "The actor died unexpectedly") -> WorkerHealthCheckFailedEr
     return WorkerHealthCheckFailedError("lost", failure=RayError(text))
 
 
+DIED = "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tip: 10.77.0.3\n"
+OUT_OF_MEMORY = OutOfMemoryError(
+    "4 worker(s) were killed due to the node running low on memory. Memory on the node ..."
+)
+
+
 def test_a_dead_worker_is_replaced_as_long_as_the_run_gets_further(mailbox: Mailbox) -> None:
     recovery = Recovery(2, mailbox)
     for steps in (5, 5, 9, 9, 12):
@@ -117,6 +124,23 @@ def test_preemptions_and_late_places_are_no_failures(mailbox: Mailbox) -> None:
     assert recovery.make_decision(ControllerError(NoWorkers("waited"))) == RAISE
 
 
+def test_a_machine_out_of_memory_is_a_failure_wherever_ray_meets_it(mailbox: Mailbox) -> None:
+    recovery = Recovery(1, mailbox)
+    lost = WorkerHealthCheckFailedError("lost", failure=OUT_OF_MEMORY)
+    for error in (failed(lost), failed(OUT_OF_MEMORY), ControllerError(OUT_OF_MEMORY)):
+        mailbox.done += 1
+        assert recovery.make_decision(error) == RETRY
+    assert recovery.make_decision(ControllerError(OUT_OF_MEMORY)) == RAISE
+    assert all("its machine ran out of memory: use smaller chunks" in event.text for event in mailbox.events)
+
+
+def test_workers_that_cannot_reach_each_other_as_they_begin_are_a_failure(mailbox: Mailbox) -> None:
+    recovery = Recovery(1, mailbox)
+    assert recovery.make_decision(ControllerError(of_a_task(RuntimeError("Gloo connectFullMesh failed")))) == RETRY
+    assert mailbox.events[-1].text.startswith("the workers could not begin: RuntimeError: Gloo connectFullMesh failed;")
+    assert recovery.make_decision(ControllerError(of_a_task(ImportError("no torch there")))) == RAISE
+
+
 def test_a_storage_that_is_away_for_a_moment_is_tried_again(mailbox: Mailbox) -> None:
     assert Recovery(1, mailbox).make_decision(failed(OSError(errno.EIO, "timed out"))) == RETRY
 
@@ -125,6 +149,36 @@ def test_the_cause_is_told_before_what_it_caused() -> None:
     error = failed(RuntimeError("connection closed by peer"), ValueError("shard-00000.parquet, row group 3"))
     assert told(error) == "worker 1: ValueError: shard-00000.parquet, row group 3"
     assert "smaller chunks" in told(failed(died("Task was killed due to the node running low on memory (OOM)")))
+
+
+def test_a_controller_that_died_is_told_of() -> None:
+    assert told(OUT_OF_MEMORY).startswith(
+        "the run's controller died: its machine ran out of memory: use smaller chunks"
+    )
+
+
+@pytest.mark.parametrize(
+    ("failure", "meaning"),
+    [
+        (
+            died(
+                f"{DIED}The actor died because its node has died. Node Id: 9bc3\n\tthe actor's node was terminated "
+                "unexpectedly: health check failed due to missing too many heartbeats"
+            ),
+            "worker 0 died: its machine 10.77.0.3 is lost: health check failed due to missing too many heartbeats",
+        ),
+        (
+            died(f"{DIED}The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR ..."),
+            "worker 0 died: its process on 10.77.0.3 ended without a word: killed, for want of memory too, or crashed",
+        ),
+        (
+            WorkerHealthCheckTimeoutError("A worker health check has been hanging for 601.25 seconds. Marking ..."),
+            "worker 0 has not answered for 601 s (scaling.hang_minutes)",
+        ),
+    ],
+)
+def test_what_ray_says_of_a_death_is_told_in_a_line(failure: Exception, meaning: str) -> None:
+    assert told(failed(failure)) == meaning
 
 
 def test_a_run_that_waits_says_what_is_missing_and_ends(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from groundray.loss import collectives
 from groundray.storage import Folder
 from groundray.training import watchdog
 from groundray.training.watchdog import Watchdog, stacks_since
@@ -25,10 +28,25 @@ def test_a_worker_that_gives_no_sign_is_ended_with_its_stacks(tmp_path: Path) ->
     hangs_in_here()
     one.close()
     (name,) = stacks_since(Folder.at(tmp_path), began - 1)
-    assert told[0].startswith("worker 1 gave no sign of life for 0 s")
+    assert re.match(r"worker 1 gave no sign of life for \d+ s \(scaling.hang_minutes\) and is ended; ", told[0])
     assert told[0].endswith(f"{tmp_path}/stacks/{name}")
     assert "hangs_in_here" in (tmp_path / "stacks" / name).read_text()
     assert stacks_since(Folder.at(tmp_path), time.time() + 10) == []
+
+
+def test_a_worker_that_waits_for_others_is_ended_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the one that hangs, so that there is time to say which that is."""
+    told: list[str] = []
+    ended = threading.Event()
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives.dist, "all_reduce", lambda _: ended.wait(20))
+    one = Watchdog(0.5, Folder.at(tmp_path), 0, told.append, ended.set)
+    began = time.monotonic()
+    collectives.sum_over_ranks([torch.zeros(1)])
+    assert ended.is_set()
+    assert time.monotonic() - began > 0.5 + 2 * watchdog.grace(0.5)
+    one.close()
+    assert re.match(r"worker 0 gave no sign of life for \d+ s, waiting for others that it could not reach, ", told[0])
 
 
 def test_a_worker_whose_storage_hangs_is_ended_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

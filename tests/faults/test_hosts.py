@@ -1,0 +1,103 @@
+"""A run over several hosts, of which one is cut off in mid-training and comes back.
+
+The hosts are namespaces of this machine with addresses of their own, joined by a switch (`hosts.py`): a head, where the
+driver is, and two with a worker each. They share a file system, which is the run's storage, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SmallWorld
+from test_kills import Saboteur, apart, assert_one_whole_run, saboteur_in
+
+from groundray.storage import Folder
+from groundray.training import attempts
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def saboteur(world: SmallWorld, tmp_path: Path) -> Saboteur:
+    """Of runs on hosts, where they can be had."""
+    if shutil.which("ip") is None:
+        pytest.skip("needs iproute2 for networks of its own: `ip` is not installed")
+    if os.geteuid() != 0:
+        pytest.skip("needs root for networks of its own")
+    room = apart("--net", "--uts")
+    if not room:
+        pytest.skip("no network of its own can be made here: `unshare --net --uts --pid --mount` is refused")
+    tried = subprocess.run([*room, "ip", "link", "add", "wire", "type", "bridge"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no switch can be made here: {tried.stderr.strip()}")
+    return saboteur_in(tmp_path, world, "grounding")
+
+
+def test_a_host_that_is_cut_off_and_comes_back(saboteur: Saboteur) -> None:
+    """Rank 0's, while a checkpoint is on its way, and nobody kills anything there.
+
+    Ray notices; the other host goes on alone from the checkpoint before, as attempt 2. The stale worker then commits
+    its own in the shared storage, whole: nobody takes it. When the link is up again, Ray ends what had been cut off,
+    the host joins anew, and the run goes on with both, as attempt 3. It ends with the weights of a run in one process
+    that nothing happened to, bit by bit, and each step used the same samples, once.
+    """
+    words = ("--grounding.epochs=4", "--scaling.chunks=2")
+    saboteur.plan(cut=2, mend=3, alone=4.0)
+    ran = saboteur.run(*words, "--scaling.num_workers=[1,2]", hosts=2, seconds=700)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    print(ran.stdout)
+    run = saboteur.folder / "runs" / "demo"
+    begun = attempts.begun(Folder.at(run))
+    assert [begun[number]["workers"] for number in sorted(begun)] == [2, 1, 2]
+
+    assert "note  worker 0 died: its machine 10.77.0." in ran.stdout
+    assert "is lost: health check failed due to missing too many heartbeats; the run goes on from" in ran.stdout
+    assert begun[2]["checkpoint"] == "grounding-00000-000004-a0001"
+    stale = (saboteur.folder / "stale").read_text()
+    assert stale == "grounding-00000-000008-a0001/manifest.json"
+    came_back = (saboteur.folder / "mend.happened").stat().st_mtime
+    assert begun[2]["began"] < (saboteur.folder / "stale").stat().st_mtime < came_back < begun[3]["began"]
+    assert not any(Path(stale).parent.name in begun[number]["accepted"] for number in (2, 3))
+    assert begun[3]["ended"] == "resized"
+    assert begun[3]["repeated_steps"] == 0
+
+    alone = saboteur.run(*words, "--run.name=alone", "--scaling.num_workers=0", sabotaged=False)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert saboteur.ended() == saboteur.ended("alone")
+    assert_one_whole_run(saboteur, {"grounding": 36}, attempts=3)
+
+
+def test_nothing_of_the_hosts_outlives_whoever_began_them(saboteur: Saboteur) -> None:
+    saboteur.plan()
+    running = saboteur.start("--scaling.num_workers=[1,2]", hosts=2, log=saboteur.folder / "log")
+    try:
+        room = ours = Path("/proc/self/ns/pid").readlink()
+        while len(processes_in(room)) < 20 or room == ours:
+            assert running.poll() is None, (saboteur.folder / "log").read_text()
+            room = Path(f"/proc/{running.pid}/ns/pid_for_children").readlink()
+            time.sleep(0.2)
+        links = {Path(f"/proc/{one}/ns/net").readlink() for one in processes_in(room)}
+        assert len(links) == 3
+    finally:
+        running.kill()
+        running.wait()
+    until = time.monotonic() + 20
+    while (left := processes_in(room)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert left == []
+
+
+def processes_in(room: Path) -> list[int]:
+    """The processes of a process namespace."""
+    found = []
+    for place in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if (place / "ns" / "pid").readlink() == room:
+                found.append(int(place.name))
+    return found

@@ -1,0 +1,53 @@
+"""How a group of workers begins: the interface that gloo uses, and what is left of one that fails."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+
+from groundray.runtime import group
+from groundray.runtime.group import INTERFACE, Leftovers, bind_to_node, interface_of
+
+
+def test_an_interface_is_found_by_its_address() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.77") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "before", "expected"),
+    [("10.77.0.2", None, "eth7"), ("10.77.0.2", "mine", "mine"), ("127.0.0.1", None, None), ("10.1.1.1", None, None)],
+)
+def test_gloo_is_told_the_nodes_own_unless_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, address: str, before: str | None, expected: str | None
+) -> None:
+    monkeypatch.setenv(INTERFACE, before or "")  # which also keeps it from other tests
+    if not before:
+        monkeypatch.delenv(INTERFACE)
+    monkeypatch.setattr(group.ray.util, "get_node_ip_address", lambda: address)
+    monkeypatch.setattr(group, "interface_of", {"10.77.0.2": "eth7", "127.0.0.1": "lo"}.get)
+    bind_to_node()
+    assert os.environ.get(INTERFACE) == expected
+
+
+class Group:
+    """A group of workers, which counts how often it is taken apart."""
+
+    def __init__(self) -> None:
+        self.taken_apart = 0
+
+    def shutdown(self) -> None:
+        self.taken_apart += 1
+
+
+def test_a_group_that_fails_as_it_begins_is_taken_apart_and_no_other() -> None:
+    """One that has begun is its controller's, which would fail if it were gone."""
+    leftovers, first, second = Leftovers(), Group(), Group()
+    leftovers.after_worker_group_start(first)
+    leftovers.before_controller_execute_failure_decision(FailureDecision.RETRY)
+    leftovers.after_worker_group_start(second)
+    leftovers.after_worker_group_training_start(second)
+    leftovers.before_controller_execute_failure_decision(FailureDecision.RETRY)
+    assert (first.taken_apart, second.taken_apart) == (1, 0)
