@@ -66,11 +66,11 @@ def test_a_host_that_is_cut_off_and_comes_back(saboteur: Saboteur) -> None:
     assert not any(Path(stale).parent.name in begun[number]["accepted"] for number in (2, 3))
     assert begun[3]["ended"] == "resized"
     assert begun[3]["repeated_steps"] == 0
+    assert_one_whole_run(saboteur, {"grounding": 36}, attempts=3)
 
     alone = saboteur.run(*words, "--run.name=alone", "--scaling.num_workers=0", sabotaged=False)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert saboteur.ended() == saboteur.ended("alone")
-    assert_one_whole_run(saboteur, {"grounding": 36}, attempts=3)
 
 
 def test_nothing_of_the_hosts_outlives_whoever_began_them(saboteur: Saboteur) -> None:
