@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from groundray.config import Settings
 from groundray.home import go_home
+from groundray.storage import Folder
 
 if TYPE_CHECKING:
     from groundray.data.stream import Source
@@ -31,13 +30,15 @@ def main(words: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     try:
         go_home(errors.print)
+        file = Folder.reach(options.json) if options.json else None
+        for place in (options.checkpoint, options.data):
+            Folder.reach(place)
         result = analyse(options, Console(highlight=False))
-    except (FileNotFoundError, ValueError) as error:
+        if file:
+            file.parent.make().write_json(file.name, result)
+    except (OSError, ValueError) as error:
         errors.print(f"error: {error}")
         return EXIT_USAGE
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
@@ -49,10 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         ("relations", _relations, "scene-graph", "predicates and objects found, against majority and a blank image"),
     ):
         one = kinds.add_parser(name, help=about, description=about)
-        one.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's model/ folder")
-        one.add_argument("--data", required=True, metavar="SHARDS", help=f"folder of {kind} shards")
+        one.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's model/ folder, or its URL")
+        one.add_argument("--data", required=True, metavar="SHARDS", help=f"folder or URL of {kind} shards")
         one.add_argument("--batch-size", type=int, default=64, help="images encoded at once (default: 64)")
-        one.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+        one.add_argument("--json", metavar="FILE", help="path or URL to write the numbers to, too")
         one.set_defaults(analyse=analyse)
     return parser
 

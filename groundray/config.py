@@ -52,7 +52,8 @@ class Run(Section):
     storage: str = Field(default="runs", min_length=1, description="path or URL that holds the runs")
     seed: int = Field(default=0, ge=0, description="everything random follows from it")
     start_from: str | None = Field(
-        default=None, description="model/ folder of another run, whose streams and heads are where this one begins"
+        default=None,
+        description="model/ folder (or its URL) of another run, whose streams and heads are where this one begins",
     )
     start_stage: StageName | None = Field(default=None, description="the stage of that model (default: its last)")
     on_nan: Literal["stop", "skip"] = Field(
@@ -156,10 +157,12 @@ class Language(Section):
 
     name: str = Field(
         default="bert-base-uncased",
-        description="`tiny`, `minilm` (extra `pretrained`), a hub's model name, or a folder",
+        description="`tiny`, `minilm` (extra `pretrained`), a hub's model name, or a folder or URL",
     )
-    weights: str = Field(default="published", description="`published`, `none` (from scratch), or a model folder")
-    tokenizer: str | None = Field(default=None, description="tokenizer folder or name (default: the model's own)")
+    weights: str = Field(
+        default="published", description="`published`, `none` (from scratch), or a model folder or URL"
+    )
+    tokenizer: str | None = Field(default=None, description="tokenizer folder, URL or name (default: the model's own)")
     layers: Count = Field(default=2, description="of `tiny`")
     width: Count = Field(default=128, description="of `tiny`")
     heads: Count = Field(default=4, description="of `tiny`")

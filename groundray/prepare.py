@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from groundray.data.sources import coco, image_folder, text, visual_genome
 from groundray.data.sources.rejected import Rejected
 from groundray.home import go_home
 from groundray.preparing import Prepared, Strict, is_prepared, listed, progress, source_of, usable, write
+from groundray.storage import Folder
 
 EXIT_REJECTED, EXIT_USAGE = 1, 2
 
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     graphs.add_argument(
         "--val-share", type=float, metavar="SHARE", help="hold out so many images: DIR/train and DIR/val"
     )
-    graphs.add_argument("--vocabulary", type=Path, metavar="DIR", help="predicates and classes of these shards")
+    graphs.add_argument("--vocabulary", metavar="DIR", help="predicates and classes of these shards")
     graphs.set_defaults(prepare=_visual_genome)
 
     labelled = sources.add_parser(
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     world.set_defaults(prepare=_scenes)
 
     for source in (captions, graphs, labelled, lines, world):
-        source.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the shards to")
+        source.add_argument("--out", required=True, metavar="DIR", help="folder or URL to write the shards to")
         source.add_argument("--strict", action="store_true", help="write nothing where anything must be rejected")
         source.add_argument("--overwrite", action="store_true", help="replace what another source left at --out")
         source.add_argument("--verbose", action="store_true", help="with Ray's own logs")
@@ -96,12 +98,12 @@ def _parser() -> argparse.ArgumentParser:
 def _coco(options: argparse.Namespace, console: Console) -> None:
     """Prepare captioned images in the COCO layout."""
     source = source_of("coco", [options.captions], [options.images])
-    if not is_prepared(options, [Path()], source, console):
-        found = _captions(options.images, options.captions, console)
-        write(options, console, source, {Path(): found})
+    if not is_prepared(options, ["."], source, console):
+        found = _captions(Folder.at(options.images), options.captions, console)
+        write(options, console, source, {".": found})
 
 
-def _captions(images: Path, file: Path, console: Console) -> Prepared:
+def _captions(images: Folder, file: Path, console: Console) -> Prepared:
     found = coco.read_captions(file)
     if not found.images:
         raise ValueError(f"{file} names no image with a usable caption: {listed(found.rejected)}")
@@ -121,11 +123,12 @@ def _visual_genome(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(f"--val-share: expected a share between 0 and 1, got {options.val_share:g}")
     vocabulary = None
     if options.vocabulary:
-        words = Dataset.open(str(options.vocabulary), "scene_graphs").vocabulary
+        Folder.reach(options.vocabulary)
+        words = Dataset.open(options.vocabulary, "scene_graphs").vocabulary
         vocabulary = (words["predicates"], words["classes"])
         choices["vocabulary"] = vocabulary
     source = source_of("visual-genome", [*vars(files).values(), *aliases], [options.images], **choices)
-    parts = [Path()] if options.val_share is None else [Path("train"), Path("val")]
+    parts = ["."] if options.val_share is None else ["train", "val"]
     if is_prepared(options, parts, source, console):
         return
     keep = visual_genome.Filter(
@@ -139,7 +142,7 @@ def _visual_genome(options: argparse.Namespace, console: Console) -> None:
     with console.status("reading scene graphs"):
         found = visual_genome.read_graphs(files, keep)
     if options.val_share is None:
-        write(options, console, source, {Path(): _graphs(options.images, found, found.graphs, console)})
+        write(options, console, source, {".": _graphs(Folder.at(options.images), found, found.graphs, console)})
         return
     held_out = [_draw(graph.id) < options.val_share for graph in found.graphs]
     split = {
@@ -155,14 +158,14 @@ def _visual_genome(options: argparse.Namespace, console: Console) -> None:
         source,
         {
             # what cannot be used belongs to no part: it is told with the first
-            Path(name): _graphs(options.images, found, graphs, console, told=name == "train")
+            name: _graphs(Folder.at(options.images), found, graphs, console, told=name == "train")
             for name, graphs in split.items()
         },
     )
 
 
 def _graphs(
-    images: Path,
+    images: Folder,
     found: visual_genome.Graphs,
     graphs: Sequence[visual_genome.Graph],
     console: Console,
@@ -184,20 +187,20 @@ def _image_folder(options: argparse.Namespace, console: Console) -> None:
     """Prepare images of one thing each, in class folders."""
     if not (options.root / "train").is_dir():
         raise FileNotFoundError(f"--root: expected class folders in {options.root / 'train'}, there is no such folder")
-    parts = [Path(name) for name in ("train", "val") if (options.root / name).is_dir()]
+    parts = [name for name in ("train", "val") if (options.root / name).is_dir()]
     source = source_of("image-folder", [], [options.root / part for part in parts])
     if not is_prepared(options, parts, source, console):
-        write(options, console, source, _labelled(options.root, parts, console))
+        write(options, console, source, _labelled(options.root, Folder.at(options.root), parts, console))
 
 
-def _labelled(root: Path, parts: Sequence[Path], console: Console) -> dict[Path, Prepared]:
-    prepared: dict[Path, Prepared] = {}
+def _labelled(root: Path, images: Folder, parts: Sequence[str], console: Console) -> dict[str, Prepared]:
+    prepared: dict[str, Prepared] = {}
     classes: tuple[str, ...] | None = None
     for part in parts:
         found = image_folder.read_folder(root / part, classes)
         classes = found.classes
         rejected = list(found.rejected)
-        rows = image_folder.rows(usable(root / part, found.images, rejected, console))
+        rows = image_folder.rows(usable(images / part, found.images, rejected, console))
         prepared[part] = Prepared("labelled_images", rows, rejected, {}, {"classes": classes})
     return prepared
 
@@ -205,8 +208,8 @@ def _labelled(root: Path, parts: Sequence[Path], console: Console) -> dict[Path,
 def _text(options: argparse.Namespace, console: Console) -> None:
     """Prepare lines of text."""
     source = source_of("text", options.files, [])
-    if not is_prepared(options, [Path()], source, console):
-        write(options, console, source, {Path(): _lines(options.files)})
+    if not is_prepared(options, ["."], source, console):
+        write(options, console, source, {".": _lines(options.files)})
 
 
 def _lines(files: Sequence[Path]) -> Prepared:
@@ -228,13 +231,14 @@ def _scenes(options: argparse.Namespace, console: Console) -> None:
         "seed": options.seed,
     }
     splits = ("train", "val")
-    parts = [Path(kind) / split for kind in ("captions", "scene_graphs", "objects", "text") for split in splits]
+    parts = [f"{kind}/{split}" for kind in ("captions", "scene_graphs", "objects", "text") for split in splits]
     made = source_of("scenes", [], [], **world)
     if is_prepared(options, parts, made, console):
         return
 
-    def draw(aside: Path) -> dict[Path, Prepared]:
-        source = aside / "source"
+    def draw(aside: Folder) -> dict[str, Prepared]:
+        images = aside / "source"
+        source = Path(images.path) if images.local else local
         started = time.monotonic()
         summary = scenes.write_world(
             source,
@@ -244,23 +248,26 @@ def _scenes(options: argparse.Namespace, console: Console) -> None:
             track=lambda items: progress(items, "scenes", console),
         )
         console.print(f"drew {summary} in {time.monotonic() - started:.0f} s")
-        prepared: dict[Path, Prepared] = {}
+        if not images.local:
+            images.upload(source)  # where all machines of a cluster can read them
+        prepared: dict[str, Prepared] = {}
         vocabulary = None
         for split in splits:
-            images = source / "coco" / split
             annotations = source / "coco" / "annotations" / f"captions_{split}.json"
-            prepared[Path("captions") / split] = _captions(images, annotations, console)
+            prepared[f"captions/{split}"] = _captions(images / f"coco/{split}", annotations, console)
             folder = source / "visual_genome" / split
             names = ("objects", "attributes", "relationships", "image_data")
             files = visual_genome.Files(*(folder / f"{name}.json" for name in names))
             found = visual_genome.read_graphs(files, visual_genome.Filter(vocabulary=vocabulary))
             vocabulary = (found.predicates, found.classes)
-            prepared[Path("scene_graphs") / split] = _graphs(images, found, found.graphs, console)
-            prepared[Path("text") / split] = _lines([source / "text" / f"{split}.txt"])
-        singles = _labelled(source / "objects", [Path(split) for split in splits], console)
-        return prepared | {Path("objects") / part: labelled for part, labelled in singles.items()}
+            prepared[f"scene_graphs/{split}"] = _graphs(images / f"coco/{split}", found, found.graphs, console)
+            prepared[f"text/{split}"] = _lines([source / "text" / f"{split}.txt"])
+        singles = _labelled(source / "objects", images / "objects", splits, console)
+        return prepared | {f"objects/{part}": labelled for part, labelled in singles.items()}
 
-    write(options, console, made, draw)
+    with tempfile.TemporaryDirectory() as drawn:
+        local = Path(drawn)
+        write(options, console, made, draw)
 
 
 def _draw(id: str) -> float:

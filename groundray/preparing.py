@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from groundray.data.aside import whole_folder
-from groundray.data.schema import REJECTED, Dataset
+from groundray.data.aside import is_empty, whole_folder
+from groundray.data.schema import INDEX, REJECTED, Dataset
 from groundray.data.shards import write_shards
 from groundray.data.sources.images import Checked
 from groundray.data.sources.rejected import Rejected, tally
@@ -54,12 +54,12 @@ class Prepared:
 
 
 def usable(
-    folder: Path, items: Sequence[Item], rejected: list[Rejected], console: Console
+    folder: Folder, items: Sequence[Item], rejected: list[Rejected], console: Console
 ) -> Iterator[tuple[Item, Checked]]:
     """The items whose image can be used, with its file; of the others `rejected` says why. Reads on the cluster."""
     from groundray.runtime.prepare import checked_images
 
-    files = checked_images(folder.absolute(), [item.file_names for item in items])
+    files = checked_images(folder, [item.file_names for item in items])
     for item, file in zip(progress(items, "images", console), files, strict=True):
         if isinstance(file, Checked):
             yield item, file
@@ -71,26 +71,26 @@ def write(
     options: argparse.Namespace,
     console: Console,
     source: dict[str, Any],
-    parts: dict[Path, Prepared] | Callable[[Path], dict[Path, Prepared]],
+    parts: dict[str, Prepared] | Callable[[Folder], dict[str, Prepared]],
 ) -> None:
     """Write data sets to their places in `--out`, all of them or none."""
     from groundray.runtime import cluster
 
     told: list[str] = []
-    with whole_folder(options.out) as aside:
+    with whole_folder(Folder.at(options.out), last=INDEX) as aside:
         prepared = parts(aside) if callable(parts) else parts
         with_images = any(one.kind != "text" for one in prepared.values())
         with cluster.connect(verbose=options.verbose) if with_images else contextlib.nullcontext():
             for place, one in prepared.items():
-                told += _write_one(options, aside / place, options.out / place, one, source)
+                told += _write_one(options, aside / place, f"{options.out}/{place}".removesuffix("/."), one, source)
     for line in told:
         console.print(line)
 
 
 def _write_one(
-    options: argparse.Namespace, place: Path, shown: Path, one: Prepared, source: dict[str, Any]
+    options: argparse.Namespace, folder: Folder, shown: str, one: Prepared, source: dict[str, Any]
 ) -> list[str]:
-    """What a person is told of a data set that was written to `place`, and that will be at `shown`."""
+    """What a person is told of a data set that was written to a folder, and that will be at `shown`."""
     what = "images" if one.kind != "text" else "lines"
     counts = {what: 0}
 
@@ -103,10 +103,8 @@ def _write_one(
             yield row
         counts.update(one.left_out)
 
-    place.mkdir(parents=True, exist_ok=True)
-    folder = Folder.at(place)
     dataset = write_shards(
-        folder, one.kind, counted(), counts, source, one.vocabulary, int(options.row_group_mb * 2**20)
+        folder.make(), one.kind, counted(), counts, source, one.vocabulary, int(options.row_group_mb * 2**20)
     )
     if dataset.rows == 0:
         raise ValueError(f"{shown}: none of the {what} can be used: {listed(one.rejected)}")
@@ -129,7 +127,7 @@ def _write_one(
         told.append("  " + ", ".join(f"{len(words)} {name}" for name, words in one.vocabulary.items()))
     told += [f"  {name}: {count}" for name, count in one.left_out.items() if count]
     if one.rejected:
-        told.append(f"rejected, see {shown / REJECTED}: {listed(one.rejected)}")
+        told.append(f"rejected, see {shown}/{REJECTED}: {listed(one.rejected)}")
     return told
 
 
@@ -157,28 +155,29 @@ def source_of(format: str, files: Sequence[Path], folders: Sequence[Path], **cho
     return {"format": format, "from": places, **choices, "fingerprint": digest.hexdigest()}
 
 
-def is_prepared(options: argparse.Namespace, parts: Sequence[Path], source: dict[str, Any], console: Console) -> bool:
+def is_prepared(options: argparse.Namespace, parts: Sequence[str], source: dict[str, Any], console: Console) -> bool:
     """Whether the shards of this very source are at `--out` already.
 
     Raises:
+        OSError: `--out` is in a store that does not answer.
         ValueError: something else is there, and it is not to be overwritten.
     """
-    out: Path = options.out
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    out = Folder.reach(options.out)
+    if is_empty(out):
         return False
     there = [_dataset_at(out / part) for part in parts]
     if all(found is not None and found.source.get("fingerprint") == source["fingerprint"] for found in there):
         rows = sum(found.rows for found in there if found is not None)
-        console.print(f"{out}: this source is prepared already ({rows} rows)")
+        console.print(f"{options.out}: this source is prepared already ({rows} rows)")
         return True
     if not options.overwrite:
         raise ValueError(
-            f"--out: {out} holds something else than this source's shards: give another folder, or --overwrite"
+            f"--out: {options.out} holds something else than this source's shards: give another folder, or --overwrite"
         )
     return False
 
 
-def _dataset_at(out: Path) -> Dataset | None:
+def _dataset_at(out: Folder) -> Dataset | None:
     """The data set at a folder, if one is there that this version can read."""
     try:
         return Dataset.open(str(out))

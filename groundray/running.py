@@ -67,6 +67,7 @@ def carry_out(
         signals: where those go that come meanwhile, for who wants to know even where the run came to its end.
     """
     try:
+        run.reach(settings)
         stages = run.check(settings)
         if verify:
             run.verify(stages, reporter.console.print)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a model hub, nor waits for one
@@ -38,8 +40,14 @@ class SmallWorld:
     source: Path
     shards: Path
 
-    def settings(self, *words: str, stages: str = "grounding") -> list[str]:
-        """Command-line words of the preset `demo` for this world: some stages, small batches, no tracking."""
+    def settings(self, *words: str, stages: str = "grounding", url: str | None = None) -> list[str]:
+        """Command-line words of the preset `demo` for this world: some stages, small batches, no tracking.
+
+        Args:
+            url: of a copy of the shards and the tokenizer.
+        """
+        shards = url or str(self.shards)
+        tokenizer = f"{url}/tokenizer" if url else str(self.source / "tokenizer")
         places = {
             "visual": "objects",
             "language": "text",
@@ -48,14 +56,12 @@ class SmallWorld:
             "retrieval": "captions",
         }
         data = [
-            f"--{stage}.{part}={self.shards / kind / part}"
-            for stage, kind in places.items()
-            for part in ("train", "val")
+            f"--{stage}.{part}={shards}/{kind}/{part}" for stage, kind in places.items() for part in ("train", "val")
         ]
         sizes = [f"--{stage}.{key}={value}" for stage in places for key, value in (("batch_size", 8), ("epochs", 2))]
         return [
             f"--stages={stages}",
-            f"--model.language.tokenizer={self.source / 'tokenizer'}",
+            f"--model.language.tokenizer={tokenizer}",
             *data,
             *sizes,
             "--language.batch_size=40",
@@ -63,6 +69,14 @@ class SmallWorld:
             "--tracking.enabled=false",
             *words,
         ]
+
+    def copied_to(self, url: str) -> str:
+        """The URL, with a copy of the shards and the tokenizer."""
+        from groundray.storage import Folder
+
+        Folder.at(url).upload(self.shards)
+        Folder.at(url).upload(self.source / "tokenizer", "tokenizer")
+        return url
 
 
 @pytest.fixture(scope="session")
@@ -97,8 +111,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
 def checked(folder: Path, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """The items with their checked image files."""
     from groundray.data.sources.images import check_image
+    from groundray.storage import Folder
 
-    return ((item, check_image(folder, item.file_names)) for item in items)
+    return ((item, check_image(Folder.at(folder), item.file_names)) for item in items)
 
 
 def write(
@@ -118,9 +133,34 @@ def write(
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """The one Ray cluster of the session, for tests marked `ray`."""
+def s3() -> Iterator[servers.Server]:
+    with servers.s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    with servers.gs(tmp_path_factory.mktemp("gs")) as server:
+        yield server
+
+
+@pytest.fixture(params=["local", "s3", "gs"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder that is not there yet, of this machine and in each kind of store."""
+    if request.param == "local":
+        return str(tmp_path / "folder")
+    server: servers.Server = request.getfixturevalue(request.param)
+    server.use(monkeypatch)
+    return server.folder()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: servers.Server) -> Iterator[None]:
+    """The one Ray cluster of the session, for tests marked `ray`; its machine may use the store."""
     from groundray.runtime import cluster
 
-    with cluster.connect():
+    with contextlib.ExitStack() as connected:
+        with pytest.MonkeyPatch.context() as patches:
+            s3.use(patches)
+            connected.enter_context(cluster.connect())
         yield

@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SmallWorld
+from servers import Server
 
 from groundray import prepare
-from groundray.data.aside import whole_folder
+from groundray.data.aside import is_empty, whole_folder
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
+from groundray.storage import Folder
 
 
 @pytest.fixture
@@ -98,16 +101,17 @@ def test_no_usable_image_is_an_error(source: Path, tmp_path: Path, capsys: pytes
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_small_world_is_prepared_and_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scenes = ["scenes", "--out", str(tmp_path / "world"), "--num-scenes", "12", "--num-val", "4"]
+@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+def test_a_small_world_is_prepared_and_recognised(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = ["scenes", "--out", place, "--num-scenes", "12", "--num-val", "4"]
     assert prepare.main(scenes) == 0
-    assert Dataset.open(str(tmp_path / "world" / "captions" / "train")).rows == 12
-    assert Dataset.open(str(tmp_path / "world" / "captions" / "val")).rows == 4
-    assert Dataset.open(str(tmp_path / "world" / "text" / "train"), "text").rows == 60
-    graphs = Dataset.open(str(tmp_path / "world" / "scene_graphs" / "val"), "scene_graphs")
-    train = Dataset.open(str(tmp_path / "world" / "scene_graphs" / "train"), "scene_graphs")
+    assert Dataset.open(f"{place}/captions/train").rows == 12
+    assert Dataset.open(f"{place}/captions/val").rows == 4
+    assert Dataset.open(f"{place}/text/train", "text").rows == 60
+    graphs = Dataset.open(f"{place}/scene_graphs/val", "scene_graphs")
+    train = Dataset.open(f"{place}/scene_graphs/train", "scene_graphs")
     assert graphs.vocabulary == train.vocabulary
-    singles = Dataset.open(str(tmp_path / "world" / "objects" / "val"), "labelled_images")
+    singles = Dataset.open(f"{place}/objects/val", "labelled_images")
     assert singles.rows == 50 * len(singles.vocabulary["classes"])
     assert prepare.main(scenes) == 0
     assert "prepared already" in capsys.readouterr().out
@@ -203,14 +207,14 @@ def test_a_killed_process_leaves_no_half_data_set(tmp_path: Path) -> None:
     """SIGKILL in the middle of writing; then the same again, to the end."""
     out = tmp_path / "shards"
     script = (
-        "import sys, pathlib\n"
+        "import sys\n"
         "from groundray.data.aside import whole_folder\n"
         "from groundray.data.shards import write_shards\n"
         "from groundray.storage import Folder\n"
         "row = {'image': b'x' * 2**16, 'width': 8, 'height': 8, 'captions': ['a']}\n"
         "rows = ({'id': str(i), **row} for i in range(int(sys.argv[2])))\n"
-        "with whole_folder(pathlib.Path(sys.argv[1])) as aside:\n"
-        "    write_shards(Folder.at(aside), 'captions', rows, {}, {}, row_group_bytes=2**17)\n"
+        "with whole_folder(Folder.at(sys.argv[1]), last='dataset.json') as aside:\n"
+        "    write_shards(aside, 'captions', rows, {}, {}, row_group_bytes=2**17)\n"
     )
     endless = subprocess.Popen([sys.executable, "-c", script, str(out), str(10**9)])
     deadline = time.monotonic() + 60
@@ -227,17 +231,56 @@ def test_a_killed_process_leaves_no_half_data_set(tmp_path: Path) -> None:
     assert Dataset.open(str(out)).rows == 5
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(RuntimeError, match="stop"), whole_folder(out) as aside:  # noqa: PT012
-        (aside / "half").write_text("x")
+def test_a_folder_appears_whole_or_not_at_all(place: str) -> None:
+    out = Folder.at(place) / "data"
+    with pytest.raises(RuntimeError, match="stop"), whole_folder(out, "index") as aside:  # noqa: PT012
+        (aside / "part").make().write_bytes("half", b"x")
         raise RuntimeError("stop")
-    assert list(tmp_path.iterdir()) == []
+    assert out.parent.names() == []
+    assert is_empty(out)
 
-    left = tmp_path / ".out.writing-999999999"  # of a process that was killed
-    left.mkdir()
-    with whole_folder(out) as aside:
-        (aside / "file").write_text("new")
-        assert not out.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (out / "file").read_text() == "new"
+    for round in ("first", "second"):
+        with whole_folder(out, "index") as aside:
+            (aside / "part").make().write_bytes(round, b"new")
+            (aside / "part").write_bytes("index", b"last")
+            assert out.names() == ([] if round == "first" else ["part"])
+        assert set(out.files()) == {"part/index", f"part/{round}"}
+        assert out.parent.names() == ["data"]
+        assert not is_empty(out)
+
+
+def test_what_a_killed_process_left_aside_goes(place: str) -> None:
+    out = Folder.at(place) / "data"
+    left = out.parent / (".data.writing-999999999" if out.local else ".writing/data-0123abcd")
+    left.make().write_json("begun.json", {"time": time.time() - 8 * 24 * 3600})
+    other = out.parent / ".writing/other-0123abcd"
+    other.make().write_json("begun.json", {"time": 0})
+    with whole_folder(out, "index") as aside:
+        aside.write_bytes("index", b"")
+        assert not left.exists()
+    assert other.exists("begun.json")  # beside another folder, which may be somebody else's
+
+
+def test_what_was_half_brought_to_a_store_is_nothing(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process was killed while files came to their place: the next one brings all of them."""
+    s3.use(monkeypatch)
+    out = Folder.at(s3.folder())
+    real = Folder.copy
+
+    def killed(folder: Folder, names: Sequence[str], other: Folder) -> None:
+        real(folder, names, other)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Folder, "copy", killed)
+    with pytest.raises(KeyboardInterrupt), whole_folder(out, "index") as aside:  # noqa: PT012
+        for name in ("index", "shard"):
+            aside.write_bytes(name, b"1")
+    monkeypatch.setattr(Folder, "copy", real)
+    assert "shard" in out.names()
+    assert "index" not in out.names()
+    assert is_empty(out)
+    with whole_folder(out, "index") as aside:
+        aside.write_bytes("index", b"2")
+    assert out.files() == ["index"]
+    with pytest.raises(ValueError, match="got the bucket itself"), whole_folder(out.parent, "index"):
+        pass

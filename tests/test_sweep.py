@@ -14,12 +14,13 @@ from pathlib import Path
 import mlflow
 import pytest
 from conftest import SmallWorld
+from servers import Server
 
 from groundray import config
 from groundray.runtime import launch
 from groundray.storage import Folder
 from groundray.sweep import main
-from groundray.training import history
+from groundray.training import attempts, history
 
 RECALL = "grounding/text_to_image/recall@10"
 TEMPERATURES = "grounding.temperature=choice:0.05,0.1,1.0"
@@ -114,6 +115,30 @@ def test_points_are_drawn_within_their_ranges(
     assert all(0.05 <= temperature <= 0.5 for temperature in drawn)
     assert {trial["values"]["grounding.dropout"] for trial in trials} <= {0.0, 0.1}
     assert {trial["state"] for trial in trials} == {"finished"}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_is_kept_in_a_store(
+    world: SmallWorld, s3: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3.use(monkeypatch)
+    storage = s3.folder()
+    settings = world.settings(
+        *("--run.name=tau", "--grounding.epochs=1", "--grounding.trains.trunk=false", f"--run.storage={storage}"),
+        url=world.copied_to(s3.folder()),
+    )
+    given = ["--space=grounding.temperature=choice:0.05,0.1", f"--metric={RECALL}", "--early-stopping=none", *settings]
+    assert main(given) == 0
+    folder = Folder.at(storage) / "tau"
+    assert {"sweep.png", "sweep.json", "table.csv", "trials.json", "trials", "tune"} == set(folder.names())
+    trials = [folder / "trials" / trial["name"] for trial in folder.read_json("trials.json")]
+    assert len(trials) == 2
+    assert main([*given, "--resume"]) == 0
+    assert "best    trial-0000" in capsys.readouterr().out
+    for trial in trials:
+        assert trial.exists("model/language/model.safetensors")
+        assert len(attempts.begun(trial)) == 1  # nothing was trained again
 
 
 def tracking(storage: Path) -> tuple[mlflow.MlflowClient, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from groundray.data.schema import ROW_GROUP_BYTES, Dataset, Shard, arrow_schema
 from groundray.storage import Folder
 
 GROUPS_A_SHARD = 16
+READS = 8  # at a time; a store takes its time to answer, and hardly longer for many
 # encoded images and feature maps do not get smaller, and a dictionary of them would only cost memory
 OPTIONS: dict[str, Any] = {
     "compression": "none",
@@ -54,7 +56,8 @@ def write_shards(
 
 def index(folder: Folder, kind: str, files: Sequence[str], source: dict[str, Any]) -> Dataset:
     """The data set made of the shards of a kind that lie in a folder, whose `dataset.json` is written."""
-    shards = tuple(_shard(folder, file) for file in files)
+    with ThreadPoolExecutor(READS) as pool:
+        shards = tuple(pool.map(lambda file: _shard(folder, file), files))
     fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
     rows = sum(sum(shard.row_groups) for shard in shards)
     dataset = Dataset(folder, kind, shards, {"rows": rows}, source, fingerprint)
@@ -118,9 +121,14 @@ def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table
     """
     file, number = dataset.groups[group]
     repair = _repair(dataset)
-    path = dataset.folder.locate(file)
+    path, stored = dataset.folder.locate(file), not dataset.folder.local
     try:
-        with pq.ParquetFile(path, filesystem=dataset.folder.filesystem, page_checksum_verification=True) as shard:
+        with pq.ParquetFile(
+            path,
+            filesystem=dataset.folder.filesystem,
+            page_checksum_verification=True,
+            pre_buffer=stored,  # a request for all columns, not one for each
+        ) as shard:
             table = shard.read_row_group(number, columns=list(columns))
     except (OSError, pa.ArrowException, IndexError, UnicodeDecodeError) as error:
         raise ValueError(

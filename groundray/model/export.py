@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,12 +124,8 @@ def load(url: str | Path, stage: str | None = None) -> Exported:
     """
     told = about(url)
     chosen = told.stage(stage)
-    remote = Folder.at(url)
-    if remote.local:
-        return _load(Path(remote.path), told, chosen)
-    with tempfile.TemporaryDirectory() as local:
-        remote.download(Path(local))
-        return _load(Path(local), told, chosen)
+    with Folder.at(url).here() as folder:
+        return _load(folder, told, chosen)
 
 
 def _load(folder: Path, told: About, stage: StageModel) -> Exported:

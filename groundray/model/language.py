@@ -14,6 +14,8 @@ from transformers.utils import logging
 
 from groundray import config
 from groundray.model.packing import pack
+from groundray.storage import Folder
+from groundray.stores import is_store
 
 
 class LanguageStream(nn.Module):
@@ -52,14 +54,15 @@ def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
             "model.language.tokenizer: expected a tokenizer folder for the language stream `tiny`, which has none"
         )
     place = settings.tokenizer or _place(settings.name)
-    if settings.tokenizer and settings.name == "tiny" and not Path(place).is_dir():
+    tiny = settings.tokenizer and settings.name == "tiny"
+    if tiny and not (Folder.at(place).names() if is_store(place) else Path(place).is_dir()):
         raise ValueError(
             f"model.language.tokenizer: there is no folder {place}: for the embedded world, run "
             "`python -m groundray.prepare scenes --out data/scenes`"
         )
-    with quiet():
+    with quiet(), _here(place) as here:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            tokenizer = AutoTokenizer.from_pretrained(here)
         except (OSError, ValueError) as error:
             raise ValueError(_unreachable("tokenizer", place, error)) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -78,9 +81,9 @@ def build_language(settings: config.Language, weights: bool = True) -> LanguageS
     place = _place(settings.name)
     if weights and settings.weights != "none":
         place = place if settings.weights == "published" else settings.weights
-        with quiet():
+        with quiet(), _here(place) as here:
             try:
-                loaded: Any = BertModel.from_pretrained(place, add_pooling_layer=False, output_loading_info=True)
+                loaded: Any = BertModel.from_pretrained(here, add_pooling_layer=False, output_loading_info=True)
             except (OSError, ValueError) as error:
                 raise ValueError(_unreachable("weights", place, error)) from None
         bert, report = loaded
@@ -98,9 +101,9 @@ def masked_language_weights(settings: config.Language) -> dict[str, Tensor]:
     if settings.name == "tiny" or settings.weights == "none":
         return {}
     place = _place(settings.name) if settings.weights == "published" else settings.weights
-    with quiet():
+    with quiet(), _here(place) as here:
         try:
-            loaded: Any = BertForMaskedLM.from_pretrained(place, output_loading_info=True)
+            loaded: Any = BertForMaskedLM.from_pretrained(here, output_loading_info=True)
         except (OSError, ValueError) as error:
             raise ValueError(_unreachable("weights", place, error)) from None
     bert, report = loaded
@@ -130,15 +133,25 @@ def _configuration(place: str) -> BertConfig:
     """A model's configuration; BERT base's own is known without asking a hub."""
     if place == "bert-base-uncased":
         return BertConfig()
-    with quiet():
+    with quiet(), _here(place) as here:
         try:
-            return BertConfig.from_pretrained(place)
+            return BertConfig.from_pretrained(here)
         except (OSError, ValueError) as error:
             raise ValueError(_unreachable("configuration", place, error)) from None
 
 
+@contextlib.contextmanager
+def _here(place: str) -> Iterator[str]:
+    """A folder or a hub's name as transformers takes it: what is in a store is brought here first."""
+    if not is_store(place):
+        yield place
+        return
+    with Folder.at(place).here() as here:
+        yield str(here)
+
+
 def _place(name: str) -> str:
-    """Where a model's files are: a folder, or a hub's name."""
+    """Where a model's files are: a folder or URL, or a hub's name."""
     if name != "minilm":
         return name
     try:

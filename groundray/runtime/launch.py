@@ -26,6 +26,7 @@ from groundray.runtime.group import Torch
 from groundray.runtime.policy import Trainer, told
 from groundray.runtime.resources import Feed, least, nodes, patiently, resources
 from groundray.runtime.worker import FLUSH_SECONDS, Mailbox, RayWorker
+from groundray.storage import Folder
 from groundray.training import memory, run
 from groundray.training.events import Event, Notice
 from groundray.training.watchdog import Watchdog, grace
@@ -108,7 +109,7 @@ def _fit(
         ),
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
-            storage_path=_ray_storage(settings),
+            **kept_at(run.folder_of(settings)),
             worker_runtime_env={"env_vars": memory.ENVIRONMENT},
         ),
         settings=settings,
@@ -147,9 +148,9 @@ def _in_a_thread(work: Callable[[], Any]) -> None:
         raise raised[0]
 
 
-def _ray_storage(settings: Settings) -> str:
-    storage = settings.run.storage
-    return f"{storage.rstrip('/')}/{settings.run.name}" if "://" in storage else run.folder_of(settings).path
+def kept_at(folder: Folder) -> dict[str, Any]:
+    """A folder as Ray's configurations of runs take it."""
+    return {"storage_path": folder.path} | ({} if folder.local else {"storage_filesystem": folder.filesystem})
 
 
 def _train_worker(config: dict[str, Any]) -> None:

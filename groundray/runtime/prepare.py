@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ import ray
 from ray.data import DataContext
 
 from groundray.data.sources.images import Checked, Unusable, check_image
+from groundray.storage import Folder
 
 IMAGES_A_TASK = 64
 CHECKED = pa.schema(
@@ -29,7 +29,7 @@ CHECKED = pa.schema(
 class Check:
     """Reads and decodes the images of a folder that a block names."""
 
-    folder: Path
+    folder: Folder
 
     def __call__(self, names: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self.check(some) for some in names["names"].to_pylist()], schema=CHECKED)
@@ -42,7 +42,7 @@ class Check:
         return {"image": found.encoded, "width": found.width, "height": found.height}
 
 
-def checked_images(folder: Path, names: Sequence[Sequence[str]]) -> Iterator[Checked | Unusable]:
+def checked_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[Checked | Unusable]:
     """Each image of a folder, in the order of `names`: its bytes, or why it cannot be used.
 
     Each entry of `names` holds the names that an image's file may have.

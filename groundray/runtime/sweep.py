@@ -183,7 +183,7 @@ def carry_out(
         ),
         run_config=tune.RunConfig(
             name=STATE,
-            storage_path=str(sweep.folder),
+            **launch.kept_at(sweep.folder),
             callbacks=[_Tells(sweep)],
             failure_config=tune.FailureConfig(max_failures=sweep.settings.scaling.max_failures),
             verbose=0,
@@ -206,12 +206,18 @@ def carry_out(
 
 def _restored(sweep: Sweep, trainable: Any, tell: Callable[[str], None]) -> tune.Tuner | None:
     """Tune as it was when the sweep was interrupted; None where it had not begun, or its state is damaged."""
-    state = f"{sweep.folder}/{STATE}"
-    if not tune.Tuner.can_restore(state):
+    state = sweep.folder / STATE
+    filesystem = None if state.local else state.filesystem
+    if not tune.Tuner.can_restore(state.path, filesystem):
         return None
     try:
         return tune.Tuner.restore(
-            state, trainable, resume_unfinished=True, resume_errored=True, param_space=_param_space(sweep)
+            state.path,
+            trainable,
+            resume_unfinished=True,
+            resume_errored=True,
+            param_space=_param_space(sweep),
+            storage_filesystem=filesystem,
         )
     except (EOFError, UnpicklingError) as error:
         tell(f"note  {state} is damaged ({error}): trials are drawn again, and go on where they have a checkpoint")

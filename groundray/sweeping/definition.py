@@ -18,6 +18,7 @@ from groundray.config import Settings, SettingsError, StageName, changed, did_yo
 from groundray.storage import Folder
 from groundray.sweeping.space import Space, shown
 from groundray.training import run
+from groundray.training.features import folder_of as features_of
 
 Search = Literal["grid", "random", "tpe"]
 DEFINITION, BEFORE, TRIALS, STATE = "sweep.json", "before", "trials", "tune"
@@ -115,7 +116,7 @@ class Sweep:
             "stages": self.stages,
             "run.storage": str(self.folder / TRIALS),
             "run.name": name,
-            "features.folder": self.settings.features.folder or f"{self.settings.run.storage}/.features",
+            "features.folder": str(features_of(self.settings)),
             # float32 rounds by the number of threads: as many for whoever trains a trial again
             "scaling.threads": self.settings.scaling.threads or self.cpus,
         }
@@ -147,6 +148,7 @@ class Sweep:
                 raise SettingsError(f"--search grid: expected choice:... of each setting, got {space}")
         if self.search == "tpe" and self.seeds > 1:
             raise SettingsError("--seeds: TPE learns from each trial on its own; use --search grid or random")
+        run.reach(self.settings)
         stages = {stage.name: stage for stage in run.check(self.settings)}
         reported = stages[self.metric.stage].reports
         if self.metric.name not in reported:

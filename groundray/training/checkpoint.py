@@ -1,10 +1,10 @@
 """Checkpoints: safetensors and JSON in a folder a checkpoint, written by rank 0 and read by every rank.
 
-    RUN/checkpoints/grounding-00003-000012-a0002/   stage, cursor (epoch, step) at which to go on, attempt
+    RUN/checkpoints/grounding-00003-000012-a0002-3f9a81c0/   stage, cursor (epoch, step) where to go on, attempt
         model.safetensors  optimizer.safetensors
-        manifest.json                               comes last: a folder without it is not a checkpoint
-    RUN/checkpoints/grounding-done-a0002.json       a finished stage, which is not run again
-    RUN/history/grounding-00003-000012-a0002.jsonl  the steps since the checkpoint before it, see history.py
+        manifest.json                                        comes last: a folder without it is not a checkpoint
+    RUN/checkpoints/grounding-done-a0002-3f9a81c0.json       a finished stage, which is not run again
+    RUN/history/grounding-00003-000012-a0002-3f9a81c0.jsonl  the steps since the checkpoint before it, see history.py
 
 The manifest holds the size and SHA-256 of each file, the cursor, and which checkpoint is the stage's best so far. The
 last two checkpoints of a stage are kept, its best one, and the one before that. Which of them count is fixed by
@@ -26,7 +26,7 @@ from groundray.data.plan import Cursor
 from groundray.model.weights import fill
 from groundray.storage import Folder
 from groundray.training import history
-from groundray.training.attempts import Attempt, latest, number_of
+from groundray.training.attempts import Attempt, latest, mark_of
 
 FORMAT = 3
 FOLDER = "checkpoints"
@@ -142,7 +142,7 @@ class Store:
             self._write(snapshot)
         except OSError as error:
             raise OSError(
-                error.errno,
+                *([error.errno] if error.errno else []),  # an object store has none
                 f"checkpoint {self.folder}/{checkpoint.name} cannot be written: {error}; those before it are whole: "
                 "make room there, or see to the storage",
             ) from error
@@ -175,7 +175,7 @@ class Store:
             folder = self.folder / name
             if not name.startswith(f"{stage}-") or name in kept or name.endswith(".json") or folder.exists(DAMAGED):
                 continue
-            if number_of(name) > self.attempt.number:  # of an attempt that has taken over since
+            if mark_of(name) > self.attempt.mark:  # of an attempt that has taken over since
                 continue
             folder.delete(MANIFEST)  # first, so that half a checkpoint is none
             self.folder.delete(name)

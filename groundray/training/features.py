@@ -43,6 +43,7 @@ from groundray.training.worker import Worker, heed
 
 VERSION = 1  # of the code that makes features; raise it where they would come out differently
 KIND = "trunk_features"
+OWN = ".features"  # in the storage of the runs
 PART_BYTES = 16 * 2**20
 BATCH = 32  # images that go through the trunk together
 POLL_SECONDS = 0.2
@@ -166,7 +167,7 @@ def passes(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Pass]:
 
 def folder_of(settings: Settings) -> Folder:
     """Where trunk features are kept: beside the runs, for all of them, unless the settings name a place."""
-    return Folder.at(settings.features.folder or f"{settings.run.storage.rstrip('/')}/.features")
+    return Folder.at(settings.features.folder) if settings.features.folder else Folder.at(settings.run.storage) / OWN
 
 
 def map_shape(trunk: Trunk, size: int) -> tuple[int, int, int]:

@@ -1,6 +1,6 @@
 """What a run did, kept with its checkpoints: every step and validation once, however often the run was killed.
 
-    RUN/history/grounding-00003-000012-a0002.jsonl    the steps that led to that checkpoint from the one before it
+    RUN/history/grounding-00003-000012-a0002-3f9a81c0.jsonl   the steps that led to it from the one before
 
 A line is an event of events.py as JSON. With `run.log_samples` that of a step holds the ids of its samples, chunk by
 chunk. What came after the last checkpoint of an attempt that was killed is in no file: it was done again.
@@ -14,6 +14,7 @@ from typing import Any
 
 from groundray.storage import Folder
 from groundray.training import attempts
+from groundray.training.attempts import Mark
 from groundray.training.events import EpochDone, StageDone, StepDone
 
 FOLDER = "history"
@@ -52,25 +53,25 @@ def read(run: Folder, warn: Callable[[str], None] = lambda _: None) -> Iterator[
 
     counted: dict[tuple[int, int, int], dict[str, Any]] = {}
     end = (len(order), 0, 0)
-    for number in sorted(begun.keys() | lines.keys(), reverse=True):  # newer ones may build on one with a damaged note
-        own = {place(told): told for told in lines.get(number, ()) if told["stage"] in order}
+    for mark in sorted(begun.keys() | lines.keys(), reverse=True):  # newer ones may build on one with a damaged note
+        own = {place(told): told for told in lines.get(mark, ()) if told["stage"] in order}
         counted = {where: told for where, told in own.items() if where < end} | counted
-        if number in begun and (stage := begun[number]["stage"]) is not None:
-            validated = 1 if begun[number]["step"] else 2  # at the edge of an epoch, its validation is done
-            end = min(end, (order[stage], begun[number]["done"], validated))
+        if mark in begun and (stage := begun[mark]["stage"]) is not None:
+            validated = 1 if begun[mark]["step"] else 2  # at the edge of an epoch, its validation is done
+            end = min(end, (order[stage], begun[mark]["done"], validated))
     for _, told in sorted(counted.items(), key=lambda one: one[0]):
         event, samples = _event(told)
         yield event, samples
 
 
-def by_attempt(run: Folder, warn: Callable[[str], None] = lambda _: None) -> dict[int, list[dict[str, Any]]]:
+def by_attempt(run: Folder, warn: Callable[[str], None] = lambda _: None) -> dict[Mark, list[dict[str, Any]]]:
     """All lines that attempts have kept, whether they count or not."""
     folder, found = run / FOLDER, {}
     for name in folder.names():
-        number = attempts.number_of(name)
-        if number < 0 or not name.endswith(".jsonl"):  # a process was killed while it wrote
+        mark = attempts.mark_of(name)
+        if mark.number < 0 or not name.endswith(".jsonl"):  # a process was killed while it wrote
             continue
-        own: list[dict[str, Any]] = found.setdefault(number, [])
+        own: list[dict[str, Any]] = found.setdefault(mark, [])
         for text in folder.read_bytes(name).splitlines():
             try:
                 told = json.loads(text)

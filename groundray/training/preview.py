@@ -46,7 +46,12 @@ class Preview:
 
 def preview(settings: Settings) -> Preview:
     """The stages, samples, steps and trainable parameters of a run. Loads no weights and starts no cluster."""
-    folder = run.folder_of(settings)
+    try:
+        run.reach(settings)
+        folder = run.folder_of(settings)
+        resumes = folder.exists(checkpoint.FOLDER)
+    except (OSError, ValueError) as error:
+        return Preview(f"{settings.run.storage}/{settings.run.name}", False, (), (str(error),))
     problems: list[str] = []
     stages = []
     for name in settings.stages:
@@ -56,7 +61,7 @@ def preview(settings: Settings) -> Preview:
             try:
                 dataset = Dataset.open(shards)
                 plan = _plan(settings, dataset, stage.batch_size, shuffle)
-            except (FileNotFoundError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 problems.append(f"{name}.{part}: {error}")
                 continue
             words = words or words_of(dataset)
@@ -75,7 +80,7 @@ def preview(settings: Settings) -> Preview:
     except (OSError, ValueError) as error:
         if not any(str(error) in problem for problem in problems):
             problems.append(str(error))
-    return Preview(str(folder), folder.exists(checkpoint.FOLDER), tuple(stages), tuple(problems))
+    return Preview(str(folder), resumes, tuple(stages), tuple(problems))
 
 
 def _features(stage: Stage, settings: Settings) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from groundray.loss.collectives import gather_texts
 from groundray.storage import Folder
 from groundray.training import attempts, history
-from groundray.training.attempts import Attempt
+from groundray.training.attempts import Attempt, Mark
 from groundray.training.checkpoint import Store
 from groundray.training.events import Attempted, Notice, Recovered
 from groundray.training.watchdog import stacks_since
@@ -24,7 +24,7 @@ class Start:
 
     Attributes:
         number: of the attempt.
-        token: see Attempt.
+        token: of its mark, see attempts.py.
         accepted: names of what older attempts wrote that counts.
         stage: the first that is not finished; None where all are.
         checkpoint: where that stage goes on; None at its beginning.
@@ -55,7 +55,7 @@ class Start:
 
     def attempt(self, run: Folder) -> Attempt:
         """The attempt that begins so."""
-        return Attempt(run, self.number, frozenset(self.accepted), self.token)
+        return Attempt(run, Mark(self.number, self.token), frozenset(self.accepted))
 
     def event(self) -> Attempted:
         """What is told of it."""
@@ -90,10 +90,10 @@ def recoveries(run: Folder) -> list[Attempted | Recovered]:
     """What was told of each attempt so far, from what is kept of them."""
     told: list[Attempted | Recovered] = []
     steps = history.by_attempt(run)
-    for number, note in sorted(attempts.begun(run).items()):
+    for mark, note in sorted(attempts.begun(run).items(), key=lambda one: one[0]):
         start = _start(note)
         told.append(start.event())
-        if number > 1 and (own := steps.get(number)):
+        if mark.number > 1 and (own := steps.get(mark)):
             told.append(start.recovered(min(line["time"] for line in own)))
     return told
 
@@ -111,7 +111,7 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker) -> Start:
     (number, token), began = attempts.claim(run), time.time()  # before looking: see attempts.py
     left = attempts.latest(run)
     for damaged, note in attempts.damaged(run).items():
-        lost = "what that attempt did is done again" if damaged > left.number else "later attempts have built on it"
+        lost = "what that attempt did is done again" if damaged > left.mark else "later attempts have built on it"
         warn(f"{note} is damaged; {lost}")
     store = Store(left)
     accepted: list[str] = []
@@ -138,7 +138,7 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker) -> Start:
 
 def _after(start: Start, left: Attempt, store: Store) -> Start:
     """The start with what is known of the attempt before it."""
-    before = attempts.begun(left.run)[left.number]
+    before = attempts.begun(left.run)[left.mark]
     sign = left.last_sign() or {"stage": None, "done": 0, "time": before["began"], "ended": ""}
     hung = stacks_since(left.run, before["began"])
     ended = sign["ended"] or ("hung" if hung else "killed")

@@ -16,14 +16,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from groundray.config import Settings, SettingsError, differences
+from groundray.config import Settings, SettingsError, StageName, differences, flatten
 from groundray.data.schema import Dataset
 from groundray.data.shards import verify_shards
 from groundray.model import export
@@ -34,6 +34,7 @@ from groundray.model.weights import fill
 from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS, STAGES
 from groundray.storage import Folder, size_of
+from groundray.stores import is_store, look
 from groundray.training import recovery
 from groundray.training.checkpoint import Store
 from groundray.training.features import with_features
@@ -50,10 +51,28 @@ def folder_of(settings: Settings) -> Folder:
     return Folder.at(settings.run.storage) / settings.run.name
 
 
+def reach(settings: Settings) -> None:
+    """See whether all stores answer that a run needs, within seconds.
+
+    Raises:
+        OSError, ValueError: one does not; the message names the setting and the repair.
+    """
+    unused = {name for name in get_args(StageName) if name not in settings.stages}
+    for name, value in flatten(settings.model_dump(exclude=unused)):
+        if isinstance(value, str) and is_store(value):
+            try:
+                look(value)
+            except OSError as error:
+                raise OSError(f"{name}: {error}") from None
+            except ValueError as error:
+                raise SettingsError(f"{name}: {error}") from None
+
+
 def claim(settings: Settings, stages: Sequence[Stage]) -> Folder:
     """The run's folder, with its settings and the fingerprints of its data written there, or found there and the same.
 
     Raises:
+        OSError: the storage cannot be written.
         SettingsError: the name holds a run of another configuration or other data; the message prints the difference.
     """
     folder = folder_of(settings)
@@ -144,7 +163,7 @@ def train(settings: Settings, worker: Worker) -> dict[str, Any]:
         enter(stage, model, heads, settings)
         results[stage.name] = run_stage(stage, model, worker, store, start, settings)
 
-    if worker.rank == 0 and (start.stage or not folder.exists(RESULT) or not folder.exists(MODEL)):
+    if worker.rank == 0 and (start.stage or not folder.exists(RESULT)):
         heed(worker)
         _export(settings, stages, results, store, tokenizer, folder, worker)
         folder.write_json(RESULT, {"run": settings.run.name, "stages": results})
@@ -233,8 +252,11 @@ def _export(
             writer.add(stage.name, weights, results[stage.name], stage.vocabulary)
         writer.close({part: f"{found.folder} ({_counted(found)})" for part, found in data_of(stages).items()})
         store.attempt.hold()  # whoever has taken over may have exported it
-        folder.delete(MODEL)
-        folder.upload(Path(local), MODEL)
+        for name in (RESULT, MODEL):
+            folder.delete(name)
+        written = Folder.at(local)
+        written.copy([name for name in written.files() if name != export.ABOUT], folder / MODEL)
+        written.copy([export.ABOUT], folder / MODEL)  # last: without it, it is no model
 
 
 def _counted(dataset: Dataset) -> str:

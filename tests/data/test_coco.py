@@ -13,6 +13,7 @@ from PIL import Image
 from groundray.data.sources.coco import CaptionedImage, read_captions
 from groundray.data.sources.images import Unusable, check_image
 from groundray.data.sources.rejected import tally
+from groundray.storage import Folder
 
 
 def write(tmp_path: Path, content: Any) -> Path:
@@ -95,7 +96,7 @@ def test_a_file_that_is_no_captions_is_refused(tmp_path: Path, content: str, mes
 
 def test_an_image_is_kept_byte_by_byte(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(picture())
-    found = check_image(tmp_path, ["no.jpg", "a.jpg"])
+    found = check_image(Folder.at(tmp_path), ["no.jpg", "a.jpg"])
     assert (found.encoded, found.width, found.height) == ((tmp_path / "a.jpg").read_bytes(), 40, 30)
 
 
@@ -115,7 +116,7 @@ def test_an_image_that_cannot_be_used(tmp_path: Path, name: str, content: bytes 
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(Unusable) as caught:
-        check_image(tmp_path, [name])
+        check_image(Folder.at(tmp_path), [name])
     assert caught.value.reason == reason
 
 
@@ -125,5 +126,5 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path: Path) -> None:
     Image.new("1", (30_000, 30_000)).save(out, "PNG")
     (tmp_path / "bomb.png").write_bytes(out.getvalue())
     with pytest.raises(Unusable, match="pixels") as caught:
-        check_image(tmp_path, ["bomb.png"])
+        check_image(Folder.at(tmp_path), ["bomb.png"])
     assert caught.value.reason == "too large"

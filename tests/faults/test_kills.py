@@ -52,10 +52,16 @@ class Ended:
 
 @dataclass(frozen=True)
 class Saboteur:
-    """Runs of a small world, and what shall happen to them."""
+    """Runs of a small world, and what shall happen to them.
+
+    Attributes:
+        folder: where that is written.
+        storage: of the runs.
+    """
 
     words: list[str]
     folder: Path
+    storage: Folder
 
     def plan(self, **plan: object) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -111,14 +117,15 @@ class Saboteur:
         return subprocess.CompletedProcess(running.args, running.returncode, out, errors)
 
     def losses(self, name: str) -> list[tuple[int, float]]:
-        told = history.read(Folder.at(self.folder / "runs" / name))
+        told = history.read(self.storage / name)
         return [(event.step, event.metrics["loss"]) for event, _ in told if isinstance(event, StepDone)]
 
     def ended(self, name: str = "demo") -> Ended:
-        storage = self.folder / "runs" / name
-        told = history.read(Folder.at(storage))
+        folder = self.storage / name
+        told = history.read(folder)
+        files = [file for file in folder.files() if file.startswith("model/") and file.endswith(".safetensors")]
         return Ended(
-            {str(path.relative_to(storage)): path.read_bytes() for path in storage.rglob("model/**/*.safetensors")},
+            {file: folder.read_bytes(file) for file in files},
             [(event.stage, event.step, samples) for event, samples in told if isinstance(event, StepDone)],
         )
 
@@ -150,7 +157,7 @@ def saboteur_in(folder: Path, world: SmallWorld, stages: str = "grounding,langua
         f"--run.storage={folder}/runs",
         stages=stages,
     )
-    return Saboteur(words, folder)
+    return Saboteur(words, folder, Folder.at(folder / "runs"))
 
 
 @pytest.fixture
@@ -210,6 +217,12 @@ def assert_one_whole_run(saboteur: Saboteur, stages: Mapping[str, int] = BOTH, a
     assert found.data.metrics["recovery/first_step_seconds"] > 0
 
 
+def notes(saboteur: Saboteur) -> list[dict[str, Any]]:
+    """What each attempt began with, in order."""
+    begun = attempts.begun(saboteur.storage / "demo")
+    return [begun[mark] for mark in sorted(begun)]
+
+
 @pytest.mark.ray
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
@@ -239,12 +252,12 @@ def test_a_run_goes_from_two_workers_to_one_and_back(world: SmallWorld, tmp_path
     ours, theirs = (dict(saboteur.losses(name)) for name in ("demo", "alone"))
     assert ours == pytest.approx(theirs, rel=1e-9)
     assert saboteur.ended().samples == saboteur.ended("alone").samples
-    begun = attempts.begun(Folder.at(saboteur.folder / "runs" / "demo"))
+    begun = notes(saboteur)
     assert (saboteur.folder / "shrink.happened").exists()
     assert (saboteur.folder / "grow.happened").exists()
-    assert [begun[number]["workers"] for number in sorted(begun)] == [2, 1, 2]
-    assert begun[3]["ended"] == "resized"
-    assert begun[3]["repeated_steps"] == 0
+    assert [note["workers"] for note in begun] == [2, 1, 2]
+    assert begun[2]["ended"] == "resized"
+    assert begun[2]["repeated_steps"] == 0
 
 
 @pytest.mark.ray
@@ -259,8 +272,7 @@ def test_a_node_that_is_drained_gives_notice(saboteur: Saboteur, unharmed: Ended
     assert "attempt 2  the one before was preempted; 0 steps" in ran.stdout
     assert saboteur.ended() == unharmed
     assert_one_whole_run(saboteur)
-    begun = attempts.begun(Folder.at(saboteur.folder / "runs" / "demo"))
-    assert [begun[number]["preemptions"] for number in sorted(begun)] == [0, 1]
+    assert [note["preemptions"] for note in notes(saboteur)] == [0, 1]
 
 
 @pytest.mark.ray

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import nn, optim
 from groundray.data.plan import Cursor
 from groundray.storage import Folder
 from groundray.training import attempts
-from groundray.training.attempts import Attempt, Superseded
+from groundray.training.attempts import Attempt, Mark, Superseded
 from groundray.training.checkpoint import Checkpoint, Store, snapshot
 
 
@@ -37,13 +36,13 @@ def saved(store: Store, cursor: Cursor, best: Cursor | None = None, seed: int = 
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Folder:
-    return Folder.at(tmp_path)
+def run(place: str) -> Folder:
+    return Folder.at(place)
 
 
 @pytest.fixture
 def store(run: Folder) -> Store:
-    return Store(Attempt(run, attempts.claim(run)[0]))
+    return Store(Attempt(run, attempts.claim(run)))
 
 
 def test_what_is_saved_is_what_is_loaded(store: Store) -> None:
@@ -171,8 +170,7 @@ def test_a_finished_stage_whose_best_is_damaged_is_not_finished(store: Store) ->
 def test_what_a_stale_attempt_writes_does_not_count(run: Folder, store: Store) -> None:
     """A worker of a host that was cut off writes on: nothing of it is taken, and it deletes nothing."""
     old = saved(store, Cursor(1))
-    number, _ = attempts.claim(run)
-    new = Store(Attempt(run, number, frozenset([old])))
+    new = Store(Attempt(run, attempts.claim(run), frozenset([old])))
     with pytest.raises(Superseded, match=r"attempt 2 .* has begun .* which ends attempt 1"):
         saved(store, Cursor(2))
     with pytest.raises(Superseded):
@@ -186,10 +184,10 @@ def test_what_a_stale_attempt_writes_does_not_count(run: Folder, store: Store) -
 
 
 def test_attempts_take_numbers_of_their_own(run: Folder) -> None:
-    assert [attempts.claim(run)[0] for _ in range(3)] == [1, 2, 3]
-    assert not (run / "attempts").create_json("0002.json", {})
-    told = json.loads((run / "attempts").read_bytes("0002.json"))
-    assert {"host", "process", "began"} < told.keys()
+    marks = [attempts.claim(run) for _ in range(3)]
+    assert [mark.number for mark in marks] == [1, 2, 3]
+    told = json.loads((run / "attempts").read_bytes(f"{marks[1]}.json"))
+    assert {"host", "process", "began"} == told.keys()
 
 
 def test_weights_of_another_model_are_refused_by_name(store: Store) -> None:
@@ -197,7 +195,9 @@ def test_weights_of_another_model_are_refused_by_name(store: Store) -> None:
     saved(store, Cursor(1))
     last = store.last("grounding")
     assert last is not None
-    with pytest.raises(ValueError, match=r"grounding-00001-000000-a0001 is not of this model: it lacks 2\.weight"):
+    with pytest.raises(
+        ValueError, match=r"grounding-00001-000000-a0001-\w{8} is not of this model: it lacks 2\.weight"
+    ):
         store.load(last, nn.Sequential(*model.children()).append(nn.Linear(2, 2, bias=False)).requires_grad_(False))
 
 
@@ -205,24 +205,46 @@ def test_what_a_frozen_attempt_deletes_is_its_own(run: Folder, store: Store, mon
     """It looked for a newer one, was frozen, and goes on when that one has written checkpoints."""
     for epoch in (1, 2):
         saved(store, Cursor(epoch), Cursor(2))
-    newer = Store(Attempt(run, attempts.claim(run)[0], frozenset(store.folder.names())))
+    newer = Store(Attempt(run, attempts.claim(run), frozenset(store.folder.names())))
     kept = saved(newer, Cursor(5))
     monkeypatch.setattr(Attempt, "hold", lambda _: None)
     saved(store, Cursor(3))
     assert newer.last("grounding") == newer.named(kept)
 
 
-def test_of_two_that_think_they_have_a_number_one_goes_on(run: Folder) -> None:
-    """An object store keeps the last of two files of a name: whoever wrote the other finds that out."""
-    number, token = attempts.claim(run)
-    Attempt(run, number, token=token).hold()
-    (run / "attempts").write_json("0001.json", {"token": "another's", "host": "far", "process": 7})
-    with pytest.raises(Superseded, match="process 7 on far"):
-        Attempt(run, number, token=token).hold()
+def claimed_at_once(run: Folder, first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Mark, Mark]:
+    """The marks of two who both look before either has written; the one with the first token writes last."""
+    real, tokens, seconds = Folder.write_json, iter([first, "99999999"]), []
+
+    def late(folder: Folder, name: str, content: object) -> None:
+        monkeypatch.setattr(Folder, "write_json", real)
+        seconds.append(attempts.claim(run, lambda: second))
+        real(folder, name, content)
+
+    monkeypatch.setattr(Folder, "write_json", late)
+    return attempts.claim(run, lambda: next(tokens)), seconds[0]
+
+
+def test_of_two_that_take_a_number_at_once_one_goes_on(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The higher mark holds the run, and nothing that the other writes counts for it, nor is in its way."""
+    marks = claimed_at_once(run, "22222222", "11111111", monkeypatch)
+    assert marks == (Mark(1, "22222222"), Mark(1, "11111111"))
+    holds, lost = (Store(Attempt(run, mark)) for mark in marks)
+    name = saved(holds, Cursor(1))
+    with pytest.raises(Superseded):
+        saved(lost, Cursor(1))
+    monkeypatch.setattr(Attempt, "hold", lambda _: None)  # it had looked just before
+    saved(lost, Cursor(1), seed=1)
+    assert [one.name for one in holds.committed("grounding")] == [name]
+    holds.load(holds.named(name), trained(0)[0])
+
+
+def test_who_has_the_lower_mark_of_two_takes_the_next_number(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert claimed_at_once(run, "11111111", "22222222", monkeypatch) == (Mark(2, "99999999"), Mark(1, "22222222"))
 
 
 def test_a_sign_of_life_that_cannot_be_left_ends_nothing(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    attempt = Attempt(run, attempts.claim(run)[0])
+    attempt = Attempt(run, attempts.claim(run))
 
     def failing(*_: object) -> None:
         raise OSError("the storage is away")

@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from groundray.storage import Folder
+
 MOST_PIXELS = 178_956_970  # PIL's own limit, above which it speaks of a decompression bomb
 
 
@@ -35,25 +37,36 @@ class Unusable(Exception):
         self.reason = reason
 
 
-def check_image(folder: Path, names: Sequence[str]) -> Checked:
+def check_image(folder: Folder, names: Sequence[str]) -> Checked:
     """The image file in a folder that has the first of `names` that is there, after it has been decoded in full.
 
     Raises:
         Unusable: it is outside the folder, missing, empty, not an image, truncated, or far too large.
     """
-    paths = [folder / name for name in names]
+    for name in names:
+        if (encoded := _read(folder, name)) is not None:
+            return _decoded(encoded, f"{folder}/{name}")
+    raise Unusable("missing", f"there is no file {' or '.join(f'{folder}/{name}' for name in names)}")
+
+
+def _read(folder: Folder, name: str) -> bytes | None:
+    """The bytes of a file; None where there is none."""
     try:
-        for name, path in zip(names, paths, strict=True):
-            if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
-                raise Unusable("outside", f"{name!r} leads out of {folder}")
-        path = next((path for path in paths if path.is_file()), None)
-    except (OSError, ValueError) as error:  # too long, or with characters that no file name has
-        raise Unusable(
-            "missing", f"there can be no file {' or '.join(map(repr, names))} in {folder}: {error}"
-        ) from None
-    if path is None:
-        raise Unusable("missing", f"there is no file {' or '.join(map(str, paths))}")
-    encoded = path.read_bytes()
+        path = Path(folder.locate(name))
+        if folder.local and not path.resolve().is_relative_to(Path(folder.path).resolve()):
+            raise Unusable("outside", f"{name!r} leads out of {folder} by a link")
+        there = not folder.local or path.is_file()
+    except ValueError as error:
+        raise Unusable("outside", str(error)) from None
+    except OSError as error:  # too long
+        raise Unusable("missing", f"there can be no file {name!r} in {folder}: {error}") from None
+    try:
+        return folder.read_bytes(name) if there else None
+    except FileNotFoundError:
+        return None
+
+
+def _decoded(encoded: bytes, path: str) -> Checked:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which does no harm

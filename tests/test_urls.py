@@ -1,0 +1,128 @@
+"""Wherever a URL may stand, a store that cannot be used is one line, said before anything starts."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import SmallWorld
+from servers import NO_BUCKET, Server
+
+from groundray import analyse, prepare, sweep, train
+from groundray.runtime import cluster
+
+
+def trains(world: SmallWorld, setting: str, *more: str) -> int:
+    return train.main([*world.settings("--run.storage=/no/such/storage"), setting, *more])
+
+
+def analyses(world: SmallWorld, **given: str) -> int:
+    places = {"checkpoint": str(world.shards), "data": f"{world.shards}/captions/val", **given}
+    return analyse.main(["retrieval", *(word for name, place in places.items() for word in (f"--{name}", place))])
+
+
+def sweeps(world: SmallWorld, setting: str) -> int:
+    what = ["--space=grounding.temperature=choice:0.1,0.2", "--metric=grounding/loss"]
+    return sweep.main([*what, *world.settings(setting)])
+
+
+COMMANDS: dict[str, Callable[[SmallWorld, str], int]] = {
+    "prepare --out": lambda world, url: prepare.main(["scenes", "--out", url]),
+    "run.storage": lambda world, url: trains(world, f"--run.storage={url}"),
+    "run.start_from": lambda world, url: trains(world, f"--run.start_from={url}"),
+    "features.folder": lambda world, url: trains(world, f"--features.folder={url}"),
+    "grounding.train": lambda world, url: trains(world, f"--grounding.train={url}"),
+    "model.language.tokenizer": lambda world, url: trains(world, f"--model.language.tokenizer={url}"),
+    "model.trunk.weights": lambda world, url: trains(world, f"--model.trunk.weights={url}"),
+    "analyse --checkpoint": lambda world, url: analyses(world, checkpoint=url),
+    "analyse --data": lambda world, url: analyses(world, data=url),
+    "analyse --json": lambda world, url: analyses(world, json=f"{url}/numbers.json"),
+    "sweep": lambda world, url: sweeps(world, f"--run.storage={url}"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    for name in ("groundray.running", "groundray.runtime.sweep"):
+        importlib.import_module(name)  # takes seconds, and no store is to blame
+
+
+@pytest.fixture(autouse=True)
+def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "connect", lambda **_: pytest.fail("a cluster was asked for"))
+
+
+def one_line(said: str) -> str:
+    """What a command complained of."""
+    (line,) = said.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("bucket", "change", "what"),
+    [
+        (NO_BUCKET, {}, f"has no bucket {NO_BUCKET}: create it, or mend the URL"),
+        (
+            "",
+            {"AWS_SECRET_ACCESS_KEY": "wrong"},
+            "expected credentials that may list, read and write it, got AWS Error",
+        ),
+        ("", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "expected an answer of http://127.0.0.1:9, got "),
+    ],
+    ids=["no bucket", "wrong key", "nobody there"],
+)
+def test_a_store_that_cannot_be_used_is_one_line(
+    world: SmallWorld,
+    s3: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    bucket: str,
+    change: dict[str, str],
+    what: str,
+) -> None:
+    s3.use(monkeypatch, **change)
+    url = f"s3://{bucket}/x" if bucket else s3.folder()
+    began = time.monotonic()
+    assert COMMANDS[command](world, url) == 2
+    assert time.monotonic() - began < 20
+    line = one_line(capsys.readouterr().err)
+    assert what in line
+    assert url in line
+    if "." in command:
+        assert f"error: {command}: " in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_url_with_a_key_in_it_is_refused_and_not_repeated(
+    world: SmallWorld, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert COMMANDS[command](world, "s3://key:hush-hush@bucket/x") == 2
+    line = one_line(capsys.readouterr().err)
+    assert "://BUCKET/FOLDER and nothing besides" in line
+    assert "hush" not in line
+
+
+def test_a_dry_run_says_that_a_store_cannot_be_used(
+    world: SmallWorld, s3: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3.use(monkeypatch)
+    assert trains(world, f"--run.storage=s3://{NO_BUCKET}/x", "--dry-run") == 2
+    assert f"problem   run.storage: s3://{NO_BUCKET}/x: " in capsys.readouterr().out
+
+
+def test_what_is_not_there_in_a_store_is_said_as_on_a_disk(
+    world: SmallWorld, s3: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3.use(monkeypatch)
+    url = s3.folder()
+    assert trains(world, f"--grounding.train={url}") == 2
+    assert f"expected shards at {url}, found no dataset.json there" in one_line(capsys.readouterr().err)
+    assert trains(world, f"--model.language.tokenizer={url}") == 2
+    assert f"model.language.tokenizer: there is no folder {url}" in one_line(capsys.readouterr().err)
+    assert analyses(world, checkpoint=url) == 2
+    assert f"expected an exported model at {url}" in one_line(capsys.readouterr().err)
