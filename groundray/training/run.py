@@ -163,7 +163,8 @@ def train(settings: Settings, worker: Worker) -> dict[str, Any]:
         enter(stage, model, heads, settings)
         results[stage.name] = run_stage(stage, model, worker, store, start, settings)
 
-    if worker.rank == 0 and (start.stage or not folder.exists(RESULT)):
+    exported = folder.exists(RESULT) and (folder / MODEL).exists(export.ABOUT)
+    if worker.rank == 0 and (start.stage or not exported):
         heed(worker)
         _export(settings, stages, results, store, tokenizer, folder, worker)
         folder.write_json(RESULT, {"run": settings.run.name, "stages": results})
