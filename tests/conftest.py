@@ -145,7 +145,7 @@ def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
 
 
 @pytest.fixture(params=["local", "s3", "gs"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder that is not there yet, of this machine and in each kind of store."""
     if request.param == "local":
         return str(tmp_path / "folder")

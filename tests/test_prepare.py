@@ -101,17 +101,17 @@ def test_no_usable_image_is_an_error(source: Path, tmp_path: Path, capsys: pytes
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("place", ["local", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
-def test_a_small_world_is_prepared_and_recognised(place: str, capsys: pytest.CaptureFixture[str]) -> None:
-    scenes = ["scenes", "--out", place, "--num-scenes", "12", "--num-val", "4"]
+@pytest.mark.parametrize("anywhere", ["local", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+def test_a_small_world_is_prepared_and_recognised(anywhere: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = ["scenes", "--out", anywhere, "--num-scenes", "12", "--num-val", "4"]
     assert prepare.main(scenes) == 0
-    assert Dataset.open(f"{place}/captions/train").rows == 12
-    assert Dataset.open(f"{place}/captions/val").rows == 4
-    assert Dataset.open(f"{place}/text/train", "text").rows == 60
-    graphs = Dataset.open(f"{place}/scene_graphs/val", "scene_graphs")
-    train = Dataset.open(f"{place}/scene_graphs/train", "scene_graphs")
+    assert Dataset.open(f"{anywhere}/captions/train").rows == 12
+    assert Dataset.open(f"{anywhere}/captions/val").rows == 4
+    assert Dataset.open(f"{anywhere}/text/train", "text").rows == 60
+    graphs = Dataset.open(f"{anywhere}/scene_graphs/val", "scene_graphs")
+    train = Dataset.open(f"{anywhere}/scene_graphs/train", "scene_graphs")
     assert graphs.vocabulary == train.vocabulary
-    singles = Dataset.open(f"{place}/objects/val", "labelled_images")
+    singles = Dataset.open(f"{anywhere}/objects/val", "labelled_images")
     assert singles.rows == 50 * len(singles.vocabulary["classes"])
     assert prepare.main(scenes) == 0
     assert "prepared already" in capsys.readouterr().out
@@ -231,8 +231,8 @@ def test_a_killed_process_leaves_no_half_data_set(tmp_path: Path) -> None:
     assert Dataset.open(str(out)).rows == 5
 
 
-def test_a_folder_appears_whole_or_not_at_all(place: str) -> None:
-    out = Folder.at(place) / "data"
+def test_a_folder_appears_whole_or_not_at_all(anywhere: str) -> None:
+    out = Folder.at(anywhere) / "data"
     with pytest.raises(RuntimeError, match="stop"), whole_folder(out, "index") as aside:  # noqa: PT012
         (aside / "part").make().write_bytes("half", b"x")
         raise RuntimeError("stop")
@@ -249,8 +249,8 @@ def test_a_folder_appears_whole_or_not_at_all(place: str) -> None:
         assert not is_empty(out)
 
 
-def test_what_a_killed_process_left_aside_goes(place: str) -> None:
-    out = Folder.at(place) / "data"
+def test_what_a_killed_process_left_aside_goes(anywhere: str) -> None:
+    out = Folder.at(anywhere) / "data"
     left = out.parent / (".data.writing-999999999" if out.local else ".writing/data-0123abcd")
     left.make().write_json("begun.json", {"time": time.time() - 8 * 24 * 3600})
     other = out.parent / ".writing/other-0123abcd"

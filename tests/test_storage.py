@@ -20,8 +20,8 @@ from groundray.stores import Patience
 BAD_NAMES = ["../other", "/etc/passwd", "a/../../other", "nul\0"]
 
 
-def test_what_is_written_is_read(place: str) -> None:
-    folder = Folder.at(place).make()
+def test_what_is_written_is_read(anywhere: str) -> None:
+    folder = Folder.at(anywhere).make()
     folder.write_bytes("x.bin", b"\x00\x01")
     folder.write_json("y.json", {"ü": [1, 2]})
     folder.write_bytes("x.bin", b"\x02")
@@ -31,9 +31,9 @@ def test_what_is_written_is_read(place: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_a_name_that_leaves_the_folder_is_refused(place: str, name: str) -> None:
+def test_a_name_that_leaves_the_folder_is_refused(anywhere: str, name: str) -> None:
     with pytest.raises(ValueError, match="expected a name inside"):
-        Folder.at(place).read_bytes(name)
+        Folder.at(anywhere).read_bytes(name)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_sizes_are_told_in_the_unit_that_suits(count: float, shown: str) -> None
     assert size_of(int(count)) == shown
 
 
-def test_a_folder_that_is_not_there_is_empty(place: str) -> None:
-    folder = Folder.at(place)
+def test_a_folder_that_is_not_there_is_empty(anywhere: str) -> None:
+    folder = Folder.at(anywhere)
     assert not folder.exists()
     assert folder.names() == folder.files() == []
     folder.delete("nothing")
@@ -52,8 +52,8 @@ def test_a_folder_that_is_not_there_is_empty(place: str) -> None:
         folder.read_bytes("nothing")
 
 
-def test_folders_are_listed_and_deleted_with_all_that_is_in_them(place: str) -> None:
-    folder = Folder.at(place)
+def test_folders_are_listed_and_deleted_with_all_that_is_in_them(anywhere: str) -> None:
+    folder = Folder.at(anywhere)
     (folder / "one" / "deep").make().write_bytes("x", b"1")
     (folder / "one").write_bytes("y", b"2")
     (folder / "two").make().write_bytes("x", b"3")
@@ -61,7 +61,7 @@ def test_folders_are_listed_and_deleted_with_all_that_is_in_them(place: str) -> 
     assert folder.files() == ["one/deep/x", "one/y", "two/x"]
     assert folder.exists("one/deep")
     assert (folder / "one").name == "one"
-    assert str((folder / "one").parent) == str(folder) == place
+    assert str((folder / "one").parent) == str(folder) == anywhere
     folder.delete("one/y")
     assert folder.exists("one")
     folder.delete("one")
@@ -70,12 +70,12 @@ def test_folders_are_listed_and_deleted_with_all_that_is_in_them(place: str) -> 
     assert not folder.exists()
 
 
-def test_upload_and_download_copy_a_tree(place: str, tmp_path: Path) -> None:
+def test_upload_and_download_copy_a_tree(anywhere: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "file").write_text("content")
     (source / "large").write_bytes(bytes(range(256)) * 80_000)  # in parts, to a store
-    folder = Folder.at(place)
+    folder = Folder.at(anywhere)
     folder.upload(source, "model")
     assert folder.read_bytes("model/deep/file") == b"content"
     (folder / "model").download(tmp_path / "back")
@@ -95,9 +95,9 @@ def test_a_file_url_is_the_same_folder(tmp_path: Path) -> None:
     assert Folder.at(f"file://{tmp_path}").read_bytes("x") == b"1"
 
 
-def test_a_folder_goes_to_another_process(place: str) -> None:
+def test_a_folder_goes_to_another_process(anywhere: str) -> None:
     """As Ray sends it: opened there, however many threads the client has here."""
-    folder = Folder.at(place).make()
+    folder = Folder.at(anywhere).make()
     assert pickle.loads(pickle.dumps(folder)) == folder  # noqa: S301
     process = multiprocessing.get_context("spawn").Process(target=folder.write_bytes, args=("x", b"1"))
     process.start()
@@ -105,8 +105,8 @@ def test_a_folder_goes_to_another_process(place: str) -> None:
     assert folder.read_bytes("x") == b"1"
 
 
-def test_a_sealed_file_is_known_to_be_damaged(place: str) -> None:
-    folder = Folder.at(place).make()
+def test_a_sealed_file_is_known_to_be_damaged(anywhere: str) -> None:
+    folder = Folder.at(anywhere).make()
     folder.write_sealed("x.json", {"steps": 4})
     assert folder.read_sealed("x.json") == {"steps": 4}
     folder.write_bytes("x.json", folder.read_bytes("x.json").replace(b"4", b"5"))

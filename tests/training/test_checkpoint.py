@@ -36,8 +36,8 @@ def saved(store: Store, cursor: Cursor, best: Cursor | None = None, seed: int = 
 
 
 @pytest.fixture
-def run(place: str) -> Folder:
-    return Folder.at(place)
+def run(anywhere: str) -> Folder:
+    return Folder.at(anywhere)
 
 
 @pytest.fixture
