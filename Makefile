@@ -1,13 +1,14 @@
-# make demo   set up and run the main job on the embedded world
-# make test   set up and run the tests
-# make chaos  kill runs of several processes in every way (about a quarter of an hour)
-# make soak   kill the demo thirty times, at random
-# make lint   set up and run the formatter's check, the linter, the type checker and the import contracts
+# make demo     set up and run the main job on the embedded world
+# make explore  search the demo's scenes in a browser
+# make test     set up and run the tests
+# make chaos    kill runs of several processes in every way (about a quarter of an hour)
+# make soak     kill the demo thirty times, at random
+# make lint     set up and run the formatter's check, the linter, the type checker and the import contracts
 PYTHON ?= python3
 BIN := .venv/bin
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
-.PHONY: setup demo test chaos soak lint lock clean
+.PHONY: setup demo explore test chaos soak lint lock clean
 
 setup: .venv/.ready
 
@@ -27,6 +28,10 @@ demo: setup
 	$(BIN)/python -m groundray.analyse retrieval --checkpoint runs/demo/model --data data/scenes/captions/val
 	$(BIN)/python -m groundray.analyse relations --checkpoint runs/demo/model --data data/scenes/scene_graphs/val
 
+explore: setup
+	$(BIN)/python -m groundray.serve --checkpoint runs/demo/model --images data/scenes/captions/val \
+		--norms data/scenes/source/norms --open
+
 test: setup
 	$(BIN)/python -m pytest
 
@@ -45,7 +50,7 @@ lint: setup
 # Newest versions that fit pyproject.toml, for every platform, without addresses.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev --extra pretrained --extra postgres \
-		--no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+		--extra search --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf .venv data runs mlruns mlflow.db

@@ -92,12 +92,29 @@ def _parser() -> argparse.ArgumentParser:
     step.set_defaults(measure=_step)
     step.epilog = "further --dotted.field VALUE are settings on top of the preset's"
 
-    for kind in (loss, relation, streams, step):
-        kind.add_argument("--repeats", type=_positive, default=5, metavar="N", help="timed rounds (5)")
+    search = kinds.add_parser("search", help="the nearest of many vectors, against FAISS: time and recall")
+    search.add_argument("--vectors", type=_positive, default=41_620, metavar="N", help="of the pool (41620)")
+    search.add_argument("--width", type=_positive, default=768, metavar="N", help="of a vector (768)")
+    search.add_argument("--threads", type=_positive, default=1, metavar="N", help="of each contender (1)")
+    search.set_defaults(measure=_search)
+
+    service = kinds.add_parser("service", help="search over HTTP: one client, then many at once")
+    service.add_argument("--checkpoint", default="runs/demo/model", metavar="DIR", help="(runs/demo/model)")
+    service.add_argument(
+        "--images", default="data/scenes/captions/val", metavar="SHARDS", help="(data/scenes/captions/val)"
+    )
+    service.add_argument("--clients", type=_positive, default=50, metavar="N", help="at once (50)")
+    service.add_argument("--replicas", type=_positive, default=1, metavar="N", help="(1)")
+    service.add_argument("--seconds", type=_positive, default=60, metavar="N", help="that many clients ask (60)")
+    service.set_defaults(measure=_service)
+
+    for kind in (loss, relation, streams, step, search, service):
+        kind.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there too")
+    for kind, repeats in ((loss, 5), (relation, 5), (streams, 5), (step, 5), (search, 300)):
+        kind.add_argument("--repeats", type=_positive, default=repeats, metavar="N", help=f"timed rounds ({repeats})")
         kind.add_argument(
             "--most-seconds", type=_positive, default=120, metavar="N", help="no round starts after so long (120)"
         )
-        kind.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there too")
     return parser
 
 
@@ -140,6 +157,18 @@ def _step(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
     return step.measure(
         options.config, options.settings, options.data, options.workers, options.repeats, options.most_seconds, note
     )
+
+
+def _search(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+    from groundray.benchmarks import search
+
+    return search.measure(options.vectors, options.width, options.threads, options.repeats, options.most_seconds, note)
+
+
+def _service(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+    from groundray.benchmarks import service
+
+    return service.measure(options.checkpoint, options.images, options.clients, options.replicas, options.seconds, note)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -185,16 +185,21 @@ def _dataset_at(out: Folder) -> Dataset | None:
         return None
 
 
-def progress(items: Sequence[Thing], what: str, console: Console) -> Iterable[Thing]:
-    """The items, with a bar on a terminal and a line now and then elsewhere."""
+def progress(items: Iterable[Thing], what: str, console: Console, total: int | None = None) -> Iterable[Thing]:
+    """The items, with a bar on a terminal and a line now and then elsewhere.
+
+    Args:
+        total: how many they are, where they do not know it themselves.
+    """
+    total = len(items) if isinstance(items, Sized) else total
     if console.is_terminal:
-        yield from track(items, description=what, console=console, transient=True)
+        yield from track(items, description=what, total=total, console=console, transient=True)
         return
     printed = time.monotonic()
     for done, item in enumerate(items):
         if time.monotonic() - printed > LINE_SECONDS:
             printed = time.monotonic()
-            console.print(f"{what}  {done}/{len(items)}")
+            console.print(f"{what}  {done}/{total}")
         yield item
 
 

@@ -7,11 +7,16 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import servers
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from searching import Place
+
+    from groundray.search.service import Service
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a model hub, nor waits for one
 
@@ -26,6 +31,10 @@ install_import_hook(
         "groundray.data.batches",
         "groundray.data.pictures",
         "groundray.data.transforms",
+        *(
+            f"groundray.search.{name}"
+            for name in ("towers", "index", "nearest", "query", "matches", "space", "uploads")
+        ),
     ],
     "beartype.beartype",
 )
@@ -164,3 +173,20 @@ def ray_cluster(s3: servers.Server) -> Iterator[None]:
             s3.use(patches)
             connected.enter_context(cluster.connect())
         yield
+
+
+@pytest.fixture(scope="session")
+def place(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """An untrained model that can search, the 20 held-out scenes, and the words' norms."""
+    from searching import Place, write_model
+
+    root = tmp_path_factory.mktemp("search")
+    checkpoint = write_model(root / "model", world)
+    return Place(checkpoint, str(world.shards / "captions" / "val"), str(root / "index"), str(world.source / "norms"))
+
+
+@pytest.fixture(scope="session")
+def service(place: Place) -> Service:
+    from groundray.search.service import Service
+
+    return Service.open(place.checkpoint, place.images, place.index, place.norms)

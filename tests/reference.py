@@ -151,3 +151,15 @@ def retrieval_vectors(x: Tensor, valid: Tensor, weights: dict[str, Tensor]) -> T
         mean = torch.stack(mapped).mean(dim=0)
         vectors.append(mean / mean.square().sum().sqrt())
     return torch.stack(vectors)
+
+
+def ranked(vectors: list[list[float]], query: list[float], k: int) -> list[tuple[int, float]]:
+    """The rows of the `k` vectors of highest cosine with a query, and the cosines; of equal ones the first."""
+
+    def cosine(one: list[float], other: list[float]) -> float:
+        lengths = math.sqrt(math.fsum(x * x for x in one) * math.fsum(x * x for x in other))
+        return math.fsum(x * y for x, y in zip(one, other, strict=True)) / lengths
+
+    scores = [cosine(vector, query) for vector in vectors]
+    order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
+    return [(row, scores[row]) for row in order[:k]]

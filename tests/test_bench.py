@@ -24,7 +24,7 @@ finally:
     assert not {"torch", "ray"} & set(sys.modules)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(f"    {name} " in shown for name in ("loss", "relation", "input", "step"))
+    assert all(f"    {name} " in shown for name in ("loss", "relation", "input", "step", "search", "service"))
 
 
 def test_a_benchmark_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,6 +59,17 @@ KINDS: dict[str, pa.Schema] = {
     # the feature map that a trunk makes of an image: the bits of bfloat16 numbers, channel by channel, row by row; rows
     # are numbered as those of the images' own data set
     "trunk_features": pa.schema([pa.field("image", pa.large_binary(), nullable=False)]),
+    # an image as search knows it: a vector of length 1 and a small JPEG; rows are numbered as those of the images' own
+    # data set
+    "image_vectors": pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            _list("vector", pa.float32()),
+            pa.field("thumbnail", pa.binary(), nullable=False),
+        ]
+    ),
     # a line of text
     "text": pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]),
 }

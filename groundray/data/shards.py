@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,11 @@ from groundray.storage import Folder
 
 GROUPS_A_SHARD = 16
 READS = 8  # at a time; a store takes its time to answer, and hardly longer for many
+# data sets that nobody has to prepare
+MADE_AGAIN = {
+    "trunk_features": "the run makes them again",
+    "image_vectors": "the next search makes it again",
+}
 # encoded images and feature maps do not get smaller, and a dictionary of them would only cost memory
 OPTIONS: dict[str, Any] = {
     "compression": "none",
@@ -65,12 +70,12 @@ def index(folder: Folder, kind: str, files: Sequence[str], source: dict[str, Any
     return dataset
 
 
-def as_shard(kind: str, columns: dict[str, pa.Array]) -> bytes:
-    """A shard of one row group."""
+def as_shard(kind: str, columns: Mapping[str, Any], rows_a_group: int | None = None) -> bytes:
+    """A shard of one row group, or of row groups of so many rows."""
     table = pa.table(columns, schema=arrow_schema(kind))
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, **OPTIONS) as writer:
-        writer.write_table(table, row_group_size=max(1, len(table)))
+        writer.write_table(table, row_group_size=rows_a_group or max(1, len(table)))
     return sink.getvalue().to_pybytes()
 
 
@@ -153,8 +158,8 @@ def _said(schema: pa.Schema) -> str:
 
 
 def _repair(dataset: Dataset) -> str:
-    if dataset.kind == "trunk_features":
-        return "delete the folder, and the run makes them again"
+    if dataset.kind in MADE_AGAIN:
+        return f"delete the folder, and {MADE_AGAIN[dataset.kind]}"
     return "delete the folder and run `python -m groundray.prepare` again"
 
 

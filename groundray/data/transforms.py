@@ -22,12 +22,16 @@ def centre_crop(encoded: bytes, resize: int, crop: int) -> UInt8[np.ndarray, "3 
     A JPEG much larger than that is decoded at a half, quarter or eighth of its size, as libjpeg does at little cost.
     """
     pixels = _open(encoded, resize)
-    scale = resize / min(pixels.size)
-    width, height = (max(resize, round(side * scale)) for side in pixels.size)
-    left, top = (width - crop) // 2, (height - crop) // 2
-    # the crop's own box in source pixels: nothing outside it is ever scaled
-    box = tuple(edge / scale for edge in (left, top, left + crop, top + crop))
-    return _scaled(pixels, box, crop)
+    return _scaled(pixels, centre_box(*pixels.size, resize, crop), crop)
+
+
+def centre_box(width: int, height: int, resize: int, crop: int) -> tuple[float, float, float, float]:
+    """What `centre_crop` keeps of an image of this size: left, top, right and bottom in the image's own pixels."""
+    scale = resize / min(width, height)
+    wide, tall = (max(resize, round(side * scale)) for side in (width, height))
+    left, top = (wide - crop) // 2, (tall - crop) // 2
+    # nothing outside the box is ever scaled
+    return left / scale, top / scale, (left + crop) / scale, (top + crop) / scale
 
 
 def random_crop(

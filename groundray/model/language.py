@@ -53,7 +53,7 @@ def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
         raise ValueError(
             "model.language.tokenizer: expected a tokenizer folder for the language stream `tiny`, which has none"
         )
-    place = settings.tokenizer or _place(settings.name)
+    place = settings.tokenizer or place_of(settings.name)
     tiny = settings.tokenizer and settings.name == "tiny"
     if tiny and not (Folder.at(place).names() if is_store(place) else Path(place).is_dir()):
         raise ValueError(
@@ -78,7 +78,7 @@ def build_language(settings: config.Language, weights: bool = True) -> LanguageS
     """
     if settings.name == "tiny":
         return LanguageStream(_tiny(settings))
-    place = _place(settings.name)
+    place = place_of(settings.name)
     if weights and settings.weights != "none":
         place = place if settings.weights == "published" else settings.weights
         with quiet(), _here(place) as here:
@@ -100,7 +100,7 @@ def masked_language_weights(settings: config.Language) -> dict[str, Tensor]:
     """
     if settings.name == "tiny" or settings.weights == "none":
         return {}
-    place = _place(settings.name) if settings.weights == "published" else settings.weights
+    place = place_of(settings.name) if settings.weights == "published" else settings.weights
     with quiet(), _here(place) as here:
         try:
             loaded: Any = BertForMaskedLM.from_pretrained(here, output_loading_info=True)
@@ -150,7 +150,7 @@ def _here(place: str) -> Iterator[str]:
         yield str(here)
 
 
-def _place(name: str) -> str:
+def place_of(name: str) -> str:
     """Where a model's files are: a folder or URL, or a hub's name."""
     if name != "minilm":
         return name

@@ -26,6 +26,12 @@ class Trunk(nn.Module):
 
     Batch norm never looks at the batch: a chunk's result must not depend on what else is in it, so it stays in eval
     mode while everything else trains.
+
+    Attributes:
+        channels: of the feature map.
+        stride: pixels from one position to the next.
+        first: pixels from the image's edge to the middle of what the first position sees. It is half a stride only
+            where the layers pad evenly.
     """
 
     mean: Tensor
@@ -38,6 +44,7 @@ class Trunk(nn.Module):
         self.layers = layers.to(memory_format=torch.channels_last)  # a third faster on a CPU, and what GPUs like
         self.channels = channels
         self.stride = stride
+        self.first = _first(layers)
         self.register_buffer("mean", 255 * torch.tensor(pixels[0]).view(3, 1, 1), persistent=False)
         self.register_buffer("sd", 255 * torch.tensor(pixels[1]).view(3, 1, 1), persistent=False)
 
@@ -52,6 +59,22 @@ class Trunk(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+
+def _first(layers: nn.Module) -> float:
+    """The middle of what the first position of the feature map sees, in pixels from the edge: each layer moves it by
+    half of its kernel less what it pads before (Dumoulin and Visin 2016). The padding is that of the top and left."""
+    middle, pitch = 0.5, 1
+    for layer in layers.modules():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            kernel, stride, padding = (
+                one if isinstance(one, int) else int(one[0]) for one in (layer.kernel_size, layer.stride, layer.padding)
+            )
+            same = getattr(layer, "static_padding", None)  # of the EfficientNets, beside the layer's own
+            padding += same.padding[0] if isinstance(same, nn.ZeroPad2d) else 0
+            middle += pitch * ((kernel - 1) / 2 - padding)
+            pitch *= stride
+    return middle
 
 
 def build_trunk(settings: config.Trunk, weights: bool = True) -> Trunk:

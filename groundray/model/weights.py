@@ -1,12 +1,23 @@
-"""Filling a module with weights, strictly: what is missing, unexpected or of another shape is named."""
+"""A module's weights: filling it with them, strictly, and telling them from others."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 SHOWN = 4
+
+
+def digest(module: nn.Module) -> str:
+    """The fingerprint of a module: the names, shapes and bits of all that it computes with."""
+    found = hashlib.sha256()
+    for name, tensor in sorted({**dict(module.named_buffers()), **module.state_dict()}.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

@@ -8,38 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, cast
-
-import ray
-import ray.data
-from ray.data import ActorPoolStrategy
 
 from groundray.config import Settings
-from groundray.model.trunk import Trunk
-from groundray.runtime.stream import quiet_context
+from groundray.runtime.parts import make_parts
 from groundray.training import run
 from groundray.training.checkpoint import Store
 from groundray.training.events import Event, FeaturesDone
-from groundray.training.features import Pass, finish, make, passes, refusal, started_event
-from groundray.training.memory import ENVIRONMENT, keep_freed_memory
-
-
-class Maker:
-    """Makes parts of features: an actor with a trunk of its own, on a GPU where it has one."""
-
-    def __init__(self, wanted: dict[str, Pass], trunk: Any, threads: int):
-        keep_freed_memory()
-        self._wanted, self._threads = wanted, threads
-        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
-        found: Any = ray.get(trunk)
-        self._trunk: Trunk = found.to(self._device)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        one, group, names = self._wanted[row["what"]], int(row["group"]), list(row["names"])
-        try:
-            return {"images": make(one, group, names, self._trunk, self._device, self._threads), "error": ""}
-        except (OSError, ValueError) as error:  # Ray Data would tell of it in forty lines
-            return {"images": 0, "error": str(error)}
+from groundray.training.features import finish, make, passes, refusal, started_event
 
 
 def make_features(settings: Settings, observe: Callable[[Event], None]) -> None:
@@ -65,41 +40,9 @@ def make_features(settings: Settings, observe: Callable[[Event], None]) -> None:
     for what, one in missing.items():
         one.check_room()
         observe(started_event(what, one))
-    if missing:
-        _make(missing, trunk, settings.scaling.use_gpu, observe)
-
-
-def _make(wanted: dict[str, Pass], trunk: Trunk, use_gpu: bool, observe: Callable[[Event], None]) -> None:
     started = time.monotonic()
-    has = ray.cluster_resources()
-    cpus, gpus = int(has.get("CPU", 1)), int(has.get("GPU", 0)) if use_gpu else 0
-    tasks = [
-        {"what": what, "group": group, "names": names}
-        for what, one in wanted.items()
-        for group, names in one.work(gpus or cpus)
-    ]
-    if tasks:
-        actors = min(len(tasks), gpus or cpus)
-        ray.get(_pass.remote(tasks, wanted, ray.put(trunk), actors, max(1, cpus // actors), gpus > 0))
-    for what, one in wanted.items():
+    for _ in make_parts(missing, make, trunk, settings.scaling.use_gpu):
+        pass
+    for what, one in missing.items():
         finish(one)
         observe(FeaturesDone(what, one.dataset.rows, time.monotonic() - started))
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _pass(
-    tasks: list[dict[str, Any]], wanted: dict[str, Pass], trunk: Any, actors: int, threads: int, gpu: bool
-) -> None:
-    """The pass itself, on the cluster: a driver would show what Ray's core and Ray Data tell of it as they go."""
-    with ray.data.DataContext.current(quiet_context()):
-        done = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-            cast(Any, Maker),
-            fn_constructor_args=(wanted, ray.put(trunk), threads),
-            compute=ActorPoolStrategy(size=actors),
-            num_cpus=threads if gpu else 1,
-            num_gpus=1 if gpu else None,
-            runtime_env={"env_vars": ENVIRONMENT},
-        )
-        for row in done.iter_rows():
-            if row["error"]:
-                raise ValueError(row["error"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +18,7 @@ from groundray.model.freezing import freeze
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import RetrievalHeads, Vocabulary
 from groundray.model.relational import RelationalModule
+from groundray.model.visual import Images
 from groundray.stage.grounding import Encoded, captions, concatenate, counted_tokens, nothing, validate
 from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics
 from groundray.stage.recall import RECALLS
@@ -70,14 +72,25 @@ def encode(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> E
     if len(batch) == 0:
         empty = nothing(model, batch)
         return Encoded(empty.V[:, :1], empty.V[:, :1], empty.V.new_zeros(0, 1, dtype=torch.bool))
-    with torch.no_grad():  # all of it is frozen
-        attention = model.head(RelationalModule).attention
-        keys = attention.key(model.visual(batch.images))
-        queries = attention.query(model.language(batch.tokens, batch.attention_mask))
-    heads = model.head(RetrievalHeads)
-    images = heads.images(keys)
-    texts = heads.texts(queries, counted_tokens(batch.attention_mask, special_tokens))
-    if images.dtype == torch.bfloat16:
-        images, texts = images.float(), texts.float()
+    images = image_vectors(model, batch.images)
+    texts = text_vectors(model, batch.tokens, batch.attention_mask, special_tokens)
     ones = torch.ones(len(batch), 1, dtype=torch.bool, device=images.device)
     return Encoded(images[:, None], texts[:, None], ones)
+
+
+def image_vectors(model: GroundedModel, images: Images) -> Float[Tensor, "image dim"]:
+    """One vector an image, of length 1, in at least float32."""
+    with torch.no_grad():  # all of it is frozen
+        keys = model.head(RelationalModule).attention.key(model.visual(images))
+    vectors = model.head(RetrievalHeads).images(keys)
+    return vectors.float() if vectors.dtype == torch.bfloat16 else vectors
+
+
+def text_vectors(
+    model: GroundedModel, tokens: Int[Tensor, "text token"], mask: Bool[Tensor, "text token"], special_tokens: bool
+) -> Float[Tensor, "text dim"]:
+    """One vector a text, of length 1, in at least float32."""
+    with torch.no_grad():
+        queries = model.head(RelationalModule).attention.query(model.language(tokens, mask))
+    vectors = model.head(RetrievalHeads).texts(queries, counted_tokens(mask, special_tokens))
+    return vectors.float() if vectors.dtype == torch.bfloat16 else vectors

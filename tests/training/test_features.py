@@ -19,6 +19,7 @@ from test_workers import GlooWorker, alone, losses
 
 from groundray import config
 from groundray.config import Settings
+from groundray.data import parts
 from groundray.data.plan import Cursor
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
@@ -57,7 +58,7 @@ def test_a_stage_reads_what_the_trunk_makes_of_its_pictures(
     world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sample by sample in the plan's order, with the same captions; in several parts a row group."""
-    monkeypatch.setattr(features, "PART_BYTES", 60_000)
+    monkeypatch.setattr(parts, "PART_BYTES", 60_000)
     _, model, settings, stage = wanted(world, tmp_path)
     events: list[Any] = []
     cached = with_features(stage, settings, model.visual.trunk, InProcess(events.append))
@@ -144,7 +145,7 @@ def test_what_would_make_other_features_has_another_key(world: SmallWorld, tmp_p
 
 
 def test_an_interrupted_pass_goes_on(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "PART_BYTES", 60_000)
+    monkeypatch.setattr(parts, "PART_BYTES", 60_000)
     one, model, *_ = wanted(world, tmp_path)
     whole = make_all(one, model)
     files = {name: one.folder.read_bytes(name) for name in one.folder.names()}

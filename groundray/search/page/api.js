@@ -1,0 +1,121 @@
+// The service: one function that asks it, waits while it is busy, and turns every failure into a sentence.
+
+const TRIES = 6;
+const LONGEST_WAIT = 30; // seconds
+export const UPLOAD_LIMIT = 10e6; // bytes, as the service has it
+
+/** What went wrong, as a sentence for people; `status` is 0 where no answer came. */
+export class Failure extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/**
+ * The JSON answer to a question.
+ *
+ * A field that is a File makes it a POST; a field that is a list is repeated; null and undefined are left out. A busy
+ * service (503) is asked again after the time that it names.
+ *
+ * @param {string} path relative to the page
+ * @param {Object<string, string|number|File|Array|null>} fields
+ * @param {{signal?: AbortSignal, waiting?: (seconds: number) => void}} options `waiting` hears of each wait
+ * @throws {Failure} the service refused or is not there; AbortError where `signal` ended it
+ */
+export async function ask(path, fields = {}, { signal, waiting } = {}) {
+  const pairs = Object.entries(fields).flatMap(([name, value]) =>
+    [value]
+      .flat()
+      .filter((one) => one !== null && one !== undefined)
+      .map((one) => [name, one]),
+  );
+  const form = pairs.some(([, value]) => value instanceof File) ? new FormData() : null;
+  if (form) for (const [name, value] of pairs) form.append(name, value);
+  const url = form || pairs.length === 0 ? path : `${path}?${new URLSearchParams(pairs)}`;
+  for (let tries = 1; ; tries += 1) {
+    const answer = await reach(url, form ? { method: "POST", body: form, signal } : { signal });
+    if (answer.ok) return answer.json();
+    if (answer.status !== 503 || tries === TRIES) throw new Failure(await said(answer), answer.status);
+    const seconds = wait(answer.headers.get("Retry-After"));
+    waiting?.(seconds);
+    await sleep(seconds * 1000, signal);
+  }
+}
+
+async function reach(url, options) {
+  try {
+    return await fetch(url, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("The service does not answer. See whether it still runs where you started it, then try again.");
+  }
+}
+
+/** What a refusal says of itself; FastAPI's own validation says it as a list. */
+async function said(answer) {
+  try {
+    const { detail } = await answer.json();
+    if (typeof detail === "string") return sentence(detail);
+    return sentence(detail.map((one) => `${one.loc.at(-1)}: ${one.msg}`).join("; "));
+  } catch {
+    return answer.status === 503
+      ? "The service is busy and stayed so. Try again in a while."
+      : `The service answered with status ${answer.status} and said no more.`;
+  }
+}
+
+function sentence(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/** Seconds to wait, from a Retry-After in seconds or as a date; a second where it names none. */
+function wait(header) {
+  const seconds = Number(header ?? 1);
+  const named = Number.isFinite(seconds) ? seconds : (Date.parse(header) - Date.now()) / 1000;
+  // people who were turned away together do not come back together
+  return Math.min(LONGEST_WAIT, Math.max(0.2, named || 1)) * (1 + 0.2 * Math.random());
+}
+
+function sleep(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal?.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
+}
+
+/**
+ * `work(signal, ...values)` of which only the latest call counts: a new call aborts the one before it. Resolves to
+ * undefined where it was overtaken.
+ */
+export function latest(work) {
+  let controller = null;
+  return async (...values) => {
+    controller?.abort();
+    const mine = (controller = new AbortController());
+    try {
+      const result = await work(mine.signal, ...values);
+      return mine.signal.aborted ? undefined : result;
+    } catch (error) {
+      if (mine.signal.aborted) return undefined;
+      throw error;
+    }
+  };
+}
+
+/** `action` called once the calls have paused for some milliseconds; `.now()` calls it at once. */
+export function paused(milliseconds, action) {
+  let timer;
+  const later = () => {
+    clearTimeout(timer);
+    timer = setTimeout(action, milliseconds);
+  };
+  later.now = () => {
+    clearTimeout(timer);
+    action();
+  };
+  return later;
+}

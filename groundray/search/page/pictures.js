@@ -1,0 +1,166 @@
+// Pictures: those of the pool, those of the people who look, and the dialog to choose among them.
+
+import { Failure, UPLOAD_LIMIT, ask } from "./api.js";
+import { make, parts, trouble } from "./elements.js";
+
+const POOL = 24;
+
+/**
+ * A picture to ask about: of the pool by its id, or a file of this device.
+ *
+ * @typedef {{id: ?string, file: ?File, url: string, thumbnail: string, name: string}} Picture
+ */
+
+const own = new Map(); // the files of this visit, by name
+
+/** @returns {Picture} */
+export function ofPool(id) {
+  const place = encodeURIComponent(id);
+  return { id, file: null, url: `images/${place}`, thumbnail: `thumbnails/${place}`, name: id };
+}
+
+/**
+ * @returns {Picture}
+ * @throws {Failure} it is no picture, or too large
+ */
+export function ofFile(file) {
+  if (!file.type.startsWith("image/")) {
+    throw new Failure(
+      `“${file.name}” is ${file.type || "of an unknown type"}, not a picture: choose a JPEG, PNG or WebP file.`,
+    );
+  }
+  if (file.size > UPLOAD_LIMIT) {
+    const size = (file.size / 1e6).toFixed(1);
+    throw new Failure(
+      `“${file.name}” has ${size} MB, and at most ${UPLOAD_LIMIT / 1e6} MB are taken: make it smaller first.`,
+    );
+  }
+  const url = URL.createObjectURL(file);
+  const picture = { id: null, file, url, thumbnail: url, name: file.name };
+  own.set(file.name, picture);
+  return picture;
+}
+
+/** The fields of a question about a picture. */
+export function asked(picture) {
+  return picture ? { image: picture.id, file: picture.file } : {};
+}
+
+/** What the address keeps of a picture: a file itself never leaves its device for an address. */
+export function noted(picture) {
+  if (!picture) return {};
+  return picture.id === null ? { file: picture.name } : { image: picture.id };
+}
+
+/**
+ * The picture that an address names, or null.
+ *
+ * @throws {Failure} it is a file that is not at hand
+ */
+export function recalled(values) {
+  const [image, file] = [values.get("image"), values.get("file")];
+  if (image) return ofPool(image);
+  if (!file) return null;
+  if (own.has(file)) return own.get(file);
+  throw new Failure(`The picture “${file}” of this view stayed on the device that it came from: choose it again.`);
+}
+
+/** The dialog: `choose()` resolves to the picture that was chosen, or to null. */
+export function openChooser() {
+  const dialog = document.getElementById("chooser");
+  const part = parts(dialog);
+  let seed = 0;
+  let resolve = () => {};
+
+  const finish = (picture) => {
+    resolve(picture);
+    resolve = () => {};
+    dialog.close();
+  };
+  const take = (file) => {
+    try {
+      finish(ofFile(file));
+    } catch (failure) {
+      trouble(part.trouble, failure);
+    }
+  };
+  const fill = async () => {
+    part.pool.setAttribute("aria-busy", "true");
+    try {
+      const { results } = await ask("pool", { k: POOL, seed });
+      part.pool.replaceChildren(...results.map(({ id }) => thumbnailButton(ofPool(id), `Picture ${id}`, finish)));
+      trouble(part.trouble, null);
+    } catch (failure) {
+      trouble(part.trouble, failure, fill);
+    }
+    part.pool.removeAttribute("aria-busy");
+  };
+
+  part.file.addEventListener("change", () => {
+    if (part.file.files.length) take(part.file.files[0]);
+    part.file.value = "";
+  });
+  part.others.addEventListener("click", () => {
+    seed += 1;
+    fill();
+  });
+  dialog.addEventListener("close", () => finish(null));
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close();
+  });
+  const choose = () =>
+    new Promise((found) => {
+      resolve = found;
+      trouble(part.trouble, null);
+      if (!part.pool.children.length) fill();
+      dialog.showModal();
+    });
+  /** A file that was dropped or pasted goes to the dialog where it is open; else `use` gets its picture. */
+  const drop = (file, use) => {
+    if (dialog.open) {
+      take(file);
+      return;
+    }
+    try {
+      use(ofFile(file));
+    } catch (failure) {
+      choose().then((picture) => picture && use(picture));
+      trouble(part.trouble, failure);
+    }
+  };
+  return { choose, drop };
+}
+
+/** A button that shows a picture. */
+export function thumbnailButton(picture, label, choose) {
+  const image = make("img", { src: picture.thumbnail, alt: "", loading: "lazy", decoding: "async" });
+  const button = make("button", { type: "button", "aria-label": label }, image);
+  button.addEventListener("click", () => choose(picture));
+  return button;
+}
+
+/** Pictures that are dropped or pasted anywhere on the page go to `take(file)`. */
+export function watchDropsAndPastes(take) {
+  const veil = document.getElementById("veil");
+  const holdsFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  addEventListener("dragover", (event) => {
+    if (!holdsFile(event)) return;
+    event.preventDefault();
+    veil.classList.add("over");
+  });
+  addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) veil.classList.remove("over");
+  });
+  addEventListener("drop", (event) => {
+    veil.classList.remove("over");
+    if (!holdsFile(event)) return;
+    event.preventDefault();
+    take(event.dataTransfer.files[0]);
+  });
+  addEventListener("paste", (event) => {
+    const file = event.clipboardData?.files[0];
+    if (!file) return;
+    event.preventDefault();
+    take(file);
+  });
+}

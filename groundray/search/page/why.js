@@ -1,0 +1,377 @@
+// The tab Why: the match maps of a text's words on a picture.
+
+import { ask, latest, paused } from "./api.js";
+import { chips, clone, figure, parts, trouble } from "./elements.js";
+import { paint, paintRamp } from "./heat.js";
+import { tween } from "./motion.js";
+import { asked, noted, ofPool, recalled, thumbnailButton } from "./pictures.js";
+
+const OTHERS = 12;
+const LIGHTING = 240; // milliseconds
+
+export function openWhy(root, app) {
+  const part = parts(root);
+  const query = { picture: null, text: "", word: null };
+  let ratings = new Map(); // concreteness of words
+  let answer = null; // of the service, measured
+  let pointed = null; // the token that is pointed at or focused
+  let place = null; // the cell of the map that is pointed at
+  let lit = null; // what the canvas shows
+  const light = tween(LIGHTING);
+
+  // ---- what is asked
+  const compare = latest(async (signal) => {
+    describe();
+    trouble(part.trouble, null);
+    if (!query.picture || !query.text.trim()) {
+      root.removeAttribute("aria-busy");
+      take(null);
+      return;
+    }
+    root.setAttribute("aria-busy", "true");
+    try {
+      const waiting = (seconds) => say(`The service is busy: trying again in ${Math.ceil(seconds)} s.`);
+      const [found] = await Promise.all([
+        ask("match-map", { ...asked(query.picture), text: query.text }, { signal, waiting }),
+        part.picture.decode().catch(() => {}),
+      ]);
+      if (signal.aborted) return;
+      take(found);
+    } catch (failure) {
+      if (signal.aborted) return;
+      take(null);
+      say("");
+      trouble(part.trouble, failure, compare);
+    } finally {
+      if (!signal.aborted) root.removeAttribute("aria-busy");
+    }
+  });
+  const soon = paused(260, compare);
+
+  // ---- what is shown
+  const say = (text) => {
+    part.status.textContent = text;
+  };
+
+  const describe = () => {
+    const { picture, text } = query;
+    part.choose.hidden = Boolean(picture);
+    part.frame.hidden = !picture;
+    part.chooseOther.hidden = !picture;
+    part.findLike.hidden = !picture;
+    if (picture && part.picture.getAttribute("src") !== picture.url) {
+      part.picture.src = picture.url;
+      part.picture.alt = `Picture ${picture.name}`;
+      part.crop.classList.remove("lit");
+      part.peak.hidden = true;
+      lit = null;
+    }
+    if (part.text.value !== text) part.text.value = text;
+    part.suggestions.hidden = text.trim() !== "";
+    for (const button of part.filmstrip.children) {
+      if (button.dataset.id === picture?.id) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+    }
+  };
+
+  /** Take an answer, or none. */
+  const take = (found) => {
+    answer = found && measured(found);
+    pointed = place = null;
+    part.sum.hidden = !answer;
+    if (!answer) {
+      part.tokens.replaceChildren();
+      say(
+        !query.picture ? "Choose a picture to begin with." : "Write what you see in the picture, or what you do not.",
+      );
+      show();
+      return;
+    }
+    const { tokens, crop } = answer;
+    if (!tokens[query.word]) query.word = null;
+    const [left, top, right, bottom] = crop ?? [0, 0, 1, 1];
+    Object.assign(part.crop.style, {
+      left: percent(left),
+      top: percent(top),
+      width: percent(right - left),
+      height: percent(bottom - top),
+    });
+    part.similarity.textContent = figure(answer.similarity);
+    part.sumExplained.textContent =
+      "is how well text and picture match: the mean over the words, each at its best place.";
+    say(tokens.length ? "" : "No word of this text is known to the model.");
+    part.tokens.replaceChildren(...tokens.map(tokenButton));
+    drawTokens();
+    show();
+  };
+
+  const tokenButton = (token, index) => {
+    const button = clone("token");
+    button.querySelector(".word").textContent = token.text;
+    button.addEventListener("pointerenter", () => point(index));
+    button.addEventListener("pointerleave", () => point(null));
+    button.addEventListener("focus", () => point(index));
+    button.addEventListener("blur", () => point(null));
+    button.addEventListener("click", () => {
+      query.word = index;
+      note();
+      show();
+    });
+    button.addEventListener("keydown", (event) => {
+      const to = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: answer.tokens.length - 1 }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      part.tokens.children[to]?.focus();
+    });
+    return button;
+  };
+
+  /** The words' own small pictures; their colours share a scale unless each has its own. */
+  const drawTokens = () => {
+    const small = document.createElement("canvas");
+    answer.tokens.forEach((token, index) => {
+      const button = part.tokens.children[index];
+      const canvas = button.querySelector("canvas");
+      const side = Math.round(64 * Math.max(1, devicePixelRatio));
+      canvas.width = canvas.height = side;
+      const context = canvas.getContext("2d");
+      const { naturalWidth: width, naturalHeight: height } = part.picture;
+      const [left, top, right, bottom] = answer.crop ?? [0, 0, 1, 1];
+      context.drawImage(
+        part.picture,
+        left * width,
+        top * height,
+        (right - left) * width,
+        (bottom - top) * height,
+        0,
+        0,
+        side,
+        side,
+      );
+      paint(small, { ...answer, values: token.values, ...range(token) });
+      context.imageSmoothingQuality = "high";
+      context.drawImage(small, 0, 0, side, side);
+    });
+  };
+
+  /**
+   * The ends of the colours for a token: of all words, or its own. They begin at 0 where values fall below it: what
+   * points away from a word matches no better than what has nothing to do with it.
+   */
+  const range = (token) => {
+    const { low, high } = part.ownScale.checked ? token : answer;
+    return { low: low < 0 && high > 0 ? 0 : low, high };
+  };
+
+  /** The word to begin with: the most concrete one, or, where no rating is known, the one that matches best. */
+  const first = (tokens) => {
+    const rating = ({ text, score }) => [ratings.get(text.toLowerCase()) ?? 0, score];
+    const order = (one, other) => {
+      const [[a, b], [c, d]] = [rating(tokens[one]), rating(tokens[other])];
+      return c - a || d - b;
+    };
+    return [...tokens.keys()].sort(order)[0];
+  };
+
+  /** Light up the word that is pointed at, or the one that was chosen, or the first. */
+  const show = () => {
+    const tokens = answer?.tokens ?? [];
+    const index = pointed ?? query.word ?? (tokens.length ? first(tokens) : null);
+    const token = tokens[index];
+    part.legend.hidden = part.peak.hidden = !token;
+    part.crop.classList.toggle("lit", Boolean(token));
+    drawFigures(index);
+    if (!token) {
+      lit = null;
+      part.reading.textContent = "";
+      return;
+    }
+    const ends = range(token);
+    part.low.textContent = token.low < ends.low ? "0 or less" : figure(ends.low);
+    part.high.textContent = figure(ends.high);
+    const [row, column] = token.peak;
+    Object.assign(part.peak.style, {
+      left: percent(answer.first + column / answer.columns),
+      top: percent(answer.first + row / answer.rows),
+    });
+    part.heat.setAttribute(
+      "aria-label",
+      `Match map of “${token.text}”, best in row ${row + 1} of ${answer.rows}, column ${column + 1}`,
+    );
+    const target = { ...answer, values: token.values, ...ends };
+    const from = lit && lit.values.length === target.values.length ? lit : null;
+    if (!from) {
+      lit = target;
+      paint(part.heat, lit);
+    } else if (from.values !== target.values || from.low !== target.low || from.high !== target.high) {
+      light((share) => {
+        const between = (one, other) => one + (other - one) * share;
+        lit =
+          share === 1
+            ? target
+            : {
+                ...target,
+                values: from.values.map((value, at) => between(value, target.values[at])),
+                low: between(from.low, target.low),
+                high: between(from.high, target.high),
+              };
+        paint(part.heat, lit);
+      });
+    }
+  };
+
+  /** The numbers: of each word at its best place, or at the place that is pointed at. */
+  const drawFigures = (index) => {
+    const tokens = answer?.tokens ?? [];
+    const cell = place && place.row * answer.columns + place.column;
+    const value = (token) => (place ? token.values[cell] : token.score);
+    tokens.forEach((token, at) => {
+      const button = part.tokens.children[at];
+      button.querySelector(".score").textContent = figure(value(token));
+      button.querySelector(".bar").style.setProperty("--value", value(token) / Math.max(answer.high, 1e-9));
+      button.setAttribute("aria-pressed", String(at === query.word));
+      button.setAttribute("aria-label", `${token.text}, best match ${figure(token.score)}`);
+      button.classList.toggle("shown", at === index);
+    });
+    if (!tokens.length) return;
+    if (place) {
+      const ranked = [...tokens].sort((one, other) => value(other) - value(one)).slice(0, 3);
+      const told = ranked.map((token) => `${token.text} ${figure(value(token))}`);
+      part.reading.textContent = `At this place: ${told.join(", ")}.`;
+    } else {
+      const { text, score, low } = tokens[index];
+      const [best, least] = [figure(score), figure(low)];
+      part.reading.textContent = `“${text}” matches best in the ring, ${best}, and least elsewhere, ${least}.`;
+    }
+  };
+
+  const drawOthers = async () => {
+    let ids = app.found().slice(0, OTHERS);
+    if (!ids.length) {
+      const { results } = await ask("pool", { k: OTHERS, seed: 1 });
+      ids = results.map(({ id }) => id);
+    }
+    if (query.picture?.id && !ids.includes(query.picture.id)) ids = [query.picture.id, ...ids].slice(0, OTHERS);
+    part.filmstrip.replaceChildren(
+      ...ids.map((id) => {
+        const button = thumbnailButton(ofPool(id), `Picture ${id}`, choose);
+        button.dataset.id = id;
+        return button;
+      }),
+    );
+    part.others.hidden = false;
+    describe();
+  };
+
+  // ---- what people do
+  const note = (push = false) =>
+    app.note("why", { ...noted(query.picture), text: query.text || null, word: query.word }, push);
+  const point = (index) => {
+    pointed = index;
+    if (index !== null) place = null;
+    show();
+  };
+  const choose = (picture) => {
+    query.picture = picture;
+    note(true);
+    compare();
+  };
+  const chooseByDialog = async () => {
+    const picture = await app.chooser.choose();
+    if (picture) choose(picture);
+  };
+  const write = (text) => {
+    query.text = text;
+    query.word = null;
+    part.suggestions.hidden = text.trim() !== "";
+    note();
+  };
+
+  part.choose.addEventListener("click", chooseByDialog);
+  part.picture.addEventListener("error", () => {
+    part.frame.hidden = true; // the comparison says what is wrong with it
+    part.choose.hidden = false;
+  });
+  part.chooseOther.addEventListener("click", chooseByDialog);
+  part.findLike.addEventListener("click", () => app.go("search", { ...noted(query.picture), text: query.text }));
+  part.text.addEventListener("input", () => {
+    write(part.text.value);
+    soon();
+  });
+  part.text.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey) return;
+    event.preventDefault();
+    soon.now();
+  });
+  part.ownScale.addEventListener("change", () => {
+    drawTokens();
+    show();
+  });
+  part.crop.addEventListener("pointermove", (event) => {
+    if (!answer) return;
+    const box = part.crop.getBoundingClientRect();
+    const nearest = (share, count) => Math.round((share - answer.first) * count);
+    const cell = (share, count) => Math.min(count - 1, Math.max(0, nearest(share, count)));
+    place = {
+      row: cell((event.clientY - box.top) / box.height, answer.rows),
+      column: cell((event.clientX - box.left) / box.width, answer.columns),
+    };
+    show();
+  });
+  part.crop.addEventListener("pointerleave", ({ pointerType }) => {
+    if (pointerType === "touch") return; // a finger that is lifted leaves its place to be read
+    place = null;
+    show();
+  });
+  app.suggestions.then((words) =>
+    chips(part.suggestions, words, (word) => {
+      write(word);
+      compare();
+    }),
+  );
+  app.words().then(
+    ({ words }) => {
+      ratings = new Map(words.map(({ text, concreteness }) => [text, concreteness ?? 0]));
+    },
+    () => {}, // then the best match comes first
+  );
+  paintRamp(part.ramp);
+
+  return {
+    take: choose,
+    /** Show what an address says; where it says nothing, what the tab Search asks with. */
+    show(values) {
+      const from = values.size ? values : app.noted("search");
+      let failure = null;
+      try {
+        query.picture = recalled(from);
+      } catch (caught) {
+        query.picture = null;
+        failure = caught;
+      }
+      query.text = from.get("text") ?? "";
+      query.word = values.has("word") ? Number(values.get("word")) : null;
+      note();
+      compare().then(() => failure && trouble(part.trouble, failure));
+      drawOthers().catch(() => {}); // they are an offer; the comparison says what is wrong
+    },
+  };
+}
+
+/** An answer with the values of each token's map in a row, and the least and the most of each and of all. */
+function measured(answer) {
+  const tokens = answer.tokens.map((token) => {
+    const values = Float32Array.from(token.map.flat());
+    return { ...token, values, low: Math.min(...values), high: Math.max(...values) };
+  });
+  return {
+    ...answer,
+    tokens,
+    low: Math.min(...tokens.map(({ low }) => low)),
+    high: Math.max(...tokens.map(({ high }) => high)),
+  };
+}
+
+function percent(share) {
+  return `${100 * share}%`;
+}

@@ -1,0 +1,109 @@
+"""The search benchmarks: what they call recall and time is that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from groundray import bench
+from groundray.benchmarks import search, service
+from groundray.benchmarks.measure import Missing
+from groundray.benchmarks.service import Asked, Told
+
+
+def test_all_contenders_are_measured_against_the_exact_nearest() -> None:
+    report = search.measure(1500, 16, threads=1, repeats=3, most_seconds=60, note=lambda _: None)
+    found = {(row.contender, row.case["together"]): row.figures for row in report.rows}
+    assert len(found) == 4 * len(search.TOGETHER)
+    for together in search.TOGETHER:
+        assert found[search.OURS, together]["recall"] == found["FAISS flat", together]["recall"] == 1
+        for contender in ("FAISS IVF", "FAISS HNSW"):
+            assert 0.8 < found[contender, together]["recall"] <= 1  # type: ignore[operator]
+    assert all(len(row.runs["seconds"]) == 3 for row in report.rows)
+
+
+def test_without_faiss_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(search.importlib, "import_module", missing)
+    report = search.measure(100, 8, threads=1, repeats=1, most_seconds=60, note=lambda _: None)
+    assert [row.contender for row in report.rows] == [search.OURS, "FAISS"] * len(search.TOGETHER)
+    assert report.rows[1].figures["median"] == Missing("pip install groundray[search]")
+
+
+def test_each_call_asks_for_the_next_queries() -> None:
+    seen: list[list[float]] = []
+
+    def nearest(queries: np.ndarray, k: int) -> None:
+        seen.append(queries[:, 0].tolist())
+
+    run = search.timed(nearest, np.arange(5.0)[:, None], together=3)  # type: ignore[arg-type]
+    assert all(run()["seconds"] >= 0 for _ in range(3))
+    assert seen == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Refuses every third request of a kind, fails at every second of another, and says nothing to a third."""
+
+    protocol_version = "HTTP/1.1"
+    counts: dict[str, int] = {}  # noqa: RUF012
+    lock = threading.Lock()
+
+    def do_GET(self) -> None:
+        with self.lock:
+            count = self.counts[self.path] = self.counts.get(self.path, 0) + 1
+        if self.path == "/silent":
+            self.close_connection = True
+            return
+        status = {"/busy": 503 if count % 3 == 0 else 200, "/broken": 500 if count % 2 == 0 else 200}[self.path]
+        self.send_response(status)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_what_clients_are_told_is_counted(address: str) -> None:
+    asked = [Asked(kind, f"/{kind}") for kind in ("busy", "broken", "silent")]
+    rows = {row.contender: row for row in service.spent(address, asked, clients=3, spell=0.5)}
+    busy, broken, silent = (rows[kind] for kind in ("busy", "broken", "silent"))
+    assert busy.figures["errors"] == silent.figures["refused"] == 0
+    answered = len(busy.runs["seconds"])
+    assert busy.figures["refused"] == pytest.approx(answered / 2, abs=2)
+    assert busy.figures["rate"] == answered / 0.5
+    assert broken.figures["errors"] == pytest.approx(len(broken.runs["seconds"]), abs=2)
+    assert silent.figures["errors"] > 0  # type: ignore[operator]
+    assert silent.figures["median"] == Missing("no answer")
+    assert busy.figures["memory"] == Missing("the replicas are on other machines")
+
+
+def test_an_answer_alone_has_a_time() -> None:
+    told = Told()
+    told.add("a text", 200, 0.5)
+    told.add("a text", 503, 0.1)
+    assert told.times == {"a text": [0.5]}
+    assert told.statuses == {("a text", 200): 1, ("a text", 503): 1}
+
+
+@pytest.mark.parametrize("words", [["--checkpoint", "nowhere"], ["--checkpoint", "nowhere", "--images", "nowhere"]])
+def test_a_service_that_cannot_be_started_is_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["service", *words]) == bench.EXIT_USAGE
+    assert "expected an exported model at" in capsys.readouterr().err

@@ -1,0 +1,189 @@
+"""The index: made in parts, by anybody, once; and never taken for another's."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SmallWorld
+from PIL import Image
+from searching import Place, write_model
+
+from groundray.data import parts
+from groundray.data.schema import Dataset
+from groundray.data.shards import read_rows, write_shards
+from groundray.data.transforms import centre_crop
+from groundray.model import export
+from groundray.model.heads import RetrievalHeads
+from groundray.model.relational import RelationalModule
+from groundray.search.index import Index, IndexParts, finish, index_parts, make_here, open_pool, place_beside
+from groundray.search.query import Search
+from groundray.search.refused import UnknownImage
+from groundray.search.service import Service
+from groundray.search.towers import Towers
+from groundray.storage import Folder
+
+
+def opened(place: Place, folder: Path) -> tuple[IndexParts, Towers]:
+    towers = Towers.load(place.checkpoint)
+    return index_parts(towers, open_pool(place.images), str(folder)), towers
+
+
+def make_all(one: IndexParts, towers: Towers) -> None:
+    for _ in make_here(one, towers):
+        pass
+    finish(one)
+
+
+def files(one: IndexParts) -> dict[str, bytes]:
+    return {name: one.folder.read_bytes(name) for name in one.folder.names()}
+
+
+def test_each_image_has_the_vector_that_the_model_gives_it(place: Place, service: Service) -> None:
+    """One by one, through the model's modules, against the index that is made in batches."""
+    index, model = service.search.index, export.load(place.checkpoint, "retrieval").model
+    table = read_rows(open_pool(place.images), np.arange(len(index)), ["id", "image", "width", "height"])
+    assert list(index.ids) == table["id"].to_pylist()
+    assert index.sizes.tolist() == [[112, 112]] * 20
+    matrix = index.matrix()
+    for row, encoded in enumerate(table["image"].to_pylist()):
+        pixels = torch.from_numpy(centre_crop(encoded, 112, 112))[None]
+        with torch.no_grad():
+            keys = model.head(RelationalModule).attention.key(model.visual(pixels))
+            expected = model.head(RetrievalHeads).image(keys).mean(dim=1)[0]
+        expected = (expected / expected.norm()).numpy()
+        np.testing.assert_allclose(matrix[row], expected, atol=1e-5)
+        np.testing.assert_array_equal(index.vector(row), matrix[row])
+        assert index.pictures[row] == encoded
+
+
+def test_thumbnails_are_small_pictures_of_the_images(service: Service) -> None:
+    index = service.search.index
+    for row in (0, 7, 19):
+        whole, small = (Image.open(io.BytesIO(column[row])) for column in (index.pictures, index.thumbnails))
+        assert small.format == "JPEG"
+        assert small.size == whole.size  # they are small already
+        difference = np.abs(np.asarray(whole.convert("RGB"), float) - np.asarray(small, float))
+        assert difference.mean() < 6
+
+
+def test_a_large_image_has_a_thumbnail_of_192_pixels(place: Place, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.effect_noise((600, 300), 40).save(file, "PNG")
+    rows = [{"id": "wide", "image": file.getvalue(), "width": 600, "height": 300, "captions": ["noise"]}]
+    write_shards(Folder.at(tmp_path / "pool").make(), "captions", rows, {}, {})
+    found = Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
+    assert Image.open(io.BytesIO(found.index.thumbnails[0])).size == (192, 96)
+    assert found.index.sizes.tolist() == [[600, 300]]
+
+
+def test_an_interrupted_index_goes_on_and_is_the_same(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "PART_BYTES", 30_000)  # three rows
+    one, towers = opened(place, tmp_path)
+    make_all(one, towers)
+    whole = files(one)
+    assert len(whole) > 6
+    again, _ = opened(place, tmp_path / "again")
+    done = make_here(again, towers)
+    assert [next(done) for _ in range(2)] == [3, 3] or sum(1 for _ in again.folder.names()) > 1
+    done.close()
+    assert again.made() is None
+    assert 0 < again.missing_rows < 20
+    left = again.missing_rows
+    assert sum(make_here(again, towers)) == left
+    finish(again)
+    assert files(again) == {
+        name: content if name != "dataset.json" else again.folder.read_bytes(name) for name, content in whole.items()
+    }
+    assert again.made().fingerprint == one.made().fingerprint  # type: ignore[union-attr]
+
+
+def test_two_at_once_make_the_same(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_BYTES", 30_000)
+    one, towers = opened(place, tmp_path / "alone")
+    make_all(one, towers)
+    shared, _ = opened(place, tmp_path / "shared")
+    threads = [threading.Thread(target=make_all, args=(shared, towers)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert shared.made().fingerprint == one.made().fingerprint  # type: ignore[union-attr]
+
+
+def test_another_model_or_other_images_have_another_index(place: Place, world: SmallWorld, tmp_path: Path) -> None:
+    one, towers = opened(place, tmp_path)
+    keys = {one.folder.name}
+    other = Towers.load(write_model(tmp_path / "model", world, seed=1))
+    keys.add(index_parts(other, one.dataset, str(tmp_path)).folder.name)
+    keys.add(index_parts(towers, open_pool(str(world.shards / "captions" / "train")), str(tmp_path)).folder.name)
+    with torch.no_grad():
+        towers.model.head(RetrievalHeads).image[0].weight[0, 0] += 1e-3
+    keys.add(index_parts(towers, one.dataset, str(tmp_path)).folder.name)
+    assert len(keys) == 4
+    with torch.no_grad():
+        towers.model.head(RetrievalHeads).text[0].weight[0, 0] += 1  # no picture passes through it
+    assert index_parts(towers, one.dataset, str(tmp_path)).folder.name in keys
+    with pytest.raises(FileNotFoundError, match=r"have no index for this model.*new or have changed"):
+        Index(one)
+
+
+def test_any_shards_with_images_are_a_pool_and_no_others(place: Place, world: SmallWorld, tmp_path: Path) -> None:
+    for kind in ("scene_graphs", "objects"):
+        assert open_pool(str(world.shards / kind / "val")).rows
+    with pytest.raises(
+        ValueError, match=r"expected shards of kind .*'captions' or 'scene_graphs' or 'labelled_images'"
+    ):
+        open_pool(str(world.shards / "text" / "val"))
+    with pytest.raises(FileNotFoundError, match=r"found no dataset\.json"):
+        open_pool(str(tmp_path))
+    assert place_beside("runs/demo/model/") == f"{Path.cwd()}/runs/demo/index"
+    assert place_beside("s3://bucket/runs/demo/model") == "s3://bucket/runs/demo/index"
+
+
+def test_a_damaged_index_is_named_with_its_repair(place: Place, tmp_path: Path) -> None:
+    one, towers = opened(place, tmp_path)
+    make_all(one, towers)
+    file = Path(one.folder.path, "part-00000-000.parquet")
+    content = bytearray(file.read_bytes())
+    for at in range(1000, len(content) - 5000, 1000):
+        content[at] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"part-00000-000\.parquet.*delete the folder, and the next search makes it"):
+        Index(one).matrix()
+
+
+def test_an_image_that_cannot_be_decoded_is_named(place: Place, tmp_path: Path) -> None:
+    rows = [{"id": "bad one", "image": b"\xff\xd8\xff", "width": 1, "height": 1, "captions": ["a"]}]
+    write_shards(Folder.at(tmp_path / "pool").make(), "captions", rows, {}, {})
+    with pytest.raises(ValueError, match="image 'bad one' cannot be decoded"):
+        Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
+
+
+def test_an_image_that_comes_twice_is_an_error(place: Place, tmp_path: Path) -> None:
+    pool: Dataset = open_pool(place.images)
+    table = read_rows(pool, np.array([3, 3]), ["id", "image", "width", "height", "captions"])
+    write_shards(Folder.at(tmp_path / "pool").make(), "captions", table.to_pylist(), {}, {})
+    with pytest.raises(ValueError, match="expected each image once, 1 come with an id that is taken"):
+        Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
+
+
+def test_an_unknown_image_is_told_with_one_that_is_known(service: Service) -> None:
+    with pytest.raises(UnknownImage, match=r"one of the 20 images of the pool \(such as '72'\), got 'nobody'"):
+        service.search.index.row("nobody")
+
+
+def test_a_model_without_the_stage_cannot_search(world: SmallWorld, tmp_path: Path) -> None:
+    checkpoint = write_model(tmp_path / "model", world, stages=("grounding",))
+    with pytest.raises(
+        ValueError, match=r"trained in grounding: train it further with .*--stages relational,retrieval"
+    ):
+        Towers.load(checkpoint)
+    with pytest.raises(FileNotFoundError, match=r"found no groundray\.json"):
+        Towers.load(str(tmp_path))

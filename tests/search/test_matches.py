@@ -1,0 +1,71 @@
+"""Match maps of words on pictures, against the map of each token by itself."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import reference
+import torch
+from PIL import Image
+from searching import Place
+
+from groundray.data.transforms import centre_crop
+from groundray.model import export
+from groundray.model.heads import GroundingHeads
+from groundray.search.matches import Match, Matcher
+from groundray.search.refused import BadQuery
+from groundray.search.service import Service
+
+
+@pytest.fixture
+def matcher(service: Service) -> Matcher:
+    assert service.matcher is not None
+    return service.matcher
+
+
+def matched(service: Service, text: str, row: int = 0) -> Match:
+    assert service.matcher is not None
+    return service.matcher.match(text, service.search.index.pictures[row])
+
+
+def test_a_map_is_the_match_of_each_position(place: Place, service: Service) -> None:
+    """Of a word in several pieces, the mean of theirs: `ox` is no word of the world, and two letters."""
+    text = "a red ox"
+    found = export.load(place.checkpoint, "grounding")
+    tokens = found.tokenizer(text, return_tensors="pt")["input_ids"]
+    pixels = torch.from_numpy(centre_crop(service.search.index.pictures[0], 112, 112))[None]
+    with torch.no_grad():
+        heads = found.model.head(GroundingHeads)
+        V = heads.visual(found.model.visual(pixels))
+        W = heads.language(found.model.language.bert(tokens).last_hidden_state)
+    match = matched(service, text)
+    assert [(word.text, word.start, word.end) for word in match.words] == [("a", 0, 1), ("red", 2, 5), ("ox", 6, 8)]
+    cosine = torch.nn.functional.cosine_similarity(V[0][:, None], W[0][None], dim=-1).unflatten(0, (7, 7))
+    for word, pieces in zip(match.words, ([1], [2], [3, 4]), strict=True):
+        expected = cosine[..., pieces].mean(dim=-1).numpy()
+        np.testing.assert_allclose(word.map, expected, atol=1e-5)
+        assert word.score == pytest.approx(expected.max(), abs=1e-5)
+        assert word.map[word.peak] == word.map.max()
+    every = torch.ones(1, tokens.shape[1], dtype=torch.bool)
+    assert match.similarity == pytest.approx(reference.similarity(V, W, every, "cosine").item(), abs=1e-5)
+
+
+def test_what_the_model_sees_of_a_wide_picture_is_its_middle(matcher: Matcher) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (400, 200)).save(file, "PNG")
+    match = matcher.match("red", file.getvalue())
+    assert match.crop == pytest.approx((0.25, 0, 0.75, 1))
+    assert match.first == pytest.approx(0.5 / 112)  # of the tiny trunk
+
+
+def test_words_beyond_the_last_that_the_model_reads_have_no_map(service: Service) -> None:
+    words = matched(service, "red " * 100).words
+    assert len(words) == 30  # of 32 word pieces, [CLS] and [SEP] among them
+    assert words[-1].end == 29 * 4 + 3
+
+
+def test_a_text_without_a_word_has_none(service: Service) -> None:
+    with pytest.raises(BadQuery, match="which has no word"):
+        matched(service, "\u200b")

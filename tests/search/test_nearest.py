@@ -1,0 +1,72 @@
+"""The nearest vectors: exactly, as a loop finds them, and by an inverted file, whose recall is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as some
+
+from groundray.search import nearest
+from groundray.search.nearest import Approximate, Exact, Found, inverted_file, recall
+from groundray.storage import Folder
+
+
+def drawn(count: int, width: int, seed: int = 0) -> np.ndarray:
+    """Vectors of length 1 around a few centres, as an encoder's are."""
+    generator = np.random.default_rng(seed)
+    centres = generator.standard_normal((20, width))
+    vectors = centres[generator.integers(0, 20, count)] + 0.7 * generator.standard_normal((count, width))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@given(some.integers(1, 40), some.integers(1, 5), some.integers(1, 50), some.integers(0, 2**16))
+def test_the_nearest_are_those_of_a_loop(count: int, asked: int, k: int, seed: int) -> None:
+    """Of a pool that may be smaller than k; two vectors are the same, and the first of them comes first."""
+    vectors, queries = drawn(count, 8, seed), drawn(asked, 8, seed + 1)
+    vectors[count // 2] = vectors[0]
+    found = Exact(vectors)(queries, k)
+    assert found.rows.shape == found.scores.shape == (asked, min(k, count))
+    for query, scores, rows in zip(queries, found.scores, found.rows, strict=True):
+        expected = reference.ranked(vectors.tolist(), query.tolist(), k)
+        np.testing.assert_allclose(scores, [score for _, score in expected], atol=1e-6)  # float32 sums of 8
+        assert rows.tolist() == [row for row, _ in expected] or np.diff(scores).max() > -1e-6
+        assert sorted(rows.tolist()) == sorted(set(rows.tolist()))
+        if count // 2 in rows and count // 2:
+            assert rows.tolist().index(0) < rows.tolist().index(count // 2)
+
+
+def test_recall_counts_what_was_found() -> None:
+    exact = Found(np.zeros((2, 3), np.float32), np.array([[1, 2, 3], [4, 5, 6]]))
+    found = Found(np.zeros((2, 3), np.float32), np.array([[3, 1, 9], [6, 5, 4]]))
+    assert recall(found, exact) == pytest.approx(5 / 6)
+
+
+def test_an_inverted_file_finds_what_it_is_set_to(tmp_path: Path) -> None:
+    """On queries that it has not been measured with."""
+    vectors, queries = np.split(drawn(4050, 16), [4000])
+    found = inverted_file(vectors)
+    assert found.recall >= nearest.RECALL
+    assert found.index.nprobe < found.index.nlist  # it is no search of everything
+    assert recall(found(queries, 10), Exact(vectors)(queries, 10)) > 0.9
+
+
+def test_beyond_a_size_the_file_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, folder = drawn(600, 8), Folder.at(tmp_path)
+    small = nearest.nearest(folder, 600, lambda: vectors, exact_most=600)
+    assert isinstance(small, Exact)
+    assert folder.names() == []
+    made = nearest.nearest(folder, 600, lambda: vectors, exact_most=599)
+    assert folder.names() == [nearest.FILE, nearest.ABOUT]
+    again = nearest.nearest(folder, 600, lambda: pytest.fail("the vectors are in the file"), exact_most=599)
+    assert isinstance(made, Approximate)
+    assert isinstance(again, Approximate)
+    assert again.recall == made.recall
+    np.testing.assert_array_equal(again(vectors[:5], 3).rows, made(vectors[:5], 3).rows)
+
+    monkeypatch.setattr(nearest.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    with pytest.raises(ValueError, match=r"more than 1,000,000 images is searched by FAISS: run .*groundray\[search\]"):
+        nearest.nearest(folder, 600, lambda: vectors, exact_most=599)

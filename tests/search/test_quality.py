@@ -1,0 +1,75 @@
+"""What search finds on the embedded world, of which all is known, with the model that `make demo` has trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from groundray.data.scenes.scene import Scene, make_scene
+from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES
+from groundray.data.schema import Dataset
+from groundray.search.query import Search
+
+ROOT = Path(__file__).parents[2]
+MODEL, POOL = ROOT / "runs" / "demo" / "model", ROOT / "data" / "scenes" / "captions" / "val"
+K = 10
+
+# Measured: of pictures of single objects, the vectors tell the colour in .86 of the cases (chance: .13) and the noun
+# in .08 (chance: .08); the match maps of nouns hardly lie on what they name either, so that it is not search that
+# loses them. Where the demo learns nouns, these tests pass, and this goes.
+colours_alone = pytest.mark.xfail(
+    strict=True, reason="the demo's model knows colours, but not nouns: .16 of .9, and .02 of .7"
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (MODEL / "groundray.json").is_file(), reason=f"no demo model at {MODEL}: run `make demo`"),
+]
+
+
+@pytest.fixture(scope="module")
+def search() -> Search:
+    return Search.open(str(MODEL), str(POOL))
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[str, Scene]:
+    """What each held-out scene shows, by its id."""
+    made = Dataset.open(str(POOL)).source
+    first = made["num_scenes"]
+    return {str(first + i): make_scene(made["seed"], "val", i, first + i) for i in range(made["num_val"])}
+
+
+def nouns(scene: Scene) -> set[str]:
+    return {item.noun for item in scene.objects}
+
+
+def colours(scene: Scene) -> set[str]:
+    return {item.colour for item in scene.objects}
+
+
+@colours_alone
+def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: dict[str, Scene]) -> None:
+    found = []
+    for noun in (*SHAPES, *(kind.noun for kind in KINDS)):
+        assert sum(noun in nouns(scene) for scene in scenes.values()) >= K
+        found += [noun in nouns(scenes[hit.id]) for hit in search.find(text=f"a {noun}", k=K)]
+    assert np.mean(found) >= 0.9
+
+
+@colours_alone
+def test_the_object_of_a_picture_and_another_colour_are_found_together(
+    search: Search, scenes: dict[str, Scene]
+) -> None:
+    found = []
+    for id, scene in scenes.items():
+        if len(scene.objects) > 1:
+            continue
+        (item,) = scene.objects
+        for colour in COLOURS:
+            if colour != item.colour:
+                hits = [hit.id for hit in search.find(colour, id, alpha=0.5, k=K + 1) if hit.id != id][:K]
+                found += [item.noun in nouns(scenes[hit]) and colour in colours(scenes[hit]) for hit in hits]
+    assert np.mean(found) >= 0.7

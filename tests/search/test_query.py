@@ -1,0 +1,223 @@
+"""Queries by image, text and both, against vectors that are made and compared one by one."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from PIL import Image
+from searching import Place
+
+from groundray.data.sources.images import Unusable
+from groundray.model import export
+from groundray.model.heads import RetrievalHeads
+from groundray.model.relational import RelationalModule
+from groundray.search import __main__ as command
+from groundray.search.query import Answer, Query, Search, mixed
+from groundray.search.refused import BadQuery, UnknownImage
+from groundray.search.service import Service
+
+STEPS = tuple(step / 20 for step in range(21))
+
+
+@pytest.fixture
+def search(service: Service) -> Search:
+    return service.search
+
+
+def vector_of(place: Place, text: str) -> np.ndarray:
+    """A text's vector, through the model's modules."""
+    found = export.load(place.checkpoint, "retrieval")
+    pieces = found.tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        queries = found.model.head(RelationalModule).attention.query(
+            found.model.language.bert(pieces).last_hidden_state
+        )
+        vector = found.model.head(RetrievalHeads).text(queries).mean(dim=1)[0]
+    return (vector / vector.norm()).numpy()
+
+
+def close(answer: Answer, search: Search, query: np.ndarray) -> bool:
+    """Whether an answer is that of a loop over all images; cosines that differ by less than float32 can tell may be in
+    any order."""
+    expected = reference.ranked(search.index.matrix().tolist(), query.tolist(), len(answer.hits))
+    scores = [hit.score for hit in answer.hits]
+    assert scores == pytest.approx([score for _, score in expected], abs=2e-6)
+    assert [hit.rank for hit in answer.hits] == [*range(1, len(scores) + 1)]
+    gaps = -np.diff(scores)
+    return [hit.id for hit in answer.hits] == [search.index.ids[row] for row, _ in expected] or gaps.min() < 2e-6
+
+
+def test_a_text_finds_what_lies_nearest_to_its_vector(place: Place, search: Search) -> None:
+    for text in ("red", "a striped circle above a blue star"):
+        assert close(Answer(1.0, search.find(text=text, k=20)), search, vector_of(place, text))
+
+
+def test_an_image_finds_itself_first_brought_along_or_by_its_id(search: Search) -> None:
+    for id in ("72", "85"):
+        row = search.index.row(id)
+        by_id, brought = search.find(image=id, k=20), search.find(image=search.index.pictures[row], k=20)
+        assert by_id[0].id == brought[0].id == id
+        assert by_id[0].score == pytest.approx(1, abs=1e-6)
+        assert [hit.score for hit in brought] == pytest.approx([hit.score for hit in by_id], abs=1e-5)
+        assert close(Answer(0.0, by_id), search, search.index.vector(row))
+
+
+def test_alpha_goes_from_the_image_to_the_text(place: Place, search: Search) -> None:
+    text, image = vector_of(place, "blue star"), search.index.vector(search.index.row("80"))
+    (answers,) = search.answer([search.prepare(Query("blue star", "80", STEPS, k=20))])
+    assert [answer.alpha for answer in answers] == list(STEPS)
+    for answer in answers:
+        assert close(answer, search, (1 - answer.alpha) * image + answer.alpha * text), answer.alpha
+
+
+def test_the_ends_of_alpha_are_exactly_the_image_and_the_text(search: Search) -> None:
+    image, text = search.index.vector(3), search.towers.of_texts(["blue star"])[0]
+    assert np.array_equal(mixed(image, text, 0.0), mixed(image, None, 0.5))
+    assert np.array_equal(mixed(image, text, 1.0), mixed(None, text, 0.5))
+    assert search.find("blue star", "80", alpha=0.0, k=20) == search.find(image="80", k=20)
+    assert search.find("blue star", "80", alpha=1.0, k=20) == search.find("blue star", k=20)
+
+
+def test_opposite_ends_cancel_to_a_query_that_finds_anything() -> None:
+    one = np.array([0.6, 0.8], np.float32)
+    assert np.array_equal(mixed(one, -one, 0.5), np.zeros(2))
+
+
+def test_many_queries_at_once_are_answered_as_each_alone(search: Search) -> None:
+    picture = search.index.pictures[4]
+    queries = [
+        Query("red", k=3),
+        Query(image="75", k=20),
+        Query("a ring", picture, (0.2, 0.7), 5),
+        Query("red", "75", (0.0, 0.5, 1.0), 1),
+        Query(image=picture, k=2),
+    ]
+    together = search.answer([search.prepare(query) for query in queries])
+    for query, answers in zip(queries, together, strict=True):
+        (alone,) = search.answer([search.prepare(query)])
+        assert len(answers) == len(alone) == len(query.asked)
+        for one, other in zip(answers, alone, strict=True):
+            assert one.alpha == other.alpha
+            assert len(one.hits) == query.k
+            assert [hit.score for hit in one.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-5)
+
+
+def test_a_pool_that_is_smaller_than_k_is_found_whole(search: Search) -> None:
+    assert sorted(hit.id for hit in search.find(text="red", k=200)) == sorted(search.index.ids)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({}, "expected a text, an image, or both, got neither"),
+        ({"text": " \n"}, "got neither"),
+        ({"text": "a" * 1001}, "text: expected at most 1,000 characters, got 1,001"),
+        ({"text": "red", "k": 0}, "k: expected 1 to 200, got 0"),
+        ({"text": "red", "k": 201}, "k: expected 1 to 200, got 201"),
+        ({"text": "red", "alphas": ()}, "alpha: expected 1 to 101 of them, got 0"),
+        ({"text": "red", "alphas": (0.5,) * 102}, "alpha: expected 1 to 101 of them, got 102"),
+        ({"text": "red", "image": "72", "alphas": (1.5,)}, r"expected 0 \(the image alone\) to 1 .*, got 1\.5"),
+        ({"text": "red", "alphas": (float("nan"),)}, "got nan"),
+        ({"text": "\u200b"}, "which has no word"),
+    ],
+)
+def test_what_cannot_be_asked(search: Search, query: dict, message: str) -> None:
+    with pytest.raises(BadQuery, match=message):
+        search.prepare(Query(**query))
+
+
+def encoded(size: tuple[int, int], format: str = "JPEG", mode: str = "RGB", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, 100 if mode in ("L", "P") else None).save(file, format, **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason", "message"),
+    [
+        (b"", "not an image", r"expected a picture \(JPEG, PNG, WEBP, GIF, BMP\), got 0 bytes"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image", "that are none"),
+        (encoded((30, 30), "TIFF"), "not an image", "that are none"),
+        (encoded((200, 200))[:400], "truncated", "cannot be decoded"),
+        (encoded((8000, 7000), "PNG", "1"), "too large", "at most 50,000,000 pixels, got 8,000 x 7,000"),
+        (encoded((20000, 20000), "PNG", "1"), "too large", "pixels"),  # what PIL itself calls a bomb
+        (bytes(10_000_001), "too large", "at most 10,000,000 bytes, got 10,000,001"),
+    ],
+    ids=["empty", "svg", "tiff", "truncated", "pixels", "bomb", "bytes"],
+)
+def test_pictures_that_cannot_be_used(search: Search, picture: bytes, reason: str, message: str) -> None:
+    with pytest.raises(Unusable, match=message) as error:
+        search.prepare(Query(image=picture))
+    assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("format", "mode"), [("PNG", "RGBA"), ("GIF", "P"), ("WEBP", "RGB"), ("BMP", "L"), ("PNG", "1")]
+)
+def test_pictures_of_every_format_can_be_used(search: Search, format: str, mode: str) -> None:
+    assert len(search.find(image=encoded((40, 300), format, mode))) == 10
+
+
+def test_a_picture_is_seen_as_its_camera_was_held(search: Search) -> None:
+    upright = Image.open(io.BytesIO(search.index.pictures[2])).convert("RGB")
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    note = Image.Exif()
+    note[0x0112] = 6  # to be turned by 90 degrees clockwise
+    file = io.BytesIO()
+    lying.save(file, "PNG", exif=note)
+    assert search.find(image=file.getvalue(), k=1)[0].id == search.index.ids[2]
+
+
+def test_an_image_of_nobody(search: Search) -> None:
+    with pytest.raises(UnknownImage):
+        search.find(image="nobody")
+
+
+# the command line
+
+
+def test_the_command_prints_ranks_and_writes_json(
+    place: Place, search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, picture = tmp_path / "found.json", tmp_path / "mine.jpg"
+    picture.write_bytes(search.index.pictures[5])
+    words = ["--text", "red", "--image", str(picture), "--alpha", "0", "0.5", "--k", "3", "--json", str(file)]
+    assert command.main([*place.options, *words]) == 0
+    shown = capsys.readouterr().out
+    assert "alpha 0.5" in shown
+    first, second = json.loads(file.read_text())
+    assert first["alpha"] == 0.0
+    assert first["hits"][0]["id"] == search.index.ids[5]
+    assert [hit["id"] for hit in second["hits"]] == [hit.id for hit in search.find("red", picture.read_bytes(), k=3)]
+    assert all(hit["id"] in shown for hit in second["hits"])
+
+
+def test_without_a_query_the_command_makes_the_index(
+    place: Place, search: Search, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(place.options) == 0
+    assert f"20 images at {search.index.folder}" in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--text", " "], "error: expected a text, an image, or both"),
+        (["--image", "nobody"], "error: image: expected the id of one of the 20 images"),
+        (["--text", "red", "--k", "1000"], "error: k: expected 1 to 200"),
+        (["--text", "red", "--images", "nowhere"], r"error: expected shards at .*nowhere, found no dataset\.json"),
+    ],
+)
+def test_a_command_that_cannot_be_used_is_exit_2(
+    place: Place, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    assert command.main([*place.options, *words]) == command.EXIT_USAGE
+    assert re.search(message, capsys.readouterr().err)

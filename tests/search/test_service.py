@@ -1,0 +1,308 @@
+"""The HTTP interface: every answer, and every request that cannot be answered."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from httpx2 import Response
+from PIL import Image
+
+from groundray.search.query import Query
+from groundray.search.service import Service, build, plotly_script, shown
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    (tmp_path / "index.html").write_text("<title>a page</title>")
+    (tmp_path / "look.js").write_text("export const look = 1")
+    return tmp_path
+
+
+@pytest.fixture
+def client(service: Service, page: Path) -> Iterator[TestClient]:
+    with TestClient(build(service, page=page), raise_server_exceptions=False) as client:
+        yield client
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [result["id"] for result in answer["results"]]
+
+
+def detail(response: Response, status: int) -> str:
+    """What is said of a request that cannot be answered: one sentence, and no trace of the program."""
+    assert response.status_code == status, response.text
+    told = response.json()
+    assert list(told) == ["detail"]
+    assert "Traceback" not in told["detail"]
+    assert "File " not in told["detail"]
+    return told["detail"]
+
+
+def test_it_tells_what_it_serves(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {
+        "status": "ok",
+        "images": 20,
+        "words": 57,
+        "model": "demo",
+        "stages": ["grounding", "relational", "retrieval"],
+    }
+
+
+def test_a_search_is_what_python_finds(client: TestClient, service: Service) -> None:
+    search = service.search
+    (answer,) = (found := client.get("/search", params={"text": " blue star ", "k": 5}).json())["answers"]
+    assert found["query"] == {"text": "blue star", "image": None, "uploaded": False}
+    assert found["milliseconds"] > 0
+    assert answer["alpha"] == 1
+    for result, hit in zip(answer["results"], search.find("blue star", k=5), strict=True):
+        assert result == {"id": hit.id, "score": pytest.approx(hit.score, abs=1e-6), "width": 112, "height": 112}
+
+    params = {"text": "red", "image": "80", "alpha": [0, 0.5, 1], "k": 20}
+    answers = client.get("/search", params=params).json()["answers"]  # type: ignore[arg-type]
+    assert [answer["alpha"] for answer in answers] == [0, 0.5, 1]
+    assert ids(answers[0]) == [hit.id for hit in search.find(image="80", k=20)]
+    assert ids(answers[1]) == [hit.id for hit in search.find("red", "80", k=20)]
+    assert ids(answers[2]) == [hit.id for hit in search.find("red", k=20)]
+    (default,) = client.get("/search", params={"text": "red", "image": "80"}).json()["answers"]
+    assert default["alpha"] == 0.5
+    assert len(default["results"]) == 20  # of 24, the default, as many as there are
+
+
+def test_a_picture_may_be_brought_along(client: TestClient, service: Service) -> None:
+    picture = service.search.index.pictures[6]
+    found = client.post("/search", files={"file": ("mine.jpg", picture)}, data={"alpha": ["0", "1"], "k": "2"}).json()
+    assert found["query"] == {"text": "", "image": None, "uploaded": True}
+    assert [answer["alpha"] for answer in found["answers"]] == [0]
+    assert ids(found["answers"][0])[0] == service.search.index.ids[6]
+    mixed = client.post("/search", files={"file": ("mine.jpg", picture)}, data={"text": "red", "alpha": ["0", ".5"]})
+    assert [answer["alpha"] for answer in mixed.json()["answers"]] == [0, 0.5]
+    by_id = client.post("/search", data={"text": "red", "image": "80"}).json()
+    assert by_id["answers"] == client.get("/search", params={"text": "red", "image": "80"}).json()["answers"]
+    nothing_chosen = client.post("/search", files={"file": ("", b"")}, data={"text": "red", "image": ""})
+    assert nothing_chosen.json()["query"] == {"text": "red", "image": None, "uploaded": False}
+
+
+def test_a_match_map_is_what_python_finds(client: TestClient, service: Service) -> None:
+    assert service.matcher is not None
+    row = service.search.index.row("80")
+    match = service.matcher.match("a blue star", service.search.index.pictures[row])
+    found = client.get("/match-map", params={"text": "a blue star", "image": "80"}).json()
+    assert (found["rows"], found["columns"], found["crop"]) == (7, 7, [0, 0, 1, 1])
+    assert found["similarity"] == pytest.approx(match.similarity, abs=1e-6)
+    for token, word in zip(found["tokens"], match.words, strict=True):
+        assert (token["text"], token["start"], token["end"]) == (word.text, word.start, word.end)
+        assert token["peak"] == list(word.peak)
+        np.testing.assert_allclose(token["map"], word.map, atol=1e-4)
+    picture = {"file": ("mine.jpg", service.search.index.pictures[row])}
+    assert client.post("/match-map", files=picture, data={"text": "a blue star"}).json() == found
+
+
+def test_words_and_where_a_phrase_lands(client: TestClient, service: Service) -> None:
+    found = client.get("/words", params={"axes": 2}).json()
+    assert found["models"] == ["ungrounded", "grounded"]
+    assert [axes["model"] for axes in found["axes"]] == found["models"]
+    assert len(found["words"]) == 57
+    assert found["left_out"] == 0
+    circle = next(word for word in found["words"] if word["text"] == "circle")
+    assert (circle["category"], circle["concreteness"]) == ("shape", 5.0)
+    place = [word.text for word in service.space.words.listed].index("circle")
+    np.testing.assert_allclose(circle["at"]["grounded"], service.space.models["grounded"].at[place, :2], atol=1e-4)
+
+    landed = client.get("/words", params={"text": "striped circle", "k": 4}).json()
+    expected = service.space.land("striped circle", axes=3, k=4)
+    for name, landing in expected.items():
+        assert landed["at"][name] == pytest.approx(landing.at)
+        assert [near["text"] for near in landed["neighbours"][name]] == [near.text for near in landing.neighbours]
+
+
+def test_the_pool_is_drawn_by_the_seed(client: TestClient) -> None:
+    first, again, other = (client.get("/pool", params={"k": 8, "seed": seed}).json()["results"] for seed in (0, 0, 1))
+    assert first == again != other
+    assert len({image["id"] for image in first}) == 8
+    assert len(client.get("/pool").json()["results"]) == 20
+
+
+def test_pictures_are_sent_once(client: TestClient, service: Service) -> None:
+    for path, column in (("thumbnails", service.search.index.thumbnails), ("images", service.search.index.pictures)):
+        response = client.get(f"/{path}/80")
+        assert response.headers["content-type"] == "image/jpeg"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.content == column[service.search.index.row("80")]
+        again = client.get(f"/{path}/80", headers={"If-None-Match": response.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert client.get(f"/{path}/81", headers={"If-None-Match": response.headers["etag"]}).status_code == 200
+
+
+def test_ids_may_be_paths(service: Service, page: Path) -> None:
+    """As those of an image folder are."""
+    index = service.search.index
+    renamed = object.__new__(type(index))
+    renamed.__dict__ = {**index.__dict__, "_rows": {"dog/1 a.jpg": 3}}
+    client = TestClient(build(replace(service, search=replace(service.search, index=renamed)), page=page))
+    for id in ("dog/1%20a.jpg", "dog%2F1%20a.jpg"):
+        assert client.get(f"/thumbnails/{id}").content == index.thumbnails[3]
+
+
+def test_what_browsers_cannot_show_becomes_jpeg() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (5, 5)).save(file, "TIFF")
+    content, kind = shown(file.getvalue())
+    assert (Image.open(io.BytesIO(content)).format, kind) == ("JPEG", "image/jpeg")
+
+
+def test_the_page_and_its_files(client: TestClient) -> None:
+    assert "a page" in client.get("/").text
+    assert client.get("/static/look.js").headers["content-type"].startswith("text/javascript")
+    script = client.get("/static/plotly.min.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    assert len(script.content) == plotly_script().stat().st_size > 1_000_000
+    for path in ("/static/../service.py", "/static/%2e%2e/service.py", "/static/nothing.js", "/docs"):
+        assert client.get(path).status_code == 404
+
+
+def test_the_interface_is_described(client: TestClient) -> None:
+    told = client.get("/openapi.json").json()
+    assert {"/healthz", "/search", "/match-map", "/words", "/pool", "/thumbnails/{id}", "/images/{id}"} == set(
+        told["paths"]
+    )
+    for path in ("/search", "/match-map"):
+        assert {"200", "404", "413", "415", "422", "503"} <= set(told["paths"][path]["post"]["responses"])
+        schema = told["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert schema["$ref"].rpartition("/")[2] in told["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "message"),
+    [
+        ("/search", 422, "expected a text, an image, or both, got neither"),
+        ("/search?text=%20", 422, "got neither"),
+        ("/search?text=%E2%80%8B", 422, "which has no word"),
+        (f"/search?text={'a' * 1001}", 422, "text: string should have at most 1000 characters"),
+        ("/search?text=red&k=0", 422, "k: input should be greater than or equal to 1, got '0'"),
+        ("/search?text=red&k=1000000000", 422, "k: input should be less than or equal to 200"),
+        ("/search?text=red&k=many", 422, "k: input should be a valid integer"),
+        ("/search?text=red&image=80&alpha=2", 422, "alpha: expected 0 (the image alone) to 1 (the text alone), got 2"),
+        ("/search?text=red&alpha=nan", 422, "got nan"),
+        ("/search?text=red&alpha=x", 422, "alpha.0: input should be a valid number"),
+        ("/search?text=red" + "&alpha=0" * 102, 422, "alpha: list should have at most 101 items"),
+        ("/search?txet=red", 422, "txet: extra inputs are not permitted"),
+        ("/search?image=nobody", 404, "expected the id of one of the 20 images of the pool (such as '72')"),
+        ("/match-map?image=80", 422, "text: field required"),
+        ("/match-map?text=&image=80", 422, "text: string should have at least 1 character"),
+        ("/match-map?text=%20&image=80", 422, "which has no word"),
+        ("/match-map?text=red", 422, "expected an image beside the text"),
+        ("/match-map?text=red&image=nobody", 404, "expected the id"),
+        ("/words?axes=0", 422, "axes: input should be greater than or equal to 1"),
+        ("/words?axes=11", 422, "axes: input should be less than or equal to 10"),
+        ("/words?text=", 422, "expected a word or phrase that the model knows"),
+        ("/words?text=%E6%BC%A2", 422, "expected a word or phrase that the model knows"),
+        ("/pool?k=0", 422, "k: input should be"),
+        ("/pool?seed=-1", 422, "seed: input should be"),
+        ("/thumbnails/nobody", 404, "expected the id"),
+        ("/images/../../etc/passwd", 404, ""),
+        ("/nothing", 404, "Not Found"),
+    ],
+)
+def test_requests_that_cannot_be_answered(client: TestClient, path: str, status: int, message: str) -> None:
+    assert message in detail(client.get(path), status)
+
+
+def picture(*, size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("path", ["/search", "/match-map"])
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        (b"hello", 415, "expected a picture (JPEG, PNG, WEBP, GIF, BMP), got 5 bytes that are none"),
+        (b"", 415, "got 0 bytes that are none"),
+        (picture(size=(50, 50))[:-30], 422, "cannot be decoded"),
+        (picture(size=(10_000, 6_000), mode="1"), 413, "at most 50,000,000 pixels, got 10,000 x 6,000"),
+        (bytes(10_050_000), 413, "at most 10,000,000 bytes, got 10,050,000"),
+        (bytes(10_200_000), 413, "got a request of 10,200,"),
+    ],
+    ids=["text", "empty", "truncated", "pixels", "bytes", "request"],
+)
+def test_files_that_cannot_be_used(client: TestClient, path: str, content: bytes, status: int, message: str) -> None:
+    response = client.post(path, files={"file": ("mine.png", content)}, data={"text": "red"})
+    assert message in detail(response, status)
+
+
+def test_other_bodies_that_cannot_be_used(client: TestClient) -> None:
+    both = client.post("/search", files={"file": ("mine.png", picture())}, data={"image": "80"})
+    assert "got both" in detail(both, 422)
+    assert "file: value error" in detail(client.post("/search", data={"file": "words"}), 422)
+    assert "got neither" in detail(client.post("/search", json={"text": "red"}), 422)
+    broken = {"content-type": "multipart/form-data"}
+    assert "boundary" in detail(client.post("/search", content=b"junk", headers=broken), 400)
+    told_nothing = (b"x" * 100_000 for _ in range(110))  # no length is told: it is counted as it comes
+    multipart = {"content-type": "multipart/form-data; boundary=b"}
+    assert "10,000,000 bytes" in detail(client.post("/search", content=told_nothing, headers=multipart), 413)
+    assert client.delete("/search").status_code == 405
+
+
+def test_a_model_without_grounding_has_no_match_maps(service: Service, page: Path) -> None:
+    client = TestClient(build(replace(service, matcher=None), page=page))
+    response = client.get("/match-map", params={"text": "red", "image": "80"})
+    assert "no stage grounding" in detail(response, 409)
+
+
+def test_a_failure_of_its_own_is_no_fault_of_the_asker(
+    service: Service, page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("/secret/shard-00000.parquet is damaged")
+
+    monkeypatch.setattr(type(service.search), "answer", fail)
+    client = TestClient(build(service, page=page), raise_server_exceptions=False)
+    assert detail(client.get("/search?text=red"), 500) == "the service failed to answer; its log says why"
+
+
+def test_queries_that_wait_are_answered_together(service: Service, page: Path) -> None:
+    """Bad ones among them do no harm to the others."""
+    sizes: list[int] = []
+
+    def together(answer: Any) -> Any:
+        waiting: list[tuple[Any, asyncio.Future]] = []
+
+        async def one(query: Any) -> Any:
+            future = asyncio.get_running_loop().create_future()
+            waiting.append((query, future))
+            if len(waiting) == 3:
+                sizes.append(len(waiting))
+                for (_, of), found in zip(waiting, await answer([query for query, _ in waiting]), strict=True):
+                    of.set_result(found)
+            return await future
+
+        return one
+
+    texts = ("red", "blue", "a star", "\u200b")
+    found: dict[str, Response] = {}
+    with TestClient(build(service, together, page)) as client:
+        threads = [
+            threading.Thread(
+                target=lambda text=text: found.update({text: client.get("/search", params={"text": text})})
+            )
+            for text in texts
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sizes == [3]
+    assert detail(found.pop("\u200b"), 422)
+    for text, response in found.items():
+        (expected,) = service.search.answer([service.search.prepare(Query(text, k=24))])
+        assert ids(response.json()["answers"][0]) == [hit.id for hit in expected[0].hits]

@@ -1,0 +1,56 @@
+"""A model that can search, untrained, and the pool that it searches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from groundray import config
+from groundray.model import export
+from groundray.model.grounded import build, build_head
+from groundray.model.language import load_tokenizer
+from groundray.search.query import Search
+
+STAGES = ("grounding", "relational", "retrieval")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model, its pool, its index and the words' norms lie."""
+
+    checkpoint: str
+    images: str
+    index: str
+    norms: str
+
+    @property
+    def options(self) -> list[str]:
+        """Command-line words."""
+        return ["--checkpoint", self.checkpoint, "--images", self.images, "--index", self.index]
+
+    def search(self) -> Search:
+        return Search.open(self.checkpoint, self.images, self.index)
+
+
+def write_model(folder: Path, world: Any, stages: Sequence[str] = STAGES, seed: int = 0) -> str:
+    """Export an untrained model of some stages; its language stream is another than the one that it began with."""
+    words = {"classes": ("circle", "star"), "predicates": ("above",)}
+    settings = config.load("demo", world.settings(stages=",".join(STAGES)))
+    torch.manual_seed(seed)
+    model = build(settings.model)
+    writer = export.Writer(folder, settings, load_tokenizer(settings.model.language), model, {})
+    heads = {stage: build_head(stage, settings.model, model, words, seed) for stage in STAGES}
+    needs = {"retrieval": ("relational", "retrieval")}
+    with torch.no_grad():
+        for parameter in (*model.language.parameters(), *heads["retrieval"].parameters()):
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    for stage in stages:
+        model.heads = nn.ModuleDict({name: heads[name] for name in needs.get(stage, (stage,))})
+        writer.add(stage, model.state_dict(), {"loss": 0.5}, words if stage == "relational" else {})
+    writer.close({})
+    return str(folder)
