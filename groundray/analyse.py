@@ -1,154 +1,215 @@
-"""`python -m groundray.analyse`: what a trained model has learned, as tables on screen and as JSON."""
+"""`python -m groundray.analyse`: what a trained model has learned, as tables on screen, as a report and as JSON."""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from groundray.config import Settings
 from groundray.home import go_home
 from groundray.storage import Folder
 
 if TYPE_CHECKING:
-    from groundray.data.stream import Source
-    from groundray.model.export import About
+    from groundray.analysis.plans import Wanted
 
-EXIT_USAGE = 2
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+PLACES = ("checkpoint", "data", "images", "graphs", "out", "cache")  # paths or URLs
+FILE_WIDTH = 160  # columns of a table that goes to a file, where nobody's window is the measure
+ABOUT = {
+    "retrieval": "recall@k and ranks between images and captions, both ways",
+    "relations": "predicates and objects found, against majority and a blank image",
+    "axes": "principal axes of word vectors against human concreteness",
+    "norms": "which features of concepts can be read from their vectors, held out",
+    "categories": "how well categories of words hold together",
+    "composition": "where a phrase finds the word that it stands for",
+    "similarity": "rank correlation with human similarity of word pairs",
+    "all": "everything that there is data for, and a report of it",
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The exit status: 0, or 2 for a checkpoint or data that cannot be used."""
+    """The exit status: 0, 1 where some analyses of `all` could not be made of their data, 2 for a checkpoint or data
+    that cannot be used, 130 ended by Ctrl-C."""
     options = _parser().parse_args(words)
-    analyse: Callable[[argparse.Namespace, Console], dict[str, Any]] = options.analyse
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    analyse: Callable[[argparse.Namespace, Console, Console], tuple[dict[str, Any], int]] = options.analyse
     try:
         go_home(errors.print)
         file = Folder.reach(options.json) if options.json else None
-        for place in (options.checkpoint, options.data):
-            Folder.reach(place)
-        result = analyse(options, Console(highlight=False))
+        for place in PLACES:
+            if there := getattr(options, place, None):
+                Folder.reach(there)
+        result, status = analyse(options, console, errors)
         if file:
             file.parent.make().write_json(file.name, result)
     except (OSError, ValueError) as error:
         errors.print(f"error: {error}")
         return EXIT_USAGE
-    return 0
+    except KeyboardInterrupt:
+        errors.print("interrupted; vectors that were made are kept")
+        return EXIT_INTERRUPTED
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m groundray.analyse", description=__doc__)
     kinds = parser.add_subparsers(required=True, metavar="ANALYSIS")
-    for name, analyse, kind, about in (
-        ("retrieval", _retrieval, "caption", "recall@k and ranks between images and captions, both ways"),
-        ("relations", _relations, "scene-graph", "predicates and objects found, against majority and a blank image"),
-    ):
-        one = kinds.add_parser(name, help=about, description=about)
-        one.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's model/ folder, or its URL")
-        one.add_argument("--data", required=True, metavar="SHARDS", help=f"folder or URL of {kind} shards")
-        one.add_argument("--batch-size", type=int, default=64, help="images encoded at once (default: 64)")
+    for name, about in ABOUT.items():
+        one = kinds.add_parser(name, help=about, description=about, allow_abbrev=False)
+        one.set_defaults(name=name, analyse=_of_words, track=False)
+        if name in ("retrieval", "relations"):
+            one.set_defaults(analyse=_retrieval if name == "retrieval" else _relations)
+            one.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's model/ folder, path or URL")
+            one.add_argument("--data", metavar="SHARDS", help="(default: what the run was validated on)")
+        else:
+            _add_models(one)
+            _add_norms(one, name)
+        if name in ("retrieval", "relations", "composition", "all"):
+            one.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (64)")
+        if name == "all":
+            one.add_argument("--track", action="store_true", help="add what is found to the run's MLflow run")
         one.add_argument("--json", metavar="FILE", help="path or URL to write the numbers to, too")
-        one.set_defaults(analyse=analyse)
     return parser
 
 
-def _settings(about: About, stage: str, batch_size: int) -> Settings:
-    """The settings that a model was trained with, for reading data in batches of this size, in one piece."""
-    if batch_size < 1:
-        raise ValueError(f"--batch-size: expected at least 1, got {batch_size}")
-    tree = copy.deepcopy(about.settings)
-    tree["scaling"] |= {"num_workers": 0, "chunks": 1}
-    tree[stage]["batch_size"] = batch_size
-    return Settings(**tree)
-
-
-def _batches(source: Source) -> Iterator[Any]:
-    from groundray.data.plan import Cursor
-    from groundray.data.stream import stream
-
-    return (batch for step in stream(source, Cursor(), epochs=1) for _, batch in step.chunks)
-
-
-def _retrieval(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    import torch
-
-    from groundray.analysis.retrieval import by_heads, by_match_map
-    from groundray.model import export
-    from groundray.stage.grounding import captions
-
-    found = {}
-    about = export.about(options.checkpoint)
-    for name in [stage.name for stage in about.stages if stage.name in ("grounding", "retrieval")]:
-        exported = export.load(options.checkpoint, name)
-        settings = _settings(about, name, options.batch_size)
-        stage = settings.stage(name)
-        batches = _batches(captions(settings, stage, exported.tokenizer, options.data, shuffle=False))
-        with torch.no_grad():
-            found[name] = (
-                by_match_map(exported.model, batches, stage.similarity, stage.special_tokens)
-                if name == "grounding"
-                else by_heads(exported.model, batches, stage.special_tokens)
-            )
-    if not found:
-        trained = ", ".join(stage.name for stage in about.stages)
-        raise ValueError(f"the model has neither stage grounding nor retrieval: it was trained in {trained}")
-
-    first = next(iter(found.values()))
-    console.print(f"Retrieval among {first.images} images (chance recall@10 {first.chance:.3f})")
-    table = Table()
-    table.add_column("")
-    ways = ("text_to_image", "image_to_text")
-    for name in found:
-        for way in ways:
-            table.add_column(f"{name}\n{way.replace('_', ' ')}", justify="right")
-    for measure in ("recall@1", "recall@5", "recall@10", "mean_rank", "median_rank"):
-        digits = 3 if measure.startswith("recall") else 1
-        values = [one.metrics[f"{way}/{measure}"] for one in found.values() for way in ways]
-        table.add_row(measure.replace("_", " "), *(f"{value:.{digits}f}" for value in values))
-    console.print(table)
-    return {name: asdict(one) for name, one in found.items()}
-
-
-def _relations(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from groundray.analysis.relations import relations
-    from groundray.data.schema import Dataset
-    from groundray.model import export
-    from groundray.stage.protocol import words_of
-    from groundray.stage.relational import scene_graphs
-
-    exported = export.load(options.checkpoint, "relational")
-    settings = _settings(exported.about, "relational", options.batch_size)
-    stage = settings.stage("relational")
-    dataset = Dataset.open(options.data, "scene_graphs")
-    found = relations(
-        exported.model,
-        _batches(scene_graphs(settings, stage, exported.tokenizer, dataset, shuffle=False)),
-        stage.special_tokens,
-        taught=exported.about.vocabulary["relational"],
-        used=words_of(dataset),
+def _add_models(one: argparse.ArgumentParser) -> None:
+    group = one.add_argument_group(
+        "models", "a run's controls (ungrounded, text-only, grounded, relational), and others"
     )
-    console.print(f"{found.triplets} relations between {found.objects} objects")
-    if left_out := [f"{count} {what}" for what, count in found.unknown.items() if count]:
-        console.print(f"left out, of words that the model was not taught: {', '.join(left_out)}")
-    table = Table()
-    for title in ("", "predicate", "without image", "object", "without image"):
-        table.add_column(title, justify="right" if title else "left")
-    for top in [name.removeprefix("predicate/") for name in found.metrics if name.startswith("predicate/")]:
-        values = [
-            metrics[f"{what}/{top}"]
-            for what in ("predicate", "object")
-            for metrics in (found.metrics, found.without_image)
-        ]
-        table.add_row(top.replace("top", "top-"), *(f"{value:.3f}" for value in values))
-    table.add_row("majority", f"{found.majority['predicate']:.3f}", "", f"{found.majority['object']:.3f}", "")
-    console.print(table)
-    return asdict(found)
+    group.add_argument("--checkpoint", metavar="DIR", help="a run's model/ folder, path or URL")
+    group.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="another: a folder that transformers or sentence-transformers wrote, or minilm; any number of times",
+    )
+    group = one.add_argument_group("vectors")
+    group.add_argument("--special-tokens", action="store_true", help="[CLS] and [SEP] count in a text's mean")
+    group.add_argument("--layer", type=int, default=-1, metavar="N", help="hidden state, from 0 or backwards (-1)")
+    group.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        metavar="SENTENCE",
+        help="embed texts in it, in the place of {}, as in 'a photo of a {}'; the mean over several",
+    )
+    group.add_argument("--cache", metavar="DIR", help="keeps vectors (default: ~/.cache/groundray)")
+    group.add_argument("--ray", action="store_true", help="make them on a Ray cluster: RAY_ADDRESS, or this machine's")
+    group.add_argument("--use-gpu", action="store_true", help="with --ray, on its GPUs")
+    one.add_argument("--out", metavar="DIR", help="folder of the report (of `all`, by default the run's analysis/)")
+
+
+def _add_norms(one: argparse.ArgumentParser, name: str) -> None:
+    def has(*names: str) -> bool:
+        return name in (*names, "all")
+
+    group = one.add_argument_group("norms and word sets, tables as CSV or TSV")
+    group.add_argument(
+        "--norms",
+        metavar="DIR",
+        help="concreteness.csv; categories.csv, semcat100.csv or semcat/; features.csv; composition.csv; similarity/ "
+        "(default: as the run's setting analysis.norms)",
+    )
+    if has("axes"):
+        group.add_argument("--concreteness", metavar="FILE", help="columns word, concreteness")
+    if has("axes", "categories", "composition"):
+        group.add_argument("--categories", metavar="FILE|DIR", help="columns category, word; or a file a category")
+    if has("axes"):
+        group.add_argument("--components", type=int, default=3, metavar="K", help="principal axes (3)")
+        group.add_argument(
+            "--fit-on", metavar="FILE", help="words that the axes are fitted on (those of the categories)"
+        )
+    if has("norms"):
+        group.add_argument("--features", metavar="FILE", help="columns concept, feature, production_frequency[, type]")
+        group.add_argument(
+            "--class-weight",
+            choices=("none", "balanced"),
+            default="none",
+            help="balanced: the concepts that have a feature weigh as much as those that do not (none)",
+        )
+        group.add_argument("--folds", type=int, default=5, metavar="N", help="of the cross-validation (5)")
+        group.add_argument("--at-least", type=float, default=1, metavar="N", help="people who name a feature (1)")
+    if has("composition"):
+        group.add_argument("--phrases", metavar="FILE", help="columns phrase, target (default: the paper's nine)")
+        group.add_argument("--vocabulary", metavar="FILE", help="words that a phrase is compared with")
+        group.add_argument(
+            "--images", metavar="SHARDS", help="captioned images that texts are seen through (default: validation's)"
+        )
+    if has("similarity"):
+        group.add_argument("--pairs", action="append", default=[], metavar="FILE", help="word, word, score")
+    if name == "all":
+        group.add_argument("--graphs", metavar="SHARDS", help="scene graphs of `relations` (default: validation's)")
+
+
+def _wanted(options: argparse.Namespace) -> Wanted:
+    from groundray.analysis.embedding import Options
+    from groundray.analysis.plans import BATCH_SIZE, Wanted
+    from groundray.analysis.sources import Norms
+
+    given = vars(options)
+    if given.get("batch_size", 1) < 1:
+        raise ValueError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    files = {name: given.get(name) for name in ("concreteness", "categories", "features", "phrases", "pairs")}
+    norms = Norms.at(options.norms) if options.norms else None
+    if any(files.values()):
+        norms = (norms or Norms()).with_files(**{name: file for name, file in files.items() if file})
+    return Wanted(
+        checkpoint=options.checkpoint,
+        models=tuple(options.model),
+        norms=norms,
+        images=given.get("images"),
+        graphs=given.get("graphs"),
+        batch_size=given.get("batch_size", BATCH_SIZE),
+        embedding=Options(options.special_tokens, options.layer, tuple(options.template)),
+        weighting=given.get("class_weight", "none"),
+        folds=given.get("folds", 5),
+        at_least=given.get("at_least", 1),
+        components=given.get("components", 3),
+        fit_on=given.get("fit_on"),
+        vocabulary=given.get("vocabulary"),
+    )
+
+
+def _of_words(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
+    from groundray import analysing
+    from groundray.model import export
+
+    wanted, tracked = _wanted(options), None
+    if options.track:
+        if wanted.checkpoint is None:
+            raise ValueError("--track: expected --checkpoint DIR, of the run whose MLflow run is meant")
+        tracked = Settings(**export.about(wanted.checkpoint).settings)
+    return analysing.carry_out(
+        options.name,
+        wanted,
+        console,
+        errors,
+        out=options.out,
+        cache=options.cache,
+        on_ray=options.ray,
+        use_gpu=options.use_gpu,
+        tracked=tracked,
+    )
+
+
+def _retrieval(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
+    from groundray import analysing
+
+    return analysing.show_retrieval(options.checkpoint, options.data, options.batch_size, console), 0
+
+
+def _relations(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
+    from groundray import analysing
+
+    return analysing.show_relations(options.checkpoint, options.data, options.batch_size, console), 0
 
 
 if __name__ == "__main__":

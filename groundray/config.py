@@ -332,6 +332,17 @@ class Tracking(Section):
     experiment: str = "groundray"
 
 
+class Analysis(Section):
+    """What is made of a run's language streams when it has ended: a report, see `python -m groundray.analyse all`."""
+
+    enabled: bool = True
+    norms: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder or URL of ratings, categories, features, phrases and word pairs (default: no analysis)",
+    )
+
+
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError(f"expected each stage once, got {', '.join(names)}")
@@ -360,6 +371,7 @@ class Settings(BaseSettings):
     relational: Relational | None = None
     retrieval: Retrieval | None = None
     tracking: Tracking = Tracking()
+    analysis: Analysis = Analysis()
 
     @classmethod
     def settings_customise_sources(
@@ -416,6 +428,8 @@ class Settings(BaseSettings):
             tree["run"]["start_from"] = _absolute(self.run.start_from)
         if self.features.folder:
             tree["features"]["folder"] = _absolute(self.features.folder)
+        if self.analysis.norms:
+            tree["analysis"]["norms"] = _absolute(self.analysis.norms)
         for name in self.stages:
             tree[name]["train"], tree[name]["val"] = _absolute(tree[name]["train"]), _absolute(tree[name]["val"])
         for section, keys in (("language", ("name", "weights", "tokenizer")), ("trunk", ("weights",))):
@@ -432,13 +446,14 @@ class Settings(BaseSettings):
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: every dotted setting that a result depends on.
 
-        Where the run is kept, who works on it and where it is tracked may change between an attempt and the next.
+        Where the run is kept, who works on it, where it is tracked and what is made of it in the end may change between
+        an attempt and the next.
         """
         unused = {name for name in get_args(StageName) if name not in self.stages}
         flat = dict(flatten(self.model_dump(mode="json", exclude=unused)))
         free = (
             *("run.name", "run.storage", "run.on_nan", "run.log_samples"),
-            *("tracking.", "scaling.", "checkpoints.", "data.prefetch", "features.folder"),
+            *("tracking.", "scaling.", "checkpoints.", "data.prefetch", "features.folder", "analysis."),
         )
         kept = {key: value for key, value in flat.items() if not key.startswith(free)}
         return kept | {"scaling.chunks": self.chunks}

@@ -123,5 +123,40 @@ class Reporter:
             self._printed = now
 
 
+class Meter:
+    """Shows how far several things are, by name: bars on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._printed = clock()
+        self._tasks: dict[str, TaskID] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> Meter:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._bars.stop()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """So much of something is done."""
+        if self._console.is_terminal:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.update(self._tasks[what], completed=done, total=total, visible=done < total)
+        elif done < total and self._clock() - self._printed >= LINE_SECONDS:
+            self._printed = self._clock()
+            self._console.print(f"{what}  {done:,}/{total:,}")
+
+
 def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from groundray import analysing
 from groundray.config import Settings, SettingsError
 from groundray.progress import Reporter
 from groundray.runtime import launch
@@ -69,6 +70,8 @@ def carry_out(
     try:
         run.reach(settings)
         stages = run.check(settings)
+        if unusable := analysing.problem(settings):
+            raise SettingsError(unusable)
         if verify:
             run.verify(stages, reporter.console.print)
         folder = run.claim(settings, stages)
@@ -103,7 +106,7 @@ def carry_out(
                 tracker.close(result, "FINISHED" if result else "KILLED" if signals.received else "FAILED")
     if result:
         reporter.console.print(f"result  {folder}/{run.RESULT}\nmodel   {folder}/{run.MODEL}")
-        return 0
+        return _analysed(settings, reporter, complain, signals)
     if signals.received:
         kept = "a checkpoint is written" if isinstance(ended, Stopped) else "what was trained is kept"
         complain(f"stopped: {kept} in {folder}; the same command goes on from there")
@@ -111,3 +114,16 @@ def carry_out(
     complain(f"error: {ended}")
     complain(f"what was trained is kept in {folder}; the same command goes on from there")
     return EXIT_FAILED
+
+
+def _analysed(settings: Settings, reporter: Reporter, complain: Callable[[str], None], signals: Signals) -> int:
+    """The exit status of a run that is complete, after its language streams have been analysed."""
+    signals.training = False  # there is no checkpoint to write: a signal ends it as it is
+    already = len(signals.received)
+    with signals.heard():
+        try:
+            analysing.finish(settings, reporter.console, complain)
+        except KeyboardInterrupt:
+            complain("stopped: the run is complete, its analysis is not; the same command makes it")
+            return EXIT_SIGNAL + signals.received[already]
+    return 0

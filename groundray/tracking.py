@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import subprocess
 import tempfile
 import threading
@@ -226,6 +227,42 @@ class SweepLog:
         except Exception as error:  # noqa: BLE001  whatever tracking raises, the sweep goes on
             first = str(error).strip().splitlines() or [""]
             self._warn(f"tracking failed, the sweep goes on: {type(error).__name__}: {first[0]}")
+
+
+def log_analysis(
+    settings: Settings,
+    folder: Folder,
+    metrics: Mapping[str, float],
+    files: Mapping[str, bytes],
+    warn: Callable[[str], None],
+) -> bool:
+    """Add what an analysis found of a run's model to its MLflow run: metrics, and files below `analysis/`. What cannot
+    be logged is said, and False returned."""
+    from mlflow.entities import Metric
+
+    try:
+        client, number = _client(settings)
+        run_id = _oldest(client, number, folder)
+        if run_id is None:
+            raise ValueError(f"no MLflow run of {folder} at {uri_of(settings)}: train with tracking.enabled true")
+        now = int(time.time() * 1000)
+        points = [Metric(_allowed(name), value, now, 0) for name, value in metrics.items()]
+        for start in range(0, len(points), MOST_METRICS):
+            client.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
+        with tempfile.TemporaryDirectory() as local:
+            for name, content in files.items():
+                (Path(local) / name).write_bytes(content)
+            client.log_artifacts(run_id, local, "analysis")
+    except Exception as error:  # noqa: BLE001  whatever tracking raises, the analysis is there
+        first = str(error).strip().splitlines() or [""]
+        warn(f"tracking failed, the analysis is complete without it: {type(error).__name__}: {first[0]}")
+        return False
+    return True
+
+
+def _allowed(name: str) -> str:
+    """A metric's name of the letters that MLflow takes."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"), flags=re.ASCII)
 
 
 def uri_of(settings: Settings) -> str:

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dry_run(settings: Settings) -> int:
+    from groundray import analysing
     from groundray.runtime import resources
     from groundray.training.preview import preview
 
@@ -72,6 +73,10 @@ def _dry_run(settings: Settings) -> int:
         f"CPUs: {wanted.workers * wanted.worker_cpus:g} for workers of {wanted.cluster_cpus:g} "
         f"({wanted.where}); GPUs: {wanted.gpus} of {wanted.cluster_gpus:g}"
     )
+    if settings.analysis.enabled and settings.analysis.norms:
+        console.print(f"analysis  with the norms of {settings.analysis.norms}, to {seen.folder}/{analysing.FOLDER}")
+    if unusable := analysing.problem(settings):
+        problems.append(unusable)
     try:
         wanted.check()
     except ValueError as error:

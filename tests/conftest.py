@@ -25,9 +25,18 @@ install_import_hook(
     [
         "groundray.loss",
         "groundray.model",
+        *(
+            f"groundray.analysis.{name}"
+            for name in (
+                *("axes", "categories", "composition", "labels", "norms", "similarity", "statistics"),
+                *("through_images", "vectors"),
+            )
+        ),
         *(f"groundray.stage.{name}" for name in ("visual", "language", "grounding", "relational", "retrieval")),
         "groundray.stage.recall",
         "groundray.stage.topk",
+        "groundray.analysis.embedding",
+        "groundray.analysis.lexicon",
         "groundray.data.batches",
         "groundray.data.pictures",
         "groundray.data.transforms",
@@ -50,7 +59,8 @@ class SmallWorld:
     shards: Path
 
     def settings(self, *words: str, stages: str = "grounding", url: str | None = None) -> list[str]:
-        """Command-line words of the preset `demo` for this world: some stages, small batches, no tracking.
+        """Command-line words of the preset `demo` for this world: some stages, small batches, neither tracking nor
+        analysis.
 
         Args:
             url: of a copy of the shards and the tokenizer.
@@ -76,6 +86,8 @@ class SmallWorld:
             "--language.batch_size=40",
             "--visual.optimizer.warmup=0",
             "--tracking.enabled=false",
+            f"--analysis.norms={self.source / 'norms'}",
+            "--analysis.enabled=false",
             *words,
         ]
 

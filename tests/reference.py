@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
+import scipy.optimize
 import torch
 from torch import Tensor
+
+from groundray.data.randomness import pick
 
 
 def similarity(V: Tensor, W: Tensor, valid: Tensor, kind: str) -> Tensor:
@@ -151,6 +157,81 @@ def retrieval_vectors(x: Tensor, valid: Tensor, weights: dict[str, Tensor]) -> T
         mean = torch.stack(mapped).mean(dim=0)
         vectors.append(mean / mean.square().sum().sqrt())
     return torch.stack(vectors)
+
+
+@torch.no_grad()
+def text_vector(
+    model: Any, tokenizer: Any, text: str, special_tokens: bool = False, layer: int = -1, templates: tuple = ()
+) -> Tensor:
+    """A text's vector, one sentence and one piece at a time; its pieces are found by counting those before it."""
+    vectors = []
+    for template in templates or ("{}",):
+        before, after = template.split("{}")
+        ids = tokenizer(before + text + after)["input_ids"]
+        state = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
+        special = [one in tokenizer.all_special_ids for one in ids]
+        first = special.index(False) + len(tokenizer.tokenize(before))
+        own = range(first, first + len(tokenizer.tokenize(text)))
+        counted = [piece for place, piece in enumerate(state) if special_tokens or place in own]
+        vectors.append(sum(counted) / len(counted))
+    return sum(vectors) / len(vectors)
+
+
+def resampled(
+    figure: Callable[[np.ndarray, np.ndarray], float],
+    x: np.ndarray,
+    y: np.ndarray,
+    units: np.ndarray,
+    seed: int,
+    count: int,
+) -> list[float]:
+    """A figure of each bootstrap resample, of the items written out; items of a unit come together."""
+    found = []
+    members = [np.flatnonzero(units == unit) for unit in range(units.max() + 1)]
+    for resample in range(count):
+        drawn = [int(pick(len(members), seed, resample, place)) for place in range(len(members))]
+        items = np.concatenate([members[unit] for unit in drawn])
+        found.append(figure(x[items], y[items]))
+    return found
+
+
+def silhouette(vectors: dict[str, np.ndarray], of: dict[str, set[str]], category: str, form: str) -> float:
+    """The mean over a category's words of (b - a) / max(a, b), from the distances of all pairs of words."""
+
+    def distance(one: str, other: str) -> float:
+        u, v = vectors[one], vectors[other]
+        return 1 - float(u @ v) / math.sqrt(float(u @ u) * float(v @ v))
+
+    def mean_distance(word: str, others: Sequence[str]) -> float:
+        return sum(distance(word, other) for other in others) / len(others)
+
+    scores = []
+    for word in (own := sorted(of[category])):
+        a = mean_distance(word, [other for other in own if other != word])
+        if form == "rest":
+            b = mean_distance(word, [other for other in vectors if other not in of[category]])
+        else:
+            b = min(mean_distance(word, sorted(words)) for words in of.values() if word not in words)
+        scores.append((b - a) / max(a, b))
+    return sum(scores) / len(scores)
+
+
+def logistic(X: np.ndarray, has: np.ndarray, X_new: np.ndarray, strength: float, balanced: bool) -> np.ndarray:
+    """Which of the new rows have a feature, by the minimum of strength * weighted log loss + |w|^2 / 2."""
+    mean, deviation = X.mean(axis=0), X.std(axis=0)
+    Z, Z_new = (X - mean) / deviation, (X_new - mean) / deviation
+    sign = np.where(has, 1.0, -1.0)
+    weight = np.where(has, len(has) / (2 * has.sum()), len(has) / (2 * (~has).sum())) if balanced else np.ones(len(has))
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        w, bias = parameters[:-1], parameters[-1]
+        margin = sign * (Z @ w + bias)
+        slope = -strength * weight * sign / (1 + np.exp(margin))
+        value = strength * (weight * np.logaddexp(0, -margin)).sum() + w @ w / 2
+        return float(value), np.append(Z.T @ slope + w, slope.sum())
+
+    best = scipy.optimize.minimize(loss, np.zeros(X.shape[1] + 1), jac=True, method="BFGS", options={"gtol": 1e-6})
+    return Z_new @ best.x[:-1] + best.x[-1] > 0
 
 
 def ranked(vectors: list[list[float]], query: list[float], k: int) -> list[tuple[int, float]]:

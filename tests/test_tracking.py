@@ -170,3 +170,31 @@ def test_what_a_killed_process_began_twice_is_one_run(
     client, found = only_run(uri)
     assert found.info.run_id == first.info.run_id
     assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_an_analysis_is_added_to_the_run(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert track(uri, folder, range(1, 4)) == []
+    found = {"analysis/axes/pc1/words/pearson/grounded": 0.9, "analysis/norms/f1/a@b, c/med": 0.5}
+    files = {"report.html": b"<html>", "axes-measures.png": b"PNG"}
+    for _ in range(2):
+        assert tracking.log_analysis(settings(uri), folder, found, files, pytest.fail)
+
+    client, run = only_run(uri)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["analysis/axes/pc1/words/pearson/grounded"] == 0.9
+    assert run.data.metrics["analysis/norms/f1/a_at_b_ c/med"] == 0.5
+    logged = {file.path for file in client.list_artifacts(run.info.run_id, "analysis")}
+    assert logged == {"analysis/report.html", "analysis/axes-measures.png"}
+
+
+def test_an_analysis_of_no_run_is_a_warning(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    warnings: list[str] = []
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert not tracking.log_analysis(settings(uri), folder, {}, {}, warnings.append)
+    assert warnings == [
+        "tracking failed, the analysis is complete without it: ValueError: no MLflow run of "
+        f"{folder} at {uri}: train with tracking.enabled true"
+    ]

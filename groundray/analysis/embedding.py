@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import transformers
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from tokenizers import Encoding
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -36,6 +37,10 @@ MODULES = "modules.json"  # of sentence-transformers
 # On two cores, MiniLM takes 4,200 word pieces a CPU second in batches of 16,384, 3,500 in 4,096 and 1,800 in 1,024
 PIECES_A_BATCH = 16_384
 SHOWN = 5
+POOLER = "pooler"  # of the first token: nothing here reads it, and transformers makes one up where a folder has none
+
+# what transformers raises of files that are missing, damaged or of another model
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 Vectors = Float[np.ndarray, "text dim"]
 Embed = Callable[["Embedder", Sequence[str]], Vectors]
@@ -211,8 +216,8 @@ class Embedder:
             vectors[batch.texts] += part
         assert vectors is not None
         vectors /= max(1, len(self.options.templates))
-        finite = np.isfinite(vectors.sum(axis=1))
-        self._refuse(texts, finite.tolist(), "finite vectors (has its training diverged, or are its weights damaged?)")
+        finite = np.all(np.isfinite(vectors), axis=1).tolist()
+        self._refuse(texts, finite, "finite vectors (has its training diverged, or are its weights damaged?)")
         return vectors
 
     @torch.inference_mode()
@@ -272,17 +277,19 @@ def _load(name: str, place: str, options: Options) -> Embedder:
             loaded: Any = AutoModel.from_pretrained(
                 place, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise ValueError(
                 f"no language model to be had at {name} ({_reason(error)}): give a folder with config.json, weights "
                 "and a tokenizer, as an export's language/, or `minilm`, which installs as a package"
             ) from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{name}: expected a tokenizer beside the model, found none ({_reason(error)})") from None
+        except UNREADABLE as error:
+            raise ValueError(
+                f"{name}: expected a tokenizer beside the model, found none to read ({_reason(error)})"
+            ) from None
     model, report = loaded
-    if missing := sorted(one for one in report["missing_keys"] if "pooler" not in one):
+    if missing := sorted(one for one in report["missing_keys"] if POOLER not in one):
         raise ValueError(f"{name} lacks weights of its model: {', '.join(missing[:SHOWN])}")
     # transformers makes a tokenizer of special tokens alone where there is no file of one
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -319,7 +326,7 @@ def _digest(model: PreTrainedModel, tokenizer: str, options: Options) -> str:
         transformers.__version__,
     ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((name, tensor) for name, tensor in model.state_dict().items() if POOLER not in name):
         content = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
         digest.update(content.view(-1).numpy().data)

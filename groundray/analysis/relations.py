@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from groundray.analysis.result import Analysis, Measure, Table
+from groundray.analysis.shares import share_of
 from groundray.data.batches import SceneGraphBatch
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
@@ -97,3 +99,34 @@ def _translation(used: tuple[str, ...], taught: tuple[str, ...]) -> Int[Tensor, 
 
 def _majority(numbers: Int[Tensor, " item"]) -> float:
     return numbers.bincount().max().item() / len(numbers) if len(numbers) else 0.0
+
+
+def analysis(found: Relations, model: str) -> Analysis:
+    """What was found, for a report.
+
+    Args:
+        model: the name of the language stream.
+    """
+    items = {"predicate": found.triplets, "object": found.objects}
+    tops = [name.removeprefix("predicate/") for name in found.metrics if name.startswith("predicate/")]
+    rows = [
+        (
+            f"{what}, {top.replace('top', 'top-')}",
+            found.metrics[f"{what}/{top}"],
+            found.without_image[f"{what}/{top}"],
+            found.majority[what] if top == "top1" else None,
+        )
+        for what in items
+        for top in tops
+    ]
+    return Analysis(
+        "relations",
+        "Which predicate a pair of objects has, and which class an object is, beside the same model without the image "
+        "and the most frequent answer. Intervals are Wilson's (1927).",
+        tuple(
+            Measure(f"{what}/top1", f"{what}: top-1", count, {model: share_of(found.metrics[f"{what}/top1"], count)})
+            for what, count in items.items()
+        ),
+        (Table("Accuracy", ("", "with the image", "without", "majority"), tuple(rows)),),
+        left_out={f"{what} of words that the model was not taught": count for what, count in found.unknown.items()},
+    )

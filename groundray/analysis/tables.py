@@ -376,7 +376,7 @@ def _once(
         if said != value:
             raise ValueError(
                 f"{row.where}: expected one {column} of {', '.join(words)}, got {row.fields[column] or 'none'} "
-                f"after {first.fields[column] or 'none'} ({first.where.rpartition(' line ')[2]})"
+                f"after {first.fields[column] or 'none'} (line {first.where.rpartition(' ')[2]})"
             )
         repeated += first is not row
     what = "words that stand twice in their category" if "category" in key else "words that stand twice"

@@ -104,7 +104,8 @@ class Sweep:
         """The run that trials start from; None where there is nothing to train first."""
         if not self.before:
             return None
-        return changed(self.settings, {"stages": self.before, "run.storage": str(self.folder), "run.name": BEFORE})
+        own = {"run.storage": str(self.folder), "run.name": BEFORE, "analysis.enabled": False}
+        return changed(self.settings, {"stages": self.before, **own})
 
     def settings_of(self, values: Mapping[str, Any], name: str) -> Settings:
         """The settings of a trial.

@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from groundray.figures import BLUE, GREY, ORANGE, legend, new, png, style, tidy
 from groundray.sweeping.definition import Metric
 from groundray.sweeping.outcome import Point, Trial, best, points
 from groundray.sweeping.space import Space, shown
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"  # told apart by colour-blind people too (Okabe and Ito)
 
-
+@style()
 def draw(file: Path, title: str, trials: Sequence[Trial], swept: Sequence[Space], metric: Metric) -> None:
     """Write a PNG with a panel a swept setting: each trial's metric, and its mean and standard deviation over seeds at
     each point. Trials that were stopped early are hollow; the best is marked."""
-    figure = Figure(figsize=(1.2 + 4.8 * len(swept), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new(1.2 + 4.8 * len(swept), 4.2)
     panels = figure.subplots(1, len(swept), sharey=True, squeeze=False)[0]
     found = [point for point in points(trials, metric) if point.measured]
     winner = best(trials, metric)
@@ -30,13 +27,8 @@ def draw(file: Path, title: str, trials: Sequence[Trial], swept: Sequence[Space]
     panels[0].set_ylabel(metric.name.replace("/", "\n"))
     better = "lower" if metric.order == "min" else "higher"
     figure.suptitle(f"{title}: {metric.name} of stage {metric.stage}, {better} is better", fontsize=11)
-    handles: dict[str, Any] = {}
-    for panel in panels:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.savefig(file, dpi=150)
+    legend(figure)
+    file.write_bytes(png(figure))
 
 
 def _panel(panel: Axes, space: Space, found: Sequence[Point], winner: Trial | None, alone: bool) -> None:
@@ -78,5 +70,4 @@ def _panel(panel: Axes, space: Space, found: Sequence[Point], winner: Trial | No
         panel.set_xticks([x(value) for value in space.values], [shown(value) for value in space.values])
         panel.minorticks_off()
     panel.set_xlabel(space.name)
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
+    tidy(panel)

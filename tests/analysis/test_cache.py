@@ -1,0 +1,94 @@
+"""Kept vectors: the same bits again, and made anew where a file cannot be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analysis.models import bert, word_pieces, write
+
+from groundray.analysis.cache import Cache
+from groundray.analysis.embedding import Embedder, Options, Vectors
+
+TEXTS = ("zebra", "striped horse", "strawberry")
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    return Embedder.load(write(tmp_path_factory.mktemp("stream"), bert()))
+
+
+def never(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+    raise AssertionError(f"{len(texts)} vectors are made")
+
+
+def test_vectors_are_made_once(embedder: Embedder, tmp_path: Path) -> None:
+    notes: list[str] = []
+    cache = Cache.at(tmp_path, notes.append)
+    made = cache.embed(embedder, TEXTS)
+    assert np.array_equal(made, embedder.embed(TEXTS))
+    again = cache.embed(embedder, TEXTS, never)
+    assert again.dtype == np.float32
+    assert np.array_equal(again, made)
+    assert notes == []
+
+
+def test_what_vectors_follow_from_is_in_the_key(embedder: Embedder, tmp_path: Path) -> None:
+    cache = Cache.at(tmp_path, pytest.fail)
+    cache.embed(embedder, TEXTS)
+    tokenizer = word_pieces()
+    others = [
+        (embedder, TEXTS[:2]),
+        (embedder, TEXTS[::-1]),
+        (embedder, ("zebra striped", "horse", "strawberry")),
+        (Embedder("layer", bert(), tokenizer, Options(layer=1)), TEXTS),
+        (Embedder("weights", bert(seed=1), tokenizer), TEXTS),
+    ]
+    for other, texts in others:
+        with pytest.raises(AssertionError, match="vectors are made"):
+            cache.embed(other, texts, never)
+        assert np.array_equal(cache.embed(other, texts), other.embed(texts))
+    assert len(list((tmp_path / "embeddings").iterdir())) == 1 + len(others)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "another's"])
+def test_a_damaged_file_is_made_anew_with_a_note(embedder: Embedder, tmp_path: Path, damage: str) -> None:
+    notes: list[str] = []
+    cache = Cache.at(tmp_path, notes.append)
+    made = cache.embed(embedder, TEXTS)
+    (file,) = (tmp_path / "embeddings").iterdir()
+    content = file.read_bytes()
+    cache.embed(embedder, TEXTS[:2])
+    (other,) = {*(tmp_path / "embeddings").iterdir()} - {file}
+    file.write_bytes(
+        {
+            "cut": content[:-5],
+            "flipped": content[:-5] + bytes([content[-5] ^ 1]) + content[-4:],
+            "emptied": b"",
+            "another's": other.read_bytes(),
+        }[damage]
+    )
+    assert np.array_equal(cache.embed(embedder, TEXTS), made)
+    (note,) = notes
+    assert note.startswith(f"{file} is damaged (")
+    assert note.endswith("and is made anew")
+    assert file.read_bytes() == content
+    assert np.array_equal(cache.embed(embedder, TEXTS, never), made)
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_the_time(embedder: Embedder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    notes: list[str] = []
+    made = Cache.at(tmp_path / "file", notes.append).embed(embedder, TEXTS)
+    assert np.array_equal(made, embedder.embed(TEXTS))
+    assert "give another cache folder" in notes[-1]
+
+
+def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    assert str(Cache.at(None, pytest.fail).folder) == f"{tmp_path}/mine/groundray/embeddings"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert str(Cache.at(None, pytest.fail).folder) == f"{tmp_path}/home/.cache/groundray/embeddings"

@@ -1,0 +1,51 @@
+"""The words that several models know, and what is left out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from analysis.models import bert, word_pieces
+
+from groundray.analysis.embedding import Embedder
+from groundray.analysis.lexicon import Lexicon
+
+TEXTS = ["zebra", "giraffe", "red fruit", "zebra", "horse", "bear", "giraffe"]
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Embedder]:
+    return {
+        "whole": Embedder("whole", bert(), word_pieces()),
+        "small": Embedder("small", bert(seed=1), word_pieces(("zebra", "horse", "red", "fruit"))),
+    }
+
+
+def test_every_model_has_the_same_texts_once(models: dict[str, Embedder]) -> None:
+    lexicon = Lexicon.of(models, TEXTS)
+    assert list(lexicon.place) == ["zebra", "red fruit", "horse"]
+    assert lexicon.unknown == {"whole": {"giraffe"}, "small": {"giraffe", "bear"}}
+    for name, model in models.items():
+        assert np.array_equal(lexicon.vectors[name], model.embed(["zebra", "red fruit", "horse"]))
+
+
+def test_an_analysis_takes_its_rows_and_hears_what_is_left_out(models: dict[str, Embedder]) -> None:
+    lexicon = Lexicon.of(models, TEXTS)
+    taken = lexicon.take(["horse", "bear", "zebra", "bear", "horse"])
+    assert taken.rows.tolist() == [0, 2, 4]
+    assert taken.left_out == {"words out of vocabulary (small)": 1}
+    for name, vectors in taken.vectors.items():
+        assert np.array_equal(vectors, lexicon.vectors[name][[2, 0, 2]])
+    nothing = lexicon.take(["giraffe"])
+    assert nothing.vectors["whole"].shape == (0, 16)
+    assert nothing.left_out == {"words out of vocabulary (whole)": 1, "words out of vocabulary (small)": 1}
+    with pytest.raises(KeyError, match="texts that the lexicon was made of, got 'photo'"):
+        lexicon.take(["zebra", "photo"])
+
+
+def test_nothing_to_compare_is_an_error(models: dict[str, Embedder]) -> None:
+    with pytest.raises(ValueError, match="at least one model, got none"):
+        Lexicon.of({}, TEXTS)
+    with pytest.raises(ValueError, match="at least one word, got none"):
+        Lexicon.of(models, [])
+    with pytest.raises(ValueError, match="words that whole and small know, got none among 2, as 'bear'"):
+        Lexicon.of(models, ["bear", "giraffe"])

@@ -1,0 +1,196 @@
+"""Pictures: names that can be read wherever their points are, and nothing that words could break."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import MODELS, NASTY, analyses, words
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
+
+from groundray.analysis.labels import NEAR, place
+from groundray.analysis.pictures import forest, pictures, scatter, spread
+from groundray.analysis.result import Measure, Point, Scatter, Spread, Value
+from groundray.figures import COLOURS, SHAPES, look, png, svg
+
+
+def names(panel: Axes) -> list[Annotation]:
+    return [text for text in panel.texts if isinstance(text, Annotation) and text.get_text()]
+
+
+def boxes(texts: list[Text]) -> list[Bbox]:
+    return [Text.get_window_extent(text) for text in texts]
+
+
+def assert_apart(found: list[Bbox]) -> None:
+    for one, other in itertools.combinations(found, 2):
+        assert not one.overlaps(other)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 300), st.floats(0, 200)), min_size=1, max_size=40),
+    st.lists(st.tuples(st.floats(1, 90), st.floats(5, 15)), min_size=40, max_size=40),
+)
+def test_boxes_neither_overlap_nor_leave_the_bounds(
+    anchors: list[tuple[float, float]], sizes: list[tuple[float, float]]
+) -> None:
+    points = np.array(anchors)
+    placed = place(np.array(sizes[: len(anchors)]), points, (0.0, 0.0, 300.0, 200.0), points, gap=4.0)
+    there = [Bbox.from_extents(*box) for box in placed if box]
+    assert_apart(there)
+    for box, size in zip(placed, sizes, strict=False):
+        if box:
+            left, bottom, right, top = box
+            assert (right - left, top - bottom) == pytest.approx(size)
+            assert left >= 0
+            assert bottom >= 0
+            assert right <= 300
+            assert top <= 200
+
+
+def test_a_line_to_a_name_passes_no_other() -> None:
+    """Names of points that lie close find room only farther away, on a side where no other is in the way."""
+    size, bounds = (40.0, 8.0), (0.0, 0.0, 300.0, 200.0)
+    anchors = np.array([[150.0, 100.0 + height] for height in (0, 4, 8, 12, 1, 5, 9, 2, 6)])
+    placed = place(np.array([size] * len(anchors)), anchors, bounds, anchors, gap=4.0)
+    far = 0
+    for box, anchor in zip(placed, anchors, strict=True):
+        if box is None:
+            continue
+        left, bottom, right, top = box
+        edge = (min(max(anchor[0], left), right), min(max(anchor[1], bottom), top))
+        if math.dist(anchor, edge) <= NEAR * 4:
+            continue
+        far += 1
+        line = np.linspace(anchor, ((left + right) / 2, (bottom + top) / 2), 1000)
+        for other in (one for one in placed if one and one != box):
+            assert not ((line > other[:2]) & (line < other[2:])).all(axis=1).any()
+    assert far >= 2
+
+
+def test_a_lone_name_stands_at_its_point_and_one_without_room_nowhere() -> None:
+    anchor = np.array([[50.0, 50.0]])
+    (box,) = place(np.array([[20.0, 8.0]]), anchor, (0.0, 0.0, 100.0, 100.0), anchor, gap=4.0)
+    assert box == pytest.approx((54, 46, 74, 54))
+    assert place(np.array([[200.0, 8.0]]), anchor, (0.0, 0.0, 100.0, 100.0), anchor, gap=4.0) == [None]
+
+
+def test_a_name_covers_no_point_where_there_is_a_way() -> None:
+    anchor, right = np.array([[50.0, 50.0]]), np.array([[60.0, 50.0]])
+    (box,) = place(np.array([[20.0, 8.0]]), anchor, (0.0, 0.0, 100.0, 100.0), np.concatenate([anchor, right]), gap=4.0)
+    assert box == pytest.approx((26, 46, 46, 54))
+
+
+@pytest.mark.parametrize("named", [12, 60])
+def test_names_of_words_are_apart_and_in_their_panel(named: int) -> None:
+    panels = {model: words(60, 9, seed, named) for seed, model in enumerate(MODELS)}
+    figure = scatter(Scatter("axes/pc2-pc3", "PC2 against PC3", "PC2", "PC3", panels, shade="concreteness"))
+    figure.draw_without_rendering()
+    shown = figure.axes[: len(MODELS)]
+    assert [panel.get_title(loc="left").partition(" (")[0] for panel in shown] == list(MODELS)
+    for panel in shown:
+        written = names(panel)
+        assert_apart(boxes([*written]))
+        area = panel.get_window_extent()
+        for box in boxes([*written]):
+            assert area.padded(1).contains(box.x0, box.y0)
+            assert area.padded(1).contains(box.x1, box.y1)
+        missing = named - len(written)
+        assert (f"{missing} of {named} names had no room" in panel.get_title(loc="left")) == (missing > 0)
+    assert NASTY in {text.get_text() for panel in shown for text in names(panel)}
+
+
+def test_many_categories_are_named_where_they_lie() -> None:
+    figure = scatter(Scatter("tsne", "t-SNE", "", "", {"grounded": words(400, 40, 1, named=0)}))
+    (panel,) = figure.axes
+    assert len(names(panel)) > 20
+    assert {text.get_text() for text in names(panel)} <= {f"category {number}" for number in range(40)}
+    assert_apart(boxes([*names(panel)]))
+    assert not figure.legends
+
+
+def test_few_categories_differ_in_colour_and_shape_and_are_in_the_legend() -> None:
+    figure = scatter(Scatter("tsne", "t-SNE", "", "", {"grounded": words(90, 9, 1)}))
+    (panel,) = figure.axes
+    looks = {(tuple(one.get_facecolor()[0]), str(one.get_paths()[0].vertices)) for one in panel.collections}
+    assert len(looks) == 9
+    assert [text.get_text() for text in figure.legends[0].texts][:2] == ["shape", "kind"]
+
+
+def test_looks_are_all_different() -> None:
+    assert len({look(number) for number in range(len(COLOURS) * len(SHAPES))}) == len(COLOURS) * len(SHAPES)
+
+
+def test_points_that_are_not_finite_are_counted() -> None:
+    points = (Point("a", 0.0, 0.0), Point("b", math.nan, 1.0), Point("c", 1.0, math.inf))
+    figure = scatter(Scatter("one", "One", "x", "y", {"grounded": points, "empty": ()}))
+    assert [panel.get_title(loc="left") for panel in figure.axes] == ["grounded (2 not finite)", "empty"]
+
+
+def drawn_x(panel: Axes, hollow: bool) -> list[float]:
+    """The places along x of the markers that are filled, or that are not."""
+    lines = [line for line in panel.lines if line.get_marker() not in ("None", None, "")]
+    return [float(line.get_xdata()[0]) for line in lines if (line.get_markerfacecolor() == "#ffffff") is hollow]  # type: ignore[index]
+
+
+def test_a_measure_is_drawn_with_its_interval_beside_what_is_published() -> None:
+    measure = Measure(
+        "r",
+        "Pearson r",
+        52,
+        {"ungrounded": Value(0.1, 0.05, 0.2), "grounded": Value(0.8, 0.75, 0.83), "broken": Value(math.nan)},
+        published={"ungrounded": 0.104, "grounded": 0.6615, "relational": 0.6948},
+    )
+    (panel,) = forest([measure]).axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["ungrounded", "grounded", "broken", "relational"]
+    assert drawn_x(panel, hollow=False) == [0.1, 0.8]
+    assert drawn_x(panel, hollow=True) == [0.104, 0.6615, 0.6948]
+    intervals = [tuple(line.get_xdata()) for line in panel.lines if len(line.get_xdata()) == 2]  # type: ignore[arg-type]
+    assert intervals == [(0.05, 0.2), (0.75, 0.83)]
+    assert [text.get_text() for text in panel.texts] == ["not a number"]
+
+
+def test_a_spread_shows_quartiles() -> None:
+    values = {"ungrounded": tuple(np.arange(101) / 100), "grounded": (0.5,), "text-only": ()}
+    (panel,) = spread(Spread("s", "S", "silhouette", {"all": values})).axes
+    first, second = panel.patches
+    assert (first.get_x(), first.get_x() + first.get_width()) == pytest.approx((0.25, 0.75))  # type: ignore[attr-defined]
+    assert second.get_width() == 0  # type: ignore[attr-defined]
+    assert drawn_x(panel, hollow=False) == [0.5, 0.5]
+    assert [text.get_text() for text in panel.texts] == ["none"]
+    assert panel.get_yticklabels()[0].get_text() == "all (n\u00a0=\u00a0101 / 1 / 0)"
+
+
+def test_files_are_the_same_each_time_and_hold_no_ids_of_another_figure() -> None:
+    def made() -> list[tuple[str, Figure]]:
+        return [(name, figure) for one in analyses() for name, _, figure in pictures(one)]
+
+    for (name, figure), (_, again) in zip(made(), made(), strict=True):
+        element = svg(figure, name)
+        assert element == svg(again, name)
+        assert png(figure) == png(again)
+        assert element.startswith("<svg")
+        assert "<!--" not in element
+        assert "script" not in element
+        assert "currentColor" in element
+        for wanted in (' id="', 'href="#', "url(#"):
+            assert element.count(wanted) == element.count(f"{wanted}{name}-")
+
+
+def test_a_model_looks_the_same_in_the_pictures_of_all_analyses() -> None:
+    """Whether an analysis is of all models or of one."""
+    one = Measure("recall", "Recall", 9, {MODELS[2]: Value(0.5, 0.4, 0.6)})
+    (panel,) = forest([one], MODELS).axes
+    groups = {"visual": {MODELS[2]: (0.1, 0.2, 0.3)}}
+    (rows,) = spread(Spread("norms/f1", "F1", "F1", groups), MODELS).axes
+    for drawn in (panel, rows):
+        assert {line.get_color() for line in drawn.lines} == {look(2).colour}
+    assert [label.get_text() for label in panel.get_yticklabels()] == [MODELS[2]]

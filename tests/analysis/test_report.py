@@ -1,0 +1,190 @@
+"""The report: everything that was found is in it, nothing of it is code, and it needs no other file."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+
+import pytest
+from made_up import MODELS, NASTY, analyses
+
+from groundray.analysis.report import Report, as_json, files, finite, metrics, shown, shown_interval, shown_p
+from groundray.analysis.result import Value
+
+Row = list[tuple[str, dict[str, str]]]
+
+
+class Page(HTMLParser):
+    """A page's elements, and its tables: rows of cells, each its text and attributes."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.tables: list[list[Row]] = []
+        self._cell: list[str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = {name: value or "" for name, value in attrs}
+        self.tags.append((tag, known))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+            self.tables[-1][-1].append(("", known))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            text = " ".join("".join(self._cell).split())
+            self.tables[-1][-1][-1] = (text, self.tables[-1][-1][-1][1])
+            self._cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell.append(data)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return Report(
+        title=NASTY,
+        models={model: f"runs/{NASTY}/language-{model}" for model in MODELS},
+        analyses=analyses(),
+        notes=(f"no control {NASTY}",),
+        skipped={"similarity": f"no word pairs in {NASTY}"},
+    )
+
+
+@pytest.fixture(scope="module")
+def made(report: Report) -> dict[str, bytes]:
+    return dict(files(report))
+
+
+@pytest.fixture(scope="module")
+def page(made: dict[str, bytes]) -> Page:
+    return Page(made["report.html"].decode())
+
+
+def test_everything_is_in_files_and_pictures_are_png(made: dict[str, bytes]) -> None:
+    drawn = ["axes-measures", "axes-pc2-pc3", "categories-measures", "categories-silhouette", "categories-tsne"]
+    assert sorted(made) == sorted([*(f"{name}.png" for name in drawn), "report.html", "report.json"])
+    assert all(made[f"{name}.png"].startswith(b"\x89PNG") for name in drawn)
+
+
+def test_words_of_files_are_no_code(made: dict[str, bytes], page: Page) -> None:
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "<script>alert" not in made["report.html"].decode()
+    assert any(NASTY in text for table in page.tables for row in table for text, _ in row)
+
+
+def test_nothing_is_fetched(page: Page) -> None:
+    fetched = [
+        value
+        for tag, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "action", "srcset", "data")
+        and not value.startswith(("#", "data:image/"))
+    ]
+    assert fetched == []
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "img", "object", "embed"}
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+
+
+def test_the_comparison_comes_first_and_holds_every_figure(page: Page) -> None:
+    groups, head, *rows = page.tables[0]
+    assert [(text, cell.get("colspan")) for text, cell in groups] == [("", "2"), ("measured", "4"), ("published", "3")]
+    assert [text for text, _ in head] == ["measure", "items", *MODELS, "ungrounded", "grounded", "relational"]
+    assert all(cell["aria-sort"] == "none" for _, cell in head)
+    first = [text for text, _ in rows[0]]
+    assert first[:3] == ["axes PC1 and concreteness, words: Pearson r", "52", "0.100 [0.050, 0.140]"]
+    assert first[-3:] == ["0.104", "0.661", "0.695"]
+    not_a_number = rows[2]
+    assert [text for text, _ in not_a_number][4:6] == ["–", "1"]  # noqa: RUF001
+    assert not_a_number[4][1]["data-sort"] == ""
+    assert len(rows) == 4
+
+
+def test_every_difference_has_its_interval_and_p(page: Page) -> None:
+    head, *rows = page.tables[1]
+    assert [text for text, _ in head] == ["measure", "more of", "than of", "difference", "low", "high", "p"]
+    assert len(rows) == 3 * 6
+    assert [text for text, _ in rows[0]] == [
+        "axes PC1 and concreteness, words: Pearson r",
+        "text-only",
+        "ungrounded",
+        "0.150",
+        "0.010",
+        "0.400",
+        "< .001",
+    ]
+    assert rows[0][-1][1]["data-sort"] == "0.0004"
+
+
+def test_numbers_in_tables_can_be_sorted(page: Page) -> None:
+    head, first, second = page.tables[2]
+    assert [text for text, _ in head] == ["word", "grounded", "rating"]
+    assert [cell["class"] for _, cell in first] == ["first", "number", "number"]
+    assert [cell["data-sort"] for _, cell in first] == [NASTY, "30.86", "4.97"]
+    assert second[2][1]["data-sort"] == ""
+
+
+def test_what_was_left_out_and_not_made_is_said(made: dict[str, bytes]) -> None:
+    text = made["report.html"].decode()
+    assert "<b>3</b> words out of vocabulary" in text
+    assert "<b>similarity</b> was not made: no word pairs in" in text
+    assert "no control &lt;script&gt;" in text
+
+
+def test_json_holds_the_same_without_what_is_no_number(report: Report, made: dict[str, bytes]) -> None:
+    told = json.loads(made["report.json"], parse_constant=pytest.fail)
+    assert told == as_json(report)
+    axes = told["analyses"]["axes"]
+    grounded = axes["measures"]["pc1/words/pearson"]["values"]["grounded"]
+    assert grounded == pytest.approx({"value": 0.4, "low": 0.35, "high": 0.44})
+    assert axes["measures"]["pc1/words/pearson"]["differences"][0]["p"] == 0.0004
+    assert axes["measures"]["nan"]["values"]["grounded"]["value"] is None
+    assert axes["tables"][0]["rows"][1] == ["zebra", 24.7, None]
+    assert axes["left_out"] == {"words out of vocabulary": 3, "duplicates": 0}
+    assert told["skipped"].keys() == {"similarity"}
+
+
+def test_two_reports_of_the_same_are_the_same_bytes(report: Report, made: dict[str, bytes]) -> None:
+    assert dict(files(report)) == made
+
+
+def test_metrics_are_finite_and_named_by_their_place(report: Report) -> None:
+    found = metrics(report)
+    assert found["analysis/axes/pc1/words/pearson/grounded"] == pytest.approx(0.4)
+    assert "analysis/axes/nan/grounded" not in found
+    assert found["analysis/axes/nan/relational"] == 1
+
+
+def test_a_report_of_nothing_is_a_page() -> None:
+    made = dict(files(Report("empty", {}, ())))
+    assert set(made) == {"report.html", "report.json"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (None, "–"),  # noqa: RUF001
+        (math.nan, "–"),  # noqa: RUF001
+        (-0.25, "−0.250"),  # noqa: RUF001
+        (1234, "1,234"),
+        (489.25, "489.2"),
+        ("oven", "oven"),
+    ],
+)
+def test_cells(cell: str | float | None, text: str) -> None:
+    assert shown(cell) == text
+
+
+def test_intervals_and_p() -> None:
+    assert shown_interval(Value(1.0, 0.5, 1.5)) == "[0.500, 1.500]"
+    assert shown_interval(Value(1.0)) == ""
+    assert [shown_p(p) for p in (None, 0.0001, 0.0123, 0.5, 1.0)] == ["–", "< .001", ".012", ".500", "1"]  # noqa: RUF001
+    assert finite({"a": (math.inf, 1, True, "x", None)}) == {"a": [None, 1, True, "x", None]}

@@ -1,0 +1,111 @@
+"""Which models and norms are found, and what is said of those that are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import SmallWorld
+
+from groundray.analysis.sources import Models, Norms
+from groundray.model import export
+
+
+def exported(folder: Path, *streams: str) -> str:
+    """What looks like an export with these language streams."""
+    for name in (*streams, "stages"):
+        (folder / name).mkdir(parents=True)
+    about = {"format": export.FORMAT, "settings": {}, "stages": [], "vocabulary": {}}
+    (folder / export.ABOUT).write_text(json.dumps(about))
+    return str(folder)
+
+
+def test_the_controls_of_an_export_come_first_in_their_order(tmp_path: Path) -> None:
+    model = exported(
+        tmp_path, "language", "language-relational", "language-ungrounded", "language-grounded", "language-visual"
+    )
+    found = Models.of(f"{model}/", ["bert=models/bert", "text-only=runs/other/model/language-text-only"])
+    assert found.places == {
+        "ungrounded": f"{model}/language-ungrounded",
+        "text-only": "runs/other/model/language-text-only",
+        "grounded": f"{model}/language-grounded",
+        "relational": f"{model}/language-relational",
+        "visual": f"{model}/language-visual",
+        "bert": "models/bert",
+    }
+    assert list(found.places)[:4] == ["ungrounded", "text-only", "grounded", "relational"]
+    assert found.notes == ()
+
+
+def test_a_missing_control_is_named_with_how_to_get_it(tmp_path: Path) -> None:
+    found = Models.of(exported(tmp_path, "language-ungrounded", "language-grounded"), [])
+    text_only, relational = found.notes
+    assert text_only.startswith("no text-only control: train stage language on the same captions")
+    assert "--model text-only=FOLDER" in text_only
+    assert relational.startswith("no relational control: train stage relational")
+    assert len(Models.of(None, ["minilm=minilm"]).notes) == 4
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ([], "expected --checkpoint DIR, a run's model/ folder, or --model NAME=FOLDER"),
+        (["minilm"], "expected NAME=FOLDER such as bert=models/bert, got 'minilm'"),
+        (["=x"], "expected NAME=FOLDER"),
+        (["a/b=x"], "expected NAME=FOLDER"),
+        (["a=x", "a=y"], "a is x already: give y another name"),
+    ],
+)
+def test_models_that_cannot_be_named(named: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Models.of(None, named)
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="give a finished run's model/ folder"):
+        Models.of(str(tmp_path), [])
+
+
+def test_norms_of_the_embedded_world(world: SmallWorld) -> None:
+    folder = str(world.source / "norms")
+    found = Norms.at(folder)
+    assert found == Norms(
+        f"{folder}/concreteness.csv",
+        f"{folder}/categories.csv",
+        f"{folder}/features.csv",
+        f"{folder}/composition.csv",
+        None,
+        f"in {folder}",
+    )
+    assert found.places == [
+        f"{folder}/{name}.csv" for name in ("concreteness", "categories", "features", "composition")
+    ]
+
+
+def test_norms_as_they_are_published(tmp_path: Path) -> None:
+    for name in ("semcat/animal-2.txt", "semcat100.csv", "similarity/EN-RG-65.txt", "similarity/README", "other.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = Norms.at(f"{tmp_path}/")
+    assert found.categories == f"{tmp_path}/semcat100.csv"
+    assert found.pairs == {"EN-RG-65": f"{tmp_path}/similarity/EN-RG-65.txt"}
+    (tmp_path / "semcat100.csv").unlink()
+    assert Norms.at(str(tmp_path)).categories == f"{tmp_path}/semcat"
+    assert found.concreteness is None
+
+
+def test_single_files_take_the_place_of_the_folders(tmp_path: Path) -> None:
+    (tmp_path / "features.csv").write_text("x")
+    found = Norms.at(str(tmp_path)).with_files(categories="mine.csv", pairs=["sets/men.csv", "rg"])
+    assert found.features == f"{tmp_path}/features.csv"
+    assert found.categories == "mine.csv"
+    assert found.pairs == {"men": "sets/men.csv", "rg": "rg"}
+
+
+@pytest.mark.parametrize("name", ["nothing", "other"])
+def test_a_folder_without_norms(tmp_path: Path, name: str) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"expected norms in .*, one of concreteness.csv, categories.csv"):
+        Norms.at(str(tmp_path / name))

@@ -1,0 +1,64 @@
+"""How well images suit texts, against the match map one image and one text at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import torch
+from conftest import SmallWorld
+
+from groundray import config
+from groundray.analysis.through_images import similarities
+from groundray.data.batches import CaptionBatch
+from groundray.data.pieces import WordPieces
+from groundray.model.grounded import GroundedModel
+from groundray.model.heads import GroundingHeads
+from groundray.model.language import load_tokenizer
+from groundray.training import run
+
+TEXTS = ("circle", "striped circle", "a red heart above a small star")
+
+
+@pytest.fixture(scope="module")
+def grounded(world: SmallWorld) -> tuple[GroundedModel, WordPieces]:
+    settings = config.load("demo", world.settings())
+    model, heads = run.begin(settings)
+    run.enter(run.check(settings)[0], model, heads, settings)
+    tokenizer = load_tokenizer(settings.model.language)
+    return model.eval(), WordPieces(tokenizer.backend_tokenizer.to_str(), 12)
+
+
+def batches(*sizes: int) -> list[CaptionBatch]:
+    """Batches of noise, whose captions nobody reads."""
+    draw = np.random.default_rng(3)
+    return [
+        CaptionBatch.of(
+            [str(number) for number in range(size)],
+            draw.integers(0, 256, (size, 3, 112, 112), dtype=np.uint8),
+            np.zeros((size, 2), dtype=np.int32),
+            np.full(size, 2, dtype=np.int32),
+        )
+        for size in sizes
+    ]
+
+
+@pytest.mark.parametrize("special_tokens", [True, False])
+@torch.no_grad()
+def test_each_number_is_a_match_maps(grounded: tuple[GroundedModel, WordPieces], special_tokens: bool) -> None:
+    model, pieces = grounded
+    found = similarities(model, pieces, TEXTS, batches(3, 0, 2), "cosine", special_tokens)
+    heads = model.head(GroundingHeads)
+    V = torch.cat([heads.visual(model.visual(batch.images)) for batch in batches(3, 2)])
+    for row, text in zip(found, TEXTS, strict=True):
+        ids = torch.tensor([pieces.loaded.encode(text).ids])
+        W = heads.language(model.language(ids, torch.ones_like(ids, dtype=torch.bool)))
+        W = W if special_tokens else W[:, 1:-1]
+        S = reference.similarity(V, W, torch.ones(W.shape[:2], dtype=torch.bool), "cosine")[:, 0]
+        np.testing.assert_allclose(row, S, atol=1e-5)
+
+
+def test_one_image_says_nothing(grounded: tuple[GroundedModel, WordPieces]) -> None:
+    model, pieces = grounded
+    with pytest.raises(ValueError, match="expected at least 2 images, got 1"):
+        similarities(model, pieces, TEXTS, batches(1), "dot", True)

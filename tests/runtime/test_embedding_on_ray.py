@@ -1,0 +1,39 @@
+"""A vocabulary embedded on Ray: the same vectors, in the same order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from analysis.models import WORDS, bert, word_pieces
+
+from groundray.analysis.embedding import Embedder, Options
+from groundray.runtime import embedding
+
+
+@pytest.mark.ray
+def test_vectors_are_those_of_one_process(ray_cluster: None) -> None:
+    words = [word for word in WORDS if word != ","]
+    texts = [" ".join(words[place % 13] for place in range(start, start + start % 5 + 1)) for start in range(2000)]
+    embedder = Embedder("model", bert(), word_pieces(), Options(templates=("a photo of a {}", "{} and the bear")))
+    heard: list[tuple[int, int]] = []
+    found = embedding.embed(embedder, texts, lambda done, of: heard.append((done, of)))
+    # an actor adds up on one thread, this process on several
+    np.testing.assert_allclose(found, embedder.embed(texts), rtol=1e-4, atol=1e-5)
+    assert len(heard) > 4
+    assert heard[-1][0] == heard[-1][1]
+
+
+@pytest.mark.ray
+def test_what_cannot_be_embedded_is_refused_before_any_work(ray_cluster: None) -> None:
+    embedder = Embedder("model", bert(), word_pieces())
+    with pytest.raises(ValueError, match="got others for 'giraffe'"):
+        embedding.embed(embedder, ["zebra", "giraffe"])
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(ray_cluster: None) -> None:
+    embedder = Embedder("model", bert(), word_pieces())
+    with pytest.raises(ValueError, match="expected a cluster with a GPU to embed on"):
+        embedding.embed(embedder, ["zebra"], use_gpu=True)

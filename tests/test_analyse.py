@@ -1,0 +1,287 @@
+"""`python -m groundray.analyse` of words, and the analysis that a run ends with, as a person meets them."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from conftest import SmallWorld
+from made_up import MODELS, analyses
+from rich.console import Console
+
+from groundray import analyse, analysing, config, train
+from groundray.analysis import screen
+from groundray.analysis.report import Report
+from groundray.training import run
+from groundray.training.worker import InProcess
+
+
+@pytest.fixture(scope="module")
+def model(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("analysed")
+    words = world.settings(f"--run.storage={storage}", "--grounding.epochs=1", stages="language,grounding")
+    run.train(config.load("demo", words), InProcess(lambda _: None))
+    return storage / "demo" / "model"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def few(world: SmallWorld, tmp_path: Path) -> Path:
+    """A folder of features alone, which are quick to analyse."""
+    (tmp_path / "few").mkdir()
+    shutil.copy(world.source / "norms" / "features.csv", tmp_path / "few")
+    return tmp_path / "few"
+
+
+def told(out: Path) -> dict[str, Any]:
+    return json.loads(out.read_text(), parse_constant=pytest.fail)
+
+
+def test_everything_that_there_is_data_for_is_analysed(
+    world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "similarity").mkdir()
+    shutil.copytree(world.source / "norms", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "similarity" / "pairs.txt").write_text("red\torange\t8\nred\tidea\t1\ncircle\tring\t7\nhope\tblue\t0\n")
+    words = ["all", "--checkpoint", str(model), "--norms", str(tmp_path), "--out", str(tmp_path / "report")]
+    assert analyse.main([*words, "--model", f"again={model / 'language'}", "--json", str(tmp_path / "all.json")]) == 0
+    found = told(tmp_path / "all.json")
+    assert list(found["models"]) == ["ungrounded", "text-only", "grounded", "again"]
+    assert list(found["analyses"]) == [
+        "axes",
+        "norms",
+        "categories",
+        "composition",
+        "composition_through_images",
+        "similarity",
+        "retrieval",
+    ]
+    assert found["skipped"] == {"relations": "the model has no stage relational: it was trained in language, grounding"}
+    assert found["notes"] == [
+        "no relational control: train stage relational after grounding, or give one with --model relational=FOLDER"
+    ]
+    for analysis in ("axes", "norms", "categories", "composition", "similarity"):
+        for measure in found["analyses"][analysis]["measures"].values():
+            assert measure["values"]["again"] == measure["values"]["grounded"], measure["name"]
+    measure = found["analyses"]["axes"]["measures"]["pc1/words/pearson"]
+    assert measure["published"] == {"ungrounded": 0.104, "grounded": 0.6615, "relational": 0.6948}
+    assert len(measure["differences"]) == 6
+    assert list(found["analyses"]["retrieval"]["measures"]) == [
+        "grounding/text_to_image/recall_at_10",
+        "grounding/image_to_text/recall_at_10",
+    ]
+    assert told(tmp_path / "report" / "report.json") == found
+    assert (tmp_path / "report" / "report.html").stat().st_size > 100_000
+    assert (tmp_path / "report" / "axes-measures.png").exists()
+    shown = capsys.readouterr().out
+    for text in (
+        "axes  PC1 and concreteness, words: Pearson r",
+        "relations  not made: ",
+        "note  no relational control",
+    ):
+        assert text in shown
+
+
+def test_what_is_found_is_the_same_each_time(world: SmallWorld, model: Path, tmp_path: Path, few: Path) -> None:
+    for out in ("one", "other"):  # each with a cache of its own
+        words = ["--checkpoint", str(model), "--cache", str(tmp_path / f"cache-{out}")]
+        for name in ("axes", "categories"):
+            norms = ["--norms", str(world.source / "norms")]
+            assert analyse.main([name, *words, *norms, "--json", str(tmp_path / f"{name}-{out}.json")]) == 0
+        assert analyse.main(["all", *words, "--norms", str(few), "--out", str(tmp_path / out)]) == 0
+    for name in ("axes", "categories"):
+        assert (tmp_path / f"{name}-one.json").read_bytes() == (tmp_path / f"{name}-other.json").read_bytes()
+    names = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert {"report.html", "report.json", "norms-f1.png"} <= set(names)
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
+
+
+def test_norms_that_cannot_be_read_are_named_and_the_rest_is_made(
+    world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "norms").mkdir()
+    for name in ("features.csv", "categories.csv"):
+        shutil.copy(world.source / "norms" / name, tmp_path / "norms")
+    with (tmp_path / "norms" / "features.csv").open("a") as file:
+        file.write("circle,is odd,many,visual\n")
+    line = (tmp_path / "norms" / "features.csv").read_text().count("\n")
+    words = ["--checkpoint", str(model), "--norms", str(tmp_path / "norms"), "--json", str(tmp_path / "all.json")]
+    assert analyse.main(["all", *words, "--out", str(tmp_path / "report")]) == 1
+    found = told(tmp_path / "all.json")
+    assert f"features.csv line {line}: expected a number" in found["skipped"]["norms"]
+    assert {"axes", "categories", "retrieval"} <= found["analyses"].keys()
+    capsys.readouterr()
+    assert analyse.main(["norms", *words]) == 2
+    assert f"features.csv line {line}" in capsys.readouterr().err
+
+
+def test_one_analysis_shows_its_tables_and_writes_no_report(
+    world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(model), "--norms", str(world.source / "norms"), "--json", str(tmp_path / "found.json")]
+    assert analyse.main(["composition", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "Rank of each target" in shown
+    assert "striped circle" in shown
+    assert list(told(tmp_path / "found.json")["analyses"]) == ["composition", "composition_through_images"]
+    assert not (model.parent / "analysis").exists()
+    assert analyse.main(["axes", *words, "--components", "2", "--out", str(tmp_path / "axes")]) == 0
+    assert (tmp_path / "axes" / "report.html").exists()
+    assert "pc2/words/pearson" in told(tmp_path / "found.json")["analyses"]["axes"]["measures"]
+
+
+def test_options_change_what_is_measured(world: SmallWorld, model: Path, tmp_path: Path) -> None:
+    def found(*words: str) -> Any:
+        name = words[0]
+        norms = ["--checkpoint", str(model), "--norms", str(world.source / "norms")]
+        assert analyse.main([name, *norms, *words[1:], "--json", str(tmp_path / "found.json")]) == 0
+        return told(tmp_path / "found.json")["analyses"][name]["measures"]
+
+    pool = tmp_path / "pool.txt"
+    pool.write_text("circle\nsquare\nred\nidea\nhope\nblue\nstar\n")
+    base = found("axes")
+    for words in (["--special-tokens"], ["--layer", "0"], ["--template", "a {} thing"], ["--fit-on", str(pool)]):
+        assert found("axes", *words)["pc1/words/pearson"]["values"] != base["pc1/words/pearson"]["values"], words
+    assert found("norms", "--class-weight", "balanced") != found("norms")
+    assert found("composition", "--vocabulary", str(pool)) != found("composition")
+
+    def features(*words: str) -> int:
+        found("norms", *words)
+        return len(told(tmp_path / "found.json")["analyses"]["norms"]["tables"][0]["rows"])
+
+    assert features("--folds", "2") > features() > features("--at-least", "11")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["axes"], "expected --checkpoint DIR, a run's model/ folder, or --model NAME=FOLDER"),
+        (
+            ["axes", "--model", "a=MODEL/language"],
+            "semcat/ was given, nor a folder of norms (--norms DIR)",
+        ),
+        (["similarity", "--checkpoint", "MODEL"], "no similarity/ with word pairs in"),
+        (["similarity", "--checkpoint", "MODEL"], "norms: give --pairs FILE"),
+        (["norms", "--checkpoint", "MODEL", "--norms", "NOWHERE"], "expected norms in NOWHERE"),
+        (["axes", "--checkpoint", "MODEL", "--layer", "9"], "layer: expected 0 to 2"),
+        (["axes", "--checkpoint", "MODEL", "--components", "0"], "expected 1 to 56 axes of vectors (57, 128), got 0"),
+        (["all", "--model", "a=MODEL/language", "--track"], "--track: expected --checkpoint DIR"),
+        (["composition", "--checkpoint", "MODEL", "--images", "NOWHERE"], "expected shards at"),
+        (["composition", "--checkpoint", "MODEL", "--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
+        (["axes", "--model", "a=NOWHERE", "--checkpoint", "MODEL"], "no language model to be had at NOWHERE"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    model: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyse.main([word.replace("MODEL", str(model)) for word in words]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "intervals", "published"), [(70, False, False), (130, False, True), (200, True, True)]
+)
+def test_the_screen_shows_as_much_as_it_has_room_for(width: int, intervals: bool, published: bool) -> None:
+    made = Report("demo", dict.fromkeys(MODELS, ""), analyses())
+    file = io.StringIO()
+    console = Console(file=file, width=width, markup=False, highlight=False)
+    console.print(screen.comparison(made, console, short=False))
+    shown = file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert ("[0.350, 0.440]" in shown) == intervals
+    assert ("0.104 / 0.661 / 0.695" in shown) == published
+    assert "…" not in shown
+
+
+# the end of a run
+
+
+def trained(world: SmallWorld, *words: str) -> list[str]:
+    return [
+        "--config",
+        "demo",
+        *world.settings("--scaling.num_workers=0", "--grounding.epochs=1", stages="language,grounding"),
+        "--analysis.enabled=true",
+        *words,
+    ]
+
+
+def test_a_run_ends_with_its_analysis_once(
+    world: SmallWorld, tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = trained(world, "--tracking.enabled=true", f"--analysis.norms={few}")
+    assert train.main(words) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "norms  F1 of all features: median" in shown.out
+    assert f"report  {tmp_path}/runs/demo/analysis/report.html" in shown.out
+    report = tmp_path / "runs" / "demo" / "analysis" / "report.json"
+    found = told(report)
+    assert set(found["analyses"]) == {"norms", "retrieval"}
+    assert set(found["models"]) == {"ungrounded", "text-only", "grounded"}
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("groundray")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    value = found["analyses"]["norms"]["measures"]["f1/all/median"]["values"]["grounded"]["value"]
+    assert logged.data.metrics["analysis/norms/f1/all/median/grounded"] == pytest.approx(value)
+    files = {file.path for file in client.list_artifacts(logged.info.run_id, "analysis")}
+    assert {"analysis/report.html", "analysis/report.json", "analysis/norms-measures.png"} <= files
+
+    before = report.stat().st_mtime_ns
+    assert train.main(words) == 0
+    assert "analysis  is there already" in capsys.readouterr().out
+    assert report.stat().st_mtime_ns == before
+    with (few / "features.csv").open("a") as file:
+        file.write("circle,is new,5,visual\n")
+    assert train.main(words) == 0  # with other norms it is another
+    assert report.stat().st_mtime_ns > before
+
+    report.unlink()
+    assert analyse.main(["all", "--checkpoint", "runs/demo/model", "--track"]) == 0  # with the run's own norms
+    assert set(told(report)["analyses"]) == {"norms", "retrieval"}
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_an_analysis_that_fails_loses_no_run(
+    world: SmallWorld, tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no room")
+
+    words = trained(world, f"--run.storage={tmp_path}", f"--analysis.norms={few}")
+    monkeypatch.setattr(analysing, "report", broken)
+    assert train.main(words) == 0
+    shown = capsys.readouterr().err
+    assert "analysis failed, the run itself is complete: RuntimeError: no room" in shown
+    assert f"by hand: python -m groundray.analyse all --checkpoint {tmp_path}/demo/model --norms {few}\n" in shown
+    assert (tmp_path / "demo" / "result.json").exists()
+    monkeypatch.undo()
+    assert train.main(words) == 0  # the same command makes it
+    assert (tmp_path / "demo" / "analysis" / "report.html").exists()
+
+
+def test_norms_that_are_not_there_are_said_before_anything_starts(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = trained(world, f"--run.storage={tmp_path}/runs", f"--analysis.norms={tmp_path}/nowhere")
+    assert train.main(words) == 2
+    assert f"analysis.norms: expected norms in {tmp_path}/nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert train.main([*words, "--dry-run"]) == 2
+    assert f"problem   analysis.norms: expected norms in {tmp_path}/nowhere" in capsys.readouterr().out
