@@ -54,7 +54,7 @@ def test_silhouettes_are_those_of_all_pairs(data: st.DataObject) -> None:
     rows = [(f"w{word}", f"c{category}") for word in range(count) for category in range(3) if of[word, category]]
     words, names = [word for word, _ in rows], [name for _, name in rows]
     found = by_form(np.stack([vectors[word] for word in words]), words, names)
-    members = {f"c{category}": {word for word, name in rows if name == f"c{category}"} for category in range(3)}
+    members = {category: {word for word, name in rows if name == category} for category in dict.fromkeys(names)}
     for number, category in enumerate(dict.fromkeys(names)):
         own = members[category]
         if not 2 <= len(own) < count:
