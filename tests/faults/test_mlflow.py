@@ -49,8 +49,11 @@ class Server:
         """Start it, and wait until it answers."""
         options = ("--host=127.0.0.1", f"--port={self.port}", "--workers=1", f"--backend-store-uri={self.store}")
         command = [sys.executable, "-m", "mlflow", "server", *options, f"--artifacts-destination={self.folder}/files"]
+        alone = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its helpers take seconds to begin
         with (self.folder / "server.log").open("ab") as log:
-            self.running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder)
+            self.running = subprocess.Popen(
+                command, stdout=log, stderr=log, env=alone, start_new_session=True, cwd=self.folder
+            )
         wait_until(self.answers)
 
     def kill(self) -> None:
