@@ -11,6 +11,7 @@ from rich.console import Console
 
 from groundray.config import Settings
 from groundray.home import go_home
+from groundray.progress import table_console
 from groundray.storage import Folder
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 PLACES = ("checkpoint", "data", "images", "graphs", "out", "cache")  # paths or URLs
-FILE_WIDTH = 160  # columns of a table that goes to a file, where nobody's window is the measure
 ABOUT = {
     "retrieval": "recall@k and ranks between images and captions, both ways",
     "relations": "predicates and objects found, against majority and a blank image",
@@ -35,9 +35,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 where some analyses of `all` could not be made of their data, 2 for a checkpoint or data
     that cannot be used, 130 ended by Ctrl-C."""
     options = _parser().parse_args(words)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
+    console = table_console()
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     analyse: Callable[[argparse.Namespace, Console, Console], tuple[dict[str, Any], int]] = options.analyse
     try:

@@ -13,12 +13,12 @@ import joblib
 from rich.console import Console
 
 from groundray.home import go_home
+from groundray.progress import table_console
 
 if TYPE_CHECKING:
     from groundray.benchmarks.measure import Report
 
 EXIT_DISAGREEMENT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-FILE_WIDTH = 160  # columns of a table that goes to a file, where nobody's window is the measure
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -44,10 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("interrupted; nothing was written")
         return EXIT_INTERRUPTED
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
-    console.print(report.table())
+    table_console().print(report.table())
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")

@@ -23,6 +23,15 @@ from groundray.training.events import (
 )
 
 LINE_SECONDS = 10.0
+FILE_WIDTH = 160  # columns of a table that goes to a file, where nobody's window is the measure
+
+
+def table_console(soft_wrap: bool = False) -> Console:
+    """Where results and their tables are shown."""
+    console = Console(highlight=False, markup=False, soft_wrap=soft_wrap)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    return console
 
 
 class Reporter:

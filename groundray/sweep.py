@@ -20,6 +20,7 @@ from rich.table import Table
 from groundray import config
 from groundray.config import SettingsError
 from groundray.home import go_home
+from groundray.progress import table_console
 
 if TYPE_CHECKING:
     from groundray.sweeping.definition import Sweep
@@ -44,7 +45,7 @@ def main(
         about, space, metric, name: what a script sweeps where its command line says nothing else.
     """
     options, overrides = _parser(about, space, metric).parse_known_args(words)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = table_console(soft_wrap=True)
     errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
     if not any(word.partition("=")[0] == "--scaling.num_workers" for word in overrides):
         overrides = [*overrides, "--scaling.num_workers", "1"]  # many trials at once use a cluster better

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from groundray.figures import BLUE, GREY, ORANGE, legend, new, png, style, tidy
 from groundray.sweeping.definition import Metric
@@ -66,6 +67,9 @@ def _panel(panel: Axes, space: Space, found: Sequence[Point], winner: Trial | No
                 )
     if numbers and space.on_log_scale:
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
     if space.kind == "choice":
         panel.set_xticks([x(value) for value in space.values], [shown(value) for value in space.values])
         panel.minorticks_off()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from groundray.sweeping import picture
 from groundray.sweeping.definition import Metric
 from groundray.sweeping.outcome import State, Trial, best, points, rows
 from groundray.sweeping.picture import draw
@@ -51,6 +54,24 @@ def test_the_table_has_a_line_a_point() -> None:
         ["0.1", "0.5", "± 0 (1)", "3", "1 finished, 1 stopped early", "3.0"],
         ["0.2", "", "± 0 (0)", "3", "failed", "1.5"],
     ]
+
+
+def test_a_logarithmic_axis_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are written out, and none lies on another."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(picture, "png", lambda figure: drawn.append(figure) or b"")
+    names = ["relational.weights.pair", "relational.weights.object", "relational.temperature"]
+    swept = [Space.parse(f"{name}=loguniform:0.1:10") for name in names]
+    trials = [Trial(f"t{x}", dict.fromkeys(names, x), 0, "finished", 0.5) for x in (0.12, 0.4, 1.7, 7.7)]
+    draw(tmp_path / "sweep.png", "sweep", trials, swept, TOP1)
+    drawn[0].draw_without_rendering()
+    for panel in drawn[0].axes:
+        labels = [label for which in ("major", "minor") for label in panel.get_xticklabels(which=which)]
+        low, high = panel.get_xlim()
+        shown = [one for one in labels if one.get_text() and low <= one.get_position()[0] <= high]
+        assert [one.get_text() for one in shown] == ["0.1", "0.2", "0.5", "1", "2", "5"]
+        boxes = [one.get_window_extent() for one in shown]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 @pytest.mark.parametrize("metric", [TOP1, LOSS])
