@@ -1,7 +1,7 @@
 # make demo     set up and run the main job on the embedded world
 # make explore  search the demo's scenes in a browser
 # make test     set up and run the tests
-# make chaos    kill runs of several processes in every way (about a quarter of an hour)
+# make chaos    kill runs of several processes in every way (about half an hour)
 # make soak     kill the demo thirty times, at random
 # make lint     set up and run the formatter's check, the linter, the type checker and the import contracts
 PYTHON ?= python3
