@@ -1,6 +1,7 @@
 # make demo     set up and run the main job on the embedded world
 # make explore  search the demo's scenes in a browser
 # make test     set up and run the tests
+# make slow     run those that take minutes, and after make demo those of what it has learned
 # make chaos    kill runs of several processes in every way (about half an hour)
 # make soak     kill the demo thirty times, at random
 # make lint     set up and run the formatter's check, the linter, the type checker and the import contracts
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
-.PHONY: setup demo explore test chaos soak lint lock clean
+.PHONY: setup demo explore test slow chaos soak lint lock clean
 
 setup: .venv/.ready
 
@@ -34,6 +35,9 @@ explore: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
 
 chaos: setup
 	$(BIN)/python -m pytest tests/faults -m "chaos or not soak"

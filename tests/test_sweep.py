@@ -164,6 +164,7 @@ def apart(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_early_stopped_trial_of_two_workers_frees_them(world: SmallWorld, tmp_path: Path) -> None:
     """The cluster holds one such trial at a time: the next can only begin once the workers of one that was stopped are
     gone."""
@@ -182,6 +183,7 @@ def test_an_early_stopped_trial_of_two_workers_frees_them(world: SmallWorld, tmp
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on(world: SmallWorld, tmp_path: Path) -> None:
     """Once while the run is trained that trials start from, once in a trial."""
     more = ["--early-stopping=none", "--max-concurrent=1", "--language.epochs=40", "--resume"]
