@@ -279,7 +279,7 @@ def test_a_node_that_is_drained_gives_notice(saboteur: Saboteur, unharmed: Ended
 @pytest.mark.ray
 @pytest.mark.chaos
 def test_a_run_waits_for_machines_that_come_when_they_are_asked_for(world: SmallWorld, tmp_path: Path) -> None:
-    """One node of one CPU is there, and the head has none: two workers and what reads for them take 1.4."""
+    """One node of one CPU is there, and the head has none: two workers and what reads for them take 1.8."""
     saboteur = saboteur_in(tmp_path, world, "visual")
     saboteur.plan()
     claimed = saboteur.folder / "runs" / "waits" / "config.yaml"
@@ -293,7 +293,7 @@ def test_a_run_waits_for_machines_that_come_when_they_are_asked_for(world: Small
     threading.Thread(target=grow, daemon=True).start()
     ran = saboteur.run("--run.name=waits", nodes=1, sabotaged=False)
     assert ran.returncode == 0, ran.stderr
-    waits = r"note  waiting for machines with 1\.4 CPUs, for (59\.\d|60\.0) minutes at most \(scaling\.wait_minutes\)"
+    waits = r"note  waiting for machines with 1\.8 CPUs, for (59\.\d|60\.0) minutes at most \(scaling\.wait_minutes\)"
     assert re.search(waits, ran.stdout), ran.stdout
     assert "visual  done" in ran.stdout
 
