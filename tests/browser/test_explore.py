@@ -296,7 +296,9 @@ def test_a_phrase_lands_among_its_neighbours(tab: Any) -> None:
     page.locator("#space .lists .after button").first.click()
     page.get_by_role("heading", name=f"“{told['grounded'][0]['text']}”").wait_for()
     page.get_by_text("The words as a table").click()
-    assert page.locator("#space tbody tr").count() == len(answer(tab, "words")["words"])
+    rows = page.locator("#space tbody tr")
+    rows.first.wait_for()  # the table is made when it is opened
+    assert rows.count() == len(answer(tab, "words")["words"])
 
 
 def test_plotly_comes_from_the_service_and_only_when_wanted(tab: Any) -> None:
