@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from groundray.analysis.plans import Wanted
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
-PLACES = ("checkpoint", "data", "images", "graphs", "out", "cache")  # paths or URLs
+FILES = ("concreteness", "categories", "features", "phrases", "pairs")
+# options that are paths or URLs
+PLACES = ("checkpoint", "data", "images", "graphs", "norms", *FILES, "fit_on", "vocabulary", "out", "cache")
 ABOUT = {
     "retrieval": "recall@k and ranks between images and captions, both ways",
     "relations": "predicates and objects found, against majority and a blank image",
@@ -41,9 +44,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         go_home(errors.print)
         file = Folder.reach(options.json) if options.json else None
-        for place in PLACES:
-            if there := getattr(options, place, None):
-                Folder.reach(there)
+        for place in _places(options):
+            Folder.reach(place)
         result, status = analyse(options, console, errors)
         if file:
             file.parent.make().write_json(file.name, result)
@@ -54,6 +56,13 @@ def main(words: Sequence[str] | None = None) -> int:
         errors.print("interrupted; vectors that were made are kept")
         return EXIT_INTERRUPTED
     return status
+
+
+def _places(options: argparse.Namespace) -> list[str]:
+    """Every path and URL that was given."""
+    given = (getattr(options, name, None) or [] for name in PLACES)
+    models = (model.partition("=")[2] for model in getattr(options, "model", ()))
+    return [*itertools.chain.from_iterable([one] if isinstance(one, str) else one for one in given), *models]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,7 +164,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
     given = vars(options)
     if given.get("batch_size", 1) < 1:
         raise ValueError(f"--batch-size: expected at least 1, got {options.batch_size}")
-    files = {name: given.get(name) for name in ("concreteness", "categories", "features", "phrases", "pairs")}
+    files = {name: given.get(name) for name in FILES}
     norms = Norms.at(options.norms) if options.norms else None
     if any(files.values()):
         norms = (norms or Norms()).with_files(**{name: file for name, file in files.items() if file})

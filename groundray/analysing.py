@@ -115,7 +115,7 @@ def carry_out(
     if place:
         console.print(f"report  {place}/{PAGE}", soft_wrap=True)
     if tracked and wanted.checkpoint:
-        whole &= log_analysis(tracked, _run_folder(wanted.checkpoint), metrics(made), written, errors.print)
+        whole &= log_analysis(tracked, Folder.at(wanted.checkpoint).parent, metrics(made), written, errors.print)
     return as_json(made), 0 if whole else EXIT_FAILED
 
 
@@ -190,15 +190,9 @@ def _maker(cache: str | None, on_ray: bool, use_gpu: bool, meter: Meter, errors:
         yield lambda embedder, texts: kept.embed(embedder, texts, make)
 
 
-def _run_folder(checkpoint: str) -> Folder:
-    """The folder of the run that a checkpoint is of."""
-    model = Folder.at(checkpoint)
-    return Folder(model.filesystem, model.path.rpartition("/")[0])
-
-
 def _beside(checkpoint: str | None) -> Folder:
     """Where the report of a model goes, if nobody says."""
-    return _run_folder(checkpoint) / FOLDER if checkpoint else Folder.at(FOLDER)
+    return Folder.at(checkpoint).parent / FOLDER if checkpoint else Folder.at(FOLDER)
 
 
 def show_retrieval(checkpoint: str, images: str | None, batch_size: int, console: Console) -> dict[str, Any]:

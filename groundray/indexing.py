@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from groundray.home import go_home
+from groundray.storage import Folder
+
 if TYPE_CHECKING:
     from groundray.search.index import IndexParts
     from groundray.search.towers import Towers
@@ -22,6 +25,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", metavar="DIR", help="where indexes are kept (default: index/ beside the model/)")
     parser.add_argument("--use-gpu", action="store_true", help="make a missing index on the cluster's GPUs")
     parser.add_argument("--verbose", action="store_true", help="with Ray's own logs")
+
+
+def places_of(options: argparse.Namespace) -> dict[str, str | None]:
+    """The paths and URLs among the options, by name; None where one was not given."""
+    return {name: getattr(options, name, None) for name in ("checkpoint", "images", "index", "norms")}
+
+
+def ready(options: argparse.Namespace, errors: Console) -> None:
+    """Go to where relative paths are, and see that the stores answer which the options name.
+
+    Raises:
+        OSError: one does not, has no such bucket, or refuses the credentials.
+    """
+    go_home(errors.print)
+    for place in places_of(options).values():
+        if place:
+            Folder.reach(place)
 
 
 def indexed(options: argparse.Namespace, console: Console) -> tuple[Towers, IndexParts]:

@@ -9,11 +9,11 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich.console import Console
 
-from groundray.indexing import add_options, indexed
+from groundray.indexing import add_options, indexed, places_of, ready
+from groundray.storage import Folder
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 HOST, PORT = "127.0.0.1", 8000
@@ -30,6 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     signals, served = Signals(), False
     try:
+        ready(options, errors)
         with signals.heard(), _served(options, console) as address:
             served = True
             console.print(f"search  {address}  (Ctrl-C ends it)")
@@ -76,20 +77,11 @@ def _served(options: argparse.Namespace, console: Console) -> Iterator[str]:
         indexed(options, console)
         from groundray.runtime.serving import Arguments, serving  # brings Serve, which the cluster has made quiet
 
-        arguments = Arguments(
-            checkpoint=_from_anywhere(options.checkpoint),
-            images=_from_anywhere(options.images),
-            index=options.index and _from_anywhere(options.index),
-            norms=options.norms and _from_anywhere(options.norms),
-            replicas=options.replicas,
-        )
+        # absolute paths, which mean the same in a replica's own working folder, or URLs
+        places = {name: place and str(Folder.at(place)) for name, place in places_of(options).items()}
+        arguments = Arguments(**places, replicas=options.replicas)
         with serving(arguments, options.host, options.port) as address:
             yield address
-
-
-def _from_anywhere(place: str) -> str:
-    """A path that means the same in a replica's own working folder; a URL does already."""
-    return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
 def _has_browser() -> bool:

@@ -10,8 +10,9 @@ import pytest
 from conftest import SmallWorld
 from servers import NO_BUCKET, Server
 
-from groundray import analyse, prepare, sweep, train
+from groundray import analyse, prepare, serve, sweep, train
 from groundray.runtime import cluster
+from groundray.search import __main__ as search
 
 
 def trains(world: SmallWorld, setting: str, *more: str) -> int:
@@ -21,6 +22,19 @@ def trains(world: SmallWorld, setting: str, *more: str) -> int:
 def analyses(world: SmallWorld, **given: str) -> int:
     places = {"checkpoint": str(world.shards), "data": f"{world.shards}/captions/val", **given}
     return analyse.main(["retrieval", *(word for name, place in places.items() for word in (f"--{name}", place))])
+
+
+def words(world: SmallWorld, given: dict[str, str]) -> list[str]:
+    places = {"checkpoint": str(world.shards), "images": f"{world.shards}/captions/val", **given}
+    return [f"--{name}={place}" for name, place in places.items()]
+
+
+def serves(world: SmallWorld, **given: str) -> int:
+    return serve.main(words(world, given))
+
+
+def searches(world: SmallWorld, **given: str) -> int:
+    return search.main(["--text=red", *words(world, given)])
 
 
 def sweeps(world: SmallWorld, setting: str) -> int:
@@ -39,6 +53,13 @@ COMMANDS: dict[str, Callable[[SmallWorld, str], int]] = {
     "analyse --checkpoint": lambda world, url: analyses(world, checkpoint=url),
     "analyse --data": lambda world, url: analyses(world, data=url),
     "analyse --json": lambda world, url: analyses(world, json=f"{url}/numbers.json"),
+    "analyse --norms": lambda world, url: analyse.main(["axes", "--model=m=minilm", f"--norms={url}"]),
+    "analyse --model": lambda world, url: analyse.main(["axes", f"--model=m={url}", f"--norms={world.source}/norms"]),
+    "serve --checkpoint": lambda world, url: serves(world, checkpoint=url),
+    "serve --images": lambda world, url: serves(world, images=url),
+    "serve --norms": lambda world, url: serves(world, norms=url),
+    "search --index": lambda world, url: searches(world, index=url),
+    "search --json": lambda world, url: searches(world, json=f"{url}/found.json"),
     "sweep": lambda world, url: sweeps(world, f"--run.storage={url}"),
 }
 

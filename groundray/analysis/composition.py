@@ -41,6 +41,7 @@ def composition(
     targets: Sequence[str],
     vocabulary: Sequence[str],
     left_out: Mapping[str, int] | None = None,
+    through_images: bool = False,
 ) -> Analysis:
     """The cosine of each phrase with its target, and the target's rank among all words of the vocabulary.
 
@@ -52,59 +53,17 @@ def composition(
         targets: of each phrase. One that is not in the vocabulary, or is a word of its phrase, is left out and counted.
         vocabulary: words, each once.
         left_out: counts of what was left out before; the result repeats them.
+        through_images: rows are a text's similarities to the images of a pool, and texts are near that suit the same
+            images: by the correlation of their rows, which is the cosine of the rows less their means.
 
     Raises:
         ValueError: no phrase has a target in the vocabulary, the vocabulary has a word twice, the models of phrases and
-            words are not the same, or vectors are not as `directions` asks.
+            words are not the same, or vectors are not as `directions` asks (through images: all suit a text alike).
     """
-    about = "the cosine of their vectors"
-    return _composition("composition", about, of_phrases, of_words, phrases, targets, vocabulary, left_out)
-
-
-def through_images(
-    of_phrases: Vectors,
-    of_words: Vectors,
-    phrases: Sequence[str],
-    targets: Sequence[str],
-    vocabulary: Sequence[str],
-    left_out: Mapping[str, int] | None = None,
-) -> Analysis:
-    """The same in the space that images and texts share: whether a phrase and its target suit the same images.
-
-    Texts are ranked by the correlation of their similarities over the images, the cosine of the rows less their means.
-
-    Args:
-        of_phrases: similarity of each phrase to each image; a column an image.
-        of_words: the same of each word.
-
-    Raises:
-        ValueError: as `composition`, or all images suit a text alike.
-    """
-    about = "the correlation of their similarities over the images of a pool"
-    name = "composition_through_images"
-    return _composition(name, about, _centred(of_phrases), _centred(of_words), phrases, targets, vocabulary, left_out)
-
-
-def _centred(rows: Vectors) -> Vectors:
-    """Rows less their means; zero where all of a row is the same but for rounding."""
-    found = {}
-    for model, values in rows.items():
-        less = values - values.mean(axis=-1, keepdims=True)
-        alike = np.ptp(values, axis=-1, keepdims=True) <= ROUNDING * np.abs(values).max(axis=-1, keepdims=True)
-        found[model] = np.where(alike, 0.0, less)
-    return found
-
-
-def _composition(
-    name: str,
-    about: str,
-    of_phrases: Vectors,
-    of_words: Vectors,
-    phrases: Sequence[str],
-    targets: Sequence[str],
-    vocabulary: Sequence[str],
-    left_out: Mapping[str, int] | None,
-) -> Analysis:
+    name, about = "composition", "the cosine of their vectors"
+    if through_images:
+        name, about = "composition_through_images", "the correlation of their similarities over the images of a pool"
+        of_phrases, of_words = _centred(of_phrases), _centred(of_words)
     if len(phrases) != len(targets):
         raise ValueError(f"expected a target for each of {len(phrases)} phrases, got {len(targets)}")
     if list(of_phrases) != list(of_words):
@@ -131,7 +90,7 @@ def _composition(
         "phrases whose target is not in the vocabulary": sum(missing),
         "phrases that have their target in them": sum(inside),
     }
-    paper = published.PHRASES if name == "composition" else {}
+    paper = {} if through_images else published.PHRASES
     return Analysis(
         name,
         f"{len(pairs)} phrases rank {len(vocabulary)} words by {about}. A phrase's own words are not ranked, and words "
@@ -141,6 +100,16 @@ def _composition(
         (*_tables(found, pairs, paper), _neighbours(found, pairs, vocabulary)),
         left_out={**(left_out or {}), **{what: count for what, count in counts.items() if count}},
     )
+
+
+def _centred(rows: Vectors) -> Vectors:
+    """Rows less their means; zero where all of a row is the same but for rounding."""
+    found = {}
+    for model, values in rows.items():
+        less = values - values.mean(axis=-1, keepdims=True)
+        alike = np.ptp(values, axis=-1, keepdims=True) <= ROUNDING * np.abs(values).max(axis=-1, keepdims=True)
+        found[model] = np.where(alike, 0.0, less)
+    return found
 
 
 def own_words(phrase: str) -> set[str]:

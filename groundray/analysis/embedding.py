@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from groundray.model import export
-from groundray.model.language import place_of, quiet
+from groundray.model.language import on_this_machine, place_of, quiet
 from groundray.storage import Folder
 
 SLOT = "{}"
@@ -120,10 +119,7 @@ class Embedder:
         Raises:
             ValueError: there is no model, it lacks weights or a tokenizer, or the options do not fit it.
         """
-        if "://" not in str(place):
-            return _load(str(place), _stream(place_of(str(place))), options)
-        with tempfile.TemporaryDirectory() as local:
-            Folder.at(_stream(place)).download(Path(local))
+        with on_this_machine(_stream(place_of(str(place)))) as local:
             return _load(str(place), local, options)
 
     def known(self, texts: Sequence[str]) -> Bool[np.ndarray, " text"]:

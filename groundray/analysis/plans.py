@@ -200,13 +200,14 @@ def _through_images(wanted: Wanted) -> Plan:
             stage.special_tokens,
         )
         model = _streams(about)["grounding"]
-        return composition.through_images(
+        return composition.composition(
             {model: S[: len(own.rows)]},
             {model: S[len(own.rows) :]},
             [phrases.phrase[row] for row in own.rows],
             [phrases.target[row] for row in own.rows],
             kept,
             phrases.left_out | _told("phrases", own) | _told("words", words),
+            through_images=True,
         )
 
     return Plan((*phrases.phrase, *vocabulary), make)
@@ -417,6 +418,5 @@ def _digest_of(place: str) -> str:
     """Of a file, or of the files of a folder with their names."""
     folder = Folder.at(place)
     if folder.filesystem.get_file_info(folder.path).is_file:
-        above = Folder(folder.filesystem, folder.path.rpartition("/")[0])
-        return _digest(above.read_bytes(folder.name))
+        return _digest(folder.parent.read_bytes(folder.name))
     return _digest(b"".join(name.encode() + folder.read_bytes(name) for name in folder.names()))

@@ -22,6 +22,7 @@ from groundray.benchmarks.measure import MACHINE, Column, Figure, Missing, Repor
 from groundray.runtime import cluster
 from groundray.search import towers
 from groundray.search.index import open_pool
+from groundray.storage import Folder
 
 HOST = "127.0.0.1"
 ALONE_SHARE = 0.25  # of the seconds that many clients ask, for one
@@ -80,8 +81,8 @@ def measure(
     with cluster.connect():
         from groundray.runtime.serving import Arguments, serving  # brings Serve, which the cluster has made quiet
 
-        model, pool = str(Path(checkpoint).absolute()), str(Path(images).absolute())
-        with serving(Arguments(checkpoint=model, images=pool, replicas=replicas), HOST, free_port()) as address:
+        places = {"checkpoint": str(Folder.at(checkpoint)), "images": str(Folder.at(images))}
+        with serving(Arguments(**places, replicas=replicas), HOST, free_port()) as address:
             asked = requests(address)
             for count, spell in ((1, ALONE_SHARE * lasting), (clients, lasting)):
                 note(f"service: {count} client{'s' if count > 1 else ''} for {spell:.0f} s")

@@ -10,6 +10,7 @@ without talking to each other, on any machines that see the folder.
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Parts:
+class Parts(ABC):
     """A data set on its way that has a row for each row of another.
 
     Attributes:
@@ -48,9 +49,9 @@ class Parts:
     rows_a_group: ClassVar[int | None] = None  # of a part, which by default is one row group
 
     @property
+    @abstractmethod
     def bytes_a_row(self) -> int:
         """About how many bytes a row takes."""
-        raise NotImplementedError
 
     @property
     def bytes(self) -> int:

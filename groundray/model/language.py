@@ -60,7 +60,7 @@ def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
             f"model.language.tokenizer: there is no folder {place}: for the embedded world, run "
             "`python -m groundray.prepare scenes --out data/scenes`"
         )
-    with quiet(), _here(place) as here:
+    with quiet(), on_this_machine(place) as here:
         try:
             tokenizer = AutoTokenizer.from_pretrained(here)
         except (OSError, ValueError) as error:
@@ -81,7 +81,7 @@ def build_language(settings: config.Language, weights: bool = True) -> LanguageS
     place = place_of(settings.name)
     if weights and settings.weights != "none":
         place = place if settings.weights == "published" else settings.weights
-        with quiet(), _here(place) as here:
+        with quiet(), on_this_machine(place) as here:
             try:
                 loaded: Any = BertModel.from_pretrained(here, add_pooling_layer=False, output_loading_info=True)
             except (OSError, ValueError) as error:
@@ -101,7 +101,7 @@ def masked_language_weights(settings: config.Language) -> dict[str, Tensor]:
     if settings.name == "tiny" or settings.weights == "none":
         return {}
     place = place_of(settings.name) if settings.weights == "published" else settings.weights
-    with quiet(), _here(place) as here:
+    with quiet(), on_this_machine(place) as here:
         try:
             loaded: Any = BertForMaskedLM.from_pretrained(here, output_loading_info=True)
         except (OSError, ValueError) as error:
@@ -133,7 +133,7 @@ def _configuration(place: str) -> BertConfig:
     """A model's configuration; BERT base's own is known without asking a hub."""
     if place == "bert-base-uncased":
         return BertConfig()
-    with quiet(), _here(place) as here:
+    with quiet(), on_this_machine(place) as here:
         try:
             return BertConfig.from_pretrained(here)
         except (OSError, ValueError) as error:
@@ -141,9 +141,9 @@ def _configuration(place: str) -> BertConfig:
 
 
 @contextlib.contextmanager
-def _here(place: str) -> Iterator[str]:
-    """A folder or a hub's name as transformers takes it: what is in a store is brought here first."""
-    if not is_store(place):
+def on_this_machine(place: str) -> Iterator[str]:
+    """A folder or a hub's name as transformers takes it: what is at a URL is brought here first."""
+    if "://" not in place:
         yield place
         return
     with Folder.at(place).here() as here:

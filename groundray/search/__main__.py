@@ -6,7 +6,6 @@ With neither text nor picture, the index of the images is made, and that is all.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from groundray.indexing import add_options, indexed
+from groundray.indexing import add_options, indexed, ready
+from groundray.progress import table_console
+from groundray.storage import Folder
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 
@@ -23,17 +24,20 @@ EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 def main(words: Sequence[str] | None = None) -> int:
     """The exit status: 0, 2 for a model, images or a query that cannot be used, 130 ended by Ctrl-C."""
     options = _parser().parse_args(words)
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    console = table_console()
+    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     try:
+        ready(options, errors)
+        file = Folder.reach(options.json) if options.json else None
         found = _search(options, console)
+        if file:
+            file.parent.make().write_json(file.name, found)
     except KeyboardInterrupt:
         errors.print("interrupted; what is made of the index is kept, and the same command goes on from there")
         return EXIT_INTERRUPTED
     except (OSError, ValueError, LookupError) as error:
         errors.print(f"error: {error}")
         return EXIT_USAGE
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
@@ -51,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         help="from 0, the image alone, to 1, the text (0.5)",
     )
     parser.add_argument("--k", type=int, default=10, metavar="N", help="images of each answer (10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers there too")
+    parser.add_argument("--json", metavar="FILE", help="path or URL to write the answers to, too")
     return parser
 
 

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from sklearn.decomposition import PCA
 
 from groundray.analysis.embedding import Embedder
+from groundray.analysis.sources import CATEGORIES, CONCRETENESS, Norms
 from groundray.analysis.tables import read_categories, read_phrases, read_ratings
 from groundray.model import export
 from groundray.search.refused import BadQuery
 from groundray.storage import Folder
 
 STREAMS = {"ungrounded": f"{export.LANGUAGE}-ungrounded", "grounded": export.LANGUAGE}
-CATEGORIES, CONCRETENESS, COMPOSITION = "categories.csv", "concreteness.csv", "composition.csv"
 MOST_WORDS = 5_000
 MOST_PHRASES = 12
 MOST_AXES = 10
@@ -51,30 +51,29 @@ class Words:
 
     @staticmethod
     def of_norms(folder: str) -> Words:
-        """The words of `categories.csv` and `concreteness.csv`, as `prepare scenes` writes them; one of them will do.
-        The first phrases of `composition.csv`, where it is, are examples.
+        """The words of a folder's categories and ratings of concreteness (`Norms.at`); one of them will do. Its first
+        phrases, where it has any, are examples.
 
         A word of several categories is shown in its first. Of more than MOST_WORDS, those with a category come first.
 
         Raises:
             FileNotFoundError, ValueError: neither file is there, or one cannot be read.
         """
-        there = Folder.at(folder)
-        files = [name for name in (CATEGORIES, CONCRETENESS) if there.exists(name)]
-        if not files:
-            raise FileNotFoundError(f"--norms: expected {CATEGORIES} or {CONCRETENESS} in {folder}, found neither")
-        rated = read_ratings(f"{folder}/{CONCRETENESS}").of if CONCRETENESS in files else {}
+        norms = Norms.at(folder)
+        if not (norms.categories or norms.concreteness):
+            raise FileNotFoundError(f"--norms: expected {CATEGORIES[0]} or {CONCRETENESS} in {folder}, found neither")
+        rated = read_ratings(norms.concreteness).of if norms.concreteness else {}
         words: dict[str, Word] = {}
-        if CATEGORIES in files:
-            rows = read_categories(f"{folder}/{CATEGORIES}")
+        if norms.categories:
+            rows = read_categories(norms.categories)
             for category, text, rating in zip(rows.category, rows.word, rows.concreteness.tolist(), strict=True):
                 known = rated.get(text, None if np.isnan(rating) else rating)
                 words.setdefault(text, Word(text, category, known))
         for text, rating in rated.items():
             words.setdefault(text, Word(text, None, rating))
         examples: tuple[Example, ...] = ()
-        if there.exists(COMPOSITION):
-            rows = read_phrases(f"{folder}/{COMPOSITION}")
+        if norms.phrases:
+            rows = read_phrases(norms.phrases)
             examples = tuple(map(Example, rows.phrase, rows.target))[:MOST_PHRASES]
         return Words(tuple(words.values())[:MOST_WORDS], max(0, len(words) - MOST_WORDS), examples)
 

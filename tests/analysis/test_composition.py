@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundray.analysis import published
-from groundray.analysis.composition import composition, through_images
+from groundray.analysis.composition import composition
 from groundray.analysis.result import Analysis
 
 WORDS = ("horse", "zebra", "striped", "mare", "apple")
@@ -77,7 +77,7 @@ def test_through_images_texts_are_near_that_suit_the_same_images() -> None:
     words, phrases = draw.normal(size=(6, 30)), draw.normal(size=(3, 30))
     words += np.array([0, 50, -50, 5, 9, 2])[:, None]
     vocabulary, targets = list("abcdef"), ["b", "c", "d"]
-    found = through_images({"m": phrases}, {"m": words}, ["x", "y", "z"], targets, vocabulary)
+    found = composition({"m": phrases}, {"m": words}, ["x", "y", "z"], targets, vocabulary, through_images=True)
     for row, (_, target, cosine) in enumerate(rows(found, "Cosine of each target")):
         assert cosine == pytest.approx(scipy.stats.pearsonr(phrases[row], words[vocabulary.index(target)])[0])
     assert found.name == "composition_through_images"
@@ -85,7 +85,7 @@ def test_through_images_texts_are_near_that_suit_the_same_images() -> None:
     with pytest.raises(
         ValueError, match="model 'm': expected vectors with a direction, got zero for 1 of 6, first for 'f'"
     ):
-        through_images({"m": phrases}, {"m": flat}, ["x", "y", "z"], targets, vocabulary)
+        composition({"m": phrases}, {"m": flat}, ["x", "y", "z"], targets, vocabulary, through_images=True)
 
 
 def nine(seed: int = 0) -> dict:
@@ -120,7 +120,7 @@ def test_the_papers_phrases_stand_beside_ours() -> None:
     assert {one.key: one.published for one in found.measures}["rank/median"] == {}
     assert rows(found, "Rank of each target")[0][4:] == (None, None, None)
     assert rows(found, "Rank of each target")[1][4:] == (2478, 2, 2)
-    assert not any(one.published for one in through_images(**nine()).measures)
+    assert not any(one.published for one in composition(**nine(), through_images=True).measures)
 
 
 def test_models_differ_with_intervals_and_tests() -> None:

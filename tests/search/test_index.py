@@ -12,6 +12,7 @@ import torch
 from conftest import SmallWorld
 from PIL import Image
 from searching import Place, write_model
+from servers import Server
 
 from groundray.data import parts
 from groundray.data.schema import Dataset
@@ -187,3 +188,14 @@ def test_a_model_without_the_stage_cannot_search(world: SmallWorld, tmp_path: Pa
         Towers.load(checkpoint)
     with pytest.raises(FileNotFoundError, match=r"found no groundray\.json"):
         Towers.load(str(tmp_path))
+
+
+def test_model_pool_and_index_may_be_in_a_store(place: Place, s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.use(monkeypatch)
+    store = s3.folder()
+    for name, local in (("model", place.checkpoint), ("pool", place.images)):
+        Folder.at(f"{store}/{name}").upload(Path(local))
+    found = Search.open(f"{store}/model", f"{store}/pool").find("a red heart", k=20)
+    assert found == place.search().find("a red heart", k=20)
+    (key,) = Folder.at(f"{store}/index").names()
+    assert Folder.at(f"{store}/index/{key}").exists("dataset.json")

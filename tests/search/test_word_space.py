@@ -91,6 +91,9 @@ def test_either_file_of_norms_will_do(tmp_path: Path) -> None:
     listed = Words.of_norms(write_norms(tmp_path / "c", "x,red,\n"))
     assert [(word.text, word.concreteness) for word in listed.listed] == [("red", None)]
     (tmp_path / "d").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"expected norms in .*/d, one of .*; found nothing"):
+        Words.of_norms(str(tmp_path / "d"))
+    (tmp_path / "d" / "composition.csv").write_text("phrase,target\nred heart,rubel\n")
     with pytest.raises(FileNotFoundError, match=r"--norms: expected categories\.csv or concreteness\.csv"):
         Words.of_norms(str(tmp_path / "d"))
 
