@@ -79,7 +79,7 @@ def _served(options: argparse.Namespace, console: Console) -> Iterator[str]:
 
         # absolute paths, which mean the same in a replica's own working folder, or URLs
         places = {name: place and str(Folder.at(place)) for name, place in places_of(options).items()}
-        arguments = Arguments(**places, replicas=options.replicas)
+        arguments = Arguments.model_validate({**places, "replicas": options.replicas})
         with serving(arguments, options.host, options.port) as address:
             yield address
 

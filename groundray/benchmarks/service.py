@@ -81,8 +81,8 @@ def measure(
     with cluster.connect():
         from groundray.runtime.serving import Arguments, serving  # brings Serve, which the cluster has made quiet
 
-        places = {"checkpoint": str(Folder.at(checkpoint)), "images": str(Folder.at(images))}
-        with serving(Arguments(**places, replicas=replicas), HOST, free_port()) as address:
+        model, pool = str(Folder.at(checkpoint)), str(Folder.at(images))
+        with serving(Arguments(checkpoint=model, images=pool, replicas=replicas), HOST, free_port()) as address:
             asked = requests(address)
             for count, spell in ((1, ALONE_SHARE * lasting), (clients, lasting)):
                 note(f"service: {count} client{'s' if count > 1 else ''} for {spell:.0f} s")
