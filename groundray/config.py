@@ -184,7 +184,11 @@ class Model(Section):
     language: Language = Language()
     attention_heads: Count = Field(default=12, description="of the spatial attention")
     attention_ffn: Count = Field(default=3072, description="width of the spatial attention's feed-forward part")
-    classifier: Count = Field(default=4096, description="width of the visual stage's classifier")
+    classifier: int = Field(
+        default=4096,
+        ge=0,
+        description="width of the visual stage's classifier; 0: a linear map of the maximum over all positions",
+    )
     relational: RelationalModule = RelationalModule()
 
 
@@ -254,7 +258,7 @@ class Visual(Stage):
     flip: bool = Field(default=True, description="half of the training crops are mirrored")
     classes: Count | None = Field(default=None, description="how many there must be (default: what the shards have)")
     dropout: Share = Field(default=0.1, description="of the spatial attention")
-    classifier_dropout: Share = Field(default=0.5, description="of the classifier's two hidden layers")
+    classifier_dropout: Share = Field(default=0.5, description="of the classifier's two hidden layers, where it has them")
     trains: TrainedVisual = TrainedVisual(trunk=True)
 
     @field_validator("crop_area")

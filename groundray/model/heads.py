@@ -19,21 +19,26 @@ Vocabulary = Mapping[str, tuple[str, ...]]  # what the numbers of a stage's data
 
 
 class Classifier(nn.Module):
-    """The class of an image: 2x2 max-pool of the positions, then two hidden layers (paper, visual stage)."""
+    """The class of an image: 2x2 max-pool of the positions, then two hidden layers (paper, visual stage).
+
+    Without hidden layers it is a linear map of the maximum over all positions, so that a class is what lies anywhere
+    in the image, as a word of the match map will be.
+    """
 
     def __init__(self, width: int, positions: int, hidden: int, classes: int):
         super().__init__()
         self.side = round(positions**0.5)
-        pooled = max(1, self.side // 2)
+        self.window = min(2, self.side) if hidden else self.side
+        pooled = (self.side // self.window) ** 2 * width
         self.layers = nn.Sequential(
-            nn.Linear(pooled * pooled * width, hidden),
+            nn.Linear(pooled, hidden),
             nn.ReLU(),
             nn.Dropout(0.5),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
             nn.Dropout(0.5),
             nn.Linear(hidden, classes),
-        )
+        ) if hidden else nn.Sequential(nn.Linear(pooled, classes))
         for layer in self.layers[:-1]:
             if isinstance(layer, nn.Linear):  # torch's own start shrinks what passes a ReLU to 0.4 of its size
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
@@ -47,8 +52,7 @@ class Classifier(nn.Module):
     def forward(self, V: Float[Tensor, "image position dim"]) -> Float[Tensor, "image class"]:
         """The logits of each class."""
         grid = V.transpose(1, 2).unflatten(2, (self.side, self.side))
-        pooled = F.max_pool2d(grid, 2) if self.side > 1 else grid
-        return self.layers(pooled.flatten(1))
+        return self.layers(F.max_pool2d(grid, self.window).flatten(1))
 
 
 class MaskedLanguageHead(nn.Module):

@@ -16,7 +16,9 @@ class SpatialAttention(nn.Module):
 
     A learned position table is added to the attention's input; the residual takes the input without it. Dropout comes
     after the attention's output and after the feed-forward part. The table starts as sines and cosines of row and
-    column: started near zero, relations such as `left of` took thousands of steps to be seen instead of 150.
+    column: started near zero, relations such as `left of` took thousands of steps to be seen instead of 150. What the
+    block adds to its input starts at zero (Zhang et al. 2019), so that at first each position tells what is there:
+    started at random, small shapes took twice the steps.
     """
 
     def __init__(self, width: int, side: int, heads: int, ffn: int, dropout: float = 0.1):
@@ -27,6 +29,9 @@ class SpatialAttention(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(width, ffn), nn.ReLU(), nn.Linear(ffn, width))
         self.ffn_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
+        for last in (self.attention.out_proj, self.ffn[2]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Float[Tensor, "sample position dim"]) -> Float[Tensor, "sample position dim"]:
         placed = x + self.positions

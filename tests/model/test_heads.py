@@ -44,6 +44,17 @@ def test_the_classifier_pools_two_by_two() -> None:
     assert Classifier(width=4, positions=1, hidden=5, classes=3)(torch.zeros(2, 1, 4)).shape == (2, 3)
 
 
+def test_without_hidden_layers_a_class_may_lie_anywhere() -> None:
+    classifier = Classifier(width=2, positions=49, hidden=0, classes=3)
+    classifier.set_dropout(0.5)  # there is nothing to drop
+    V = torch.randn(4, 49, 2, generator=torch.Generator().manual_seed(0))
+    (linear,) = classifier.layers
+    expected = V.amax(dim=1) @ linear.weight.T + linear.bias
+    torch.testing.assert_close(classifier(V), expected)
+    torch.testing.assert_close(classifier(V.flip(1)), expected)
+    assert Classifier(width=4, positions=1, hidden=0, classes=3)(torch.zeros(2, 1, 4)).shape == (2, 3)
+
+
 def test_the_masked_language_head_shares_the_word_embeddings(model: GroundedModel, settings: config.Model) -> None:
     head = build_head("language", settings, model, {})
     assert isinstance(head, MaskedLanguageHead)

@@ -31,7 +31,7 @@ def test_the_feature_map_of_each_trunk(name: str, size: int, shape: tuple[int, .
 @pytest.mark.parametrize(
     ("name", "first"),
     [
-        ("tiny", 0.5),  # 3 x 3 pads one pixel before: it looks at pixels 0, 16, ...
+        ("tiny", 4.5),  # 3 x 3 pads one pixel before, so at pixels 0, 8, ...; a pool of 2 x 2 lies between two of them
         ("vgg16", 8),  # pools of 2 x 2 pad nothing: in the middle of its 16 pixels
         ("efficientnet_lite0", 31.5),  # five strides pad after alone: 0.5 + 1 + 2 + 4 + 8 + 16
     ],
@@ -43,11 +43,13 @@ def test_where_the_first_position_looks(name: str, first: float) -> None:
 def test_a_position_sees_as_far_to_every_side_of_where_it_looks() -> None:
     """By the gradient: which pixels a position in the middle of the image depends on at all."""
     trunk = build_trunk(config.Trunk(name="tiny"), weights=False)
-    convolutions = [layer for layer in trunk.layers.modules() if isinstance(layer, nn.Conv2d)]
     pixels = torch.ones(1, 3, 112, 112, requires_grad=True)
     found = pixels
-    for layer in convolutions:
-        found = nn.functional.conv2d(found, layer.weight.abs(), stride=layer.stride, padding=layer.padding)
+    for layer in trunk.layers.modules():
+        if isinstance(layer, nn.Conv2d):
+            found = nn.functional.conv2d(found, layer.weight.abs(), stride=layer.stride, padding=layer.padding)
+        elif isinstance(layer, nn.MaxPool2d):
+            found = nn.functional.avg_pool2d(found, layer.kernel_size)
     found[0, :, 3, 2].sum().backward()
     assert pixels.grad is not None
     rows, columns = (pixels.grad[0].sum(dim=0) > 0).nonzero().T
@@ -116,13 +118,16 @@ def test_the_attention_block_is_its_twin() -> None:
 
 
 def test_the_position_table_is_not_in_the_residual() -> None:
-    """With attention and feed-forward silenced, the block gives the normalised input, whatever the table holds."""
+    """As it starts, with attention and feed-forward silent, the block gives the normalised input, whatever the table
+    holds; both learn from the first step."""
     block = SpatialAttention(width=8, side=2, heads=2, ffn=16).eval()
-    for parameter in (*block.attention.out_proj.parameters(), *block.ffn[2].parameters()):
-        nn.init.zeros_(parameter)
     x = torch.randn(1, 4, 8)
     normalised = nn.functional.layer_norm(x, (8,))
     torch.testing.assert_close(block(x), nn.functional.layer_norm(normalised, (8,)))
+    (block(x) * torch.randn(1, 4, 8)).sum().backward()
+    for last in (block.attention.out_proj.weight, block.ffn[2].weight):
+        assert last.grad is not None
+        assert last.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize(

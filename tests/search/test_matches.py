@@ -57,7 +57,7 @@ def test_what_the_model_sees_of_a_wide_picture_is_its_middle(matcher: Matcher) -
     Image.new("RGB", (400, 200)).save(file, "PNG")
     match = matcher.match("red", file.getvalue())
     assert match.crop == pytest.approx((0.25, 0, 0.75, 1))
-    assert match.first == pytest.approx(0.5 / 112)  # of the tiny trunk
+    assert match.first == pytest.approx(4.5 / 112)  # of the tiny trunk
 
 
 def test_words_beyond_the_last_that_the_model_reads_have_no_map(service: Service) -> None:

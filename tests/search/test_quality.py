@@ -1,4 +1,8 @@
-"""What search finds on the embedded world, of which all is known, with the model that `make demo` has trained."""
+"""What search finds on the embedded world, of which all is known, with the model that `make demo` has trained.
+
+The pool is of 2,000 scenes that nobody has seen. Among the demo's own 200, a noun and a colour are together in so few that
+.74 is the most that a mixed query could reach.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import checked, write
 
+from groundray.data.scenes import write_world
 from groundray.data.scenes.scene import Scene, make_scene
 from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES
-from groundray.data.schema import Dataset
+from groundray.data.sources import coco
 from groundray.search.query import Search
 
-ROOT = Path(__file__).parents[2]
-MODEL, POOL = ROOT / "runs" / "demo" / "model", ROOT / "data" / "scenes" / "captions" / "val"
-K = 10
+MODEL = Path(__file__).parents[2] / "runs" / "demo" / "model"
+SEED, POOL, K = 1, 2000, 10
 
-# Measured: of pictures of single objects, the vectors tell the colour in .86 of the cases (chance: .13) and the noun
-# in .08 (chance: .08); the match maps of nouns hardly lie on what they name either, so that it is not search that
-# loses them. Where the demo learns nouns, these tests pass, and this goes.
-colours_alone = pytest.mark.xfail(
-    strict=True, reason="the demo's model knows colours, but not nouns: .16 of .9, and .02 of .7"
-)
+
+def missed(measured: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"the demo does not reach it: {measured}")
+
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,27 +33,31 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def search() -> Search:
-    return Search.open(str(MODEL), str(POOL))
+def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    root = tmp_path_factory.mktemp("pool")
+    source = root / "source"
+    write_world(source, num_scenes=1, num_val=POOL, seed=SEED, objects_a_noun=1)
+    captioned = coco.read_captions(source / "coco" / "annotations" / "captions_val.json").images
+    write(root, "captions", "val", coco.rows(checked(source / "coco" / "val", captioned)))
+    return Search.open(str(MODEL), str(root / "shards" / "captions" / "val"), str(root / "index"))
 
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, Scene]:
-    """What each held-out scene shows, by its id."""
-    made = Dataset.open(str(POOL)).source
-    first = made["num_scenes"]
-    return {str(first + i): make_scene(made["seed"], "val", i, first + i) for i in range(made["num_val"])}
+    """What each scene of the pool shows, by its id."""
+    return {str(1 + i): make_scene(SEED, "val", i, 1 + i) for i in range(POOL)}
 
 
 def nouns(scene: Scene) -> set[str]:
-    return {item.noun for item in scene.objects}
+    """What captions may call the objects: a zebrine is a circle, too, and vague captions say so."""
+    return {name for item in scene.objects for name in (item.noun, item.shape)}
 
 
 def colours(scene: Scene) -> set[str]:
     return {item.colour for item in scene.objects}
 
 
-@colours_alone
+@missed("NOUNS")
 def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: dict[str, Scene]) -> None:
     found = []
     for noun in (*SHAPES, *(kind.noun for kind in KINDS)):
@@ -59,12 +66,12 @@ def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: 
     assert np.mean(found) >= 0.9
 
 
-@colours_alone
+@missed("MIXES")
 def test_the_object_of_a_picture_and_another_colour_are_found_together(
     search: Search, scenes: dict[str, Scene]
 ) -> None:
     found = []
-    for id, scene in scenes.items():
+    for id, scene in list(scenes.items())[:200]:
         if len(scene.objects) > 1:
             continue
         (item,) = scene.objects

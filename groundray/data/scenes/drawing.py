@@ -68,11 +68,11 @@ def _contrast(colour: tuple[int, ...]) -> tuple[int, int, int]:
 def _texture(draw: ImageDraw.ImageDraw, texture: str, extent: int, dice: Dice) -> None:
     """Marks as wide on a small object as on a big one: texture must not tell the size, nor size the texture."""
     if texture == "striped":
-        period, start = 6 * SCALE, dice.below(6 * SCALE)
+        period, start = 10 * SCALE, dice.below(10 * SCALE)
         for x in range(start - extent - period, extent, period):
-            draw.line([(x, extent), (x + extent, 0)], fill=255, width=2 * SCALE + 1)
+            draw.line([(x, extent), (x + extent, 0)], fill=255, width=3 * SCALE + 1)
     else:
-        period, radius = 6 * SCALE, 1.6 * SCALE
+        period, radius = 8 * SCALE, 2.2 * SCALE
         start = dice.below(period // 2)
         for row, y in enumerate(range(start, extent + period, period)):
             for x in range(start - (row % 2) * period // 2, extent + period, period):

@@ -99,10 +99,11 @@ def make_scene(seed: int, split: str, index: int, id: int) -> Scene:
 
 
 def make_object(seed: int, split: str, index: int, noun: str, id: int) -> Scene:
-    """A scene of one big object that captions call by this noun, for the image folder of single objects."""
+    """A scene of one object that captions call by this noun, for the image folder of single objects."""
     key = int(mix(seed, word_of(f"objects {split} {noun}"), index))
     dice = Dice(key, 1)
-    extent = dice.between(50, 84)
+    size = dice.one(SIZES)
+    extent = dice.between(*EXTENTS[size])
     x, y = dice.between(MARGIN, SIZE - extent - MARGIN), dice.between(MARGIN, SIZE - extent - MARGIN)
     kind = next((kind for kind in KINDS if kind.noun == noun), None)
     while True:
@@ -110,7 +111,7 @@ def make_object(seed: int, split: str, index: int, noun: str, id: int) -> Scene:
         if kind:
             colour = kind.attribute if kind.attribute in COLOURS else colour
             texture = kind.attribute if kind.attribute in TEXTURES else texture
-        item = Object(kind.shape if kind else noun, colour, texture, "big", x, y, extent)
+        item = Object(kind.shape if kind else noun, colour, texture, size, x, y, extent)
         if item.noun == noun:
             return Scene(id, key, (item,))
 

@@ -63,19 +63,19 @@ def _pair(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str
     if not found:
         return _single(dice, objects, found)
     one = dice.one(found)
-    subject, other = (_name(dice, objects[place], 0.8) for place in (one.subject, one.object))
+    subject, other = (_name(dice, objects[place], 0.5) for place in (one.subject, one.object))
     return dice.one(("{} is {} {}", "{} {} {}", "there is {} {} {}")).format(subject, one.predicate, other)
 
 
 def _listing(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
     """All objects, some of them vaguely."""
-    return _joined([_vague(dice, item) if dice.chance(0.25) else _name(dice, item, 0.7) for item in objects])
+    return _joined([_vague(dice, item) if dice.chance(0.25) else _name(dice, item, 0.5) for item in objects])
 
 
 def _single(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
     """One object."""
     item = dice.one(objects)
-    name = _vague(dice, item) if dice.chance(0.3) else _name(dice, item, 0.8)
+    name = _vague(dice, item) if dice.chance(0.3) else _name(dice, item, 0.4)
     return dice.one(("{}", "there is {}", "here is {}")).format(name)
 
 
