@@ -48,9 +48,7 @@ def ranks(found: dict[str, Any], model: str) -> list[int]:
     return [row[table["columns"].index(model)] for row in table["rows"]]
 
 
-@missed(
-    "r is .155; colours and the nouns of coloured kinds spread along the first axes, and the text-only control has .763"
-)
+@missed("r is .027; what is round and what is pointed spreads along the first axis; the text-only control has .793")
 def test_the_first_axis_separates_what_is_seen_from_what_is_not(found: dict[str, Any]) -> None:
     assert values(found, "axes", "pc1/words/pearson")["grounded"] >= 0.8
 
@@ -60,13 +58,11 @@ def test_categories_keep_together_as_they_did_not_before(found: dict[str, Any]) 
     assert of["grounded"] > of["ungrounded"]
 
 
-@missed("median F1 is .455 of all features and .449 of visual ones, the text-only control's .692 and .472")
 def test_features_are_told_better_than_from_text(found: dict[str, Any]) -> None:
     of = values(found, "norms", "f1/all/median")
     assert of["grounded"] > of["text-only"]
 
 
-@missed("three of six; the nouns of coloured kinds are found, those of textures are not")
 def test_nouns_are_found_by_what_they_look_like(found: dict[str, Any]) -> None:
     """What each is a name of was never said: it can only be seen."""
     assert sum(rank <= 3 for rank in ranks(found, "grounded")) >= 5
