@@ -258,7 +258,9 @@ class Visual(Stage):
     flip: bool = Field(default=True, description="half of the training crops are mirrored")
     classes: Count | None = Field(default=None, description="how many there must be (default: what the shards have)")
     dropout: Share = Field(default=0.1, description="of the spatial attention")
-    classifier_dropout: Share = Field(default=0.5, description="of the classifier's two hidden layers, where it has them")
+    classifier_dropout: Share = Field(
+        default=0.5, description="of the classifier's two hidden layers, where it has them"
+    )
     trains: TrainedVisual = TrainedVisual(trunk=True)
 
     @field_validator("crop_area")

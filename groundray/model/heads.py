@@ -30,15 +30,19 @@ class Classifier(nn.Module):
         self.side = round(positions**0.5)
         self.window = min(2, self.side) if hidden else self.side
         pooled = (self.side // self.window) ** 2 * width
-        self.layers = nn.Sequential(
-            nn.Linear(pooled, hidden),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-            nn.Linear(hidden, classes),
-        ) if hidden else nn.Sequential(nn.Linear(pooled, classes))
+        self.layers = (
+            nn.Sequential(
+                nn.Linear(pooled, hidden),
+                nn.ReLU(),
+                nn.Dropout(0.5),
+                nn.Linear(hidden, hidden),
+                nn.ReLU(),
+                nn.Dropout(0.5),
+                nn.Linear(hidden, classes),
+            )
+            if hidden
+            else nn.Sequential(nn.Linear(pooled, classes))
+        )
         for layer in self.layers[:-1]:
             if isinstance(layer, nn.Linear):  # torch's own start shrinks what passes a ReLU to 0.4 of its size
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")

@@ -127,9 +127,9 @@ class _Block(nn.Sequential):
         super().__init__(nn.Conv2d(before, after, 3, stride, padding=1), nn.GroupNorm(8, after), nn.ReLU())
         self.beside = before == after and stride == 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return x + y if self.beside else y
+    def forward(self, input: Tensor) -> Tensor:
+        found = super().forward(input)
+        return input + found if self.beside else found
 
 
 def _tiny() -> Trunk:

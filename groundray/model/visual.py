@@ -29,9 +29,8 @@ class SpatialAttention(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(width, ffn), nn.ReLU(), nn.Linear(ffn, width))
         self.ffn_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-        for last in (self.attention.out_proj, self.ffn[2]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for parameter in (*self.attention.out_proj.parameters(), *self.ffn[2].parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "sample position dim"]) -> Float[Tensor, "sample position dim"]:
         placed = x + self.positions

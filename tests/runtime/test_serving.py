@@ -113,7 +113,10 @@ finally:
     [
         (["--checkpoint", "nowhere"], r"expected an exported model at .*nowhere"),
         (["--images", "nowhere"], r"expected shards at .*nowhere"),
-        (["--norms", "nowhere"], r"expected norms in nowhere, one of concreteness\.csv, categories\.csv.*found nothing"),
+        (
+            ["--norms", "nowhere"],
+            r"expected norms in nowhere, one of concreteness\.csv, categories\.csv.*found nothing",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_told_before_ray_starts(

@@ -1,7 +1,7 @@
 """What search finds on the embedded world, of which all is known, with the model that `make demo` has trained.
 
-The pool is of 2,000 scenes that nobody has seen. Among the demo's own 200, a noun and a colour are together in so few that
-.74 is the most that a mixed query could reach.
+The pool is of 2,000 scenes that nobody has seen. Among the demo's own 200, a noun and a colour are together in so few
+that .74 is the most that a mixed query could reach.
 """
 
 from __future__ import annotations
