@@ -161,8 +161,7 @@ def make_optimizer(model: GroundedModel, settings: config.Optimizer) -> optim.Op
     ]
     if settings.kind == "sgd":
         return optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    adam = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
-    return optim.Adam(groups, **adam, fused=True)  # a third of the time on a CPU, too
+    return optim.Adam(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 
 
 def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, epoch: int, step: int) -> float:
