@@ -73,10 +73,8 @@ def _listing(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> 
 
 
 def _single(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
-    """One object, or a word that is true of it and nothing else: what a word looks like must not hang on a sentence."""
+    """One object."""
     item = dice.one(objects)
-    if dice.chance(0.4):
-        return dice.one((item.noun, item.colour, item.texture, item.size))
     name = _vague(dice, item) if dice.chance(0.3) else _name(dice, item, 0.4)
     return dice.one(("{}", "there is {}", "here is {}")).format(name)
 
