@@ -137,7 +137,7 @@ def test_a_range_of_workers_means_those_that_share_the_chunks(minimal: Path) -> 
 def test_words_give_the_settings_that_they_were_made_of() -> None:
     below = load("demo")
     values = {
-        "grounding.temperature": 0.05,
+        "grounding.temperature": 0.03,
         "grounding.optimizer.betas": (0.8, 0.9),
         "grounding.trains.language_layers": 3,
         "stages": ["grounding", "language"],

@@ -1,8 +1,4 @@
-"""What search finds on the embedded world, of which all is known, with the model that `make demo` has trained.
-
-The pool is of 2,000 scenes that nobody has seen. Among the demo's own 200, a noun and a colour are together in so few
-that .74 is the most that a mixed query could reach.
-"""
+"""What search finds on the embedded world, of which all is known, with the model that `make demo` has trained."""
 
 from __future__ import annotations
 
@@ -10,18 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import checked, write
 
-from groundray.data.scenes import write_world
 from groundray.data.scenes.scene import Scene, make_scene
 from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES
-from groundray.data.sources import coco
+from groundray.data.schema import Dataset
 from groundray.search.query import Search
 
-MODEL = Path(__file__).parents[2] / "runs" / "demo" / "model"
-SEED, POOL, K = 1, 2000, 10
+ROOT = Path(__file__).parents[2]
+MODEL, POOL = ROOT / "runs" / "demo" / "model", ROOT / "data" / "scenes" / "captions" / "val"
+K = 10
 
 
+# Measured. That a zebrine counts as no circle, though captions call it one, costs the first .12; the second cannot come
+# above .74 here, since a noun and a colour are together in so few of 200 scenes.
 def missed(measured: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"the demo does not reach it: {measured}")
 
@@ -33,31 +30,27 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
-    root = tmp_path_factory.mktemp("pool")
-    source = root / "source"
-    write_world(source, num_scenes=1, num_val=POOL, seed=SEED, objects_a_noun=1)
-    captioned = coco.read_captions(source / "coco" / "annotations" / "captions_val.json").images
-    write(root, "captions", "val", coco.rows(checked(source / "coco" / "val", captioned)))
-    return Search.open(str(MODEL), str(root / "shards" / "captions" / "val"), str(root / "index"))
+def search() -> Search:
+    return Search.open(str(MODEL), str(POOL))
 
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, Scene]:
-    """What each scene of the pool shows, by its id."""
-    return {str(1 + i): make_scene(SEED, "val", i, 1 + i) for i in range(POOL)}
+    """What each held-out scene shows, by its id."""
+    made = Dataset.open(str(POOL)).source
+    first = made["num_scenes"]
+    return {str(first + i): make_scene(made["seed"], "val", i, first + i) for i in range(made["num_val"])}
 
 
 def nouns(scene: Scene) -> set[str]:
-    """What captions may call the objects: a zebrine is a circle, too, and vague captions say so."""
-    return {name for item in scene.objects for name in (item.noun, item.shape)}
+    return {item.noun for item in scene.objects}
 
 
 def colours(scene: Scene) -> set[str]:
     return {item.colour for item in scene.objects}
 
 
-@missed(".856")
+@missed(".589 of .9")
 def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: dict[str, Scene]) -> None:
     found = []
     for noun in (*SHAPES, *(kind.noun for kind in KINDS)):
@@ -66,12 +59,12 @@ def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: 
     assert np.mean(found) >= 0.9
 
 
-@missed(".108; a picture outweighs a word, and vectors tell colours less well than match maps")
+@missed(".071 of .7; a picture outweighs a word, and vectors tell colours less well than match maps")
 def test_the_object_of_a_picture_and_another_colour_are_found_together(
     search: Search, scenes: dict[str, Scene]
 ) -> None:
     found = []
-    for id, scene in list(scenes.items())[:200]:
+    for id, scene in scenes.items():
         if len(scene.objects) > 1:
             continue
         (item,) = scene.objects
