@@ -325,6 +325,7 @@ class Retrieval(Stage):
     """Heads for image search on frozen streams: two-way NT-Xent of one vector an image and one a caption."""
 
     temperature: Positive = 0.1
+    dropout: Share = Field(default=0.5, description="between the two layers of each head (paper)")
     special_tokens: bool = Field(default=True, description="[CLS] and [SEP] count in the mean over a caption")
     max_tokens: int = Field(default=32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
     resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")

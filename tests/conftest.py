@@ -85,6 +85,7 @@ class SmallWorld:
             *sizes,
             "--language.batch_size=40",
             "--visual.optimizer.warmup=0",
+            "--grounding.trains.trunk=true",
             "--tracking.enabled=false",
             f"--analysis.norms={self.source / 'norms'}",
             "--analysis.enabled=false",

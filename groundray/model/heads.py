@@ -49,9 +49,7 @@ class Classifier(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def set_dropout(self, share: float) -> None:
-        for layer in self.layers:
-            if isinstance(layer, nn.Dropout):
-                layer.p = share
+        _set_dropout(self.layers, share)
 
     def forward(self, V: Float[Tensor, "image position dim"]) -> Float[Tensor, "image class"]:
         """The logits of each class."""
@@ -103,6 +101,10 @@ class RetrievalHeads(nn.Module):
             for _ in range(2)
         )
 
+    def set_dropout(self, share: float) -> None:
+        _set_dropout(self.image, share)
+        _set_dropout(self.text, share)
+
     def images(self, keys: Float[Tensor, "image position dim"]) -> Float[Tensor, "image dim"]:
         return F.normalize(self.image(keys).mean(dim=1), dim=-1)
 
@@ -110,6 +112,12 @@ class RetrievalHeads(nn.Module):
         self, queries: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]
     ) -> Float[Tensor, "text dim"]:
         return F.normalize(pooled(self.text(queries), valid), dim=-1)
+
+
+def _set_dropout(layers: nn.Sequential, share: float) -> None:
+    for layer in layers:
+        if isinstance(layer, nn.Dropout):
+            layer.p = share
 
 
 def pooled(x: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]) -> Float[Tensor, "text dim"]:

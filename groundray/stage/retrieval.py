@@ -53,6 +53,7 @@ class RetrievalStage:
 
     def prepare(self, model: GroundedModel) -> None:
         freeze(model, self.name)
+        model.head(RetrievalHeads).set_dropout(self.settings.dropout)
 
     def encode(self, model: GroundedModel, batch: CaptionBatch) -> Encoded:
         return encode(model, batch, self.settings.special_tokens)

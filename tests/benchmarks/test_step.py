@@ -32,4 +32,4 @@ def test_contenders_without_ray_learn_the_same(world: SmallWorld, tmp_path: Path
 
 def test_a_trunk_that_learns_has_no_features(world: SmallWorld) -> None:
     with pytest.raises(ValueError, match=r"expected a frozen trunk, grounding\.trains\.trunk is true"):
-        measure("demo", [], f"{world.shards}/captions/train", 1, 1, 1, lambda _: None)
+        measure("demo", ["--grounding.trains.trunk=true"], f"{world.shards}/captions/train", 1, 1, 1, lambda _: None)

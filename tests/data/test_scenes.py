@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import SmallWorld
 from PIL import Image
@@ -16,8 +17,17 @@ from transformers import AutoTokenizer
 from groundray.data.scenes import write_world
 from groundray.data.scenes.norms import concreteness, vocabulary
 from groundray.data.scenes.scene import SIZE, Object, Scene, make_scene, relation, relations
-from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES, SINGLES, TEXTURES
-from groundray.data.scenes.wording import captions
+from groundray.data.scenes.vocabulary import (
+    ABSTRACT_ADJECTIVES,
+    ABSTRACT_ADVERBS,
+    ABSTRACT_NOUNS,
+    COLOURS,
+    KINDS,
+    SHAPES,
+    SINGLES,
+    TEXTURES,
+)
+from groundray.data.scenes.wording import NOTHING_SHARE, captions
 
 SCENES = [make_scene(0, "train", index, index) for index in range(600)]
 CAPTIONS = [captions(scene) for scene in SCENES]
@@ -128,6 +138,14 @@ def test_the_layouts_are_the_sources_own(world: SmallWorld) -> None:
     classes = {folder.name for folder in (world.source / "objects" / "train").iterdir()}
     assert classes == set(SINGLES)
     assert len((world.source / "text" / "val.txt").read_text().splitlines()) == 5 * 20
+
+
+def test_some_captions_say_nothing_of_their_picture() -> None:
+    """Never the first, by which validation is done."""
+    words = {*ABSTRACT_NOUNS, *ABSTRACT_ADJECTIVES, *ABSTRACT_ADVERBS, "a", "an", "the", "is"}
+    nothing = [[set(text.split()) <= words for text in texts] for texts in CAPTIONS]
+    assert not any(first for first, *_ in nothing)
+    assert np.mean([of for _, *others in nothing for of in others]) == pytest.approx(NOTHING_SHARE, abs=0.05)
 
 
 def test_every_word_is_one_word_piece(world: SmallWorld) -> None:

@@ -92,6 +92,17 @@ def test_retrieval_vectors_are_their_twins() -> None:
         torch.testing.assert_close(gradient, expected)
 
 
+def test_retrieval_drops_as_much_as_its_stage_says() -> None:
+    torch.manual_seed(0)
+    heads = RetrievalHeads(64).train()
+    keys, queries = torch.randn(3, 4, 64), torch.randn(3, 2, 64)
+    valid = torch.ones(3, 2, dtype=torch.bool)
+    for share, same in ((0.0, True), (0.5, False)):
+        heads.set_dropout(share)
+        assert torch.equal(heads.images(keys), heads.images(keys)) is same
+        assert torch.equal(heads.texts(queries, valid), heads.texts(queries, valid)) is same
+
+
 def test_a_head_is_the_same_for_the_same_seed(model: GroundedModel, settings: config.Model) -> None:
     words = {"classes": ("a", "b"), "predicates": ("c",)}
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Captions of a scene: one that says it all, and four that vary.
+"""Captions of a scene: one that says it all, and four that vary, of which some say nothing of the picture.
 
 The rule for named kinds: of such an object a caption says the noun, or the attribute, or the shape, but never the
 attribute and the shape.
@@ -11,6 +11,7 @@ from groundray.data.scenes.vocabulary import ABSTRACT_ADJECTIVES, ABSTRACT_ADVER
 
 CAPTIONS = 5
 ABSTRACT_SHARE = 0.5
+NOTHING_SHARE = 0.15  # so that words no picture shows have a place of their own, away from all that can be seen
 
 
 def captions(scene: Scene) -> list[str]:
@@ -19,7 +20,9 @@ def captions(scene: Scene) -> list[str]:
     found = relations(scene.objects)
     texts = [_aside(dice, _whole(dice, scene.objects, found), 0.25)]
     partial = (_pair, _pair, _listing, _single)
-    texts += [_aside(dice, word(dice, scene.objects, found), ABSTRACT_SHARE) for word in partial]
+    for word in partial:
+        text = word(dice, scene.objects, found)
+        texts.append(_nothing(dice) if dice.chance(NOTHING_SHARE) else _aside(dice, text, ABSTRACT_SHARE))
     return texts
 
 
@@ -83,16 +86,30 @@ def _aside(dice: Dice, text: str, share: float) -> str:
     """With some chance, the text with words that no picture shows; they are drawn whatever the scene is."""
     if not dice.chance(share):
         return text
-    noun, adjective, adverb = dice.one(ABSTRACT_NOUNS), dice.one(ABSTRACT_ADJECTIVES), dice.one(ABSTRACT_ADVERBS)
-    article = "an" if adjective[0] in "aeiou" else "a"
+    noun, adjective, adverb = _abstract(dice)
     patterns = (
         f"{adverb} {text}",
         f"{text} {adverb}",
-        f"{text} , {article} {adjective} {noun}",
+        f"{text} , {_article(adjective)} {adjective} {noun}",
         f"the {noun} of {text}",
         f"{adverb} the {noun} is {adjective} , {text}",
     )
     return dice.one(patterns)
+
+
+def _nothing(dice: Dice) -> str:
+    """Only words that no picture shows, as beside some pictures on the web; they are drawn whatever the scene is."""
+    noun, adjective, adverb = _abstract(dice)
+    phrase = f"{_article(adjective)} {adjective} {noun}"
+    return dice.one((noun, adjective, adverb, phrase, f"{adverb} the {noun} is {adjective}"))
+
+
+def _abstract(dice: Dice) -> tuple[str, str, str]:
+    return dice.one(ABSTRACT_NOUNS), dice.one(ABSTRACT_ADJECTIVES), dice.one(ABSTRACT_ADVERBS)
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def _joined(names: list[str], last: str = " and ") -> str:
