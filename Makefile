@@ -2,7 +2,7 @@
 # make explore  search the demo's scenes in a browser
 # make test     set up and run the tests
 # make slow     run those that take minutes, and after make demo those of what it has learned
-# make chaos    kill runs of several processes in every way (about half an hour)
+# make chaos    kill runs of several processes in every way (about an hour)
 # make soak     kill the demo thirty times, at random
 # make lint     set up and run the formatter's check, the linter, the type checker and the import contracts
 PYTHON ?= python3

@@ -17,7 +17,7 @@ MODEL, POOL = ROOT / "runs" / "demo" / "model", ROOT / "data" / "scenes" / "capt
 K = 10
 
 
-# Measured. That a zebrine counts as no circle, though captions call it one, costs the first .12; the second cannot come
+# Measured. That a zebrine counts as no circle, though captions call it one, costs the first .1; the second cannot come
 # above .74 here, since a noun and a colour are together in so few of 200 scenes.
 def missed(measured: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"the demo does not reach it: {measured}")
@@ -50,7 +50,7 @@ def colours(scene: Scene) -> set[str]:
     return {item.colour for item in scene.objects}
 
 
-@missed(".589 of .9")
+@missed(".694 of .9")
 def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: dict[str, Scene]) -> None:
     found = []
     for noun in (*SHAPES, *(kind.noun for kind in KINDS)):
@@ -59,7 +59,7 @@ def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: 
     assert np.mean(found) >= 0.9
 
 
-@missed(".071 of .7; a picture outweighs a word, and vectors tell colours less well than match maps")
+@missed(".118 of .7; a picture outweighs a word, and vectors tell colours less well than match maps")
 def test_the_object_of_a_picture_and_another_colour_are_found_together(
     search: Search, scenes: dict[str, Scene]
 ) -> None:
