@@ -49,6 +49,8 @@ install_import_hook(
 )
 
 STAGES = "visual,language,grounding,relational,retrieval"
+# grounding in steps that do not blow a number's last bits up
+CALM = ("--grounding.temperature=0.1", "--grounding.optimizer.lr=1e-4")
 
 
 @dataclass(frozen=True)

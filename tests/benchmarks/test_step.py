@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import SmallWorld
+from conftest import CALM, SmallWorld
 
 from groundray import config
 from groundray.benchmarks.step import ALONE, ALONE_PIXELS, CACHED, PIXELS, SHARES, Run, contenders, measure
 
 
 def test_contenders_without_ray_learn_the_same(world: SmallWorld, tmp_path: Path) -> None:
-    calm = ("--grounding.temperature=0.1", "--grounding.optimizer.lr=1e-4")  # steps that do not blow last bits up
-    words = world.settings("--grounding.trains.trunk=false", *calm, f"--run.storage={tmp_path}", "--scaling.threads=1")
+    words = world.settings("--grounding.trains.trunk=false", *CALM, f"--run.storage={tmp_path}", "--scaling.threads=1")
     ways = contenders(config.load("demo", words), workers=2)
     assert {name: one.scaling.num_workers for name, one in ways.items()} == {
         CACHED: 2,

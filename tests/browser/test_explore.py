@@ -27,6 +27,12 @@ def answer(tab: Any, path: str, **fields: Any) -> Any:
         return json.load(response)
 
 
+def figure(value: float) -> str:
+    """A number as the page writes it: with a real minus sign, and none before zero."""
+    text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return "0.00" if text == "\N{MINUS SIGN}0.00" else text
+
+
 def order(page: Any) -> list[str]:
     """The ids of the pictures in the grid."""
     return page.locator("#search .grid [data-key]").evaluate_all("items => items.map(item => item.dataset.key)")
@@ -162,8 +168,9 @@ def test_a_result_opens_its_match_maps(tab: Any) -> None:
     assert page.url.endswith(f"#why?image={first}&text=red+circle")
     assert page.locator("#why .token .word").all_inner_texts() == ["red", "circle"]
     told = answer(tab, "match-map", image=first, text="red circle")
-    assert page.locator("#why .token .score").all_inner_texts() == [f"{one['score']:.2f}" for one in told["tokens"]]
-    assert page.locator("#why .sum strong").inner_text() == f"{told['similarity']:.2f}".replace("-", "\N{MINUS SIGN}")
+    scores = [figure(one["score"]) for one in told["tokens"]]
+    assert page.locator("#why .token .score").all_inner_texts() == scores
+    assert page.locator("#why .sum strong").inner_text() == figure(told["similarity"])
     page.go_back()
     tab.rest()
     assert order(page)[0] == first
@@ -239,9 +246,9 @@ def test_a_scale_of_its_own_runs_to_the_words_own_best(tab: Any) -> None:
     page = tab.open("#why?image=12&text=a+red+circle&word=0")
     told = answer(tab, "match-map", image="12", text="a red circle")
     high = page.locator("#why [data-part=high]")
-    assert high.inner_text() == f"{max(one['score'] for one in told['tokens']):.2f}"
+    assert high.inner_text() == figure(max(one["score"] for one in told["tokens"]))
     page.get_by_label("Give each word its own scale").check()
-    assert high.inner_text() == f"{told['tokens'][0]['score']:.2f}"
+    assert high.inner_text() == figure(told["tokens"][0]["score"])
 
 
 # space

@@ -166,7 +166,7 @@ def test_a_long_caption_keeps_its_end(stage: GroundingStage, world: SmallWorld) 
     tokenizer = load_tokenizer(config.Language(name="tiny", tokenizer=str(world.source / "tokenizer")))
     samples = stage.train.samples
     assert isinstance(samples, CaptionSamples)
-    short = replace(samples, pieces=replace(samples.pieces, most=5))
+    short = replace(samples, pieces=replace(samples.pieces, most=5), seed=None)  # first captions: each has more
     table = read_rows(stage.train.dataset, np.arange(4), ["id", "image", "captions"])
     tokens = short.decode(short.draw(table, 0))["tokens"]
     assert tokens.shape == (4, 5)
