@@ -49,7 +49,8 @@ class Classifier(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def set_dropout(self, share: float) -> None:
-        _set_dropout(self.layers, share)
+        """Set the dropout between its layers, a share from 0 to 1."""
+        _set_dropout(self, share)
 
     def forward(self, V: Float[Tensor, "image position dim"]) -> Float[Tensor, "image class"]:
         """The logits of each class."""
@@ -102,8 +103,8 @@ class RetrievalHeads(nn.Module):
         )
 
     def set_dropout(self, share: float) -> None:
-        _set_dropout(self.image, share)
-        _set_dropout(self.text, share)
+        """Set the dropout between each head's layers, a share from 0 to 1."""
+        _set_dropout(self, share)
 
     def images(self, keys: Float[Tensor, "image position dim"]) -> Float[Tensor, "image dim"]:
         return F.normalize(self.image(keys).mean(dim=1), dim=-1)
@@ -114,8 +115,8 @@ class RetrievalHeads(nn.Module):
         return F.normalize(pooled(self.text(queries), valid), dim=-1)
 
 
-def _set_dropout(layers: nn.Sequential, share: float) -> None:
-    for layer in layers:
+def _set_dropout(head: nn.Module, share: float) -> None:
+    for layer in head.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = share
 

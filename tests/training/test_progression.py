@@ -15,6 +15,7 @@ from conftest import STAGES, SmallWorld
 
 from groundray import config
 from groundray.model import export
+from groundray.model.heads import RetrievalHeads
 from groundray.storage import Folder
 from groundray.training import run
 from groundray.training.checkpoint import Store
@@ -191,6 +192,16 @@ def test_every_stage_runs_in_bf16(world: SmallWorld, tmp_path: Path) -> None:
     events = alone(world.settings(*words, f"--run.storage={tmp_path}", stages=STAGES))
     assert len(losses(events)) == 7 + 4 * 9
     assert all(math.isfinite(loss) for loss in losses(events))
+
+
+def test_the_retrieval_heads_drop_what_the_settings_say(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings("--retrieval.dropout=0.25", f"--run.storage={tmp_path}", stages=STAGES)
+    settings = config.load("demo", words)
+    *_, stage = run.check(settings)
+    model, _ = run.begin(settings)
+    model.heads["retrieval"] = heads = RetrievalHeads(model.width)
+    stage.prepare(model)
+    assert {layer.p for layer in heads.modules() if isinstance(layer, torch.nn.Dropout)} == {0.25}
 
 
 def test_the_language_stage_takes_captions_too(world: SmallWorld, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ NOTHING_SHARE = 0.15  # so that words no picture shows have a place of their own
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five captions; the first names every object in full."""
+    """Five captions; the first names every object in full, each other says nothing of them with NOTHING_SHARE."""
     dice = Dice(scene.key, 5)
     found = relations(scene.objects)
     texts = [_aside(dice, _whole(dice, scene.objects, found), 0.25)]
