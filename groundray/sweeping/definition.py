@@ -101,10 +101,15 @@ class Sweep:
         return max(1, math.ceil(self.settings.scaling.cpus_per_worker))
 
     def settings_before(self) -> Settings | None:
-        """The run that trials start from; None where there is nothing to train first."""
+        """The run that trials start from; None where there is nothing to train first.
+
+        Nothing else runs meanwhile: where a trial has one worker, it has as many as there is room for.
+        """
         if not self.before:
             return None
-        own = {"run.storage": str(self.folder), "run.name": BEFORE, "analysis.enabled": False}
+        own: dict[str, Any] = {"run.storage": str(self.folder), "run.name": BEFORE, "analysis.enabled": False}
+        if self.settings.scaling.most == 1:
+            own["scaling.num_workers"] = (1, self.settings.chunks)
         return changed(self.settings, {"stages": self.before, **own})
 
     def settings_of(self, values: Mapping[str, Any], name: str) -> Settings:

@@ -52,6 +52,18 @@ def test_what_no_trial_changes_is_trained_once(
     assert (first.stages if first else ()) == before
 
 
+@pytest.mark.parametrize(("workers", "first"), [("1", (1, 2)), ("2", 2), ("0", 0), ("[1,2]", (1, 2))])
+def test_what_is_trained_once_has_the_cluster_to_itself(
+    world: SmallWorld, tmp_path: Path, workers: str, first: object
+) -> None:
+    words = world.settings(
+        f"--run.storage={tmp_path}", "--scaling.chunks=2", f"--scaling.num_workers={workers}", stages=STAGES
+    )
+    before = sweep(words, "grounding.temperature=choice:0.1,1", metric="grounding/loss").settings_before()
+    assert before is not None
+    assert before.scaling.num_workers == first
+
+
 def test_a_model_to_begin_with_is_every_trials(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings(f"--run.storage={tmp_path}", "--run.start_from=elsewhere/model")
     assert sweep(words, "grounding.dropout=choice:0,0.1").settings_of({}, "a").run.start_from == "elsewhere/model"
