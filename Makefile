@@ -3,7 +3,7 @@
 # make test     set up and run the tests
 # make slow     run those that take minutes, and after make demo those of what it has learned
 # make chaos    kill runs of several processes in every way (about an hour)
-# make soak     kill the demo thirty times, at random
+# make soak     kill the demo thirty times, at random (three quarters of an hour)
 # make lint     set up and run the formatter's check, the linter, the type checker and the import contracts
 PYTHON ?= python3
 BIN := .venv/bin
