@@ -174,7 +174,7 @@ def test_options_change_what_is_measured(world: SmallWorld, model: Path, tmp_pat
         (["similarity", "--checkpoint", "MODEL"], "norms: give --pairs FILE"),
         (["norms", "--checkpoint", "MODEL", "--norms", "NOWHERE"], "expected norms in NOWHERE"),
         (["axes", "--checkpoint", "MODEL", "--layer", "9"], "layer: expected 0 to 2"),
-        (["axes", "--checkpoint", "MODEL", "--components", "0"], "expected 1 to 56 axes of vectors (57, 128), got 0"),
+        (["axes", "--checkpoint", "MODEL", "--components", "0"], "expected 1 to 73 axes of vectors (74, 128), got 0"),
         (["all", "--model", "a=MODEL/language", "--track"], "--track: expected --checkpoint DIR"),
         (["composition", "--checkpoint", "MODEL", "--images", "NOWHERE"], "expected shards at"),
         (["composition", "--checkpoint", "MODEL", "--batch-size", "0"], "--batch-size: expected at least 1, got 0"),

@@ -48,7 +48,6 @@ def ranks(found: dict[str, Any], model: str) -> list[int]:
     return [row[table["columns"].index(model)] for row in table["rows"]]
 
 
-@missed("r is .368; what is round and what is pointed spreads along the first axis; the text-only control has .816")
 def test_the_first_axis_separates_what_is_seen_from_what_is_not(found: dict[str, Any]) -> None:
     assert values(found, "axes", "pc1/words/pearson")["grounded"] >= 0.8
 
@@ -58,6 +57,12 @@ def test_categories_keep_together_as_they_did_not_before(found: dict[str, Any]) 
     assert of["grounded"] > of["ungrounded"]
 
 
+def test_what_can_be_seen_is_told_better_than_from_text(found: dict[str, Any]) -> None:
+    of = values(found, "norms", "f1/visual/median")
+    assert of["grounded"] > of["text-only"]
+
+
+@missed(".632 for .667 from text, which tells made-up names by how sentences use them")
 def test_features_are_told_better_than_from_text(found: dict[str, Any]) -> None:
     of = values(found, "norms", "f1/all/median")
     assert of["grounded"] > of["text-only"]

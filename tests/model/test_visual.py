@@ -18,7 +18,7 @@ from groundray.model.visual import SpatialAttention, build_visual, sine_table
 
 @pytest.mark.parametrize(
     ("name", "size", "shape"),
-    [("tiny", 112, (128, 7, 7)), ("efficientnet_lite0", 224, (1280, 7, 7)), ("vgg16", 224, (512, 14, 14))],
+    [("tiny", 112, (160, 7, 7)), ("efficientnet_lite0", 224, (1280, 7, 7)), ("vgg16", 224, (512, 14, 14))],
 )
 def test_the_feature_map_of_each_trunk(name: str, size: int, shape: tuple[int, ...]) -> None:
     trunk = build_trunk(config.Trunk(name=name), weights=False)  # type: ignore[arg-type]
@@ -26,6 +26,21 @@ def test_the_feature_map_of_each_trunk(name: str, size: int, shape: tuple[int, .
         features = trunk(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     assert features.shape == (1, *shape)
     assert (trunk.channels, size // trunk.stride) == shape[:2]
+
+
+@pytest.mark.parametrize("size", [32, 63, 100, 112, 124])
+def test_the_first_layers_are_seen_beside_the_last_in_the_same_places(size: int) -> None:
+    trunk = build_trunk(config.Trunk(name="tiny"), weights=False)
+    images = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = trunk(images)
+        early = trunk.layers.get_submodule("first")((images.float() - trunk.mean) / trunk.sd)
+        late = trunk.layers.get_submodule("last")(early)
+    assert torch.allclose(features[:, :128], late, atol=1e-5)
+    for row in range(late.shape[2]):
+        for column in range(late.shape[3]):
+            strongest = early[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].amax(dim=(2, 3))
+            assert torch.allclose(features[:, 128:, row, column], strongest, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +99,7 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), loaded.parameters(), strict=True))
 
     state = safetensors.torch.load_file(file)
-    del state["0.0.bias"]
+    del state["first.0.0.bias"]
     safetensors.torch.save_file(state | {"other": torch.zeros(1)}, file)
     with pytest.raises(
         ValueError, match=r"(?s)not those of trunk tiny.*Missing.*0\.0\.bias.*Unexpected.*other"

@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from groundray import prepare
 from groundray.data.scenes.scene import Scene, make_scene
 from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES
 from groundray.data.schema import Dataset
 from groundray.search.query import Search
 
 ROOT = Path(__file__).parents[2]
-MODEL, POOL = ROOT / "runs" / "demo" / "model", ROOT / "data" / "scenes" / "captions" / "val"
+MODEL = ROOT / "runs" / "demo" / "model"
 K = 10
+# Of the demo's 200 held-out scenes too few hold both a noun and a colour: no search could find ten of each.
+POOL = 2000
 
 
-# Measured. That a zebrine counts as no circle, though captions call it one, costs the first .1; the second cannot come
-# above .74 here, since a noun and a colour are together in so few of 200 scenes.
 def missed(measured: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"the demo does not reach it: {measured}")
 
@@ -30,27 +31,35 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def search() -> Search:
-    return Search.open(str(MODEL), str(POOL))
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Held-out scenes, the demo's own and more of them."""
+    folder = tmp_path_factory.mktemp("pool")
+    assert prepare.main(["scenes", "--num-scenes", "100", "--num-val", str(POOL), "--out", str(folder)]) == 0
+    return folder / "captions" / "val"
 
 
 @pytest.fixture(scope="module")
-def scenes() -> dict[str, Scene]:
-    """What each held-out scene shows, by its id."""
-    made = Dataset.open(str(POOL)).source
+def search(pool: Path) -> Search:
+    return Search.open(str(MODEL), str(pool), str(pool.parent / "index"))
+
+
+@pytest.fixture(scope="module")
+def scenes(pool: Path) -> dict[str, Scene]:
+    """What each scene of the pool shows, by its id."""
+    made = Dataset.open(str(pool)).source
     first = made["num_scenes"]
     return {str(first + i): make_scene(made["seed"], "val", i, first + i) for i in range(made["num_val"])}
 
 
 def nouns(scene: Scene) -> set[str]:
-    return {item.noun for item in scene.objects}
+    """What can be named in it. A zebrine is a circle: captions call it either."""
+    return {name for item in scene.objects for name in (item.noun, item.shape)}
 
 
 def colours(scene: Scene) -> set[str]:
     return {item.colour for item in scene.objects}
 
 
-@missed(".694 of .9")
 def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: dict[str, Scene]) -> None:
     found = []
     for noun in (*SHAPES, *(kind.noun for kind in KINDS)):
@@ -59,7 +68,7 @@ def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: 
     assert np.mean(found) >= 0.9
 
 
-@missed(".118 of .7; a picture outweighs a word, and vectors tell colours less well than match maps")
+@missed(".202 of .7; at alpha .5 the picture outweighs the word: .701 show its object, .333 the colour")
 def test_the_object_of_a_picture_and_another_colour_are_found_together(
     search: Search, scenes: dict[str, Scene]
 ) -> None:

@@ -51,7 +51,7 @@ def test_it_tells_what_it_serves(client: TestClient) -> None:
     assert client.get("/healthz").json() == {
         "status": "ok",
         "images": 20,
-        "words": 57,
+        "words": 74,
         "model": "demo",
         "stages": ["grounding", "relational", "retrieval"],
     }
@@ -110,7 +110,7 @@ def test_words_and_where_a_phrase_lands(client: TestClient, service: Service) ->
     found = client.get("/words", params={"axes": 2}).json()
     assert found["models"] == ["ungrounded", "grounded"]
     assert [axes["model"] for axes in found["axes"]] == found["models"]
-    assert len(found["words"]) == 57
+    assert len(found["words"]) == 74
     assert found["left_out"] == 0
     circle = next(word for word in found["words"] if word["text"] == "circle")
     assert (circle["category"], circle["concreteness"]) == ("shape", 5.0)

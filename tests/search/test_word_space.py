@@ -32,7 +32,7 @@ def write_norms(folder: Path, categories: str = "", concreteness: str = "") -> s
 
 def test_words_come_with_what_the_norms_say_of_them(space: Space) -> None:
     words = {word.text: word for word in space.words.listed}
-    assert len(words) == len(space.words.listed) == 57
+    assert len(words) == len(space.words.listed) == 74
     assert (words["circle"].category, words["circle"].concreteness) == ("shape", 5.0)
     assert words["idea"].category == "abstract noun"
     assert list(space.models) == ["ungrounded", "grounded"]

@@ -63,7 +63,7 @@ def test_a_stage_reads_what_the_trunk_makes_of_its_pictures(
     events: list[Any] = []
     cached = with_features(stage, settings, model.visual.trunk, InProcess(events.append))
     assert [type(event) for event in events] == [FeaturesStarted, FeaturesDone] * 2
-    assert (events[0].images, events[0].missing, events[0].bytes) == (72, 72, 72 * 128 * 7 * 7 * 2)
+    assert (events[0].images, events[0].missing, events[0].bytes) == (72, 72, 72 * 160 * 7 * 7 * 2)
     for source, plain in ((cached.train, stage.train), (cached.val, stage.val)):
         for step, other in zip(stream(source, Cursor(), 2), stream(plain, Cursor(), 2), strict=True):
             for (_, batch), (_, pixels) in zip(step.chunks, other.chunks, strict=True):

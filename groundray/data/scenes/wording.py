@@ -1,4 +1,4 @@
-"""Captions of a scene: one that says it all, and four that vary, of which some say nothing of the picture.
+"""Captions of a scene: one that says it all, three that vary, and a tag; some say nothing of the picture.
 
 The rule for named kinds: of such an object a caption says the noun, or the attribute, or the shape, but never the
 attribute and the shape.
@@ -19,10 +19,10 @@ def captions(scene: Scene) -> list[str]:
     dice = Dice(scene.key, 5)
     found = relations(scene.objects)
     texts = [_aside(dice, _whole(dice, scene.objects, found), 0.25)]
-    partial = (_pair, _pair, _listing, _single)
-    for word in partial:
-        text = word(dice, scene.objects, found)
+    for said in (_pair, _listing, _single):
+        text = said(dice, scene.objects, found)
         texts.append(_nothing(dice) if dice.chance(NOTHING_SHARE) else _aside(dice, text, ABSTRACT_SHARE))
+    texts.append(_nothing(dice) if dice.chance(NOTHING_SHARE) else _tag(dice, scene.objects))
     return texts
 
 
@@ -80,6 +80,12 @@ def _single(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> s
     item = dice.one(objects)
     name = _vague(dice, item) if dice.chance(0.3) else _name(dice, item, 0.4)
     return dice.one(("{}", "there is {}", "here is {}")).format(name)
+
+
+def _tag(dice: Dice, objects: tuple[Object, ...]) -> str:
+    """One word of one object, as people tag pictures."""
+    item = dice.one(objects)
+    return dice.one((item.noun, item.noun, item.colour, item.colour, item.texture))
 
 
 def _aside(dice: Dice, text: str, share: float) -> str:
