@@ -216,7 +216,7 @@ def test_a_pass_without_room_is_refused_with_the_numbers(
     _, model, settings, stage = wanted(world, tmp_path)
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=50_000))
-    with pytest.raises(ValueError, match=r"take 903 kB more, there are 50 kB free.*features\.folder"):
+    with pytest.raises(ValueError, match=r"take 1\.13 MB more, there are 50 kB free.*features\.folder"):
         with_features(stage, settings, model.visual.trunk, InProcess(lambda _: None))
 
 
