@@ -193,7 +193,7 @@ def test_the_peak_lies_on_the_object_that_a_word_names(tab: Any) -> None:
         lit += on[int(brightest[1] * 28), int(brightest[0] * 28)]
         share += on.mean()
         page.mouse.move(0, 0)
-    # colours are found in .98 of scenes that the model has not seen; by chance it would be the boxes' share
+    # measured: 13 and 12 of 14 in scenes that the model has not seen; by chance it would be the boxes' share
     assert share < 0.35 * len(cases)
     assert ringed >= 0.8 * len(cases)
     assert lit >= 0.8 * len(cases)
