@@ -135,7 +135,10 @@ class _Block(nn.Sequential):
 
 class _Hypercolumns(nn.Module):
     """What the last layers see, and beside it the strongest of what the first ones see in the same places (Hariharan
-    et al. 2015): what is trained to tell shapes has forgotten colours by its end. The last layers have a stride of 4.
+    et al. 2015): what is trained to tell shapes has forgotten colours by its end.
+
+    Channels are those of the last layers, then those of the first. The last layers have a stride of 4 together; a
+    pooled place lies two pixels further in than what they see (`Trunk.first` is theirs).
     """
 
     def __init__(self, first: nn.Sequential, last: nn.Sequential):
