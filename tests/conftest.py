@@ -48,6 +48,18 @@ install_import_hook(
     "beartype.beartype",
 )
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under pytest-xdist: one process has all that needs the session's cluster, and each module is one process's, whose
+    fixtures it shares. What takes longest begins first."""
+    if config.getoption("dist", "no") == "no":
+        return
+    for item in items:
+        shared = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if shared else str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 STAGES = "visual,language,grounding,relational,retrieval"
 # grounding in steps that do not blow a number's last bits up
 CALM = ("--grounding.temperature=0.1", "--grounding.optimizer.lr=1e-4")

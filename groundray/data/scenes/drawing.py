@@ -36,9 +36,10 @@ def _background(key: int, dice: Dice) -> Image.Image:
     coarse = (mix(key, 3, np.arange(64, dtype=np.uint64)) % np.uint64(25)).astype(np.float32).reshape(8, 8) - 12
     blots = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
     grain = (mix(key, 4, np.arange(SIZE * SIZE, dtype=np.uint64)) % np.uint64(13)).astype(np.float32) - 6
-    grain = np.kron(grain.reshape(SIZE, SIZE), np.ones((SCALE, SCALE), np.float32))
-    values = base[None, None, :] + (slope + blots + grain)[:, :, None]
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    grain = grain.reshape(SIZE, SIZE).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    light = slope + blots + grain
+    channels = [Image.fromarray((part + light).clip(0, 255).astype(np.uint8)) for part in base.tolist()]
+    return Image.merge("RGB", channels)
 
 
 def _draw(picture: Image.Image, item: Object, dice: Dice) -> None:
