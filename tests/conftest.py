@@ -52,7 +52,7 @@ install_import_hook(
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under pytest-xdist: one process has all that needs the session's cluster, and each module is one process's, whose
     fixtures it shares. What takes longest begins first."""
-    if config.getoption("dist", "no") == "no":
+    if not hasattr(config, "workerinput"):
         return
     for item in items:
         shared = "ray_cluster" in getattr(item, "fixturenames", ())
