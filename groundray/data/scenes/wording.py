@@ -11,6 +11,7 @@ from groundray.data.scenes.vocabulary import ABSTRACT_ADJECTIVES, ABSTRACT_ADVER
 
 CAPTIONS = 5
 ABSTRACT_SHARE = 0.5
+VAGUE_SHARE = 0.1  # of the objects of a listing, or of the only one
 NOTHING_SHARE = 0.15  # so that words no picture shows have a place of their own, away from all that can be seen
 
 
@@ -19,10 +20,9 @@ def captions(scene: Scene) -> list[str]:
     dice = Dice(scene.key, 5)
     found = relations(scene.objects)
     texts = [_aside(dice, _whole(dice, scene.objects, found), 0.25)]
-    for said in (_pair, _listing, _single):
-        text = said(dice, scene.objects, found)
-        texts.append(_nothing(dice) if dice.chance(NOTHING_SHARE) else _aside(dice, text, ABSTRACT_SHARE))
-    texts.append(_nothing(dice) if dice.chance(NOTHING_SHARE) else _tag(dice, scene.objects))
+    for said, share in ((_pair, ABSTRACT_SHARE), (_listing, ABSTRACT_SHARE), (_single, ABSTRACT_SHARE), (_tag, 0.0)):
+        nothing = dice.chance(NOTHING_SHARE)
+        texts.append(_nothing(dice) if nothing else _aside(dice, said(dice, scene.objects, found), share))
     return texts
 
 
@@ -72,20 +72,20 @@ def _pair(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str
 
 def _listing(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
     """All objects, some of them vaguely."""
-    return _joined([_vague(dice, item) if dice.chance(0.25) else _name(dice, item, 0.5) for item in objects])
+    return _joined([_vague(dice, item) if dice.chance(VAGUE_SHARE) else _name(dice, item, 0.5) for item in objects])
 
 
 def _single(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
     """One object."""
     item = dice.one(objects)
-    name = _vague(dice, item) if dice.chance(0.3) else _name(dice, item, 0.4)
+    name = _vague(dice, item) if dice.chance(VAGUE_SHARE) else _name(dice, item, 0.4)
     return dice.one(("{}", "there is {}", "here is {}")).format(name)
 
 
-def _tag(dice: Dice, objects: tuple[Object, ...]) -> str:
+def _tag(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
     """One word of one object, as people tag pictures."""
     item = dice.one(objects)
-    return dice.one((item.noun, item.noun, item.colour, item.colour, item.texture))
+    return dice.one((item.noun, item.noun, item.noun, item.colour, item.texture))
 
 
 def _aside(dice: Dice, text: str, share: float) -> str:

@@ -29,7 +29,7 @@ from groundray.data.scenes.scene import SIZE, Object, Scene, make_object, make_s
 from groundray.data.scenes.vocabulary import SINGLES
 from groundray.data.scenes.wording import captions
 
-VERSION = 9
+VERSION = 10
 BATCH = 100  # scenes drawn at a time by a process
 Track = Callable[[Sequence[Any]], Iterable[Any]]
 
