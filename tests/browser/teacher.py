@@ -30,7 +30,7 @@ from groundray.model.language import load_tokenizer
 STAGES = ("grounding", "relational", "retrieval")
 VOCABULARY = {"classes": ("none",), "predicates": ("none",)}  # of the relational stage
 SCENES, BATCH = 400, 32
-STEPS = 200
+STEPS = 300
 SHARPNESS = 10.0  # of the cosines in the losses: the inverse of a temperature
 
 
