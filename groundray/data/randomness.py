@@ -8,6 +8,7 @@ here because NumPy does not promise the same stream in its next release, and a r
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,9 @@ _LOW = 0xFFFF_FFFF_FFFF_FFFF  # the 64 bits that a word has
 
 def mix(*parts: int | Words) -> Words:
     """One well-mixed 64-bit word for each combination of `parts` (integers or uint64 arrays that broadcast)."""
-    if all(isinstance(part, int) for part in parts):
-        return np.uint64(_mix_integers(*parts))  # type: ignore[arg-type,return-value]
+    integers = [part for part in parts if isinstance(part, int)]
+    if len(integers) == len(parts):
+        return np.asarray(_mix_integers(integers), dtype=np.uint64)
     state = np.zeros((), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -47,8 +49,8 @@ def word_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _mix_integers(*parts: int) -> int:
-    """The same of integers alone: a scene takes a hundred draws, and Python is quicker at one than NumPy."""
+def _mix_integers(parts: Sequence[int]) -> int:
+    """The same word of integers alone: a scene takes a hundred draws, and Python is quicker at one than NumPy."""
     state = 0
     for part in parts:
         state = ((state ^ (part & _LOW)) + _GOLDEN) & _LOW
@@ -59,6 +61,4 @@ def _mix_integers(*parts: int) -> int:
 
 
 def _words(part: int | Words) -> Words:
-    if isinstance(part, int):
-        return np.uint64(part & _LOW)  # type: ignore[return-value]
-    return np.asarray(part, dtype=np.uint64)
+    return np.asarray(part & _LOW if isinstance(part, int) else part, dtype=np.uint64)

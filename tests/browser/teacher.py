@@ -1,7 +1,7 @@
 """A model that was taught where things are, so that what the page should show is known.
 
 Contrastive training finds places by itself, in many more steps than a test has. Here the places are told: the boxes of
-drawn scenes say at which positions a word's match map should be high, and after two hundred steps the model points at
+drawn scenes say at which positions a word's match map should be high, and after three hundred steps the model points at
 what is named, in scenes that it has not seen. The vectors of search are not taught; they are what they began as.
 """
 
