@@ -134,13 +134,16 @@ def test_what_cannot_be_served_is_told_before_ray_starts(
 def test_the_command_serves_until_it_is_told_to_stop(place: Place) -> None:
     words = [*place.options, "--norms", place.norms, "--port", str(free_port())]
     plain = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "groundray.serve", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=plain
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline().decode()
-    assert line.startswith("search  http://127.0.0.1:"), process.communicate()
-    assert fetched(line.split()[1], "/search", text="red")[0] == 200
-    process.send_signal(signal.SIGTERM)
-    left, complaints = process.communicate(timeout=60)
+    started = [sys.executable, "-m", "groundray.serve", *words]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=plain) as process:
+        try:
+            assert process.stdout is not None
+            told = map(bytes.decode, iter(process.stdout.readline, b""))  # of the index first, where there is none yet
+            line = next((line for line in told if line.startswith("search  http://127.0.0.1:")), "")
+            assert line, process.communicate()
+            assert fetched(line.split()[1], "/search", text="red")[0] == 200
+            process.send_signal(signal.SIGTERM)
+            left, complaints = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, left, complaints) == (0, b"", b"")
