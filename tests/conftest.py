@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 STAGES = "visual,language,grounding,relational,retrieval"
 # grounding in steps that do not blow a number's last bits up
-CALM = ("--grounding.temperature=0.1", "--grounding.optimizer.lr=1e-4")
+CALM = ("--grounding.temperature=0.1", "--grounding.optimizer.lr=1e-4", "--grounding.optimizer.language_lr=1e-4")
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,16 @@ class SmallWorld:
         Folder.at(url).upload(self.shards)
         Folder.at(url).upload(self.source / "tokenizer", "tokenizer")
         return url
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A test leaves torch the threads that it found: by their number float32 rounds."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ def test_sentence_transformers_take_the_mean_over_tokens(settings: config.Settin
 def test_cards_tell_data_settings_and_metrics(settings: config.Settings, tmp_path: Path) -> None:
     write(tmp_path, settings)
     whole = (tmp_path / "README.md").read_text()
-    for said in ("| retrieval | loss | 0.5 |", "shards/graphs (72 images)", "temperature: 0.1", "NeurIPS 2021"):
+    for said in ("| retrieval | loss | 0.5 |", "shards/graphs (72 images)", "temperature: 0.3", "NeurIPS 2021"):
         assert said in whole
     grounded = (tmp_path / "language-grounded" / "README.md").read_text()
     assert "| grounding | loss | 0.5 |" in grounded
