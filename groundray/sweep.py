@@ -36,6 +36,7 @@ def main(
     space: Sequence[str] = (),
     metric: str | None = None,
     name: str = "sweep",
+    short: Sequence[str] = (),
 ) -> int:
     """The exit status: 0 all trials ended, 1 none came to a value, 2 a sweep that cannot be, 130 or 143 ended by Ctrl-C
     or SIGTERM.
@@ -43,14 +44,15 @@ def main(
     Args:
         words: of the command line.
         about, space, metric, name: what a script sweeps where its command line says nothing else.
+        short: settings that make shorter runs of the demo's, where the command line names no --config.
     """
-    options, overrides = _parser(about, space, metric).parse_known_args(words)
+    options, overrides = _parser(about, space, metric, short).parse_known_args(words)
     console = table_console(soft_wrap=True)
     errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
-    if not any(word.partition("=")[0] == "--scaling.num_workers" for word in overrides):
-        overrides = [*overrides, "--scaling.num_workers", "1"]  # many trials at once use a cluster better
-    if not any(word.partition("=")[0] == "--run.name" for word in overrides):
-        overrides = [*overrides, "--run.name", name]
+    if options.config is None:
+        options.config, overrides = "demo", with_defaults(overrides, short)
+    # one worker a trial: many trials at once use a cluster better
+    overrides = with_defaults(overrides, ["--scaling.num_workers=1", f"--run.name={name}"])
     try:
         sweep = _sweep(options, overrides)
         options.file = config.find(options.config).absolute()
@@ -67,14 +69,24 @@ def main(
     return status
 
 
-def _parser(about: str, space: Sequence[str], metric: str | None) -> argparse.ArgumentParser:
+def with_defaults(overrides: Sequence[str], defaults: Sequence[str]) -> list[str]:
+    """Words of a command line for settings, with others (`--any.setting=VALUE`) for those that it does not name."""
+    given = {word.partition("=")[0] for word in overrides}
+    return [*(word for word in defaults if word.partition("=")[0] not in given), *overrides]
+
+
+def _parser(about: str, space: Sequence[str], metric: str | None, short: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=f"{about} The same command with --resume goes on.",
         epilog="any setting of a run can be given too, for all trials: see python -m groundray.train --help",
         allow_abbrev=False,
     )
     presets = ", ".join(config.presets())
-    parser.add_argument("--config", default="demo", metavar="PRESET|FILE.yaml", help=f"{presets}, or a YAML file")
+    parser.add_argument(
+        "--config",
+        metavar="PRESET|FILE.yaml",
+        help=f"{presets}, or a YAML file (default: {' '.join(['demo', *short])})",
+    )
     parser.add_argument(
         "--space",
         action="append",

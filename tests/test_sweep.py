@@ -19,7 +19,7 @@ from servers import Server
 from groundray import config
 from groundray.runtime import launch
 from groundray.storage import Folder
-from groundray.sweep import main
+from groundray.sweep import main, with_defaults
 from groundray.training import attempts, history
 
 RECALL = "grounding/text_to_image/recall@10"
@@ -36,6 +36,13 @@ def words(
     ]
     settings = world.settings(f"--run.storage={storage}", "--run.name=tau", *tracked, stages=stages)
     return ["--space", space, "--metric", RECALL, *settings, *more]
+
+
+def test_what_a_command_line_says_goes_before_what_a_script_does() -> None:
+    defaults = ["--visual.epochs=3", "--run.name=tau"]
+    assert with_defaults([], defaults) == defaults
+    for given in (["--visual.epochs", "2"], ["--visual.epochs=2"]):
+        assert with_defaults(given, defaults) == ["--run.name=tau", *given]
 
 
 @pytest.mark.ray
