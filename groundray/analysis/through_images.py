@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from groundray.data.batches import CaptionBatch
 from groundray.data.pieces import WordPieces
-from groundray.loss.match_map import Kind, similarity
+from groundray.loss.match_map import Kind, normalised, similarity_to_words
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
 from groundray.stage.grounding import counted_tokens
@@ -34,15 +34,21 @@ def similarities(
         ValueError: there are fewer than two images.
     """
     heads = model.head(GroundingHeads)
-    encoded, counted = [], []
+    kept, counted = [], []  # only of tokens that count: most of a word's row is padding
     for start in range(0, len(texts), TEXTS):
         ids, lengths = pieces.encode(texts[start : start + TEXTS])
         tokens = torch.from_numpy(ids.astype(np.int64))
         mask = torch.arange(tokens.shape[1]) < torch.from_numpy(lengths)[:, None]
-        encoded.append(heads.language(model.language(tokens, mask)))
-        counted.append(counted_tokens(mask, special_tokens))
-    W, valid = torch.cat(encoded), torch.cat(counted)
-    found = [similarity(heads.visual(model.visual(batch.images)), W, valid, kind) for batch in batches if len(batch)]
+        counts, longest = counted_tokens(mask, special_tokens), int(lengths.max())
+        hidden = heads.language(model.language(tokens[:, :longest], mask[:, :longest]))
+        kept.append(hidden[counts[:, :longest]])
+        counted.append(counts)
+    words, valid = torch.cat(kept), torch.cat(counted)
+    found = []
+    for batch in batches:
+        if len(batch):
+            V, W = normalised(heads.visual(model.visual(batch.images)), words, kind)
+            found.append(similarity_to_words(V, W, valid))
     images = sum(map(len, found))
     if images < 2:
         raise ValueError(f"expected at least 2 images, got {images}")
