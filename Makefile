@@ -34,7 +34,7 @@ explore: setup
 		--norms data/scenes/source/norms --open
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

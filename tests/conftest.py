@@ -49,15 +49,23 @@ install_import_hook(
 )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under pytest-xdist: one process has all that needs the session's cluster, and each module is one process's, whose
-    fixtures it shares. What takes longest begins first."""
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        shared = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if shared else str(item.path)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, that two processes (pytest-xdist) end together."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process has all modules that need the session's cluster, and each other module is one process's, whose
+    fixtures it shares."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "ray" if "ray_cluster" in (config.rootpath / module).read_text() else module
+
+    return ByModule(config, log)
 
 
 STAGES = "visual,language,grounding,relational,retrieval"

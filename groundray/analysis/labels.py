@@ -10,6 +10,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 ANGLES = np.radians([0, 180, 90, 270, 45, 135, 315, 225, 22, 158, 338, 202, 68, 112, 292, 248])
 DISTANCES = (1.0, 2.5, 5.0, 9.0, 14.0, 20.0)  # in gaps
 NEAR = 3.0  # gaps: a label farther from its anchor is led to it by a line
+COVERED = 1.5  # distances farther from its anchor that a label goes to cover one point fewer
 MOST_COVERED = 3  # points: a label that covers more of them is no worse
 
 
@@ -43,7 +44,7 @@ def place(
         if not free.any():
             boxes.append(None)
             continue
-        cost = np.minimum(_covered(candidates, points, gap / 2), MOST_COVERED) + rings
+        cost = COVERED * np.minimum(_covered(candidates, points, gap / 2), MOST_COVERED) + rings
         best = np.where(free, cost, np.inf).argmin()
         left, bottom, right, top = candidates[best]
         boxes.append((float(left), float(bottom), float(right), float(top)))
