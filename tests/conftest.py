@@ -49,9 +49,10 @@ install_import_hook(
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, that two processes (pytest-xdist) end together."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longest begins first where there are two processes (pytest-xdist), that they end together."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -89,6 +89,15 @@ def test_a_name_covers_no_point_where_there_is_a_way() -> None:
     assert box == pytest.approx((26, 46, 46, 54))
 
 
+def test_a_name_goes_farther_to_cover_no_point() -> None:
+    anchor = np.array([[50.0, 50.0]])
+    beside = 50 + 6 * np.array([[x, y] for x in (-1, 0, 1) for y in (-1, 0, 1) if x or y])  # in all the nearest places
+    (box,) = place(np.array([[20.0, 8.0]]), anchor, (0.0, 0.0, 100.0, 100.0), np.concatenate([anchor, beside]), gap=4.0)
+    assert box is not None
+    left, bottom, right, top = box
+    assert not any(left <= x <= right and bottom <= y <= top for x, y in beside)
+
+
 @pytest.mark.parametrize("named", [12, 60])
 def test_names_of_words_are_apart_and_in_their_panel(named: int) -> None:
     panels = {model: words(60, 9, seed, named) for seed, model in enumerate(MODELS)}
