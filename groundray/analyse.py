@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from groundray.cli.progress import table_console
+from groundray.cli.workdir import go_home
 from groundray.config import Settings
-from groundray.home import go_home
-from groundray.progress import table_console
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from groundray.analysis.plans import Wanted
+    from groundray.analysis.jobs import Wanted
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 FILES = ("concreteness", "categories", "features", "phrases", "pairs")
@@ -157,9 +157,9 @@ def _add_norms(one: argparse.ArgumentParser, name: str) -> None:
 
 
 def _wanted(options: argparse.Namespace) -> Wanted:
-    from groundray.analysis.embedding import Options
-    from groundray.analysis.plans import BATCH_SIZE, Wanted
-    from groundray.analysis.sources import Norms
+    from groundray.analysis.inputs.catalog import Norms
+    from groundray.analysis.inputs.embedding import Options
+    from groundray.analysis.jobs import BATCH_SIZE, Wanted
 
     given = vars(options)
     if given.get("batch_size", 1) < 1:
@@ -186,7 +186,7 @@ def _wanted(options: argparse.Namespace) -> Wanted:
 
 
 def _of_words(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
-    from groundray import analysing
+    from groundray.cli import reports
     from groundray.model import export
 
     wanted, tracked = _wanted(options), None
@@ -194,7 +194,7 @@ def _of_words(options: argparse.Namespace, console: Console, errors: Console) ->
         if wanted.checkpoint is None:
             raise ValueError("--track: expected --checkpoint DIR, of the run whose MLflow run is meant")
         tracked = Settings(**export.about(wanted.checkpoint).settings)
-    return analysing.carry_out(
+    return reports.carry_out(
         options.name,
         wanted,
         console,
@@ -208,15 +208,15 @@ def _of_words(options: argparse.Namespace, console: Console, errors: Console) ->
 
 
 def _retrieval(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
-    from groundray import analysing
+    from groundray.cli import reports
 
-    return analysing.show_retrieval(options.checkpoint, options.data, options.batch_size, console), 0
+    return reports.show_retrieval(options.checkpoint, options.data, options.batch_size, console), 0
 
 
 def _relations(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
-    from groundray import analysing
+    from groundray.cli import reports
 
-    return analysing.show_relations(options.checkpoint, options.data, options.batch_size, console), 0
+    return reports.show_relations(options.checkpoint, options.data, options.batch_size, console), 0
 
 
 if __name__ == "__main__":

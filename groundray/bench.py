@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import joblib
 from rich.console import Console
 
-from groundray.home import go_home
-from groundray.progress import table_console
+from groundray.cli.progress import table_console
+from groundray.cli.workdir import go_home
 
 if TYPE_CHECKING:
     from groundray.benchmarks.measure import Report
@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if rest and options.measure is not _step:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.settings = rest
-    from groundray.benchmarks.losses import Disagreement  # brings torch, which --help does without
+    from groundray.benchmarks.published_losses import Disagreement  # brings torch, which --help does without
 
     measure: Callable[[argparse.Namespace, Callable[[str], None]], Report] = options.measure
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -123,19 +123,21 @@ def _positive(word: str) -> int:
 
 
 def _loss(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
-    from groundray.benchmarks import loss
+    from groundray.benchmarks import contrastive_loss
 
-    return loss.measure(options.batch, options.tokens, options.only, options.repeats, options.most_seconds, note)
+    return contrastive_loss.measure(
+        options.batch, options.tokens, options.only, options.repeats, options.most_seconds, note
+    )
 
 
 def _relation(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
-    from groundray.benchmarks import relation
+    from groundray.benchmarks import relation_step
 
-    return relation.measure(options.triplets, options.predicates, options.repeats, options.most_seconds, note)
+    return relation_step.measure(options.triplets, options.predicates, options.repeats, options.most_seconds, note)
 
 
 def _input(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
-    from groundray.benchmarks import input as streams
+    from groundray.benchmarks import input_pipeline as streams
 
     return streams.measure(
         options.data,
@@ -149,23 +151,27 @@ def _input(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
 
 
 def _step(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
-    from groundray.benchmarks import step
+    from groundray.benchmarks import training_step
 
-    return step.measure(
+    return training_step.measure(
         options.config, options.settings, options.data, options.workers, options.repeats, options.most_seconds, note
     )
 
 
 def _search(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
-    from groundray.benchmarks import search
+    from groundray.benchmarks import vector_search
 
-    return search.measure(options.vectors, options.width, options.threads, options.repeats, options.most_seconds, note)
+    return vector_search.measure(
+        options.vectors, options.width, options.threads, options.repeats, options.most_seconds, note
+    )
 
 
 def _service(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
-    from groundray.benchmarks import service
+    from groundray.benchmarks import search_service
 
-    return service.measure(options.checkpoint, options.images, options.clients, options.replicas, options.seconds, note)
+    return search_service.measure(
+        options.checkpoint, options.images, options.clients, options.replicas, options.seconds, note
+    )
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from groundray.data.randomness import mix, word_of
+from groundray.cli.preparation import Prepared, Strict, is_prepared, listed, progress, source_of, usable, write
+from groundray.cli.workdir import go_home
 from groundray.data.schema import ROW_GROUP_BYTES, Dataset
 from groundray.data.sources import coco, image_folder, text, visual_genome
 from groundray.data.sources.rejected import Rejected
-from groundray.home import go_home
-from groundray.preparing import Prepared, Strict, is_prepared, listed, progress, source_of, usable, write
-from groundray.storage import Folder
+from groundray.rng import mix, word_of
+from groundray.storage.folder import Folder
 
 EXIT_REJECTED, EXIT_USAGE = 1, 2
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from groundray.indexing import add_options, indexed, places_of, ready
-from groundray.storage import Folder
+from groundray.cli.image_index import add_options, indexed, places_of, ready
+from groundray.storage.folder import Folder
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 HOST, PORT = "127.0.0.1", 8000
@@ -26,7 +26,7 @@ def main(words: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     # brings torch and Ray, which --help does without
-    from groundray.running import EXIT_SIGNAL, Signals
+    from groundray.cli.run_session import EXIT_SIGNAL, Signals
 
     signals, served = Signals(), False
     try:
@@ -64,18 +64,21 @@ def _parser() -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def _served(options: argparse.Namespace, console: Console) -> Iterator[str]:
     """Meanwhile it is served; its address."""
+    from groundray.image_search import towers, word_space
+    from groundray.image_search.index import open_pool
     from groundray.runtime import cluster
-    from groundray.search import space, towers
-    from groundray.search.index import open_pool
 
     # what cannot be used is told before Ray starts
     towers.check(options.checkpoint)
     open_pool(options.images)
     if options.norms:
-        space.Words.of_norms(options.norms)
+        word_space.Words.of_norms(options.norms)
     with cluster.connect(verbose=options.verbose):
         indexed(options, console)
-        from groundray.runtime.serving import Arguments, serving  # brings Serve, which the cluster has made quiet
+        from groundray.runtime.serve.deployment import (
+            Arguments,
+            serving,
+        )  # brings Serve, which the cluster has made quiet
 
         # absolute paths, which mean the same in a replica's own working folder, or URLs
         places = {name: place and str(Folder.at(place)) for name, place in places_of(options).items()}

@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from groundray import config
+from groundray.cli.progress import table_console
+from groundray.cli.workdir import go_home
 from groundray.config import SettingsError
-from groundray.home import go_home
-from groundray.progress import table_console
 
 if TYPE_CHECKING:
-    from groundray.sweeping.definition import Sweep
-    from groundray.sweeping.outcome import Trial
+    from groundray.runtime.tune.results import Trial
+    from groundray.runtime.tune.spec import Sweep
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 ALIAS = "best"  # of the registered model
@@ -125,8 +125,8 @@ def _parser(about: str, space: Sequence[str], metric: str | None, short: Sequenc
 
 
 def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
-    from groundray.sweeping.definition import Metric, Sweep
-    from groundray.sweeping.space import spaces
+    from groundray.runtime.tune.search_space import spaces
+    from groundray.runtime.tune.spec import Metric, Sweep
 
     for name in ("num_samples", "seeds", "max_concurrent"):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -148,12 +148,12 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
 
 
 def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, errors: Console) -> int:
-    from groundray.progress import Reporter
-    from groundray.running import EXIT_SIGNAL, Signals, carry_out
-    from groundray.runtime import sweep as runtime
-    from groundray.sweeping.definition import BEFORE, OUTCOMES, PICTURE, TABLE, TRIALS
+    from groundray.cli.progress import Reporter
+    from groundray.cli.run_session import EXIT_SIGNAL, Signals, carry_out
+    from groundray.runtime.tune import trials as runtime
+    from groundray.runtime.tune.spec import BEFORE, OUTCOMES, PICTURE, TABLE, TRIALS
     from groundray.tracking import SweepLog
-    from groundray.training import run
+    from groundray.training import progression
 
     began, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
     with runtime.connected(sweep, options.verbose, console.print) as concurrent:
@@ -162,7 +162,7 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
         log = SweepLog(settings, folder, sweep.definition(), errors.print) if settings.tracking.enabled else None
         parent = log.run_id if log else None
         before = sweep.settings_before()
-        if before and not (folder / BEFORE).exists(run.RESULT):
+        if before and not (folder / BEFORE).exists(progression.RESULT):
             console.print(f"{', '.join(sweep.before)}  trained once, for all trials")
             signals = Signals()
             if status := carry_out(
@@ -190,10 +190,10 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
 
 def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], console: Console) -> Trial | None:
     """The best trial, after the table has been printed, and written with the picture into the sweep's folder."""
-    from groundray.sweeping import outcome, picture
-    from groundray.sweeping.definition import OUTCOMES, PICTURE, TABLE, told
+    from groundray.runtime.tune import plot, results
+    from groundray.runtime.tune.spec import OUTCOMES, PICTURE, TABLE, told
 
-    head, lines = outcome.rows(trials, sweep.metric)
+    head, lines = results.rows(trials, sweep.metric)
     table = Table(title=f"{sweep.metric}, best first")
     for column in head:  # a setting's own name, below its section's
         table.add_column(column.replace("/", "/\n").replace(".", ".\n"), justify="right", no_wrap=True)
@@ -205,11 +205,11 @@ def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], co
             console.print(f"{trial.name}  {told(trial.all_values)}  {trial.error}")
     text = io.StringIO()
     csv.writer(text).writerows([head, *lines])
-    winner = outcome.best(trials, sweep.metric)
+    winner = results.best(trials, sweep.metric)
     sweep.folder.write_bytes(TABLE, text.getvalue().encode())
     sweep.folder.write_json(OUTCOMES, [asdict(trial) for trial in trials])
     with tempfile.TemporaryDirectory() as local:
-        picture.draw(Path(local) / PICTURE, sweep.settings.run.name, trials, sweep.spaces, sweep.metric)
+        plot.draw(Path(local) / PICTURE, sweep.settings.run.name, trials, sweep.spaces, sweep.metric)
         sweep.folder.write_bytes(PICTURE, (Path(local) / PICTURE).read_bytes())
     if winner:
         console.print(f"best    {winner.name}  {told(winner.all_values)}  {sweep.metric} {winner.value:.4g}")

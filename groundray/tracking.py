@@ -24,8 +24,8 @@ from typing import Any, Literal, NamedTuple
 
 from groundray.config import Settings, flatten
 from groundray.stage.protocol import Stage
-from groundray.storage import Folder
-from groundray.training import history, recovery, run
+from groundray.storage.folder import Folder
+from groundray.training import history, progression, recovery
 from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -65,8 +65,8 @@ class Tracker:
         settings: Settings, stages: Sequence[Stage], warn: Callable[[str], None], parent: str | None = None
     ) -> Tracker:
         """A tracker of a run of these stages, which knows their data."""
-        fingerprints = {part: dataset.fingerprint for part, dataset in run.data_of(stages).items()}
-        return Tracker(settings, run.folder_of(settings), fingerprints, warn, parent)
+        fingerprints = {part: dataset.fingerprint for part, dataset in progression.data_of(stages).items()}
+        return Tracker(settings, progression.folder_of(settings), fingerprints, warn, parent)
 
     def observe(self, event: Event) -> None:
         """Log the metrics of an event."""

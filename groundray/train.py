@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from groundray import config
+from groundray.cli.workdir import go_home
 from groundray.config import Settings, SettingsError
-from groundray.home import go_home
 
 EXIT_USAGE = 2
 
@@ -53,9 +53,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dry_run(settings: Settings) -> int:
-    from groundray import analysing
-    from groundray.runtime import resources
-    from groundray.training.preview import preview
+    from groundray.cli import reports
+    from groundray.runtime.train import resources
+    from groundray.training.preflight import preview
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
     seen = preview(settings)
@@ -74,8 +74,8 @@ def _dry_run(settings: Settings) -> int:
         f"({wanted.where}); GPUs: {wanted.gpus} of {wanted.cluster_gpus:g}"
     )
     if settings.analysis.enabled and settings.analysis.norms:
-        console.print(f"analysis  with the norms of {settings.analysis.norms}, to {seen.folder}/{analysing.FOLDER}")
-    if unusable := analysing.problem(settings):
+        console.print(f"analysis  with the norms of {settings.analysis.norms}, to {seen.folder}/{reports.FOLDER}")
+    if unusable := reports.problem(settings):
         problems.append(unusable)
     try:
         wanted.check()
@@ -88,8 +88,8 @@ def _dry_run(settings: Settings) -> int:
 
 def _train(settings: Settings, options: argparse.Namespace, errors: Console) -> int:
     # brings torch, transformers and Ray, which --help and bad settings do without
-    from groundray.progress import Reporter
-    from groundray.running import carry_out
+    from groundray.cli.progress import Reporter
+    from groundray.cli.run_session import carry_out
 
     return carry_out(settings, Reporter(), errors.print, verify=options.verify, verbose=options.verbose)
 

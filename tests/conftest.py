@@ -16,7 +16,7 @@ from jaxtyping import install_import_hook
 if TYPE_CHECKING:
     from searching import Place
 
-    from groundray.search.service import Service
+    from groundray.image_search.service import Service
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a model hub, nor waits for one
 
@@ -25,24 +25,19 @@ install_import_hook(
     [
         "groundray.loss",
         "groundray.model",
-        *(
-            f"groundray.analysis.{name}"
-            for name in (
-                *("axes", "categories", "composition", "labels", "norms", "similarity", "statistics"),
-                *("through_images", "vectors"),
-            )
-        ),
+        "groundray.analysis.measures",
+        "groundray.analysis.report.labels",
         *(f"groundray.stage.{name}" for name in ("visual", "language", "grounding", "relational", "retrieval")),
         "groundray.stage.recall",
         "groundray.stage.topk",
-        "groundray.analysis.embedding",
-        "groundray.analysis.lexicon",
+        "groundray.analysis.inputs.embedding",
+        "groundray.analysis.inputs.lexicon",
         "groundray.data.batches",
-        "groundray.data.pictures",
+        "groundray.data.image_inputs",
         "groundray.data.transforms",
         *(
-            f"groundray.search.{name}"
-            for name in ("towers", "index", "nearest", "query", "matches", "space", "uploads")
+            f"groundray.image_search.{name}"
+            for name in ("towers", "index", "knn", "query", "explain", "word_space", "uploads")
         ),
     ],
     "beartype.beartype",
@@ -117,7 +112,7 @@ class SmallWorld:
 
     def copied_to(self, url: str) -> str:
         """The URL, with a copy of the shards and the tokenizer."""
-        from groundray.storage import Folder
+        from groundray.storage.folder import Folder
 
         Folder.at(url).upload(self.shards)
         Folder.at(url).upload(self.source / "tokenizer", "tokenizer")
@@ -165,8 +160,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
 
 def checked(folder: Path, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """The items with their checked image files."""
-    from groundray.data.sources.images import check_image
-    from groundray.storage import Folder
+    from groundray.data.sources.image_files import check_image
+    from groundray.storage.folder import Folder
 
     return ((item, check_image(Folder.at(folder), item.file_names)) for item in items)
 
@@ -181,7 +176,7 @@ def write(
 ) -> None:
     """Write shards of a kind, in small row groups, to `root/shards`."""
     from groundray.data.shards import write_shards
-    from groundray.storage import Folder
+    from groundray.storage.folder import Folder
 
     folder = Folder.at(root / "shards" / (name or kind) / split).make()
     write_shards(folder, kind, rows, {}, {}, words, row_group_bytes=40_000)
@@ -233,6 +228,6 @@ def place(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="session")
 def service(place: Place) -> Service:
-    from groundray.search.service import Service
+    from groundray.image_search.service import Service
 
     return Service.open(place.checkpoint, place.images, place.index, place.norms)

@@ -11,7 +11,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from groundray.data.randomness import pick
+from groundray.rng import pick
 
 
 def similarity(V: Tensor, W: Tensor, valid: Tensor, kind: str) -> Tensor:

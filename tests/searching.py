@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from groundray import config
+from groundray.image_search.query import Search
 from groundray.model import export
 from groundray.model.grounded import build, build_head
-from groundray.model.language import load_tokenizer
-from groundray.search.query import Search
+from groundray.model.language_stream import load_tokenizer
 
 STAGES = ("grounding", "relational", "retrieval")
 

@@ -14,10 +14,11 @@ from conftest import SmallWorld
 from made_up import MODELS, analyses
 from rich.console import Console
 
-from groundray import analyse, analysing, config, train
-from groundray.analysis import screen
-from groundray.analysis.report import Report
-from groundray.training import run
+from groundray import analyse, config, train
+from groundray.analysis.report import terminal
+from groundray.analysis.report.document import Report
+from groundray.cli import reports
+from groundray.training import progression
 from groundray.training.worker import InProcess
 
 
@@ -25,7 +26,7 @@ from groundray.training.worker import InProcess
 def model(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("analysed")
     words = world.settings(f"--run.storage={storage}", "--grounding.epochs=1", stages="language,grounding")
-    run.train(config.load("demo", words), InProcess(lambda _: None))
+    progression.train(config.load("demo", words), InProcess(lambda _: None))
     return storage / "demo" / "model"
 
 
@@ -197,7 +198,7 @@ def test_the_screen_shows_as_much_as_it_has_room_for(width: int, intervals: bool
     made = Report("demo", dict.fromkeys(MODELS, ""), analyses())
     file = io.StringIO()
     console = Console(file=file, width=width, markup=False, highlight=False)
-    console.print(screen.comparison(made, console, short=False))
+    console.print(terminal.comparison(made, console, short=False))
     shown = file.getvalue()
     assert max(map(len, shown.splitlines())) <= width
     assert ("[0.350, 0.440]" in shown) == intervals
@@ -265,7 +266,7 @@ def test_an_analysis_that_fails_loses_no_run(
         raise RuntimeError("no room")
 
     words = trained(world, f"--run.storage={tmp_path}", f"--analysis.norms={few}")
-    monkeypatch.setattr(analysing, "report", broken)
+    monkeypatch.setattr(reports, "report", broken)
     assert train.main(words) == 0
     shown = capsys.readouterr().err
     assert "analysis failed, the run itself is complete: RuntimeError: no room" in shown

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from groundray import bench
-from groundray.benchmarks import relation
-from groundray.benchmarks.losses import OURS, Contender
+from groundray.benchmarks import relation_step
+from groundray.benchmarks.published_losses import OURS, Contender
 
 
 def test_help_lists_the_benchmarks_and_loads_no_torch() -> None:
@@ -50,7 +50,7 @@ def test_without_a_gpu_its_rows_say_so(capsys: pytest.CaptureFixture[str]) -> No
 def test_contenders_that_disagree_are_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(relation.CONTENDERS, "wrong", Contender(lambda one: one.S.sum()))
+    monkeypatch.setitem(relation_step.CONTENDERS, "wrong", Contender(lambda one: one.S.sum()))
     assert bench.main(["relation", "--triplets", "5"]) == bench.EXIT_DISAGREEMENT
     assert "error: wrong computes the loss" in capsys.readouterr().err
 

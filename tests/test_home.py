@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from groundray import train
+from groundray.cli.workdir import COPIES, HOME, go_home
 from groundray.config import SettingsError
-from groundray.home import COPIES, HOME, go_home
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,10 +17,10 @@ from conftest import SmallWorld
 from servers import Server
 
 from groundray import prepare
-from groundray.data.aside import is_empty, whole_folder
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
-from groundray.storage import Folder
+from groundray.storage.atomic import is_empty, whole_folder
+from groundray.storage.folder import Folder
 
 
 @pytest.fixture
@@ -208,9 +208,9 @@ def test_a_killed_process_leaves_no_half_data_set(tmp_path: Path) -> None:
     out = tmp_path / "shards"
     script = (
         "import sys\n"
-        "from groundray.data.aside import whole_folder\n"
+        "from groundray.storage.atomic import whole_folder\n"
         "from groundray.data.shards import write_shards\n"
-        "from groundray.storage import Folder\n"
+        "from groundray.storage.folder import Folder\n"
         "row = {'image': b'x' * 2**16, 'width': 8, 'height': 8, 'captions': ['a']}\n"
         "rows = ({'id': str(i), **row} for i in range(int(sys.argv[2])))\n"
         "with whole_folder(Folder.at(sys.argv[1]), last='dataset.json') as aside:\n"

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from groundray.progress import Reporter
+from groundray.cli.progress import Reporter
 from groundray.training.events import (
     Attempted,
     EpochDone,

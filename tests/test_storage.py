@@ -13,9 +13,8 @@ import pyarrow.fs as pafs
 import pytest
 from servers import NO_BUCKET, Server
 
-from groundray import stores
-from groundray.storage import Folder, size_of
-from groundray.stores import Patience
+from groundray.storage.folder import Folder, object_store, size_of
+from groundray.storage.object_store import Patience
 
 BAD_NAMES = ["../other", "/etc/passwd", "a/../../other", "nul\0"]
 
@@ -220,5 +219,5 @@ def test_an_endpoint_that_says_nothing_is_not_waited_for(
     s3: Server, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.use(monkeypatch, AWS_ENDPOINT_URL=silent)
-    monkeypatch.setattr(stores, "LOOK", Patience(2, 1.0))
+    monkeypatch.setattr(object_store, "LOOK", Patience(2, 1.0))
     assert seconds_to_refuse(s3.folder(), f"expected an answer of {silent}, got ") < 15

@@ -17,8 +17,8 @@ from conftest import SmallWorld
 from servers import Server
 
 from groundray import config
-from groundray.runtime import launch
-from groundray.storage import Folder
+from groundray.runtime.train import launch
+from groundray.storage.folder import Folder
 from groundray.sweep import main, with_defaults
 from groundray.training import attempts, history
 

@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from groundray import tracking
 from groundray.config import Settings
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 from groundray.tracking import Tracker
 from groundray.training import attempts, history
 from groundray.training.attempts import Attempt

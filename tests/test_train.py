@@ -18,14 +18,14 @@ from conftest import STAGES, SmallWorld
 from pyarrow.parquet import read_table
 
 from groundray import analyse, config, train
-from groundray.runtime import launch
-from groundray.runtime.features import make_features
-from groundray.storage import Folder
-from groundray.training import run
+from groundray.runtime.data.feature_tasks import make_features
+from groundray.runtime.train import launch
+from groundray.storage.folder import Folder
+from groundray.training import progression
 from groundray.training.checkpoint import Store
+from groundray.training.checkpointer import Keeper
 from groundray.training.events import EpochDone, Event, FeaturesDone, StepDone
-from groundray.training.features import with_features
-from groundray.training.keeper import Keeper
+from groundray.training.trunk_features import with_features
 from groundray.training.worker import InProcess
 
 
@@ -70,8 +70,8 @@ def test_an_actor_pool_makes_the_features_of_a_frozen_trunk(world: SmallWorld, t
     assert len(events) == 2 * len(done)  # they are there
 
     settings = config.load("demo", [*words, f"--run.storage={tmp_path}/process"])
-    trunk = run.begin(settings)[0].visual.trunk
-    for stage in run.check(settings):
+    trunk = progression.begin(settings)[0].visual.trunk
+    for stage in progression.check(settings):
         with_features(stage, settings, trunk, InProcess(events.append))
     pool, process = (
         sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name / ".features").rglob("*.parquet"))

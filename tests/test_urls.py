@@ -11,8 +11,8 @@ from conftest import SmallWorld
 from servers import NO_BUCKET, Server
 
 from groundray import analyse, prepare, serve, sweep, train
+from groundray import search as search
 from groundray.runtime import cluster
-from groundray.search import __main__ as search
 
 
 def trains(world: SmallWorld, setting: str, *more: str) -> int:
@@ -66,7 +66,7 @@ COMMANDS: dict[str, Callable[[SmallWorld, str], int]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _imported() -> None:
-    for name in ("groundray.running", "groundray.runtime.sweep"):
+    for name in ("groundray.cli.run_session", "groundray.runtime.tune.trials"):
         importlib.import_module(name)  # takes seconds, and no store is to blame
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from groundray.data.pictures import Pictures
-from groundray.data.pieces import WordPieces
-from groundray.data.randomness import pick, word_of
+from groundray.data.image_inputs import Pictures
+from groundray.data.tokenization import WordPieces
+from groundray.rng import pick, word_of
 
 if TYPE_CHECKING:
     from groundray.data.batches import CaptionBatch

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from groundray.data.pictures import Pictures
+from groundray.data.image_inputs import Pictures
 
 if TYPE_CHECKING:
     from groundray.data.batches import LabelledBatch

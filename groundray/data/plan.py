@@ -23,7 +23,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from groundray.data.randomness import shuffled
+from groundray.rng import shuffled
 
 Rows = npt.NDArray[np.int64]
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from groundray.data.pictures import Pictures
-from groundray.data.pieces import WordPieces
+from groundray.data.image_inputs import Pictures
+from groundray.data.tokenization import WordPieces
 
 if TYPE_CHECKING:
     from groundray.data.batches import SceneGraphBatch

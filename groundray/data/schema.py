@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 
 VERSION = 2
 INDEX = "dataset.json"

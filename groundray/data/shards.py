@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from groundray.data.schema import ROW_GROUP_BYTES, Dataset, Shard, arrow_schema
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 
 GROUPS_A_SHARD = 16
 READS = 8  # at a time; a store takes its time to answer, and hardly longer for many

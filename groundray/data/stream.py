@@ -1,4 +1,4 @@
-"""From shards to batches, in the plan's order. This module streams in one process; `runtime/stream.py` does it on Ray.
+"""From shards to batches, in the order of the plan, in one process (`runtime/data/ray_stream.py`: on Ray).
 
 Both are built of the same three steps, so that they cannot disagree:
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from groundray.data.captions import drawn_captions
-from groundray.data.pieces import WordPieces
-from groundray.data.randomness import mix, pick, word_of
+from groundray.data.tokenization import WordPieces
+from groundray.rng import mix, pick, word_of
 
 if TYPE_CHECKING:
     from groundray.data.batches import TextBatch

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from groundray.data.randomness import mix
+from groundray.rng import mix
 
 ASPECTS = (3 / 4, 4 / 3)  # of a random crop, least and largest
 ATTEMPTS = 10

@@ -29,10 +29,10 @@ from groundray import config
 from groundray.model.card import card
 from groundray.model.grounded import GroundedModel, build_head
 from groundray.model.heads import Vocabulary
-from groundray.model.language import LanguageStream, load_tokenizer, quiet
-from groundray.model.visual import build_visual
+from groundray.model.language_stream import LanguageStream, load_tokenizer, quiet
+from groundray.model.visual_stream import build_visual
 from groundray.model.weights import fill
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 
 FORMAT = 2
 ABOUT, CARD, LANGUAGE = "groundray.json", "README.md", "language"

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from groundray import config
-from groundray.data.randomness import mix, word_of
 from groundray.model.heads import HEADS, Vocabulary
-from groundray.model.language import LanguageStream, build_language
-from groundray.model.visual import VisualStream, build_visual
+from groundray.model.language_stream import LanguageStream, build_language
+from groundray.model.visual_stream import VisualStream, build_visual
+from groundray.rng import mix, word_of
 
 Head = TypeVar("Head", bound=nn.Module)
 

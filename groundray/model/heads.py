@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from groundray import config
-from groundray.model.language import LanguageStream
-from groundray.model.relational import RelationalModule
-from groundray.model.visual import VisualStream
+from groundray.model.language_stream import LanguageStream
+from groundray.model.relation_module import RelationalModule
+from groundray.model.visual_stream import VisualStream
 
 Vocabulary = Mapping[str, tuple[str, ...]]  # what the numbers of a stage's data stand for: `classes`, `predicates`
 

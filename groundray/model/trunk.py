@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from groundray import config
-from groundray.storage import Folder
-from groundray.stores import is_store
+from groundray.storage.folder import Folder
+from groundray.storage.object_store import is_store
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

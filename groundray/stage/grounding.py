@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.captions import CaptionSamples
-from groundray.data.pictures import CentreCrop
-from groundray.data.pieces import WordPieces
+from groundray.data.image_inputs import CentreCrop
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
-from groundray.loss.grounding import global_similarity, grounding_loss
+from groundray.data.tokenization import WordPieces
+from groundray.loss.grounding_loss import global_similarity, grounding_loss
 from groundray.loss.match_map import Kind
 from groundray.loss.nt_xent import two_way_nt_xent
 from groundray.model.freezing import freeze, set_dropout

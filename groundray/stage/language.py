@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from groundray import config
 from groundray.data.batches import TextBatch
-from groundray.data.pieces import WordPieces
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.texts import KEPT, TextSamples
-from groundray.loss.collectives import sum_of_chunks
+from groundray.data.tokenization import WordPieces
+from groundray.distributed import sum_of_chunks
 from groundray.model.freezing import freeze
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead, Vocabulary

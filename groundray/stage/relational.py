@@ -11,17 +11,17 @@ from transformers import PreTrainedTokenizerFast
 
 from groundray import config
 from groundray.data.batches import SceneGraphBatch
-from groundray.data.pictures import CentreCrop
-from groundray.data.pieces import WordPieces
+from groundray.data.image_inputs import CentreCrop
 from groundray.data.scene_graphs import SceneGraphSamples
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
-from groundray.loss.collectives import sum_of_chunks
-from groundray.loss.relation import RelationLoss, Scored, annotated_with, relation_loss
+from groundray.data.tokenization import WordPieces
+from groundray.distributed import sum_of_chunks
+from groundray.loss.relation_loss import RelationLoss, Scored, annotated_with, relation_loss
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary, pooled
-from groundray.model.relational import RelationalModule
+from groundray.model.relation_module import RelationalModule
 from groundray.stage.grounding import counted_tokens
 from groundray.stage.protocol import HIGHEST_PREDICATE_TOP1, Best, Metrics, same_words, source, words_of
 from groundray.stage.topk import TOP, hits

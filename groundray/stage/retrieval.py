@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.stream import Source, Step
-from groundray.loss.grounding import grounding_loss
+from groundray.loss.grounding_loss import grounding_loss
 from groundray.model.freezing import freeze
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import RetrievalHeads, Vocabulary
-from groundray.model.relational import RelationalModule
-from groundray.model.visual import Images
+from groundray.model.relation_module import RelationalModule
+from groundray.model.visual_stream import Images
 from groundray.stage.grounding import Encoded, captions, concatenate, counted_tokens, nothing, validate
 from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics
 from groundray.stage.recall import RECALLS

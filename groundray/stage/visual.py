@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from groundray import config
 from groundray.data.batches import LabelledBatch
+from groundray.data.image_inputs import CentreCrop, RandomCrop
 from groundray.data.labelled import LabelledSamples
-from groundray.data.pictures import CentreCrop, RandomCrop
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
-from groundray.loss.collectives import sum_of_chunks
+from groundray.distributed import sum_of_chunks
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Classifier, Vocabulary

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 
 FOLDER = "attempts"
 MARK = r"(\d+)(?:-([0-9a-f]{8}))?"

@@ -24,7 +24,7 @@ from torch import Tensor, nn, optim
 
 from groundray.data.plan import Cursor
 from groundray.model.weights import fill
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 from groundray.training import history
 from groundray.training.attempts import Attempt, latest, mark_of
 

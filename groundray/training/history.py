@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 from groundray.training import attempts
 from groundray.training.attempts import Mark
 from groundray.training.events import EpochDone, StageDone, StepDone

@@ -13,16 +13,16 @@ from torch.utils import _pytree as trees
 from groundray import config
 from groundray.config import Settings
 from groundray.data.plan import Cursor
-from groundray.data.randomness import mix, word_of
 from groundray.data.stream import Kept, Step
-from groundray.loss.collectives import barrier, sum_over_ranks
+from groundray.distributed import barrier, sum_over_ranks
 from groundray.model.grounded import GroundedModel
+from groundray.rng import mix, word_of
 from groundray.stage.protocol import Metrics, Stage
 from groundray.training.checkpoint import Store
+from groundray.training.checkpointer import Keeper
 from groundray.training.events import StageStarted
-from groundray.training.keeper import Keeper
-from groundray.training.ledger import Ledger
 from groundray.training.recovery import Start
+from groundray.training.timing import Ledger
 from groundray.training.worker import Worker
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from groundray.loss.collectives import gather_texts
-from groundray.storage import Folder
+from groundray.distributed import gather_texts
+from groundray.storage.folder import Folder
 from groundray.training import attempts, history
 from groundray.training.attempts import Attempt, Mark
 from groundray.training.checkpoint import Store

@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from groundray.loss import collectives
-from groundray.storage import Folder
+from groundray import distributed
+from groundray.storage.folder import Folder
 
 FOLDER = "stacks"
 LOOKS = 20  # within the time that a worker may be silent
@@ -88,7 +88,7 @@ class Watchdog:
     def _waits(self) -> bool:
         """Whether the worker is in a collective, in which it waits for others."""
         frame = sys._current_frames().get(self._worker)
-        while frame and frame.f_code.co_filename != collectives.__file__:
+        while frame and frame.f_code.co_filename != distributed.__file__:
             frame = frame.f_back
         return frame is not None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from groundray.analysis.axes import axes
+from groundray.analysis.measures.axes import axes
 from groundray.analysis.result import Analysis, Measure, Table
 
 NAN = float("nan")

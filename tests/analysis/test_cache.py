@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from analysis.models import bert, word_pieces, write
 
-from groundray.analysis.cache import Cache
-from groundray.analysis.embedding import Embedder, Options, Vectors
+from groundray.analysis.inputs.embedding import Embedder, Options, Vectors
+from groundray.analysis.inputs.vector_cache import Cache
 
 TEXTS = ("zebra", "striped horse", "strawberry")
 

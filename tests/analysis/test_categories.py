@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 
-from groundray.analysis.categories import Membership, categories, shown, silhouettes
+from groundray.analysis.measures.categories import Membership, categories, shown, silhouettes
 
 
 def made(count: int = 30, groups: int = 4, seed: int = 0) -> tuple[np.ndarray, list[str], list[str]]:

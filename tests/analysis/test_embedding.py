@@ -25,7 +25,7 @@ from transformers import (
     T5Model,
 )
 
-from groundray.analysis.embedding import PIECES_A_BATCH, Embedder, Options
+from groundray.analysis.inputs.embedding import PIECES_A_BATCH, Embedder, Options
 
 TEXTS = (
     "zebra",

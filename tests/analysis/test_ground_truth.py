@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from groundray.analysis import published
-from groundray.analysis.axes import axes
-from groundray.analysis.categories import categories
-from groundray.analysis.composition import composition
-from groundray.analysis.norms import norms
+from groundray.analysis.measures.axes import axes
+from groundray.analysis.measures.categories import categories
+from groundray.analysis.measures.composition import composition
+from groundray.analysis.measures.feature_norms import norms
+from groundray.analysis.inputs import published
 from groundray.analysis.result import Analysis, Measure
-from groundray.data.scenes import norms as world
+from groundray.data.scenes import ground_truth as world
 
 DIM = 64
 ROWS = tuple(world.categories())

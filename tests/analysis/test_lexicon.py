@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from analysis.models import bert, word_pieces
 
-from groundray.analysis.embedding import Embedder
-from groundray.analysis.lexicon import Lexicon
+from groundray.analysis.inputs.embedding import Embedder
+from groundray.analysis.inputs.lexicon import Lexicon
 
 TEXTS = ["zebra", "giraffe", "red fruit", "zebra", "horse", "bear", "giraffe"]
 

@@ -7,8 +7,8 @@ import pytest
 import reference
 from sklearn.model_selection import StratifiedKFold
 
-from groundray.analysis.norms import SEED, held_out_f1, norms, scored
-from groundray.analysis.statistics import paired_tests
+from groundray.analysis.measures.feature_norms import SEED, held_out_f1, norms, scored
+from groundray.analysis.measures.statistics import paired_tests
 
 TYPES = ("taxonomic", "visual", "smell of it")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from made_up import MODELS, analyses
 
-from groundray.analysis.report import Report, files
+from groundray.analysis.report.document import Report, files
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

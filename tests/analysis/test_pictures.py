@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from groundray.analysis.labels import NEAR, place
-from groundray.analysis.pictures import forest, pictures, scatter, spread
+from groundray.analysis.report.figures import forest, pictures, scatter, spread
+from groundray.analysis.report.labels import NEAR, place
+from groundray.analysis.report.plotting import COLOURS, SHAPES, look, png, svg
 from groundray.analysis.result import Measure, Point, Scatter, Spread, Value
-from groundray.figures import COLOURS, SHAPES, look, png, svg
 
 
 def names(panel: Axes) -> list[Annotation]:

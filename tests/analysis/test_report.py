@@ -9,7 +9,16 @@ from html.parser import HTMLParser
 import pytest
 from made_up import MODELS, NASTY, analyses
 
-from groundray.analysis.report import Report, as_json, files, finite, metrics, shown, shown_interval, shown_p
+from groundray.analysis.report.document import (
+    Report,
+    as_json,
+    files,
+    finite,
+    metrics,
+    shown,
+    shown_interval,
+    shown_p,
+)
 from groundray.analysis.result import Value
 
 Row = list[tuple[str, dict[str, str]]]

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from groundray.analysis.measures.proportion import share_of
 from groundray.analysis.result import Value
-from groundray.analysis.shares import share_of
 
 
 @pytest.mark.parametrize(("hits", "items"), [(0, 5), (7, 20), (197, 200), (20, 20)])

@@ -7,7 +7,7 @@ import pytest
 import scipy.spatial
 import scipy.stats
 
-from groundray.analysis.similarity import similarity
+from groundray.analysis.measures.similarity import similarity
 
 WORDS = tuple(f"w{number}" for number in range(20))
 

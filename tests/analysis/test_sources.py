@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import SmallWorld
 
-from groundray.analysis.sources import Models, Norms
+from groundray.analysis.inputs.catalog import Models, Norms
 from groundray.model import export
 
 

@@ -9,8 +9,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundray.analysis import statistics
-from groundray.analysis.statistics import (
+from groundray.analysis.measures import statistics
+from groundray.analysis.measures.statistics import (
     SEED,
     Estimate,
     holm,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import SmallWorld
 
-from groundray.analysis import tables
-from groundray.analysis.tables import (
+from groundray.analysis.inputs import norm_tables
+from groundray.analysis.inputs.norm_tables import (
     read_categories,
     read_features,
     read_pairs,
@@ -19,7 +19,7 @@ from groundray.analysis.tables import (
     read_ratings,
     read_words,
 )
-from groundray.data.scenes import norms
+from groundray.data.scenes import ground_truth
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "norms"
 
@@ -101,7 +101,7 @@ def test_categories_as_semcat_published_them(write: Write, tmp_path: Path) -> No
         ("big_cats", "lion"), ("big_cats", "tiger"), ("desserts", "ice cream"), ("desserts", "pie"), ("pets", "cat"),
     ]  # fmt: skip
     assert found.left_out == {"words that stand twice in their category": 1, "files that are not .txt": 1}
-    rated = found.rated_by(tables.Ratings({"tiger": 4.9, "cat": 4.8}))
+    rated = found.rated_by(norm_tables.Ratings({"tiger": 4.9, "cat": 4.8}))
     np.testing.assert_array_equal(rated.concreteness, [np.nan, 4.9, np.nan, np.nan, 4.8])
     with pytest.raises(ValueError, match="words with a concreteness rating, got none among 5"):
         found.rated()
@@ -283,17 +283,21 @@ def test_files_that_are_not_there(write: Write, tmp_path: Path) -> None:
 
 def test_the_embedded_worlds_norms(world: SmallWorld) -> None:
     folder = world.source / "norms"
-    assert read_ratings(folder / "concreteness.csv").of == {word: rating for word, rating, _, _ in norms.concreteness()}
+    assert read_ratings(folder / "concreteness.csv").of == {
+        word: rating for word, rating, _, _ in ground_truth.concreteness()
+    }
     categories = read_categories(folder / "categories.csv")
     found = zip(categories.category, categories.word, categories.concreteness.tolist(), strict=True)
-    assert list(found) == list(norms.categories())
+    assert list(found) == list(ground_truth.categories())
     features = read_features(folder / "features.csv")
     has = {(c, f) for c, row in enumerate(features.has.tolist()) for f, one in enumerate(row) if one}
-    named = {(features.concepts.index(c), features.features.index(f)) for c, f, _, _ in norms.features()}
+    named = {(features.concepts.index(c), features.features.index(f)) for c, f, _, _ in ground_truth.features()}
     assert has == named
-    assert dict(zip(features.features, features.types, strict=True)) == {f: kind for _, f, _, kind in norms.features()}
+    assert dict(zip(features.features, features.types, strict=True)) == {
+        f: kind for _, f, _, kind in ground_truth.features()
+    }
     phrases = read_phrases(folder / "composition.csv")
-    assert list(zip(phrases.phrase, phrases.target, strict=True)) == list(norms.composition())
+    assert list(zip(phrases.phrase, phrases.target, strict=True)) == list(ground_truth.composition())
     assert [categories.left_out, features.left_out, phrases.left_out] == [{}, {}, {}]
 
 

@@ -9,13 +9,13 @@ import torch
 from conftest import SmallWorld
 
 from groundray import config
-from groundray.analysis.through_images import similarities
+from groundray.analysis.measures.image_grounded_similarity import similarities
 from groundray.data.batches import CaptionBatch
-from groundray.data.pieces import WordPieces
+from groundray.data.tokenization import WordPieces
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
-from groundray.model.language import load_tokenizer
-from groundray.training import run
+from groundray.model.language_stream import load_tokenizer
+from groundray.training import progression
 
 TEXTS = ("circle", "striped circle", "a red heart above a small star")
 
@@ -23,8 +23,8 @@ TEXTS = ("circle", "striped circle", "a red heart above a small star")
 @pytest.fixture(scope="module")
 def grounded(world: SmallWorld) -> tuple[GroundedModel, WordPieces]:
     settings = config.load("demo", world.settings())
-    model, heads = run.begin(settings)
-    run.enter(run.check(settings)[0], model, heads, settings)
+    model, heads = progression.begin(settings)
+    progression.enter(progression.check(settings)[0], model, heads, settings)
     tokenizer = load_tokenizer(settings.model.language)
     return model.eval(), WordPieces(tokenizer.backend_tokenizer.to_str(), 12)
 

@@ -11,7 +11,7 @@ import torch
 from conftest import SmallWorld
 from PIL import Image
 
-from groundray.benchmarks import input as streams
+from groundray.benchmarks import input_pipeline as streams
 from groundray.data.plan import Cursor
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_group

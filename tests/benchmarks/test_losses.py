@@ -6,26 +6,26 @@ import pytest
 import reference
 import torch
 
-from groundray.benchmarks import loss, relation
-from groundray.benchmarks.losses import OURS, Contender, Disagreement, Problem, compare
+from groundray.benchmarks import contrastive_loss, relation_step
 from groundray.benchmarks.measure import Missing
+from groundray.benchmarks.published_losses import OURS, Contender, Disagreement, Problem, compare
 
-SMALL = loss.Shape(3, positions=4, tokens=5, dim=6)
+SMALL = contrastive_loss.Shape(3, positions=4, tokens=5, dim=6)
 
 
 def grounding_problem() -> Problem:
-    V, W, valid = loss.random_problem(SMALL, 3).arguments
+    V, W, valid = contrastive_loss.random_problem(SMALL, 3).arguments
     V, W = (tensor.detach().double().requires_grad_() for tensor in (V, W))
     return Problem((V, W, valid), (V, W))
 
 
-@pytest.mark.parametrize("name", list(loss.contenders(SMALL)))
+@pytest.mark.parametrize("name", list(contrastive_loss.contenders(SMALL)))
 def test_each_form_of_the_grounding_loss_is_its_twin(name: str) -> None:
-    contender, problem = loss.contenders(SMALL)[name], grounding_problem()
+    contender, problem = contrastive_loss.contenders(SMALL)[name], grounding_problem()
     if contender.absent:
         pytest.skip(contender.absent.reason)
     found = contender.loss(*problem.arguments)
-    twin = reference.two_way_nt_xent(reference.similarity(*problem.arguments, "dot"), loss.TEMPERATURE)
+    twin = reference.two_way_nt_xent(reference.similarity(*problem.arguments, "dot"), contrastive_loss.TEMPERATURE)
     # sentence-transformers adds up in float32
     tolerance = 1e-5 if name == "sentence-transformers" else 1e-10
     torch.testing.assert_close(found.double(), twin, rtol=tolerance, atol=tolerance)
@@ -35,11 +35,11 @@ def test_each_form_of_the_grounding_loss_is_its_twin(name: str) -> None:
         torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", list(relation.CONTENDERS))
+@pytest.mark.parametrize("name", list(relation_step.CONTENDERS))
 def test_each_form_of_the_relation_loss_is_its_twin(name: str) -> None:
-    problem = relation.random_problem(7, 5)
+    problem = relation_step.random_problem(7, 5)
     (one,), sources = problem.arguments, problem.sources
-    found = relation.CONTENDERS[name].loss(one)
+    found = relation_step.CONTENDERS[name].loss(one)
     twin = (
         reference.predicate_loss(one.S, one.predicate, 1.0)
         + reference.pair_loss(one.S, one.predicate, one.annotated, 1.0)
@@ -49,13 +49,13 @@ def test_each_form_of_the_relation_loss_is_its_twin(name: str) -> None:
 
 
 def test_captions_have_as_many_tokens_as_asked_for_on_average() -> None:
-    *_, valid = loss.random_problem(loss.Shape(400, positions=1, dim=1), 14).arguments
+    *_, valid = contrastive_loss.random_problem(contrastive_loss.Shape(400, positions=1, dim=1), 14).arguments
     lengths = valid.sum(dim=1)
     assert (lengths.min().item(), lengths.max().item()) == (10, 18)
     assert lengths.double().mean().item() == pytest.approx(14, abs=0.3)
-    assert loss.random_problem(loss.Shape(2, positions=1, dim=1), 32).arguments[2].all()
+    assert contrastive_loss.random_problem(contrastive_loss.Shape(2, positions=1, dim=1), 32).arguments[2].all()
     with pytest.raises(ValueError, match=r"--tokens: expected 1 to 32 valid tokens of a caption, got 33"):
-        loss.random_problem(loss.Shape(2), 33)
+        contrastive_loss.random_problem(contrastive_loss.Shape(2), 33)
 
 
 def numbers() -> Problem:

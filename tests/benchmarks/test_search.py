@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from groundray import bench
-from groundray.benchmarks import search, service
+from groundray.benchmarks import search_service, vector_search
 from groundray.benchmarks.measure import Missing
-from groundray.benchmarks.service import Asked, Told
+from groundray.benchmarks.search_service import Asked, Told
 
 
 def test_all_contenders_are_measured_against_the_exact_nearest() -> None:
-    report = search.measure(1500, 16, threads=1, repeats=3, most_seconds=60, note=lambda _: None)
+    report = vector_search.measure(1500, 16, threads=1, repeats=3, most_seconds=60, note=lambda _: None)
     found = {(row.contender, row.case["together"]): row.figures for row in report.rows}
-    assert len(found) == 4 * len(search.TOGETHER)
-    for together in search.TOGETHER:
-        assert found[search.OURS, together]["recall"] == found["FAISS flat", together]["recall"] == 1
+    assert len(found) == 4 * len(vector_search.TOGETHER)
+    for together in vector_search.TOGETHER:
+        assert found[vector_search.OURS, together]["recall"] == found["FAISS flat", together]["recall"] == 1
         for contender in ("FAISS IVF", "FAISS HNSW"):
             assert 0.8 < found[contender, together]["recall"] <= 1  # type: ignore[operator]
     assert all(len(row.runs["seconds"]) == 3 for row in report.rows)
@@ -30,9 +30,9 @@ def test_without_faiss_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(search.importlib, "import_module", missing)
-    report = search.measure(100, 8, threads=1, repeats=1, most_seconds=60, note=lambda _: None)
-    assert [row.contender for row in report.rows] == [search.OURS, "FAISS"] * len(search.TOGETHER)
+    monkeypatch.setattr(vector_search.importlib, "import_module", missing)
+    report = vector_search.measure(100, 8, threads=1, repeats=1, most_seconds=60, note=lambda _: None)
+    assert [row.contender for row in report.rows] == [vector_search.OURS, "FAISS"] * len(vector_search.TOGETHER)
     assert report.rows[1].figures["median"] == Missing("pip install groundray[search]")
 
 
@@ -42,7 +42,7 @@ def test_each_call_asks_for_the_next_queries() -> None:
     def nearest(queries: np.ndarray, k: int) -> None:
         seen.append(queries[:, 0].tolist())
 
-    run = search.timed(nearest, np.arange(5.0)[:, None], together=3)  # type: ignore[arg-type]
+    run = vector_search.timed(nearest, np.arange(5.0)[:, None], together=3)  # type: ignore[arg-type]
     assert all(run()["seconds"] >= 0 for _ in range(3))
     assert seen == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
 
@@ -83,7 +83,7 @@ def address() -> Iterator[str]:
 
 def test_what_clients_are_told_is_counted(address: str) -> None:
     asked = [Asked(kind, f"/{kind}") for kind in ("busy", "broken", "silent")]
-    rows = {row.contender: row for row in service.spent(address, asked, clients=3, spell=0.5)}
+    rows = {row.contender: row for row in search_service.spent(address, asked, clients=3, spell=0.5)}
     busy, broken, silent = (rows[kind] for kind in ("busy", "broken", "silent"))
     assert busy.figures["errors"] == silent.figures["refused"] == 0
     answered = len(busy.runs["seconds"])

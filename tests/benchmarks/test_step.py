@@ -8,7 +8,7 @@ import pytest
 from conftest import CALM, SmallWorld
 
 from groundray import config
-from groundray.benchmarks.step import ALONE, ALONE_PIXELS, CACHED, PIXELS, SHARES, Run, contenders, measure
+from groundray.benchmarks.training_step import ALONE, ALONE_PIXELS, CACHED, PIXELS, SHARES, Run, contenders, measure
 
 
 def test_contenders_without_ray_learn_the_same(world: SmallWorld, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def served(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Itera
     import teacher
     import uvicorn
 
-    from groundray.search.service import Service, build
+    from groundray.image_search.service import Service, build
 
     model = tmp_path_factory.mktemp("taught") / "model"
     model.mkdir()

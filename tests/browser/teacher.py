@@ -25,7 +25,7 @@ from groundray.data.scenes.scene import Object, Scene, make_scene
 from groundray.model import export
 from groundray.model.grounded import GroundedModel, build, build_head
 from groundray.model.heads import GroundingHeads
-from groundray.model.language import load_tokenizer
+from groundray.model.language_stream import load_tokenizer
 
 STAGES = ("grounding", "relational", "retrieval")
 VOCABULARY = {"classes": ("none",), "predicates": ("none",)}  # of the relational stage

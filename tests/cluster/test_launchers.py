@@ -34,7 +34,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli, drain_node
 
 from groundray import config, train
-from groundray.runtime.resources import is_fed
+from groundray.runtime.train.resources import is_fed
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from groundray.data.sources.coco import CaptionedImage, read_captions
-from groundray.data.sources.images import Unusable, check_image
+from groundray.data.sources.image_files import Unusable, check_image
 from groundray.data.sources.rejected import tally
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 
 
 def write(tmp_path: Path, content: Any) -> Path:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from groundray.data.image_inputs import CentreCrop, RandomCrop
 from groundray.data.labelled import LabelledSamples
-from groundray.data.pictures import CentreCrop, RandomCrop
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
 from groundray.data.transforms import ASPECTS, _part, random_crop

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundray.data.randomness import mix, pick, shuffled, word_of
+from groundray.rng import mix, pick, shuffled, word_of
 
 
 def test_words_are_what_they_were_in_the_first_release() -> None:

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 from conftest import SmallWorld
 
-from groundray.data.pictures import CentreCrop
-from groundray.data.pieces import WordPieces
+from groundray.data.image_inputs import CentreCrop
 from groundray.data.scene_graphs import SceneGraphSamples
 from groundray.data.scenes.drawing import jpeg
 from groundray.data.scenes.scene import make_scene
 from groundray.data.schema import arrow_schema
+from groundray.data.tokenization import WordPieces
 
 
 @pytest.fixture(scope="module")

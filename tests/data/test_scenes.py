@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from groundray.data.scenes import write_world
-from groundray.data.scenes.norms import concreteness, vocabulary
+from groundray.data.scenes.ground_truth import concreteness, vocabulary
 from groundray.data.scenes.scene import SIZE, Object, Scene, make_scene, relation, relations
 from groundray.data.scenes.vocabulary import (
     ABSTRACT_ADJECTIVES,

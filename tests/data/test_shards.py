@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from groundray.data.schema import Dataset
 from groundray.data.shards import GROUPS_A_SHARD, read_rows, verify_shards, write_shards
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 
 
 def rows(count: int, size: int = 1000) -> list[dict[str, Any]]:

@@ -23,12 +23,12 @@ from groundray.data.plan import Cursor
 from groundray.data.schema import KINDS, Dataset
 from groundray.data.shards import read_rows, write_shards
 from groundray.data.stream import Kept, Source, Step, assemble, decode, nothing, read, stream, windows
-from groundray.model.language import load_tokenizer
-from groundray.runtime import policy
-from groundray.runtime import stream as runtime
-from groundray.runtime.resources import Feed
+from groundray.model.language_stream import load_tokenizer
+from groundray.runtime.data import ray_stream as runtime
+from groundray.runtime.train import policy
+from groundray.runtime.train.resources import Feed
 from groundray.stage.grounding import GroundingStage
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 
 
 @pytest.fixture(scope="module")

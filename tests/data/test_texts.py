@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from conftest import SmallWorld
 
-from groundray.data.pieces import WordPieces
 from groundray.data.texts import KEPT, TextSamples
+from groundray.data.tokenization import WordPieces
 
 WORDS = ["a striped square", "perhaps a red circle above a small blue star", "a", ""]
 

@@ -27,10 +27,10 @@ from groundray.data.plan import Cursor
 from groundray.data.schema import arrow_schema
 from groundray.data.shards import read_group, verify_shards, write_shards
 from groundray.data.sources.coco import read_captions
-from groundray.data.sources.images import Unusable, check_image
+from groundray.data.sources.image_files import Unusable, check_image
 from groundray.data.sources.visual_genome import Files, Graph, read_graphs
 from groundray.data.transforms import centre_crop
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 from groundray.training import attempts, recovery
 from groundray.training.checkpoint import Checkpoint, Store, snapshot
 from groundray.training.events import Event, Notice

@@ -22,7 +22,7 @@ import mlflow
 import pytest
 from conftest import SmallWorld
 
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 from groundray.training import attempts, history
 from groundray.training.events import StepDone
 

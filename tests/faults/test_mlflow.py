@@ -21,7 +21,7 @@ import pytest
 from conftest import SmallWorld
 from test_kills import Saboteur, saboteur_in
 
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 from groundray.training import history
 from groundray.training.events import StepDone
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_kills import apart, processes
 
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 from groundray.training import attempts, history
 from groundray.training.events import StepDone
 

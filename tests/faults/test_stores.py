@@ -11,8 +11,8 @@ from servers import Server
 from test_kills import Ended, Saboteur
 
 from groundray import analyse, config, train
-from groundray.runtime import launch
-from groundray.storage import Folder
+from groundray.runtime.train import launch
+from groundray.storage.folder import Folder
 
 WORDS = ("--grounding.trains.trunk=false", "--checkpoints.every_steps=4", "--run.log_samples=true")
 HERE = ("--scaling.num_workers=0", "--scaling.chunks=2")

@@ -373,7 +373,7 @@ def test_a_job_that_is_tried_again_goes_on(jobs: list[Object]) -> None:
         assert run.storage.startswith("/data/")
         if working.program.endswith(".py"):  # a sweep that has begun goes on when it is told to, and only then
             (seen,) = re.findall(r"\$\(test -e (\S+) && echo --resume\)", spec["entrypoint"])
-            definition = importlib.import_module("groundray.sweeping.definition").DEFINITION
+            definition = importlib.import_module("groundray.runtime.tune.spec").DEFINITION
             assert seen == f"{run.storage}/{run.name}/{definition}"
             assert spec["entrypoint"].endswith("'"), "the submitter would look, which has no volume"
         runs.add((run.storage, run.name))
@@ -434,7 +434,7 @@ def room(cluster: Object) -> list[Room]:
 
 
 def test_a_cluster_holds_the_run_that_starts_on_it(jobs: list[Object]) -> None:
-    from groundray.runtime.resources import Resources  # brings Ray and torch
+    from groundray.runtime.train.resources import Resources  # brings Ray and torch
 
     for job in jobs:
         settings, there = settings_of(commands(job)[-1]), room(job["spec"]["rayClusterSpec"])

@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from groundray.loss.collectives import barrier, gather_rows, gather_words, rows_before, sum_over_ranks, world_size
-from groundray.loss.grounding import global_similarity, grounding_loss
+from groundray.distributed import barrier, gather_rows, gather_words, rows_before, sum_over_ranks, world_size
+from groundray.loss.grounding_loss import global_similarity, grounding_loss
 from groundray.loss.match_map import Kind
 
 SAMPLES, POSITIONS, TOKENS, WIDTH = 8, 5, 6, 7

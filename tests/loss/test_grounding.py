@@ -7,7 +7,7 @@ import reference
 import torch
 from test_match_map import KINDS, embeddings, larger
 
-from groundray.loss.grounding import global_similarity, grounding_loss
+from groundray.loss.grounding_loss import global_similarity, grounding_loss
 from groundray.loss.match_map import Kind, similarity
 from groundray.loss.nt_xent import two_way_nt_xent
 

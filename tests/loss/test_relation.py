@@ -16,15 +16,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from groundray.loss.collectives import barrier, sum_over_ranks
-from groundray.loss.relation import (
-    Scored,
-    annotated_with,
-    log_sum_exp,
-    pair_loss,
-    predicate_loss,
-    relation_loss,
-)
+from groundray.distributed import barrier, sum_over_ranks
+from groundray.loss.relation_loss import Scored, annotated_with, log_sum_exp, pair_loss, predicate_loss, relation_loss
 
 PREDICATES, CLASSES = 5, 4
 

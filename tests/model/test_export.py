@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from groundray import config
 from groundray.model import export
 from groundray.model.grounded import GroundedModel, build, build_head
-from groundray.model.language import load_tokenizer
+from groundray.model.language_stream import load_tokenizer
 
 WORDS = {"classes": ("circle", "star"), "predicates": ("above",)}
 DATA = {"grounding.train": "shards/train (72 images)", "relational.train": "shards/graphs (72 images)"}

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM
 from groundray import config
 from groundray.model.grounded import GroundedModel, build, build_head
 from groundray.model.heads import Classifier, GroundingHeads, MaskedLanguageHead, RetrievalHeads, pooled
-from groundray.model.language import build_language, masked_language_weights
+from groundray.model.language_stream import build_language, masked_language_weights
 from groundray.model.weights import fill
 
 

@@ -9,8 +9,8 @@ from conftest import SmallWorld
 from groundray import config
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel, build, build_head
-from groundray.model.language import build_language, load_tokenizer
-from groundray.training.preview import preview
+from groundray.model.language_stream import build_language, load_tokenizer
+from groundray.training.preflight import preview
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
-from groundray.model.language import LanguageStream
+from groundray.model.language_stream import LanguageStream
 from groundray.model.packing import pack, places_of
 
 

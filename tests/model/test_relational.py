@@ -7,7 +7,7 @@ import reference
 import torch
 from torch import Tensor
 
-from groundray.model.relational import CrossModalAttention, RelationalModule, place_in_image
+from groundray.model.relation_module import CrossModalAttention, RelationalModule, place_in_image
 
 WIDTH, POSITIONS = 12, 5
 IMAGE = torch.tensor([0, 0, 0, 2, 3, 3])  # image 1 has no object

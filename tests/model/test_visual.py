@@ -13,7 +13,7 @@ from torch import nn
 
 from groundray import config
 from groundray.model.trunk import build_trunk
-from groundray.model.visual import SpatialAttention, build_visual, sine_table
+from groundray.model.visual_stream import SpatialAttention, build_visual, sine_table
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from analysis.models import WORDS, bert, word_pieces
 
-from groundray.analysis.embedding import Embedder, Options
-from groundray.runtime import embedding
+from groundray.analysis.inputs.embedding import Embedder, Options
+from groundray.runtime.data import embedding_tasks
 
 
 @pytest.mark.ray
@@ -17,7 +17,7 @@ def test_vectors_are_those_of_one_process(ray_cluster: None) -> None:
     texts = [" ".join(words[place % 13] for place in range(start, start + start % 5 + 1)) for start in range(2000)]
     embedder = Embedder("model", bert(), word_pieces(), Options(templates=("a photo of a {}", "{} and the bear")))
     heard: list[tuple[int, int]] = []
-    found = embedding.embed(embedder, texts, lambda done, of: heard.append((done, of)))
+    found = embedding_tasks.embed(embedder, texts, lambda done, of: heard.append((done, of)))
     # an actor adds up on one thread, this process on several
     np.testing.assert_allclose(found, embedder.embed(texts), rtol=1e-4, atol=1e-5)
     assert len(heard) > 4
@@ -28,7 +28,7 @@ def test_vectors_are_those_of_one_process(ray_cluster: None) -> None:
 def test_what_cannot_be_embedded_is_refused_before_any_work(ray_cluster: None) -> None:
     embedder = Embedder("model", bert(), word_pieces())
     with pytest.raises(ValueError, match="got others for 'giraffe'"):
-        embedding.embed(embedder, ["zebra", "giraffe"])
+        embedding_tasks.embed(embedder, ["zebra", "giraffe"])
 
 
 @pytest.mark.ray
@@ -36,4 +36,4 @@ def test_what_cannot_be_embedded_is_refused_before_any_work(ray_cluster: None) -
 def test_a_gpu_that_is_not_there_is_refused(ray_cluster: None) -> None:
     embedder = Embedder("model", bert(), word_pieces())
     with pytest.raises(ValueError, match="expected a cluster with a GPU to embed on"):
-        embedding.embed(embedder, ["zebra"], use_gpu=True)
+        embedding_tasks.embed(embedder, ["zebra"], use_gpu=True)

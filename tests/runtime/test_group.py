@@ -7,8 +7,8 @@ import os
 import pytest
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
-from groundray.runtime import group
-from groundray.runtime.group import INTERFACE, Leftovers, bind_to_node, interface_of
+from groundray.runtime.train import group
+from groundray.runtime.train.group import INTERFACE, Leftovers, bind_to_node, interface_of
 
 
 def test_an_interface_is_found_by_its_address() -> None:

@@ -46,7 +46,7 @@ def files(folder: Path) -> set[str]:
 def test_an_upload_is_the_package_the_sweeps_and_what_is_beside_them(tmp_path: Path, gitignore: bool) -> None:
     folder = tree(tmp_path / "clone")
     code = files(folder) - {".rayignore", ".gitignore"}
-    assert {"groundray/train.py", "groundray/data/plan.py", "groundray/presets/demo.yaml"} <= code
+    assert {"groundray/train.py", "groundray/data/plan.py", "groundray/config/presets/demo.yaml"} <= code
     assert {"sweeps/tau_sweep.py", "mine.yaml"} <= code
     for name in (
         *("data/scenes/text/train/0.parquet", "runs/demo/model/language/model.safetensors", "runs/.features/a.parquet"),

@@ -12,9 +12,9 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from groundray.runtime import launch, worker
-from groundray.runtime.resources import Feed
-from groundray.runtime.worker import RayWorker
+from groundray.runtime.train import launch, ray_worker
+from groundray.runtime.train.ray_worker import RayWorker
+from groundray.runtime.train.resources import Feed
 from groundray.training.events import Event, Notice, StepDone
 
 
@@ -32,7 +32,7 @@ class Near:
 def mailbox(monkeypatch: pytest.MonkeyPatch) -> Near:
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(ray, "wait", lambda values, **_: (values, []))
-    return Near(worker.Mailbox.__ray_metadata__.modified_class())
+    return Near(ray_worker.Mailbox.__ray_metadata__.modified_class())
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -91,7 +91,7 @@ def rank_0(mailbox: Near) -> RayWorker:
 def drained(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Whether Ray has said that a machine of the run is taken away."""
     context = SimpleNamespace(preemption_info=None)
-    monkeypatch.setattr(worker, "get_train_context", lambda: SimpleNamespace(preemption_context=context))
+    monkeypatch.setattr(ray_worker, "get_train_context", lambda: SimpleNamespace(preemption_context=context))
     return context
 
 
@@ -110,12 +110,12 @@ def test_notice_comes_though_there_is_nothing_to_tell(
 ) -> None:
     """As in a validation."""
     now = [100.0]
-    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray_worker.time, "monotonic", lambda: now[0])
     one = rank_0(mailbox)
     one.emit(Notice("before"))
     assert one.notice() == ""
     mailbox.want.remote("resized")
-    now[0] += worker.FLUSH_SECONDS + 0.1
+    now[0] += ray_worker.FLUSH_SECONDS + 0.1
     assert one.notice() == "resized"
 
 

@@ -20,11 +20,11 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from groundray.runtime import policy, worker
-from groundray.runtime.policy import ElasticWorkers, NoWorkers, Patience, Recovery, told
+from groundray.runtime.train import policy, ray_worker
+from groundray.runtime.train.policy import ElasticWorkers, NoWorkers, Patience, Recovery, told
 from groundray.training.attempts import Superseded
+from groundray.training.checkpointer import NotFinite
 from groundray.training.events import Notice, StepDone
-from groundray.training.keeper import NotFinite
 from groundray.training.worker import Stopped
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
@@ -245,7 +245,7 @@ def test_a_running_group_is_asked_before_it_is_resized(mailbox: Mailbox, monkeyp
 
 
 def test_a_step_that_is_done_again_is_no_progress() -> None:
-    mailbox = worker.Mailbox.__ray_metadata__.modified_class()
+    mailbox = ray_worker.Mailbox.__ray_metadata__.modified_class()
     for step in (*range(1, 51), *range(31, 51)):
         mailbox.put([StepDone("grounding", 0, step, 100, {})])
     assert mailbox.steps() == 50
@@ -254,7 +254,7 @@ def test_a_step_that_is_done_again_is_no_progress() -> None:
 
 
 def test_the_end_of_a_run_outweighs_what_else_is_wanted() -> None:
-    mailbox = worker.Mailbox.__ray_metadata__.modified_class()
+    mailbox = ray_worker.Mailbox.__ray_metadata__.modified_class()
     mailbox.want("resized")
     assert mailbox.put([]) == "resized"
     assert mailbox.withdraw() == ""

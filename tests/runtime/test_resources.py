@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from groundray.runtime.resources import Feed
-from groundray.runtime.stream import tasks
+from groundray.runtime.data.ray_stream import tasks
+from groundray.runtime.train.resources import Feed
 
 
 def test_tasks_fit_on_a_node_with_a_worker() -> None:

@@ -20,10 +20,10 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from searching import Place
 
 from groundray import serve as command
-from groundray.runtime import serving
-from groundray.runtime.serving import Arguments
-from groundray.search.query import Query
-from groundray.search.service import Service
+from groundray.image_search.query import Query
+from groundray.image_search.service import Service
+from groundray.runtime.serve import deployment
+from groundray.runtime.serve.deployment import Arguments
 
 
 def fetched(address: str, path: str, **fields: Any) -> tuple[int, dict[str, str], bytes]:
@@ -47,24 +47,24 @@ def free_port() -> int:
 def test_serve_run_takes_the_same_arguments() -> None:
     """Serve itself makes the class of its words, which are all text."""
     words = {"checkpoint": "model", "images": "shards", "replicas": "3", "queued": "7"}
-    application = call_user_app_builder_with_args_if_necessary(serving.app, words)  # type: ignore[arg-type]
-    deployment = application._bound_deployment
-    assert (deployment.num_replicas, deployment.max_queued_requests) == (3, 7)
-    assert deployment.backpressure_config.retry_after_s == serving.RETRY_SECONDS
+    application = call_user_app_builder_with_args_if_necessary(deployment.app, words)  # type: ignore[arg-type]
+    bound = application._bound_deployment
+    assert (bound.num_replicas, bound.max_queued_requests) == (3, 7)
+    assert bound.backpressure_config.retry_after_s == deployment.RETRY_SECONDS
     for wrong, message in (
         ({"checkpoint": "model"}, "images"),
         ({**words, "replica": "3"}, "Extra inputs"),
         ({**words, "replicas": "0"}, "greater than or equal to 1"),
     ):
         with pytest.raises(ValidationError, match=message):
-            call_user_app_builder_with_args_if_necessary(serving.app, wrong)  # type: ignore[arg-type]
+            call_user_app_builder_with_args_if_necessary(deployment.app, wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_it_serves_and_answers_503_where_too_many_wait(place: Place, service: Service) -> None:
     places = {"checkpoint": place.checkpoint, "images": place.images, "index": place.index, "norms": place.norms}
-    with serving.serving(Arguments(**places, waiting=1, queued=1), "127.0.0.1", free_port()) as address:
+    with deployment.serving(Arguments(**places, waiting=1, queued=1), "127.0.0.1", free_port()) as address:
         assert json.loads(fetched(address, "/healthz")[2])["images"] == 20
         status, headers, body = fetched(address, "/search", text="a star", image="80", alpha=[0, 0.5], k=20)
         assert (status, headers["content-type"]) == (200, "application/json")
@@ -79,7 +79,7 @@ def test_it_serves_and_answers_503_where_too_many_wait(place: Place, service: Se
         statuses = [status for status, _, _ in answers]
         assert set(statuses) == {200, 503}
         refused = next(headers for status, headers, _ in answers if status == 503)
-        assert refused["retry-after"] == str(serving.RETRY_SECONDS)
+        assert refused["retry-after"] == str(deployment.RETRY_SECONDS)
         assert fetched(address, "/search", **much)[0] == 200
 
 
@@ -88,14 +88,14 @@ def test_a_port_that_is_taken_is_told() -> None:
         one.bind(("127.0.0.1", 0))
         one.listen()
         with pytest.raises(ValueError, match=r"--port: expected one to listen at on 127\.0\.0\.1, got \d+"):
-            serving._is_free("127.0.0.1", one.getsockname()[1])
+            deployment._is_free("127.0.0.1", one.getsockname()[1])
 
 
 # the command line
 
 
 def test_help_loads_no_torch() -> None:
-    for module in ("groundray.serve", "groundray.search.__main__"):
+    for module in ("groundray.serve", "groundray.search"):
         code = f"""
 import sys
 from {module} import main

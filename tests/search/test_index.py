@@ -14,19 +14,19 @@ from PIL import Image
 from searching import Place, write_model
 from servers import Server
 
-from groundray.data import parts
+from groundray.data import derived
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows, write_shards
 from groundray.data.transforms import centre_crop
+from groundray.image_search.errors import UnknownImage
+from groundray.image_search.index import Index, IndexParts, finish, index_parts, make_here, open_pool, place_beside
+from groundray.image_search.query import Search
+from groundray.image_search.service import Service
+from groundray.image_search.towers import Towers
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
-from groundray.model.relational import RelationalModule
-from groundray.search.index import Index, IndexParts, finish, index_parts, make_here, open_pool, place_beside
-from groundray.search.query import Search
-from groundray.search.refused import UnknownImage
-from groundray.search.service import Service
-from groundray.search.towers import Towers
-from groundray.storage import Folder
+from groundray.model.relation_module import RelationalModule
+from groundray.storage.folder import Folder
 
 
 def opened(place: Place, folder: Path) -> tuple[IndexParts, Towers]:
@@ -85,7 +85,7 @@ def test_a_large_image_has_a_thumbnail_of_192_pixels(place: Place, tmp_path: Pat
 def test_an_interrupted_index_goes_on_and_is_the_same(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "PART_BYTES", 30_000)  # three rows
+    monkeypatch.setattr(derived, "PART_BYTES", 30_000)  # three rows
     one, towers = opened(place, tmp_path)
     make_all(one, towers)
     whole = files(one)
@@ -106,7 +106,7 @@ def test_an_interrupted_index_goes_on_and_is_the_same(
 
 
 def test_two_at_once_make_the_same(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART_BYTES", 30_000)
+    monkeypatch.setattr(derived, "PART_BYTES", 30_000)
     one, towers = opened(place, tmp_path / "alone")
     make_all(one, towers)
     shared, _ = opened(place, tmp_path / "shared")

@@ -12,11 +12,11 @@ from PIL import Image
 from searching import Place
 
 from groundray.data.transforms import centre_crop
+from groundray.image_search.errors import BadQuery
+from groundray.image_search.explain import Match, Matcher
+from groundray.image_search.service import Service
 from groundray.model import export
 from groundray.model.heads import GroundingHeads
-from groundray.search.matches import Match, Matcher
-from groundray.search.refused import BadQuery
-from groundray.search.service import Service
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as some
 
-from groundray.search import nearest
-from groundray.search.nearest import Approximate, Exact, Found, inverted_file, recall
-from groundray.storage import Folder
+from groundray.image_search import knn
+from groundray.image_search.knn import Approximate, Exact, Found, inverted_file, recall
+from groundray.storage.folder import Folder
 
 
 def drawn(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -49,24 +49,24 @@ def test_an_inverted_file_finds_what_it_is_set_to(tmp_path: Path) -> None:
     """On queries that it has not been measured with."""
     vectors, queries = np.split(drawn(4050, 16), [4000])
     found = inverted_file(vectors)
-    assert found.recall >= nearest.RECALL
+    assert found.recall >= knn.RECALL
     assert found.index.nprobe < found.index.nlist  # it is no search of everything
     assert recall(found(queries, 10), Exact(vectors)(queries, 10)) > 0.9
 
 
 def test_beyond_a_size_the_file_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, folder = drawn(600, 8), Folder.at(tmp_path)
-    small = nearest.nearest(folder, 600, lambda: vectors, exact_most=600)
+    small = knn.nearest(folder, 600, lambda: vectors, exact_most=600)
     assert isinstance(small, Exact)
     assert folder.names() == []
-    made = nearest.nearest(folder, 600, lambda: vectors, exact_most=599)
-    assert folder.names() == [nearest.FILE, nearest.ABOUT]
-    again = nearest.nearest(folder, 600, lambda: pytest.fail("the vectors are in the file"), exact_most=599)
+    made = knn.nearest(folder, 600, lambda: vectors, exact_most=599)
+    assert folder.names() == [knn.FILE, knn.ABOUT]
+    again = knn.nearest(folder, 600, lambda: pytest.fail("the vectors are in the file"), exact_most=599)
     assert isinstance(made, Approximate)
     assert isinstance(again, Approximate)
     assert again.recall == made.recall
     np.testing.assert_array_equal(again(vectors[:5], 3).rows, made(vectors[:5], 3).rows)
 
-    monkeypatch.setattr(nearest.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    monkeypatch.setattr(knn.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(ValueError, match=r"more than 1,000,000 images is searched by FAISS: run .*groundray\[search\]"):
-        nearest.nearest(folder, 600, lambda: vectors, exact_most=599)
+        knn.nearest(folder, 600, lambda: vectors, exact_most=599)

@@ -11,7 +11,7 @@ from groundray import prepare
 from groundray.data.scenes.scene import Scene, make_scene
 from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES
 from groundray.data.schema import Dataset
-from groundray.search.query import Search
+from groundray.image_search.query import Search
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "runs" / "demo" / "model"

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from searching import Place
 
-from groundray.data.sources.images import Unusable
+from groundray import search as command
+from groundray.data.sources.image_files import Unusable
+from groundray.image_search.errors import BadQuery, UnknownImage
+from groundray.image_search.query import Answer, Query, Search, mixed
+from groundray.image_search.service import Service
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
-from groundray.model.relational import RelationalModule
-from groundray.search import __main__ as command
-from groundray.search.query import Answer, Query, Search, mixed
-from groundray.search.refused import BadQuery, UnknownImage
-from groundray.search.service import Service
+from groundray.model.relation_module import RelationalModule
 
 STEPS = tuple(step / 20 for step in range(21))
 

@@ -16,8 +16,8 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
 
-from groundray.search.query import Query
-from groundray.search.service import Service, build, plotly_script, shown
+from groundray.image_search.query import Query
+from groundray.image_search.service import Service, build, plotly_script, shown
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 import reference
 from searching import Place
 
-from groundray.analysis.embedding import Embedder
-from groundray.search import space as spaces
-from groundray.search.refused import BadQuery
-from groundray.search.service import Service
-from groundray.search.space import Space, Words
+from groundray.analysis.inputs.embedding import Embedder
+from groundray.image_search import word_space as spaces
+from groundray.image_search.errors import BadQuery
+from groundray.image_search.service import Service
+from groundray.image_search.word_space import Space, Words
 
 
 @pytest.fixture

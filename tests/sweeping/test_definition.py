@@ -11,10 +11,10 @@ from conftest import STAGES, SmallWorld
 
 from groundray import config
 from groundray.config import SettingsError
+from groundray.runtime.tune.results import Trial
+from groundray.runtime.tune.search_space import spaces
+from groundray.runtime.tune.spec import Metric, Search, Sweep
 from groundray.sweep import command
-from groundray.sweeping.definition import Metric, Search, Sweep
-from groundray.sweeping.outcome import Trial
-from groundray.sweeping.space import spaces
 
 RECALL = "grounding/text_to_image/recall@10"
 

@@ -9,11 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from groundray.sweeping import picture
-from groundray.sweeping.definition import Metric
-from groundray.sweeping.outcome import State, Trial, best, points, rows
-from groundray.sweeping.picture import draw
-from groundray.sweeping.space import Space
+from groundray.runtime.tune import plot
+from groundray.runtime.tune.plot import draw
+from groundray.runtime.tune.results import State, Trial, best, points, rows
+from groundray.runtime.tune.search_space import Space
+from groundray.runtime.tune.spec import Metric
 
 TOP1 = Metric.parse("visual/top1", None)
 LOSS = Metric.parse("visual/loss", None)
@@ -59,7 +59,7 @@ def test_the_table_has_a_line_a_point() -> None:
 def test_a_logarithmic_axis_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its numbers are written out, and none lies on another."""
     drawn: list[Figure] = []
-    monkeypatch.setattr(picture, "png", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr(plot, "png", lambda figure: drawn.append(figure) or b"")
     names = ["relational.weights.pair", "relational.weights.object", "relational.temperature"]
     swept = [Space.parse(f"{name}=loguniform:0.1:10") for name in names]
     trials = [Trial(f"t{x}", dict.fromkeys(names, x), 0, "finished", 0.5) for x in (0.12, 0.4, 1.7, 7.7)]

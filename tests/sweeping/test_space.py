@@ -6,7 +6,7 @@ import pytest
 
 from groundray import config
 from groundray.config import SettingsError
-from groundray.sweeping.space import Space, spaces
+from groundray.runtime.tune.search_space import Space, spaces
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 
 from groundray.data.plan import Cursor
-from groundray.storage import Folder
+from groundray.storage.folder import Folder
 from groundray.training import attempts
 from groundray.training.attempts import Attempt, Mark, Superseded
 from groundray.training.checkpoint import Checkpoint, Store, snapshot

@@ -19,17 +19,17 @@ from test_workers import GlooWorker, alone, losses
 
 from groundray import config
 from groundray.config import Settings
-from groundray.data import parts
+from groundray.data import derived
 from groundray.data.plan import Cursor
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
 from groundray.data.stream import stream
-from groundray.loss.collectives import barrier
+from groundray.distributed import barrier
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Stage
-from groundray.training import features, run
+from groundray.training import progression, trunk_features
 from groundray.training.events import EpochDone, FeaturesDone, FeaturesStarted, StepDone
-from groundray.training.features import Pass, finish, make, passes, refusal, with_features
+from groundray.training.trunk_features import Pass, finish, make, passes, refusal, with_features
 from groundray.training.worker import InProcess
 
 BITS = {"rtol": 2**-7, "atol": 1e-4}  # of bfloat16: a sum's last bits depend on how many images go together
@@ -38,13 +38,13 @@ FROZEN = "--grounding.trains.trunk=false"
 
 def opened(world: SmallWorld, storage: Path, *words: str, stages: str = "grounding") -> tuple[Settings, list[Stage]]:
     settings = config.load("demo", world.settings(FROZEN, f"--run.storage={storage}", *words, stages=stages))
-    return settings, run.check(settings)
+    return settings, progression.check(settings)
 
 
 def wanted(world: SmallWorld, storage: Path, *words: str) -> tuple[Pass, GroundedModel, Settings, Stage]:
     """The pass over the training captions."""
     settings, (stage,) = opened(world, storage, *words)
-    model, _ = run.begin(settings)
+    model, _ = progression.begin(settings)
     return passes(stage, settings, model.visual.trunk)["train"], model, settings, stage
 
 
@@ -58,7 +58,7 @@ def test_a_stage_reads_what_the_trunk_makes_of_its_pictures(
     world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sample by sample in the plan's order, with the same captions; in several parts a row group."""
-    monkeypatch.setattr(parts, "PART_BYTES", 60_000)
+    monkeypatch.setattr(derived, "PART_BYTES", 60_000)
     _, model, settings, stage = wanted(world, tmp_path)
     events: list[Any] = []
     cached = with_features(stage, settings, model.visual.trunk, InProcess(events.append))
@@ -125,7 +125,7 @@ def test_where_features_are_used(
     (one,) = [one for one in stages if one.name == stage]
     found = refusal(one, settings)
     assert (found is None) if reason is None else (found is not None and reason in found)
-    trunk = run.begin(settings)[0].visual.trunk
+    trunk = progression.begin(settings)[0].visual.trunk
     assert set(passes(one, settings, trunk)) == (set() if reason else {"train", "val"})
 
 
@@ -147,7 +147,7 @@ def test_what_would_make_other_features_has_another_key(world: SmallWorld, tmp_p
 
 
 def test_an_interrupted_pass_goes_on(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART_BYTES", 60_000)
+    monkeypatch.setattr(derived, "PART_BYTES", 60_000)
     one, model, *_ = wanted(world, tmp_path)
     whole = make_all(one, model)
     files = {name: one.folder.read_bytes(name) for name in one.folder.names()}
@@ -158,13 +158,13 @@ def test_an_interrupted_pass_goes_on(world: SmallWorld, tmp_path: Path, monkeypa
     assert one.made() is None
     assert sorted(name for names in one.missing().values() for name in names) == sorted(lost)
     calls: list[int] = []
-    plain = features.feature_maps
+    plain = trunk_features.feature_maps
 
     def counted(trunk: Any, images: Any, device: str) -> Any:
         calls.append(len(images))
         return plain(trunk, images, device)
 
-    monkeypatch.setattr(features, "feature_maps", counted)
+    monkeypatch.setattr(trunk_features, "feature_maps", counted)
     again = make_all(one, model)
     assert sum(calls) == sum(sum(shard.row_groups) for shard in again.shards if shard.file in lost)
     assert {name: one.folder.read_bytes(name) for name in one.folder.names()} == files
@@ -235,7 +235,7 @@ def on_a_rank(rank: int, words: list[str], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     worker = GlooWorker(rank, 2)
-    run.train(config.load("demo", words), worker)
+    progression.train(config.load("demo", words), worker)
     if rank == 0:
         told = [event.what for event in worker.events if isinstance(event, FeaturesDone)]
         Path(folder, "found.json").write_text(json.dumps([told, losses(worker.events)]))

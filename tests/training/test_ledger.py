@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from groundray.loss import collectives
+from groundray import distributed
 from groundray.loss.match_map import similarity
-from groundray.training import ledger as books
-from groundray.training.ledger import Ledger, flop_counter, peak_flops
+from groundray.training import timing as books
+from groundray.training.timing import Ledger, flop_counter, peak_flops
 
 
 class Clock:
@@ -47,11 +47,11 @@ def test_a_step_by_the_clock(clock: Clock) -> None:
         with ledger.step():
             with ledger.book("forward"):
                 clock.time += 2
-                with collectives._travelling():  # what ranks exchange for the loss is no part of the forward pass
+                with distributed._travelling():  # what ranks exchange for the loss is no part of the forward pass
                     clock.time += 3
             with ledger.book("backward"):
                 clock.time += 8
-            with collectives._travelling():
+            with distributed._travelling():
                 clock.time += 1
             with ledger.book("optimizer"):
                 clock.time += 4
@@ -82,16 +82,16 @@ def test_what_lies_between_is_left_out(clock: Clock) -> None:
 
 
 def test_outside_a_step_exchanges_are_not_timed() -> None:
-    timer = collectives._travelling
+    timer = distributed._travelling
 
     def fail() -> None:
         with Ledger().step():
-            assert collectives._travelling is not timer
+            assert distributed._travelling is not timer
             raise RuntimeError("a worker is lost")
 
     with pytest.raises(RuntimeError, match="lost"):
         fail()
-    assert collectives._travelling is timer
+    assert distributed._travelling is timer
 
 
 def test_operations_are_counted_with_the_match_maps() -> None:

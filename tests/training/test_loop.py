@@ -11,8 +11,8 @@ from groundray import config
 from groundray.model.freezing import freeze
 from groundray.model.grounded import GroundedModel, build, build_head
 from groundray.model.heads import GroundingHeads
-from groundray.model.language import build_language
-from groundray.model.visual import build_visual
+from groundray.model.language_stream import build_language
+from groundray.model.visual_stream import build_visual
 from groundray.training.loop import make_optimizer, set_learning_rate
 
 

@@ -16,8 +16,8 @@ from conftest import STAGES, SmallWorld
 from groundray import config
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
-from groundray.storage import Folder
-from groundray.training import run
+from groundray.storage.folder import Folder
+from groundray.training import progression
 from groundray.training.checkpoint import Store
 from groundray.training.events import EpochDone, Event, StageDone, StageStarted, StepDone
 from groundray.training.worker import InProcess
@@ -25,7 +25,7 @@ from groundray.training.worker import InProcess
 
 def alone(words: list[str]) -> list[Event]:
     events: list[Event] = []
-    run.train(config.load("demo", words), InProcess(events.append))
+    progression.train(config.load("demo", words), InProcess(events.append))
     return events
 
 
@@ -48,7 +48,7 @@ def test_every_stage_is_run_and_told_of(world: SmallWorld, whole: tuple[Path, li
     assert json.loads((folder / "result.json").read_text())["stages"] == done
     assert all(math.isfinite(value) for metrics in done.values() for value in metrics.values())
     reported = {event.stage: set(event.metrics) for event in events if isinstance(event, EpochDone)}
-    assert reported == {stage.name: set(stage.reports) for stage in run.check(settings)}
+    assert reported == {stage.name: set(stage.reports) for stage in progression.check(settings)}
     assert {"top1", "top5", "without_image/top1"} <= set(done["visual"])
     assert {"perplexity", "accuracy"} <= set(done["language"])
     assert not any(name.startswith("without_image") for name in done["language"])  # there is none to withhold
@@ -103,7 +103,7 @@ def test_a_finished_stage_is_not_run_again(world: SmallWorld, tmp_path: Path) ->
             raise Killed
 
     with pytest.raises(Killed):
-        run.train(config.load("demo", words), InProcess(kill_in_the_second_stage))
+        progression.train(config.load("demo", words), InProcess(kill_in_the_second_stage))
     rest = alone(words)
     assert [event.stage for event in rest if isinstance(event, StageStarted)] == ["grounding"]
     unbroken = alone([*words, "--run.name=unbroken"])
@@ -121,19 +121,19 @@ def test_only_the_heads_learn_in_the_retrieval_stage(whole: tuple[Path, list[Eve
 
 def test_a_stage_without_what_it_needs_is_refused(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
     with pytest.raises(ValueError, match="retrieval works with the head of stage relational, which has not been"):
-        run.check(config.load("demo", world.settings(stages="grounding,retrieval")))
+        progression.check(config.load("demo", world.settings(stages="grounding,retrieval")))
     with pytest.raises(ValueError, match="put relational before it"):
-        run.check(config.load("demo", world.settings(stages="retrieval,relational")))
+        progression.check(config.load("demo", world.settings(stages="retrieval,relational")))
     words = world.settings(f"--run.start_from={whole[0]}/model", stages="retrieval")
-    assert run.check(config.load("demo", words))
+    assert progression.check(config.load("demo", words))
     with pytest.raises(ValueError, match="begin with a model that has it"):
-        run.check(config.load("demo", [*words, "--run.start_stage=grounding"]))
+        progression.check(config.load("demo", [*words, "--run.start_stage=grounding"]))
 
 
 def test_a_model_of_another_shape_is_refused_by_name(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
     words = world.settings(f"--run.start_from={whole[0]}/model", "--model.attention_ffn=64")
     with pytest.raises(ValueError, match=r"start_from.* other sizes of attention\.ffn\.0\.weight \(512 x 128 there"):
-        run.begin(config.load("demo", words))
+        progression.begin(config.load("demo", words))
 
 
 def fewer_words(source: Path, target: Path, kind: str) -> Path:
@@ -156,20 +156,20 @@ def test_fewer_classes_than_the_model_has_are_refused(
         *(f"--visual.{part}={folder}" for part, folder in parts.items()),
     ]
     with pytest.raises(ValueError, match=r"have 14 classes, the model .* with 15 \(here without verdil\).*new_head"):
-        run.check(config.load("demo", words))
-    assert run.check(config.load("demo", [*words, "--visual.new_head=true"]))
+        progression.check(config.load("demo", words))
+    assert progression.check(config.load("demo", [*words, "--visual.new_head=true"]))
 
 
 def test_training_and_validation_must_number_alike(world: SmallWorld, tmp_path: Path) -> None:
     val = fewer_words(world.shards / "scene_graphs" / "val", tmp_path / "val", "predicates")
     words = world.settings(f"--relational.val={val}", stages="relational")
     with pytest.raises(ValueError, match=r"number their predicates differently \(7 and 6 of them; only one has"):
-        run.check(config.load("demo", words))
+        progression.check(config.load("demo", words))
 
 
 def test_numbers_that_the_settings_expect_are_checked(world: SmallWorld) -> None:
     with pytest.raises(ValueError, match="expected 1000 classes as the settings say, got 15"):
-        run.check(config.load("demo", world.settings("--visual.classes=1000", stages="visual")))
+        progression.check(config.load("demo", world.settings("--visual.classes=1000", stages="visual")))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_numbers_that_the_settings_expect_are_checked(world: SmallWorld) -> None
 def test_shards_of_the_wrong_kind_are_refused(world: SmallWorld, stage: str, kind: str, wanted: str) -> None:
     words = world.settings(f"--{stage}.train={world.shards / kind / 'train'}", stages=stage)
     with pytest.raises(ValueError, match=f"expected shards of kind {wanted} .* found kind '{kind}'"):
-        run.check(config.load("demo", words))
+        progression.check(config.load("demo", words))
 
 
 def test_every_stage_runs_in_bf16(world: SmallWorld, tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_every_stage_runs_in_bf16(world: SmallWorld, tmp_path: Path) -> None:
 def test_the_retrieval_heads_drop_what_the_settings_say(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings("--retrieval.dropout=0.25", f"--run.storage={tmp_path}", stages=STAGES)
     settings = config.load("demo", words)
-    *_, stage = run.check(settings)
-    model, _ = run.begin(settings)
+    *_, stage = progression.check(settings)
+    model, _ = progression.begin(settings)
     model.heads["retrieval"] = heads = RetrievalHeads(model.width)
     stage.prepare(model)
     assert {layer.p for layer in heads.modules() if isinstance(layer, torch.nn.Dropout)} == {0.25}

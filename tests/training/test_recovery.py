@@ -14,11 +14,11 @@ from conftest import SmallWorld
 
 from groundray import config
 from groundray.stage.grounding import GroundingStage
-from groundray.storage import Folder
-from groundray.training import attempts, history, loop, run
+from groundray.storage.folder import Folder
+from groundray.training import attempts, history, loop, progression
 from groundray.training.checkpoint import Store
+from groundray.training.checkpointer import Keeper, NotFinite
 from groundray.training.events import Attempted, EpochDone, Event, Notice, Recovered, StageDone, StepDone
-from groundray.training.keeper import Keeper, NotFinite
 from groundray.training.worker import InProcess, Stopped
 
 OFTEN = ("--checkpoints.every_steps=3", "--run.log_samples=true")
@@ -31,7 +31,7 @@ class Killed(BaseException):
 
 def train(words: list[str], observe: Callable[[Event], None] = lambda _: None, **hooks: Callable[[], str]) -> None:
     torch.set_num_threads(1)
-    run.train(config.load("demo", words), InProcess(observe, **hooks))
+    progression.train(config.load("demo", words), InProcess(observe, **hooks))
 
 
 def weights(folder: Path) -> dict[str, bytes]:

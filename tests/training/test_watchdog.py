@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from groundray.loss import collectives
-from groundray.storage import Folder
+from groundray import distributed
+from groundray.storage.folder import Folder
 from groundray.training import watchdog
 from groundray.training.watchdog import Watchdog, stacks_since
 
@@ -38,11 +38,11 @@ def test_a_worker_that_waits_for_others_is_ended_late(tmp_path: Path, monkeypatc
     """After the one that hangs, so that there is time to say which that is."""
     told: list[str] = []
     ended = threading.Event()
-    monkeypatch.setattr(collectives, "world_size", lambda: 2)
-    monkeypatch.setattr(collectives.dist, "all_reduce", lambda _: ended.wait(20))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda _: ended.wait(20))
     one = Watchdog(0.5, Folder.at(tmp_path), 0, told.append, ended.set)
     began = time.monotonic()
-    collectives.sum_over_ranks([torch.zeros(1)])
+    distributed.sum_over_ranks([torch.zeros(1)])
     assert ended.is_set()
     assert time.monotonic() - began > 0.5 + 2 * watchdog.grace(0.5)
     one.close()

@@ -18,10 +18,10 @@ from conftest import STAGES, SmallWorld
 from groundray import config
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step, stream
-from groundray.loss.collectives import barrier
-from groundray.training import run
+from groundray.distributed import barrier
+from groundray.training import progression
 from groundray.training.events import Attempted, EpochDone, Event, StageDone, StageStarted, StepDone
-from groundray.training.ledger import PARTS
+from groundray.training.timing import PARTS
 from groundray.training.worker import InProcess
 
 STEPS = 54  # 6 epochs of 9
@@ -59,7 +59,7 @@ def on_a_rank(rank: int, runs: dict[str, list[str]], folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for name, words in runs.items():
         worker = GlooWorker(rank, 2)
-        run.train(config.load("demo", words), worker)
+        progression.train(config.load("demo", words), worker)
         if rank == 0:
             Path(folder, f"{name}.json").write_text(json.dumps(losses(worker.events)))
     barrier()
@@ -69,7 +69,7 @@ def on_a_rank(rank: int, runs: dict[str, list[str]], folder: str) -> None:
 def alone(words: list[str]) -> list[Event]:
     events: list[Event] = []
     torch.set_num_threads(1)  # as on a rank: sums over more threads are other sums
-    run.train(config.load("demo", words), InProcess(events.append))
+    progression.train(config.load("demo", words), InProcess(events.append))
     return events
 
 
@@ -137,9 +137,9 @@ def test_a_resumed_run_ends_with_the_same_weights(world: SmallWorld, tmp_path: P
 
     settings = config.load("demo", [*words, f"--run.storage={tmp_path}/resumed"])
     with pytest.raises(Killed):
-        run.train(settings, InProcess(kill_after_first_epoch))
+        progression.train(settings, InProcess(kill_after_first_epoch))
     rest: list[Event] = []
-    run.train(settings, InProcess(rest.append))
+    progression.train(settings, InProcess(rest.append))
 
     (started,) = (event for event in rest if isinstance(event, StageStarted))
     assert (started.step, started.steps) == (9, 27)
@@ -219,7 +219,7 @@ def test_a_name_with_another_configuration_is_refused(world: SmallWorld, tmp_pat
 
     def claim(*more: str) -> None:
         settings = config.load("demo", [*words, *more])
-        run.claim(settings, run.check(settings))
+        progression.claim(settings, progression.check(settings))
 
     claim("--grounding.temperature=0.1")
     # who works on it may change, and what is not run
@@ -235,8 +235,8 @@ def test_a_name_with_other_data_is_refused(world: SmallWorld, tmp_path: Path) ->
     shards = tmp_path / "shards"
     shutil.copytree(world.shards / "captions" / "val", shards)
     settings = config.load("demo", [*world.settings(), f"--run.storage={tmp_path}/runs", f"--grounding.val={shards}"])
-    run.claim(settings, run.check(settings))
+    progression.claim(settings, progression.check(settings))
     shutil.rmtree(shards)
     shutil.copytree(world.shards / "captions" / "train", shards)
     with pytest.raises(config.SettingsError, match=r"grounding\.val \(the shards' fingerprint\)"):
-        run.claim(settings, run.check(settings))
+        progression.claim(settings, progression.check(settings))

@@ -8,9 +8,9 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from groundray.data.randomness import mix
 from groundray.data.scenes.scene import SIZE, Dice, Object, Scene
 from groundray.data.scenes.vocabulary import COLOURS
+from groundray.rng import mix
 
 SCALE = 2
 QUALITY = 92

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from groundray.data.randomness import mix, word_of
 from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES, SIZES, TEXTURES, Kind
+from groundray.rng import mix, word_of
 
 Option = TypeVar("Option")
 

@@ -23,7 +23,7 @@ from typing import Any
 import joblib
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from groundray.data.scenes import norms
+from groundray.data.scenes import ground_truth
 from groundray.data.scenes.drawing import jpeg
 from groundray.data.scenes.scene import SIZE, Object, Scene, make_object, make_scene, relations
 from groundray.data.scenes.vocabulary import SINGLES
@@ -179,10 +179,10 @@ def _write_norms(folder: Path, scenes: Sequence[Scene]) -> None:
         for one in relations(scene.objects)
     )
     tables: dict[str, tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]] = {
-        "concreteness": (("word", "concreteness", "sd", "percent_known"), norms.concreteness()),
-        "categories": (("category", "word", "concreteness"), norms.categories()),
-        "features": (("concept", "feature", "production_frequency", "type"), norms.features()),
-        "composition": (("phrase", "target"), norms.composition()),
+        "concreteness": (("word", "concreteness", "sd", "percent_known"), ground_truth.concreteness()),
+        "categories": (("category", "word", "concreteness"), ground_truth.categories()),
+        "features": (("concept", "feature", "production_frequency", "type"), ground_truth.features()),
+        "composition": (("phrase", "target"), ground_truth.composition()),
         "triplets": (("image", "subject", "predicate", "object"), triplets),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def _write_tokenizer(folder: Path, texts: Sequence[str]) -> None:
     """
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     counts = Counter(word for text in texts for word in text.split())
-    words = sorted({*counts, *norms.vocabulary()}, key=lambda word: (-counts[word], word))
+    words = sorted({*counts, *ground_truth.vocabulary()}, key=lambda word: (-counts[word], word))
     letters = sorted({letter for word in words for letter in word})
     pieces = dict.fromkeys([*specials, *words, *letters, *(f"##{letter}" for letter in letters)])
     tokenizer = Tokenizer(models.WordPiece({piece: id for id, piece in enumerate(pieces)}, unk_token="[UNK]"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundray.data.sources.images import Checked
+from groundray.data.sources.image_files import Checked
 from groundray.data.sources.rejected import Rejected
 
 

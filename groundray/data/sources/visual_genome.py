@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ijson
 
-from groundray.data.sources.images import Checked
+from groundray.data.sources.image_files import Checked
 from groundray.data.sources.rejected import Rejected
 
 NONE = "none"  # what index 0 of predicates and classes stands for

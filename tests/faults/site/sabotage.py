@@ -207,9 +207,9 @@ def _patches(plan: dict[str, Any], place: Path) -> dict[str, Callable[[Any], Non
 
     return {
         "groundray.training.loop": at_a_step,
-        "groundray.storage": lambda storage: (at_a_write(storage), at_a_manifest(storage)),
+        "groundray.storage.folder": lambda storage: (at_a_write(storage), at_a_manifest(storage)),
         "groundray.stage.grounding": in_a_validation,
-        "groundray.training.keeper": at_an_edge,
+        "groundray.training.checkpointer": at_an_edge,
         "ray.train.torch.config": at_a_beginning,
     }
 

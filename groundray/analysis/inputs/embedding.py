@@ -1,0 +1,329 @@
+"""Words and phrases as vectors: the mean of a language model's hidden state over a text's word pieces.
+
+A text is embedded in isolation, between the special tokens that the tokenizer puts around it ([CLS] and [SEP]), or in
+template sentences, as "a photo of a zebra": its vector is then the mean over the pieces of the text alone, averaged
+over the sentences.
+
+Any language model that `transformers` loads will do: a groundray export's language streams, a sentence-transformers
+folder (whose own pooling, dense layers and normalisation are not used), a decoder, and of a model with several parts
+its encoder or text tower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from tokenizers import Encoding
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from groundray.model import export
+from groundray.model.language_stream import on_this_machine, place_of, quiet
+from groundray.storage.folder import Folder
+
+SLOT = "{}"
+MODULES = "modules.json"  # of sentence-transformers
+# On two cores, MiniLM takes 4,200 word pieces a CPU second in batches of 16,384, 3,500 in 4,096 and 1,800 in 1,024
+PIECES_A_BATCH = 16_384
+SHOWN = 5
+POOLER = "pooler"  # of the first token: nothing here reads it, and transformers makes one up where a folder has none
+
+# what transformers raises of files that are missing, damaged or of another model
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+Vectors = Float[np.ndarray, "text dim"]
+Embed = Callable[["Embedder", Sequence[str]], Vectors]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a text's vector is.
+
+    Attributes:
+        special_tokens: whether the tokens that the tokenizer puts around a text count in the mean.
+        layer: of the hidden states, from 0 (what goes into the first layer) or from -1 (the last) backwards.
+        templates: sentences with a {} where the text goes; none embeds it in isolation.
+    """
+
+    special_tokens: bool = False
+    layer: int = -1
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for template in self.templates:
+            if template.count(SLOT) != 1:
+                raise ValueError(f"expected a template with one {SLOT}, such as 'a photo of a {{}}', got {template!r}")
+        if self.templates and self.special_tokens:
+            raise ValueError(
+                "expected special tokens counted or templates, got both: in a template they stand outside the text"
+            )
+
+
+IN_ISOLATION = Options()
+
+
+class Batch(NamedTuple):
+    """Sentences of one length, so that there is no padding.
+
+    Attributes:
+        texts: which text each sentence is of.
+        counted: the pieces whose mean is the vector.
+    """
+
+    texts: Int[np.ndarray, " sentence"]
+    tokens: Int[np.ndarray, "sentence piece"]
+    counted: Bool[np.ndarray, "sentence piece"]
+
+
+class Embedder:
+    """A language model that gives texts their vectors, in float32.
+
+    Attributes:
+        name: where it was loaded from.
+        about: how it embeds, for a person.
+        digest: of its weights, configuration, tokenizer and options; what has the same digest gives the same vectors.
+    """
+
+    def __init__(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, options: Options = IN_ISOLATION
+    ):
+        self.name, self.options = name, options
+        self._model: Any = model.eval()
+        self._tokenizer, self._pieces = tokenizer, tokenizer.backend_tokenizer
+        self._pieces.no_padding()
+        self._pieces.no_truncation()
+        self._most = min(
+            int(tokenizer.model_max_length),
+            int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length),
+        )
+        self._check()
+        self.about = _about(options)
+        self.digest = _digest(model, self._pieces.to_str(), options)
+
+    @staticmethod
+    def load(place: str | Path, options: Options = IN_ISOLATION) -> Embedder:
+        """The model at a place: a folder on a local path or a URL, `minilm`, or a name that a model hub knows.
+
+        Of a whole export it is the last stage's language stream.
+
+        Raises:
+            ValueError: there is no model, it lacks weights or a tokenizer, or the options do not fit it.
+        """
+        with on_this_machine(_stream(place_of(str(place)))) as local:
+            return _load(str(place), local, options)
+
+    def known(self, texts: Sequence[str]) -> Bool[np.ndarray, " text"]:
+        """Which texts the model has pieces for: some at all, and none that stands for what is unknown."""
+        unknown = self._tokenizer.unk_token_id
+        found = [one.ids for one in self._pieces.encode_batch(list(texts), add_special_tokens=False)]
+        return np.array([len(ids) > 0 and unknown not in ids for ids in found], dtype=np.bool_)
+
+    def embed(self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, of: None) -> Vectors:
+        """The vector of each text.
+
+        Args:
+            progress: hears after each batch how many word pieces of how many are done.
+
+        Raises:
+            ValueError: there is no text, the model does not know all of them, one is longer than it can take, or it
+                gives numbers that are not finite.
+        """
+        batches = self.batches(texts)
+        total, done = sum(batch.tokens.size for batch in batches), 0
+
+        def encoded() -> Iterator[Vectors]:
+            nonlocal done
+            for batch in batches:
+                yield self.encode(batch)
+                done += batch.tokens.size
+                progress(done, total)
+
+        return self.gathered(texts, batches, encoded())
+
+    def batches(self, texts: Sequence[str]) -> list[Batch]:
+        """The sentences of all texts in batches, sorted by length, template after template.
+
+        Raises:
+            ValueError: as `embed`.
+        """
+        if not texts:
+            raise ValueError("expected at least one text to embed, got none")
+        self._refuse(texts, self.known(texts).tolist(), "texts that the model has word pieces for")
+        return [batch for template in self.options.templates or (SLOT,) for batch in self._batches(texts, template)]
+
+    def _batches(self, texts: Sequence[str], template: str) -> Iterator[Batch]:
+        start = template.index(SLOT)
+        sentences = self._pieces.encode_batch([template.replace(SLOT, text) for text in texts])
+        lengths = np.array([len(sentence) for sentence in sentences])
+        self._refuse(texts, (lengths <= self._most).tolist(), f"sentences of at most {self._most} word pieces")
+        counted = [
+            self._counted(sentence, start, start + len(text)) for sentence, text in zip(sentences, texts, strict=True)
+        ]
+        self._refuse(texts, [any(pieces) for pieces in counted], f"word pieces of the text in {template!r}")
+        for length in np.unique(lengths).tolist():
+            places = np.flatnonzero(lengths == length)
+            for some in np.array_split(places, -(-len(places) * length // PIECES_A_BATCH)):
+                tokens = np.array([sentences[one].ids for one in some], dtype=np.int32)
+                yield Batch(some, tokens, np.array([counted[one] for one in some]))
+
+    def _counted(self, sentence: Encoding, start: int, stop: int) -> list[bool]:
+        """Which pieces of a sentence count, where its text is from `start` to before `stop`."""
+        if self.options.special_tokens:
+            return [True] * len(sentence)
+        plain = [not special for special in sentence.special_tokens_mask]
+        if not self.options.templates:
+            return plain
+        # a piece may begin with the space before the text (byte-level and sentence pieces)
+        inside = [begin < stop and end > start for begin, end in sentence.offsets]
+        return [one and other for one, other in zip(plain, inside, strict=True)]
+
+    @torch.inference_mode()
+    def encode(self, batch: Batch) -> Float[np.ndarray, "sentence dim"]:
+        """The vector of each sentence: the mean over its counted pieces."""
+        tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(self._model.device)
+        counted = torch.from_numpy(batch.counted.astype(np.float32)).to(self._model.device)
+        hidden = self._hidden(tokens)
+        return (torch.einsum("s p d, s p -> s d", hidden, counted) / counted.sum(dim=1, keepdim=True)).cpu().numpy()
+
+    def to(self, device: str) -> Embedder:
+        """This embedder, with its model moved to a device."""
+        self._model.to(device)
+        return self
+
+    def gathered(self, texts: Sequence[str], batches: Iterable[Batch], encoded: Iterable[Vectors]) -> Vectors:
+        """The vectors of texts, each the mean of its sentences', from what `encode` gave for each batch in turn.
+
+        Raises:
+            ValueError: some are not finite.
+        """
+        vectors = None
+        for batch, part in zip(batches, encoded, strict=True):
+            vectors = np.zeros((len(texts), part.shape[1]), dtype=np.float32) if vectors is None else vectors
+            vectors[batch.texts] += part
+        assert vectors is not None
+        vectors /= max(1, len(self.options.templates))
+        finite = np.all(np.isfinite(vectors), axis=1).tolist()
+        self._refuse(texts, finite, "finite vectors (has its training diverged, or are its weights damaged?)")
+        return vectors
+
+    @torch.inference_mode()
+    def _hidden(self, tokens: Int[Tensor, "sentence piece"]) -> Float[Tensor, "sentence piece dim"]:
+        """The hidden state of the layer; the last is what the model gives, with the norm that some put behind it."""
+        layer = self.options.layer
+        output = self._model(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_hidden_states=layer != -1)
+        if layer == -1:
+            return output.last_hidden_state
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
+        if not -len(states) <= layer < len(states):
+            raise ValueError(
+                f"layer: expected 0 to {len(states) - 1} (or -1 to -{len(states)}) for {self.name}, got {layer}"
+            )
+        return states[layer]
+
+    def _check(self) -> None:
+        """Try the options on the model, and the model with its tokenizer.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        there = self._model.get_input_embeddings().weight.shape[0]
+        if len(self._tokenizer) > there:
+            raise ValueError(
+                f"{self.name}: expected a tokenizer of at most the {there} word pieces of the model, "
+                f"got one of {len(self._tokenizer)}: it is another model's"
+            )
+        self._hidden(torch.zeros(1, 1, dtype=torch.int64))
+        for template in self.options.templates:
+            frame = template.replace(SLOT, "")
+            if frame.strip() and not self.known([frame])[0]:
+                raise ValueError(f"{self.name}: expected templates of words that the model knows, got {template!r}")
+
+    def _refuse(self, texts: Sequence[str], fine: Sequence[bool], expected: str) -> None:
+        """Raise ValueError that names the texts that are not fine, where there are any."""
+        named = [repr(text) for text, one in zip(texts, fine, strict=True) if not one]
+        if named:
+            more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+            raise ValueError(f"{self.name}: expected {expected}, got others for {', '.join(named[:SHOWN])}{more}")
+
+
+def _stream(place: str | Path) -> str:
+    """Where a place's language model is: of a whole export in `language/`, of sentence-transformers in a module."""
+    folder = Folder.at(place)
+    if folder.exists(export.ABOUT):
+        return f"{place}/{export.LANGUAGE}"
+    if folder.exists(MODULES):
+        first = next((one["path"] for one in folder.read_json(MODULES) if one["type"].endswith(".Transformer")), "")
+        return f"{place}/{first}" if first else str(place)
+    return str(place)
+
+
+def _load(name: str, place: str, options: Options) -> Embedder:
+    with quiet():
+        try:
+            loaded: Any = AutoModel.from_pretrained(
+                place, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
+        except UNREADABLE as error:
+            raise ValueError(
+                f"no language model to be had at {name} ({_reason(error)}): give a folder with config.json, weights "
+                "and a tokenizer, as an export's language/, or `minilm`, which installs as a package"
+            ) from None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        except UNREADABLE as error:
+            raise ValueError(
+                f"{name}: expected a tokenizer beside the model, found none to read ({_reason(error)})"
+            ) from None
+    model, report = loaded
+    if missing := sorted(one for one in report["missing_keys"] if POOLER not in one):
+        raise ValueError(f"{name} lacks weights of its model: {', '.join(missing[:SHOWN])}")
+    # transformers makes a tokenizer of special tokens alone where there is no file of one
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(
+            f"{name}: expected a fast tokenizer (tokenizer.json or vocab.txt) beside the model, found none: "
+            "copy the one that the model was trained with there"
+        )
+    part = model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "text_model", model)
+    return Embedder(name, part, tokenizer, options)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _about(options: Options) -> str:
+    layer = "the last hidden state" if options.layer == -1 else f"hidden state {options.layer}"
+    if options.templates:
+        where = f"of the text alone, averaged over {', '.join(repr(one) for one in options.templates)}"
+    else:
+        where = f"of the text in isolation, special tokens {'counted' if options.special_tokens else 'left out'}"
+    return f"mean of {layer} over the word pieces {where}"
+
+
+def _digest(model: PreTrainedModel, tokenizer: str, options: Options) -> str:
+    """Of all that the vectors follow from: the content of the weights, not of their files."""
+    configuration = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
+    told = [
+        type(model).__name__,
+        configuration,
+        tokenizer,
+        asdict(options),
+        torch.__version__,
+        transformers.__version__,
+    ]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, tensor in sorted((name, tensor) for name, tensor in model.state_dict().items() if POOLER not in name):
+        content = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
+        digest.update(content.view(-1).numpy().data)
+    return digest.hexdigest()

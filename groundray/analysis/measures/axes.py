@@ -1,0 +1,291 @@
+"""Principal axes of the words' vectors, and what they have to do with how concrete people find the words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.decomposition import PCA
+
+from groundray.analysis.inputs import published
+from groundray.analysis.measures.directions import Vectors, checked
+from groundray.analysis.measures.statistics import FEWEST, Estimate, measure, pearson, spearman
+from groundray.analysis.result import Analysis, Cell, Measure, Point, Scatter, Table
+
+Level = Literal["words", "categories"]
+
+FLAT = 1e-12  # of the variance: rounding
+EXTREMES = 5  # words at each end of an axis
+MOST_WORDS = 100  # that a picture shows; of more it shows the categories' means
+MOST_NAMES = 24  # of categories in a picture
+CORRELATIONS: dict[str, tuple[str, Callable[..., dict[str, Estimate]]]] = {
+    "pearson": ("Pearson r", pearson),
+    "spearman": ("Spearman rho", spearman),
+}
+
+
+@dataclass(frozen=True)
+class Rated:
+    """The category-word rows that have a rating.
+
+    Attributes:
+        places: which of all rows they are.
+        categories: those that have a rated row.
+        category: of each row, as a number in `categories`.
+        word: of each row, as a number; rows of one word have the same.
+        each: the first row of each word.
+    """
+
+    places: Int[np.ndarray, " row"]
+    words: tuple[str, ...]
+    ratings: Float[np.ndarray, " row"]
+    categories: tuple[str, ...]
+    category: Int[np.ndarray, " row"]
+    word: Int[np.ndarray, " row"]
+    each: Int[np.ndarray, " word"]
+
+    @classmethod
+    def of(cls, words: Sequence[str], categories: Sequence[str], ratings: Float[np.ndarray, " every"]) -> Rated:
+        if not len(words) == len(categories) == len(ratings):
+            counts = f"{len(words)}, {len(categories)} and {len(ratings)}"
+            raise ValueError(f"expected a word, a category and a rating (or NaN) a row, got {counts}")
+        places = np.flatnonzero(np.isfinite(ratings))
+        if len(places) < FEWEST:
+            raise ValueError(
+                f"expected at least {FEWEST} words with a concreteness rating, got {len(places)} among {len(words)}: "
+                "give ratings that have these words"
+            )
+        kept = places.tolist()
+        own, names = [words[place] for place in kept], [categories[place] for place in kept]
+        distinct = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        _, each, word = np.unique(own, return_index=True, return_inverse=True)
+        return cls(
+            places,
+            tuple(own),
+            ratings[places].astype(np.float64),
+            tuple(distinct),
+            np.array([distinct[name] for name in names]),
+            word,
+            each,
+        )
+
+    @property
+    def category_ratings(self) -> Float[np.ndarray, " category"]:
+        """The mean rating of each category's rows."""
+        return self.means(self.ratings[:, None])[:, 0]
+
+    def means(self, values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "category column"]:
+        """The mean of each category's rows."""
+        members = self.category == np.arange(len(self.categories))[:, None]
+        return members @ values / members.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The first principal axes of one model.
+
+    Attributes:
+        scores: on each axis, of each rated row in `words` and the mean of each category in `categories`.
+        variance: the share of the whole variance that lies along each axis.
+    """
+
+    scores: dict[Level, Float[np.ndarray, "item axis"]]
+    variance: Float[np.ndarray, " axis"]
+
+
+def axes(
+    vectors: Vectors,
+    words: Sequence[str],
+    categories: Sequence[str],
+    ratings: Float[np.ndarray, " row"],
+    number: int = 3,
+    fitted_on: Vectors | None = None,
+    left_out: Mapping[str, int] | None = None,
+) -> Analysis:
+    """How the first principal axes go with human concreteness, over words and over categories.
+
+    The axes are those of the centred vectors of all rows, rated or not. Over words, the scores of all rated rows are
+    correlated with their ratings: a word of two categories has two rows, as in the paper, and resamples draw them
+    together. Over categories, it is the mean score of each category's rated rows with their mean rating.
+
+    An axis has no direction of its own. Here each points to where the concreteness of the rated words rises, so that
+    models can be compared; Pearson's r over words is then never negative, and its size is what says something.
+
+    Args:
+        vectors: a row for each word of each category.
+        ratings: of each row; NaN where people did not rate the word.
+        number: how many axes.
+        fitted_on: vectors of another vocabulary, whose axes are taken.
+        left_out: counts of what was left out before; the result repeats them.
+
+    Raises:
+        ValueError: too few words are rated, or all alike; a model has fewer dimensions or vectors than there are axes;
+            vectors are not as `checked` asks.
+    """
+    rated = Rated.of(words, categories, ratings)
+    found = {model: _axes(model, own, rated, number, fitted_on) for model, own in checked(vectors, words).items()}
+    enough = len(rated.categories) >= FEWEST
+    counts = {
+        "rows without a concreteness rating": len(words) - len(rated.words),
+        "categories without a rated word": len(set(categories)) - len(rated.categories),
+        f"categories, as a correlation of their means needs {FEWEST}": 0 if enough else len(rated.categories),
+    }
+    return Analysis(
+        "axes",
+        f"Principal axes of the {'vectors of another vocabulary' if fitted_on else f'vectors of {len(words)} rows'} "
+        f"against human concreteness of {len(rated.words)} rated rows (a word of two categories has two). Each axis "
+        "points to where the concreteness of the rated words rises: Pearson's r over words is never negative, its size "
+        "counts. Intervals: bootstrap over words, and over categories for their means.",
+        tuple(_measures(found, rated, number)),
+        (
+            _variance(found, number),
+            *_examples(found, rated),
+            _extremes(found, rated, number),
+            _categories(found, rated, number),
+        ),
+        tuple(_pictures(found, rated, number)),
+        {**(left_out or {}), **{what: count for what, count in counts.items() if count}},
+    )
+
+
+def _axes(model: str, own: Float[np.ndarray, "text dim"], rated: Rated, number: int, fitted_on: Vectors | None) -> Axes:
+    source = own
+    if fitted_on is not None:
+        if model not in fitted_on or fitted_on[model].shape[1] != own.shape[1]:
+            got = fitted_on[model].shape if model in fitted_on else "none"
+            raise ValueError(f"model {model!r}: expected {own.shape[1]}-wide vectors to fit the axes on, got {got}")
+        source = fitted_on[model].astype(np.float64)
+        if not np.isfinite(source).all():
+            raise ValueError(f"model {model!r}: expected finite vectors to fit the axes on, got NaN or infinite ones")
+    most = min(len(source) - 1, source.shape[1])
+    if not 1 <= number <= most:
+        raise ValueError(f"model {model!r}: expected 1 to {most} axes of vectors {source.shape}, got {number}")
+    if (source == source[0]).all():
+        raise ValueError(f"model {model!r}: expected vectors that differ, got {len(source)} that are all the same")
+    fitted = PCA(number, svd_solver="covariance_eigh").fit(source)
+    if fitted.explained_variance_ratio_[-1] < FLAT:
+        raise ValueError(
+            f"model {model!r}: expected vectors that differ along {number} axes, got fewer: take fewer axes"
+        )
+    scores = fitted.transform(own)[rated.places]
+    slopes = (rated.ratings - rated.ratings.mean()) @ scores
+    scores *= np.where(slopes < 0, -1.0, 1.0)
+    return Axes({"words": scores, "categories": rated.means(scores)}, fitted.explained_variance_ratio_)
+
+
+def _measures(found: Mapping[str, Axes], rated: Rated, number: int) -> Iterator[Measure]:
+    ratings: dict[Level, Float[np.ndarray, " item"]] = {"words": rated.ratings}
+    if len(rated.categories) >= FEWEST:
+        ratings["categories"] = rated.category_ratings
+    for axis in range(number):
+        for level, of_level in ratings.items():
+            scores = {model: one.scores[level][:, axis] for model, one in found.items()}
+            for kind, (name, correlation) in CORRELATIONS.items():
+                key = f"pc{axis + 1}/{level}/{kind}"
+                yield measure(
+                    key,
+                    f"PC{axis + 1} and concreteness, {level}: {name}",
+                    len(of_level),
+                    correlation(scores, of_level, rated.word if level == "words" else None),
+                    published=published.of("axes", key),
+                )
+
+
+def _variance(found: Mapping[str, Axes], number: int) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (f"PC{axis + 1}", *(float(one.variance[axis]) for one in found.values())) for axis in range(number)
+    ]
+    if number > 1:
+        rows.append((f"PC1 to PC{number}", *(float(one.variance.sum()) for one in found.values())))
+    return Table("Share of the variance along each axis", ("axis", *found), tuple(rows))
+
+
+def _examples(found: Mapping[str, Axes], rated: Rated) -> Iterator[Table]:
+    """The slides' words with their scores, where the rows have any of them."""
+    rows = [(word, rated.words.index(word)) for word in published.PC1_WORDS if word in rated.words]
+    if rows:
+        yield Table(
+            "The paper's example words along PC1",
+            ("word", "rating", "paper", *found),
+            tuple(
+                (word, float(rated.ratings[row]), published.PC1_WORDS[word], *_scores(found, "words", row, 0))
+                for word, row in rows
+            ),
+        )
+
+
+def _extremes(found: Mapping[str, Axes], rated: Rated, number: int) -> Table:
+    cells: list[tuple[Cell, ...]] = []
+    for axis in range(number):
+        for model, one in found.items():
+            scores = one.scores["words"][:, axis]
+            order = rated.each[np.argsort(scores[rated.each], kind="stable")].tolist()
+            ends = {"high": order[::-1][:EXTREMES], "low": order[:EXTREMES]}
+            cells += [
+                (f"PC{axis + 1}", model, end, rated.words[row], float(scores[row]), float(rated.ratings[row]))
+                for end, places in ends.items()
+                for row in places
+            ]
+    return Table("Words at the ends of each axis", ("axis", "model", "end", "word", "score", "rating"), tuple(cells))
+
+
+def _categories(found: Mapping[str, Axes], rated: Rated, number: int) -> Table:
+    sizes = np.bincount(rated.category).tolist()
+    ratings = rated.category_ratings.tolist()
+    columns = [f"PC{axis + 1}, {model}" for axis in range(number) for model in found]
+    rows = []
+    for place, (name, size, rating) in enumerate(zip(rated.categories, sizes, ratings, strict=True)):
+        scores = [score for axis in range(number) for score in _scores(found, "categories", place, axis)]
+        rows.append((name, size, rating, *scores))
+    return Table("Mean scores of the categories' rated words", ("category", "words", "rating", *columns), tuple(rows))
+
+
+def _scores(found: Mapping[str, Axes], level: Level, row: int, axis: int) -> tuple[float, ...]:
+    return tuple(float(one.scores[level][row, axis]) for one in found.values())
+
+
+def _pictures(found: Mapping[str, Axes], rated: Rated, number: int) -> Iterator[Scatter]:
+    """Each word where there are few, and the categories' means where there are many, those farthest out named first."""
+    words = len(rated.each) <= MOST_WORDS
+    rows = np.sort(rated.each) if words else np.arange(len(rated.categories))
+    texts = [rated.words[row] for row in rows] if words else list(rated.categories)
+    groups = [rated.categories[rated.category[row]] for row in rows] if words else [None] * len(rows)
+    shades = rated.ratings[rows] if words else rated.category_ratings
+    what = "words" if words else "means of categories"
+
+    def panel(x: Float[np.ndarray, " point"], y: Float[np.ndarray, " point"]) -> tuple[Point, ...]:
+        place = np.stack([x, y])
+        out = ((place - place.mean(axis=1, keepdims=True)) / (place.std(axis=1, keepdims=True) + 1e-30)) ** 2
+        order = np.argsort(-out.sum(axis=0), kind="stable").tolist()
+        return tuple(
+            Point(
+                texts[point],
+                float(x[point]),
+                float(y[point]),
+                groups[point],
+                float(shades[point]),
+                named=words or rank < MOST_NAMES,
+            )
+            for rank, point in enumerate(order)
+        )
+
+    scores = {model: one.scores["words" if words else "categories"][rows] for model, one in found.items()}
+    yield Scatter(
+        "axes/pc1-concreteness",
+        f"The first principal axis against concreteness: {what}",
+        "PC1",
+        "concreteness",
+        {model: panel(one[:, 0], shades) for model, one in scores.items()},
+    )
+    if number >= 3:
+        yield Scatter(
+            "axes/pc2-pc3",
+            f"The second principal axis against the third: {what}",
+            "PC2",
+            "PC3",
+            {model: panel(one[:, 1], one[:, 2]) for model, one in scores.items()},
+            shade="concreteness",
+        )

@@ -1,0 +1,193 @@
+"""Whether a phrase stands beside the word that it describes: the rank of *zebra* in a vocabulary by *striped horse*."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from groundray.analysis.inputs import published
+from groundray.analysis.measures.directions import Vectors, directions
+from groundray.analysis.measures.statistics import Scores, mean, measure, median, over_items, paired_tests
+from groundray.analysis.result import Analysis, Cell, Measure, Table
+
+NEIGHBOURS = 5
+ROUNDING = 1e-9  # cosines this near are the same
+
+
+Paper = Mapping[tuple[str, str], tuple[published.Found, ...]]  # by phrase and target
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A phrase's target in the vocabulary, and what is nearest to the phrase, of one model.
+
+    Attributes:
+        rank: of each phrase's target, from 1.
+        nearest: the vocabulary's words nearest to each phrase, nearest first, as numbers; without the phrase's own.
+    """
+
+    cosine: Float[np.ndarray, " phrase"]
+    rank: Int[np.ndarray, " phrase"]
+    nearest: tuple[tuple[tuple[int, float], ...], ...]
+
+
+def composition(
+    of_phrases: Vectors,
+    of_words: Vectors,
+    phrases: Sequence[str],
+    targets: Sequence[str],
+    vocabulary: Sequence[str],
+    left_out: Mapping[str, int] | None = None,
+    through_images: bool = False,
+) -> Analysis:
+    """The cosine of each phrase with its target, and the target's rank among all words of the vocabulary.
+
+    The phrase's own words are not ranked. Words as near as the target stand before it.
+
+    Args:
+        of_phrases: a row for each phrase.
+        of_words: a row for each word of the vocabulary.
+        targets: of each phrase. One that is not in the vocabulary, or is a word of its phrase, is left out and counted.
+        vocabulary: words, each once.
+        left_out: counts of what was left out before; the result repeats them.
+        through_images: rows are a text's similarities to the images of a pool, and texts are near that suit the same
+            images: by the correlation of their rows, which is the cosine of the rows less their means.
+
+    Raises:
+        ValueError: no phrase has a target in the vocabulary, the vocabulary has a word twice, the models of phrases and
+            words are not the same, or vectors are not as `directions` asks (through images: all suit a text alike).
+    """
+    name, about = "composition", "the cosine of their vectors"
+    if through_images:
+        name, about = "composition_through_images", "the correlation of their similarities over the images of a pool"
+        of_phrases, of_words = _centred(of_phrases), _centred(of_words)
+    if len(phrases) != len(targets):
+        raise ValueError(f"expected a target for each of {len(phrases)} phrases, got {len(targets)}")
+    if list(of_phrases) != list(of_words):
+        raise ValueError(f"expected phrases and words of the same models, got {[*of_phrases]} and {[*of_words]}")
+    place = {word: number for number, word in enumerate(vocabulary)}
+    if len(place) < len(vocabulary):
+        raise ValueError(f"expected each word of the vocabulary once, got {len(vocabulary) - len(place)} again")
+    missing = [target not in place for target in targets]
+    inside = [target in own_words(phrase) for phrase, target in zip(phrases, targets, strict=True)]
+    kept = [row for row in range(len(phrases)) if not missing[row] and not inside[row]]
+    if not kept:
+        raise ValueError(
+            f"expected a phrase with a target in the vocabulary of {len(vocabulary)} words and not in the phrase, got "
+            f"none among {len(phrases)}: add the targets to the vocabulary"
+        )
+    pairs = [(phrases[row], targets[row]) for row in kept]
+    numbers = np.array([place[target] for _, target in pairs])
+    candidates = np.ones((len(pairs), len(vocabulary)), dtype=np.bool_)
+    for row, (phrase, _) in enumerate(pairs):
+        candidates[row, [place[word] for word in own_words(phrase) if word in place]] = False
+    P, W = directions(of_phrases, phrases), directions(of_words, vocabulary)
+    found = {model: ranked(P[model][kept], W[model], numbers, candidates) for model in P}
+    counts = {
+        "phrases whose target is not in the vocabulary": sum(missing),
+        "phrases that have their target in them": sum(inside),
+    }
+    paper = {} if through_images else published.PHRASES
+    return Analysis(
+        name,
+        f"{len(pairs)} phrases rank {len(vocabulary)} words by {about}. A phrase's own words are not ranked, and words "
+        "as near as the target stand before it. Intervals: bootstrap over phrases; p: Wilcoxon's signed-rank test over "
+        f"phrases.{' Published ranks are in a vocabulary of another size.' if paper else ''}",
+        tuple(_measures(found, pairs, paper)),
+        (*_tables(found, pairs, paper), _neighbours(found, pairs, vocabulary)),
+        left_out={**(left_out or {}), **{what: count for what, count in counts.items() if count}},
+    )
+
+
+def _centred(rows: Vectors) -> Vectors:
+    """Rows less their means; zero where all of a row is the same but for rounding."""
+    found = {}
+    for model, values in rows.items():
+        less = values - values.mean(axis=-1, keepdims=True)
+        alike = np.ptp(values, axis=-1, keepdims=True) <= ROUNDING * np.abs(values).max(axis=-1, keepdims=True)
+        found[model] = np.where(alike, 0.0, less)
+    return found
+
+
+def own_words(phrase: str) -> set[str]:
+    """The words of a phrase, as they stand and in small letters."""
+    return {*phrase.split(), *phrase.lower().split()}
+
+
+def ranked(
+    of_phrases: Float[np.ndarray, "phrase dim"],
+    of_words: Float[np.ndarray, "word dim"],
+    targets: Int[np.ndarray, " phrase"],
+    candidates: Bool[np.ndarray, "phrase word"],
+) -> Ranked:
+    """Each phrase's target among its candidates, one of which it is; vectors have length 1."""
+    cosines = of_phrases @ of_words.T
+    own = np.take_along_axis(cosines, targets[:, None], axis=1)
+    ranks = (candidates & (cosines >= own - ROUNDING)).sum(axis=1)
+    order = np.argsort(np.where(candidates, -cosines, np.inf), axis=1, kind="stable")[:, :NEIGHBOURS].tolist()
+    nearest = [
+        tuple((word, float(cosines[row, word])) for word in words if candidates[row, word])
+        for row, words in enumerate(order)
+    ]
+    return Ranked(own[:, 0], ranks, tuple(nearest))
+
+
+def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], paper: Paper) -> list[Measure]:
+    """Figures over the phrases, beside what was published of the same, where all of them were."""
+    ranks = {model: one.rank.astype(np.float64) for model, one in found.items()}
+    cosines = {model: one.cosine for model, one in found.items()}
+    cells = [paper[pair] for pair in pairs if pair in paper]
+    whole = published.MODELS if len(cells) == len(pairs) else ()
+    paper_ranks = {model: np.array([float(of[place].rank) for of in cells]) for place, model in enumerate(whole)}
+    paper_cosines = {model: np.array([of[place].cosine for of in cells]) for place, model in enumerate(whole)}
+
+    def within(most: int, ranks: Scores) -> Scores:
+        return {model: (values <= most).astype(np.float64) for model, values in ranks.items()}
+
+    plan = [
+        ("rank/median", "Rank of the target: median", ranks, paper_ranks, median, paired_tests(ranks)),
+        ("rank/within_3", "Targets of rank 1 to 3: share", within(3, ranks), within(3, paper_ranks), mean, {}),
+        ("rank/within_10", "Targets of rank 1 to 10: share", within(10, ranks), within(10, paper_ranks), mean, {}),
+        ("cosine/mean", "Cosine with the target: mean", cosines, paper_cosines, mean, paired_tests(cosines)),
+    ]
+    return [
+        measure(
+            key,
+            name,
+            len(pairs),
+            over_items(ours, figure),
+            tests,
+            {model: float(figure(values[None])[0]) for model, values in theirs.items()},
+        )
+        for key, name, ours, theirs, figure, tests in plan
+    ]
+
+
+def _tables(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], paper: Paper) -> tuple[Table, Table]:
+    """The rank of each phrase's target, and its cosine; the paper's beside them where it has any of these phrases."""
+    theirs = published.MODELS if any(pair in paper for pair in pairs) else ()
+    columns = ("phrase", "target", *found, *(f"paper: {model}" for model in theirs))
+    ranks: list[tuple[Cell, ...]] = []
+    cosines: list[tuple[Cell, ...]] = []
+    for row, pair in enumerate(pairs):
+        cells = paper[pair] if pair in paper else (None,) * len(theirs)
+        of_row = [(int(one.rank[row]), float(one.cosine[row])) for one in found.values()]
+        ranks.append((*pair, *(rank for rank, _ in of_row), *(cell and cell.rank for cell in cells)))
+        cosines.append((*pair, *(cosine for _, cosine in of_row), *(cell and cell.cosine for cell in cells)))
+    return Table("Rank of each target", columns, tuple(ranks)), Table("Cosine of each target", columns, tuple(cosines))
+
+
+def _neighbours(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], vocabulary: Sequence[str]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for row, pair in enumerate(pairs):
+        for place in range(min(len(one.nearest[row]) for one in found.values())):
+            cells: list[Cell] = []
+            for one in found.values():
+                word, cosine = one.nearest[row][place]
+                cells += [vocabulary[word], cosine]
+            rows.append((*pair, place + 1, *cells))
+    columns = [column for model in found for column in (model, f"cosine, {model}")]
+    return Table("Words nearest to each phrase", ("phrase", "target", "place", *columns), tuple(rows))

@@ -1,0 +1,72 @@
+"""How well the cosines of two words' vectors follow how similar people find the words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from groundray.analysis.measures.directions import Vectors, directions
+from groundray.analysis.measures.statistics import FEWEST, measure, slug, spearman
+from groundray.analysis.result import Analysis, Cell, Measure, Table
+
+DIGITS = 12  # of a cosine; words beside themselves have all the same
+Pair = tuple[str, str, float]  # two words and the score that people gave
+
+
+def similarity(
+    vectors: Vectors,
+    words: Sequence[str],
+    sets: Mapping[str, Sequence[Pair]],
+    left_out: Mapping[str, int] | None = None,
+) -> Analysis:
+    """Spearman's rho of cosines with human scores, a set of word pairs at a time.
+
+    Args:
+        vectors: a row for each word.
+        words: each once.
+        sets: by name. A pair with a word that is missing is left out, and so is a set with fewer than FEWEST pairs
+            then; the table says how many pairs of each set were used.
+        left_out: counts of what was left out before; the result repeats them.
+
+    Raises:
+        ValueError: no set has enough pairs, all scores or cosines of a set are the same, or vectors are not as
+            `directions` asks.
+    """
+    units = directions(vectors, words)
+    place = {word: number for number, word in enumerate(words)}
+    if len(place) < len(words):
+        raise ValueError(f"expected each word once, got {len(words) - len(place)} again")
+    measures: list[Measure] = []
+    rows: list[tuple[Cell, ...]] = []
+    for name, pairs in sets.items():
+        known = [pair for pair in pairs if pair[0] in place and pair[1] in place]
+        estimates = {}
+        if len(known) >= FEWEST:
+            first, second = np.array([(place[one], place[other]) for one, other, _ in known]).T
+            cosines = {
+                model: np.einsum("pd,pd->p", rows[first], rows[second]).round(DIGITS) for model, rows in units.items()
+            }
+            try:
+                estimates = spearman(cosines, np.array([score for _, _, score in known], dtype=np.float64))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            measures.append(measure(f"{slug(name)}/spearman", f"{name}: Spearman rho", len(known), estimates))
+        values = (estimates[model].value if estimates else None for model in units)
+        rows.append((name, len(pairs), len(known), len(known) / len(pairs) if pairs else 0.0, *values))
+    if not measures:
+        raise ValueError(
+            f"expected a set with at least {FEWEST} pairs of known words, got none: {', '.join(sets) or 'no set'}"
+        )
+    given, used = sum(map(len, sets.values())), sum(one.items for one in measures)
+    counts = {
+        "pairs with a word that has no vector, or of a set with too few others": given - used,
+        f"sets of fewer than {FEWEST} pairs with vectors": len(sets) - len(measures),
+    }
+    return Analysis(
+        "similarity",
+        "Spearman's rho of the cosine of two words' vectors with human scores. Intervals: bootstrap over pairs.",
+        tuple(measures),
+        (Table("Pairs used and correlation", ("set", "pairs", "used", "share used", *units), tuple(rows)),),
+        left_out={**(left_out or {}), **{what: count for what, count in counts.items() if count}},
+    )

@@ -1,0 +1,301 @@
+"""The pictures of an analysis: figures of the models with their intervals, words in a plane, spreads over items."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+
+from groundray.analysis.report.labels import NEAR, place
+from groundray.analysis.report.plotting import (
+    GREY,
+    PAPER,
+    SHADES,
+    Look,
+    legend,
+    look,
+    new,
+    settle,
+    style,
+    tidy,
+)
+from groundray.analysis.result import Analysis, Measure, Point, Scatter, Spread, Value
+
+PANEL = (5.4, 4.7)  # inches
+MOST_GROUPS = 12  # that a legend explains; more are named where they lie
+MOST_DRAWN = 1500  # points that stay shapes in an SVG; more become an image within it
+GAP = 4.0  # from a point to its name, in points of print
+BAND = (5, 95)  # percentiles that whiskers reach to
+
+
+def pictures(analysis: Analysis, models: Sequence[str] = ()) -> Iterator[tuple[str, str, Figure]]:
+    """The name, the title and the figure of each picture of an analysis, first that of its measures.
+
+    Args:
+        models: that look the same in the pictures of all analyses, whichever of them one analysis is of.
+    """
+    if analysis.measures:
+        title = "With 95% intervals where there are any; hollow: as published"
+        yield "measures", title, forest(analysis.measures, models)
+    for picture in analysis.pictures:
+        figure = scatter(picture) if isinstance(picture, Scatter) else spread(picture, models)
+        yield picture.key.replace("/", "-"), picture.title, figure
+
+
+@style()
+def forest(measures: Sequence[Measure], known: Sequence[str] = ()) -> Figure:
+    """A panel a measure: a row a model, with its value and interval, and what is published of the paper's models."""
+    looks = _looks((name for one in measures for name in (*one.values, *one.published)), known)
+    columns = min(len(measures), 3)
+    rows = math.ceil(len(measures) / columns)
+    figure = new(1.3 + 3.2 * columns, 0.5 + (0.75 + 0.21 * len(looks)) * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for number, (panel, measure) in enumerate(zip(panels, measures, strict=False)):
+        _forest_panel(panel, measure, looks, named=number % columns == 0)
+    for panel in panels[len(measures) :]:
+        panel.set_axis_off()
+    handles = {"measured, with its 95% interval": _marker(look(0))}
+    if any(measure.published for measure in measures):
+        handles["published"] = _marker(look(0), hollow=True)
+    legend(figure, handles)
+    settle(figure)
+    return figure
+
+
+def _forest_panel(panel: Axes, measure: Measure, looks: Mapping[str, Look], named: bool) -> None:
+    for row, (model, (colour, shape)) in enumerate(looks.items()):
+        published = measure.published.get(model)
+        if published is not None and math.isfinite(published):
+            panel.plot(published, row, shape, color=colour, markerfacecolor=PAPER, markersize=8, zorder=2)
+        value = measure.values.get(model)
+        if value is None:
+            continue
+        if not math.isfinite(value.value):
+            panel.annotate("not a number", (0.02, row), xycoords=("axes fraction", "data"), va="center", color=GREY)
+            continue
+        panel.plot(_interval(value), (row, row), color=colour, linewidth=1.8, zorder=3)
+        panel.plot(value.value, row, shape, color=colour, markersize=5, markeredgecolor=PAPER, zorder=4)
+    panel.set_yticks(range(len(looks)), list(looks) if named else [])
+    panel.set_ylim(len(looks) - 0.5, -0.5)
+    panel.locator_params(axis="x", nbins=5)
+    panel.margins(x=0.08)
+    panel.set_title(_wrapped(f"{measure.name} (n\u00a0=\u00a0{measure.items:,})", 42), loc="left", fontsize=8.5)
+    tidy(panel)
+
+
+def _looks(models: Iterable[str], known: Sequence[str]) -> dict[str, Look]:
+    """The look of each model that is there: of those that are known by their place among them, then of others."""
+    there = set(models := list(models))
+    every = enumerate(dict.fromkeys((*known, *models)))
+    return {model: look(number) for number, model in every if model in there}
+
+
+def _interval(value: Value) -> tuple[float, float]:
+    """The ends of a value's interval; the value itself where there is none."""
+    ends = (value.low, value.high)
+    low, high = (value.value if end is None or not math.isfinite(end) else end for end in ends)
+    return low, high
+
+
+@style()
+def scatter(picture: Scatter) -> Figure:
+    """A panel a model: its words, coloured by their shade or their group, with the names of those that have one.
+
+    Names do not overlap; one that finds no room is left out, and the panel's title counts them.
+    """
+    drawn = {model: _finite(points) for model, points in picture.panels.items()}
+    every = [point for points in drawn.values() for point in points]
+    groups = list(dict.fromkeys(point.group for point in every if point.group is not None))
+    looks = {group: look(number) for number, group in enumerate(groups)}
+    shades = [point.shade for point in every if point.shade is not None] if picture.shade else []
+    columns = min(len(drawn), 2 if len(drawn) <= 4 else 3) or 1
+    rows = math.ceil(len(drawn) / columns) or 1
+    figure = new(PANEL[0] * columns + (0.9 if shades else 0), PANEL[1] * rows + (0.4 if groups else 0))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    limits = (min(shades), max(shades)) if shades else None
+    mapped = None
+    for panel, (model, points) in zip(panels, drawn.items(), strict=False):
+        mapped = _scatter_panel(panel, points, looks, limits) or mapped
+        odd = len(picture.panels[model]) - len(points)
+        panel.set_title(f"{model} ({odd} not finite)" if odd else model, loc="left")
+        panel.set_xlabel(picture.x)
+        panel.set_ylabel(picture.y)
+        tidy(panel)
+        if not picture.x and not picture.y:  # directions without a meaning
+            panel.tick_params(length=0, labelbottom=False, labelleft=False)
+    for panel in panels[len(drawn) :]:
+        panel.set_axis_off()
+    if mapped is not None:
+        figure.colorbar(mapped, ax=panels.tolist(), label=picture.shade, shrink=0.7, pad=0.02)
+    if 1 < len(groups) <= MOST_GROUPS:
+        shown = {group: Look(GREY if shades else one.colour, one.shape) for group, one in looks.items()}
+        legend(figure, {group: _marker(one) for group, one in shown.items()}, columns=5)
+
+    settle(figure)  # now panels have their final places, and names can be fitted in
+    for panel, points in zip(panels, drawn.values(), strict=False):
+        names = [(point.text, point.x, point.y, GREY) for point in points if point.named]
+        if len(groups) > MOST_GROUPS:
+            names += [(group, *_middle(points, group), looks[group].colour) for group in _by_size(points)]
+        if missing := _write_names(panel, names, points):
+            panel.set_title(f"{panel.get_title(loc='left')} ({missing} of {len(names)} names had no room)", loc="left")
+    return figure
+
+
+def _scatter_panel(
+    panel: Axes, points: Sequence[Point], looks: Mapping[str, Look], limits: tuple[float, float] | None
+) -> PathCollection | None:
+    """Draw the points; what a colour bar is made of, where they are shaded."""
+    size = 26 if len(points) <= 150 else 12 if len(points) <= 1500 else 4
+    shape_only = len(looks) <= MOST_GROUPS
+    mapped = None
+    for group in dict.fromkeys(point.group for point in points):
+        members = [point for point in points if point.group == group]
+        colour, shape = looks.get(group or "", Look(GREY, "o"))
+        for shaded in (False, True):
+            some = [point for point in members if (limits is not None and point.shade is not None) is shaded]
+            if not some:
+                continue
+            marks = panel.scatter(
+                [point.x for point in some],
+                [point.y for point in some],
+                s=size,
+                c=np.array([point.shade for point in some], float) if shaded else GREY if limits else colour,
+                cmap=SHADES if shaded else None,
+                vmin=limits[0] if limits and shaded else None,
+                vmax=limits[1] if limits and shaded else None,
+                marker=shape if shape_only else "o",
+                linewidths=0.4 if size > 4 else 0,
+                edgecolors=GREY if shaded else PAPER,  # the darkest shade is lost on a dark page
+                rasterized=len(points) > MOST_DRAWN,
+            )
+            mapped = marks if shaded else mapped
+    return mapped
+
+
+def _write_names(panel: Axes, names: Sequence[tuple[str, float, float, str]], points: Sequence[Point]) -> int:
+    """Write names beside their points, with a thin line where they stand farther away; how many had no room."""
+    figure = panel.figure
+    scale = figure.dpi / 72
+    written: list[Annotation] = []
+    for text, x, y, colour in names:
+        note = panel.annotate(
+            text,
+            (x, y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=7.5,
+            zorder=6,
+            bbox={"facecolor": PAPER, "alpha": 0.7, "linewidth": 0, "pad": 0.4},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
+        )
+        note.set_in_layout(False)
+        written.append(note)
+    if not written:
+        return 0
+    extents = [note.get_window_extent() for note in written]
+    sizes = np.array([(box.width, box.height) for box in extents]) + scale  # a printer may round a letter up
+    places = panel.transData.transform([(x, y) for _, x, y, _ in names])
+    obstacles = panel.transData.transform([(point.x, point.y) for point in points])
+    area = panel.get_window_extent()
+    boxes = place(sizes, places, (area.x0, area.y0, area.x1, area.y1), obstacles, GAP * scale)
+    for note, spot, box in zip(written, places, boxes, strict=True):
+        if box is None:
+            note.remove()
+            continue
+        left, bottom, right, top = box
+        note.set_position(((left + right) / 2 / scale - spot[0] / scale, (bottom + top) / 2 / scale - spot[1] / scale))
+        note.set(horizontalalignment="center", verticalalignment="center")
+        away = math.dist(spot, (min(max(spot[0], left), right), min(max(spot[1], bottom), top)))
+        if note.arrow_patch is not None:
+            note.arrow_patch.set_visible(away > NEAR * GAP * scale)
+    return boxes.count(None)
+
+
+@style()
+def spread(picture: Spread, known: Sequence[str] = ()) -> Figure:
+    """A row a group and model: a box from the lower to the upper quartile with the median in it, whiskers from the 5th
+    to the 95th percentile, and every item behind them."""
+    looks = _looks((model for of_group in picture.groups.values() for model in of_group), known)
+    models = list(looks)
+    labels = {
+        group: _wrapped(f"{group} (n\u00a0=\u00a0{_counts(found)})", 34) for group, found in picture.groups.items()
+    }
+    figure = new(7.2, 1.1 + len(labels) * (0.12 + 0.25 * len(models)))
+    panel = figure.subplots()
+    step = 1 / (len(models) + 0.6)
+    for row, found in enumerate(picture.groups.values()):
+        for model, values in found.items():
+            where = row - 0.5 + step * (models.index(model) + 0.8)
+            _spread_row(panel, np.array([value for value in values if math.isfinite(value)]), where, step, looks[model])
+    panel.set_yticks(range(len(labels)), list(labels.values()))
+    panel.set_ylim(len(labels) - 0.5, -0.5)
+    panel.tick_params(axis="y", length=0)
+    panel.set_xlabel(picture.y)
+    panel.use_sticky_edges = False  # bars would hold the edge at 0
+    panel.margins(x=0.04)
+    tidy(panel)
+    panel.grid(visible=False, axis="y")
+    for edge in range(1, len(labels)):
+        panel.axhline(edge - 0.5, color=GREY, linewidth=0.4, alpha=0.5)
+    legend(figure, {model: _marker(one) for model, one in looks.items()})
+    settle(figure)
+    return figure
+
+
+def _spread_row(panel: Axes, values: np.ndarray, where: float, step: float, look: Look) -> None:
+    if len(values) == 0:
+        panel.annotate("none", (0.01, where), xycoords=("axes fraction", "data"), va="center", color=GREY, fontsize=7)
+        return
+    jitter = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * step * 0.7
+    many = len(values) > MOST_DRAWN / 5
+    panel.scatter(
+        values, where + jitter, s=4 if many else 10, color=look.colour, alpha=0.4, linewidths=0, rasterized=many
+    )
+    lowest, low, middle, high, highest = np.percentile(values, (BAND[0], 25, 50, 75, BAND[1]))
+    panel.plot((lowest, highest), (where, where), color=look.colour, linewidth=1, zorder=3)
+    panel.barh(
+        where, high - low, step * 0.62, left=low, facecolor=PAPER, edgecolor=look.colour, linewidth=1.3, zorder=4
+    )
+    panel.plot(middle, where, look.shape, color=look.colour, markersize=5.5, markeredgecolor=PAPER, zorder=5)
+
+
+def _counts(found: Mapping[str, Sequence[float]]) -> str:
+    """How many items each model has: one number where it is the same."""
+    return " / ".join(dict.fromkeys(f"{len(values):,}" for values in found.values()))
+
+
+def _finite(points: Iterable[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+
+
+def _by_size(points: Sequence[Point]) -> list[str]:
+    """The groups that have points here, the largest first."""
+    sizes: dict[str, int] = {}
+    for point in points:
+        if point.group is not None:
+            sizes[point.group] = sizes.get(point.group, 0) + 1
+    return sorted(sizes, key=lambda group: -sizes[group])
+
+
+def _middle(points: Sequence[Point], group: str) -> tuple[float, float]:
+    """The median of a group's points, each coordinate on its own."""
+    members = [(point.x, point.y) for point in points if point.group == group]
+    x, y = np.median(members, axis=0)
+    return float(x), float(y)
+
+
+def _marker(look: Look, hollow: bool = False) -> Line2D:
+    """What stands for a look in a legend."""
+    face = PAPER if hollow else look.colour
+    return Line2D([], [], color=look.colour, marker=look.shape, linestyle="", markersize=6, markerfacecolor=face)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width)) or text

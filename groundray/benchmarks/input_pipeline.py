@@ -1,0 +1,217 @@
+"""From shards to batches: Ray Data's stream against one process, and against a plain DataLoader of as many processes.
+
+All three read the same rows in the plan's order and decode them by the same code; only who does it differs.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from groundray.benchmarks.measure import Column, Report, Row, interleaved, machine, medians, seconds, times
+from groundray.data.captions import CaptionSamples
+from groundray.data.image_inputs import CentreCrop
+from groundray.data.plan import Cursor, Plan
+from groundray.data.schema import Dataset
+from groundray.data.shards import write_shards
+from groundray.data.stream import Source, Step, assemble, decode, read, rows_of, stream, windows
+from groundray.data.tokenization import WordPieces
+from groundray.runtime import cluster
+from groundray.runtime.train.resources import Feed
+from groundray.storage.folder import Folder
+
+RAY, IN_PROCESS, LOADER = "Ray Data", "one process", "DataLoader"
+PREFETCH = 2  # batches that wait ready: for Ray Data in all, for a DataLoader in each of its processes
+FIRST_FEW = 4  # steps before samples a second are counted
+RESIZE, CROP, PIECES = 256, 224, 32
+PHOTOS, WIDTH, HEIGHT = 1500, 640, 480
+COLUMNS = (
+    Column("samples/s", lambda rate: f"{rate:,.0f}", ("samples_per_second",)),
+    Column("first batch", seconds, ("first_batch",)),
+    Column(f"samples/s\nof {LOADER}'s", times, ("rate_of_loader",)),
+    Column(f"first batch\nof {LOADER}'s", times, ("first_batch_of_loader",)),
+)
+
+
+@dataclass(frozen=True)
+class Stepwise(IterableDataset):
+    """A source for a DataLoader: each of its processes reads the plan's windows, and decodes a step in turn."""
+
+    source: Source
+    epochs: int
+
+    def __iter__(self) -> Iterator[Step]:
+        worker = get_worker_info()
+        own, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        chunks = range(self.source.plan.chunks)
+        number = 0
+        for window in windows(self.source.plan, Cursor(), self.epochs):
+            table = read(self.source, window, chunks)
+            start = 0
+            for step in range(window.first, window.last):
+                size = len(rows_of(self.source.plan, window.epoch, step, chunks))
+                if number % of == own:
+                    arrays = decode(self.source, table.slice(start, size))
+                    yield assemble(self.source, window.epoch, step, chunks, arrays)
+                start += size
+                number += 1
+
+
+def measure(
+    data: str | None,
+    batch_size: int,
+    samples: int | None,
+    cpus: int,
+    repeats: int,
+    most_seconds: float,
+    note: Callable[[str], None],
+) -> Report:
+    """The benchmark `input`.
+
+    Args:
+        data: folder of caption shards; None draws photos.
+        samples: streamed each time, rounded up to whole batches (default: two epochs').
+        cpus: that Ray Data and the DataLoader read and decode on.
+        most_seconds: no round but the first starts when the rounds have taken so long.
+        note: told what is done next.
+
+    Raises:
+        FileNotFoundError, ValueError: there are no such shards, or fewer samples than a few batches.
+    """
+    with ExitStack() as stack:
+        if data is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="groundray-bench-"))
+            note(f"input: drawing {PHOTOS} photos of {WIDTH} x {HEIGHT}")
+            data = str(write_photos(Path(folder), PHOTOS).folder)
+        source = training_source(Dataset.open(data, "captions"), batch_size)
+        steps = -(-samples // batch_size) if samples else 2 * source.plan.steps
+        if steps <= FIRST_FEW + 1:
+            raise ValueError(f"expected more than {FIRST_FEW + 1} batches of {batch_size} samples, got {steps}")
+        epochs = -(-steps // source.plan.steps)
+        stack.enter_context(cluster.connect(num_cpus=cpus))
+        case = {"samples": steps * batch_size, "batch": batch_size, "cpus": cpus}
+        note(f"input: {steps} batches of {batch_size} from {data}")
+        runs = interleaved(
+            {name: timed(begin, steps, batch_size) for name, begin in streams(source, epochs, cpus).items()},
+            repeats,
+            most_seconds,
+        )
+    typical = {name: medians(of) for name, of in runs.items()}
+    rows = []
+    for name, found in typical.items():
+        ratios = {
+            "rate_of_loader": found["samples_per_second"] / typical[LOADER]["samples_per_second"],
+            "first_batch_of_loader": found["first_batch"] / typical[LOADER]["first_batch"],
+        }
+        rows.append(Row(case, name, {**found, **ratios}, runs[name]))
+    caption = (
+        f"Captioned photos to {CROP} pixels, batches of {batch_size}, read and decoded on {cpus} CPUs: Ray Data's "
+        f"share of the cluster, and {cpus} processes of the DataLoader's, forked each time. The cluster is up, its "
+        f"workers idle. Samples a second after the first {FIRST_FEW} batches."
+    )
+    return Report("input", caption, COLUMNS, rows, machine())
+
+
+def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[], Iterator[Step]]]:
+    """Each way to stream all steps of some epochs."""
+    from groundray.runtime.data.ray_stream import (
+        stream as ray_stream,
+    )  # brings Ray Data, which the cluster has made quiet
+
+    return {
+        RAY: lambda: ray_stream(
+            source, Cursor(), epochs, rank=0, world_size=1, feed=Feed(cpus, cpus), prefetch=PREFETCH
+        ),
+        IN_PROCESS: lambda: stream(source, Cursor(), epochs),
+        LOADER: lambda: iter(
+            DataLoader(
+                Stepwise(source, epochs),
+                batch_size=None,
+                num_workers=cpus,
+                prefetch_factor=PREFETCH,
+                multiprocessing_context="fork",
+            )
+        ),
+    }
+
+
+def timed(begin: Callable[[], Iterator[Step]], steps: int, batch_size: int) -> Callable[[], dict[str, float]]:
+    """A run through the first `steps` of a stream: seconds to the first batch, and samples a second after a few."""
+
+    def run() -> dict[str, float]:
+        started = time.perf_counter()
+        arrivals = [time.perf_counter() for _ in itertools.islice(begin(), steps)]
+        rest = arrivals[FIRST_FEW:]
+        return {
+            "first_batch": arrivals[0] - started,
+            "samples_per_second": (len(rest) - 1) * batch_size / (rest[-1] - rest[0]),
+        }
+
+    return run
+
+
+def training_source(dataset: Dataset, batch_size: int) -> Source:
+    """What the grounding stage trains on: shuffled windows, and captions drawn at each visit."""
+    samples = CaptionSamples(WordPieces(spelling().to_str(), PIECES), CentreCrop(RESIZE, CROP), seed=0)
+    return Source(dataset, samples, Plan(tuple(dataset.group_sizes.tolist()), batch_size))
+
+
+def spelling() -> Tokenizer:
+    """A BERT tokenizer whose word pieces are letters: it costs what another does, and nothing has to be downloaded."""
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [*specials, *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(special, pieces.index(special)) for special in ("[CLS]", "[SEP]")]
+    )
+    return tokenizer
+
+
+def write_photos(folder: Path, count: int) -> Dataset:
+    """Shards of JPEG files that are as large, and cost as much to decode, as photos of COCO (640 x 480, about 130 kB).
+
+    Each is a window of one smooth noise, whose detail is weaker the finer it is, as in photos.
+    """
+    generator = np.random.default_rng(0)
+    side = 4 * WIDTH
+    canvas = sum(
+        (scaled(generator.standard_normal((side // grain, side // grain, 3)), side) * strength)
+        for grain, strength in ((256, 45.0), (64, 25.0), (16, 14.0), (4, 12.0), (1, 9.0))
+    )
+    pixels = np.clip(canvas + 128, 0, 255).astype(np.uint8)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(count):
+            top, left = generator.integers(0, (side - HEIGHT, side - WIDTH))
+            file = io.BytesIO()
+            Image.fromarray(pixels[top : top + HEIGHT, left : left + WIDTH]).save(file, "JPEG", quality=90)
+            yield {
+                "id": str(number),
+                "image": file.getvalue(),
+                "width": WIDTH,
+                "height": HEIGHT,
+                "captions": [f"a photo of noise, number {number}, seen {times} times" for times in range(5)],
+            }
+
+    return write_shards(Folder.at(folder / "photos").make(), "captions", rows(), {}, {"noise": count})
+
+
+def scaled(noise: np.ndarray, side: int) -> np.ndarray:
+    """Noise [row column channel], each channel enlarged smoothly to `side` pixels."""
+    channels = [Image.fromarray(channel.astype(np.float32)) for channel in noise.transpose(2, 0, 1)]
+    return np.stack([np.asarray(one.resize((side, side), Image.Resampling.BICUBIC)) for one in channels], axis=-1)

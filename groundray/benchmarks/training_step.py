@@ -1,0 +1,154 @@
+"""A training step of the grounding stage: with and without trunk features, and with and without Ray."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundray import config
+from groundray.benchmarks.input_pipeline import write_photos
+from groundray.benchmarks.measure import NO_GPU, Column, Report, Row, interleaved, machine, medians, seconds, times
+from groundray.config import Settings
+from groundray.runtime import cluster
+from groundray.runtime.train import launch
+from groundray.training.events import Event, StepDone
+from groundray.training.timing import PARTS
+
+CACHED, PIXELS, ALONE, ALONE_PIXELS = "trunk features", "images", "trunk features, no Ray", "images, no Ray"
+BASELINE = PIXELS
+PHOTOS, HELD_OUT = 384, 16
+FIRST_FEW = 2  # steps of a run that do not count
+SHARES = (*PARTS, "other")
+COLUMNS = (
+    Column("a step", seconds, ("step",)),
+    Column("samples/s", lambda rate: f"{rate:,.1f}", ("samples_per_second",)),
+    Column(f"speed of\n{BASELINE}", times, ("speed_of_images",)),
+    *(Column(part.replace("_", "\n"), lambda share: f"{share:.1%}", (f"time/{part}",)) for part in SHARES),
+    Column("memory", lambda size: f"{size:.2f} GB", ("peak_memory_gb",)),
+    Column("loss", lambda loss: f"{loss:.4f}", ("loss",)),
+)
+
+
+@dataclass
+class Run:
+    """The settings of a contender, and the number of runs of it so far: each has a name of its own."""
+
+    settings: Settings
+    number: int = 0
+
+    def __call__(self) -> dict[str, float]:
+        """The medians over the steps of a run of two epochs, and the mean loss of its second epoch."""
+        self.number += 1
+        called = {"name": f"{self.settings.run.name}-{self.number}"}
+        settings = Settings(**_with(self.settings, {"run": called}))
+        events: list[Event] = []
+        launch.train(settings, events.append)
+        steps = [event.metrics for event in events if isinstance(event, StepDone)]
+        rest = steps[FIRST_FEW:]
+        found = medians({name: [one[name] for one in rest] for name in rest[0]})
+        last = [one["loss"] for one in steps[len(steps) // 2 :]]
+        return {
+            **{
+                name: value for name, value in found.items() if name.startswith(("time/", "peak", "samples_per_second"))
+            },
+            "step": settings.stage("grounding").batch_size / found["samples_per_second"],
+            "loss": sum(last) / len(last),
+        }
+
+
+def measure(
+    preset: str,
+    words: Sequence[str],
+    data: str | None,
+    workers: int,
+    repeats: int,
+    most_seconds: float,
+    note: Callable[[str], None],
+) -> Report:
+    """The benchmark `step`: two epochs of the grounding stage of a preset, a run a contender and round.
+
+    Args:
+        preset: a preset or YAML file whose grounding stage has a frozen trunk.
+        words: settings on top of it.
+        data: folder of caption shards; None draws photos.
+        workers: of the contenders with Ray; those without are one process.
+        most_seconds: no round but the first starts when the rounds have taken so long.
+        note: told what is done next.
+
+    Raises:
+        SettingsError, FileNotFoundError, ValueError: the settings or shards cannot be used.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="groundray-bench-")))
+        note(f"step: drawing {HELD_OUT if data else PHOTOS + HELD_OUT} photos")
+        held_out = str(write_photos(folder / "held-out", HELD_OUT).folder)
+        data = data or str(write_photos(folder / "seen", PHOTOS).folder)
+        settings = config.load(preset, [*_words(folder, data, held_out), *words])
+        if settings.stage("grounding").trains_trunk:
+            raise ValueError(f"{preset}: expected a frozen trunk, grounding.trains.trunk is true: it has no features")
+        runs = {name: Run(one) for name, one in contenders(settings, workers).items()}
+        stack.enter_context(cluster.connect())
+        note(f"step: {len(runs)} contenders, a run of two epochs each and a warm-up")
+        found = interleaved(runs, repeats, most_seconds)
+    case = {
+        "trunk": settings.model.trunk.name,
+        "language": settings.model.language.name,
+        "batch": settings.stage("grounding").batch_size,
+        "device": "cuda" if settings.scaling.use_gpu else "cpu",
+    }
+    typical = {name: medians(of) for name, of in found.items()}
+    rows = []
+    for name, figures in typical.items():
+        ratio = figures["samples_per_second"] / typical[BASELINE]["samples_per_second"]
+        rows.append(Row(case, name, {**figures, "speed_of_images": ratio}, found[name]))
+    if not settings.scaling.use_gpu:
+        rows += [
+            Row(case | {"device": "cuda"}, name, dict.fromkeys(("step", "samples_per_second"), NO_GPU)) for name in runs
+        ]
+    caption = (
+        f"Grounding of preset {preset}: {case['trunk']}, {case['language']}, global batches of {case['batch']}; with "
+        f"Ray on {workers} workers, without in one process. Medians over the steps of a run of two epochs, then over "
+        "runs. Shares of a step's time on rank 0; memory is the process's peak. Loss: mean of the second epoch."
+    )
+    return Report("step", caption, COLUMNS, rows, machine())
+
+
+def contenders(settings: Settings, workers: int) -> Mapping[str, Settings]:
+    """The same grounding stage with trunk features and without, on Ray and in this process."""
+    ways = {CACHED: ("auto", workers), PIXELS: ("never", workers), ALONE: ("auto", 0), ALONE_PIXELS: ("never", 0)}
+    return {
+        name: Settings(
+            **_with(
+                settings,
+                {
+                    "run": {"name": name.replace(" ", "-").replace(",", "")},
+                    "features": {"use": use},
+                    "scaling": {"num_workers": number, "chunks": settings.chunks},
+                },
+            )
+        )
+        for name, (use, number) in ways.items()
+    }
+
+
+def _words(folder: Path, data: str, held_out: str) -> list[str]:
+    return [
+        "--stages=grounding",
+        f"--run.storage={folder / 'runs'}",
+        "--tracking.enabled=false",
+        f"--grounding.train={data}",
+        f"--grounding.val={held_out}",
+        "--grounding.epochs=2",
+    ]
+
+
+def _with(settings: Settings, changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The tree of the settings with some of its leaves changed."""
+    tree = settings.model_dump()
+    for section, values in changes.items():
+        tree[section] |= values
+    return tree

@@ -1,0 +1,91 @@
+"""The ground truth of the words: concreteness, categories, features, phrases. Columns as in the published norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from groundray.data.scenes.vocabulary import (
+    ABSTRACT_ADJECTIVES,
+    ABSTRACT_ADVERBS,
+    ABSTRACT_NOUNS,
+    COLOURS,
+    FUNCTION_WORDS,
+    KINDS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+)
+from groundray.rng import pick, word_of
+
+SPREAD = 0.2  # of concreteness around its category's value
+
+# category: (concreteness from 1 to 5, words). A word is as concrete as what it names can be seen.
+CATEGORIES: dict[str, tuple[float, tuple[str, ...]]] = {
+    "shape": (4.8, SHAPES),
+    "kind": (4.8, tuple(kind.noun for kind in KINDS)),
+    "colour": (4.4, tuple(COLOURS)),
+    "texture": (4.2, TEXTURES),
+    "size": (3.8, SIZES),
+    "relation": (3.2, ("left", "right", "above", "below", "inside", "touching")),
+    "abstract noun": (1.6, ABSTRACT_NOUNS),
+    "abstract adjective": (1.7, ABSTRACT_ADJECTIVES),
+    "abstract adverb": (1.4, ABSTRACT_ADVERBS),
+}
+
+ROUND = ("circle", "ring", "moon", "heart")
+STRAIGHT = ("square", "triangle", "diamond", "star", "cross", "hexagon", "arrow", "house")
+POINTED = ("triangle", "diamond", "star", "arrow", "heart", "moon", "house")
+SYMMETRIC = ("circle", "ring", "square", "diamond", "hexagon", "cross")
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word that a caption can hold."""
+    words = [word for _, members in CATEGORIES.values() for word in members]
+    return tuple(dict.fromkeys([*words, *FUNCTION_WORDS, ","]))
+
+
+def concreteness() -> Iterator[tuple[str, float, float, float]]:
+    """(word, concreteness, sd, percent_known)."""
+    for middle, words in CATEGORIES.values():
+        for word in words:
+            spread = SPREAD * (int(pick(201, word_of(word))) - 100) / 100
+            yield word, round(middle + spread, 2), 0.5, 1.0
+
+
+def categories() -> Iterator[tuple[str, str, float]]:
+    """(category, word, concreteness)."""
+    ratings = {word: rating for word, rating, _, _ in concreteness()}
+    for category, (_, words) in CATEGORIES.items():
+        for word in words:
+            yield category, word, ratings[word]
+
+
+def features() -> Iterator[tuple[str, str, int, str]]:
+    """(concept, feature, production_frequency, type) of every shape, named kind, colour and texture."""
+    shape_of = {shape: shape for shape in SHAPES} | {kind.noun: kind.shape for kind in KINDS}
+    for concept, shape in shape_of.items():
+        looks = {
+            "is round": shape in ROUND,
+            "has straight edges": shape in STRAIGHT,
+            "has a point": shape in POINTED,
+            "looks the same upside down": shape in SYMMETRIC,
+            "has a hole": shape == "ring",
+        }
+        for feature, has in looks.items():
+            if has:
+                yield concept, feature, 10, "visual"
+        yield concept, "is a thing", 12, "taxonomic"
+    for kind in KINDS:
+        yield kind.noun, f"is {kind.attribute}", 10, "visual"
+        yield kind.noun, "has a made-up name", 6, "encyclopaedic"
+    for colour, (red, _, blue) in COLOURS.items():
+        yield colour, "is a colour", 12, "taxonomic"
+        yield colour, "is warm" if red > blue else "is cool", 8, "other perceptual"
+    for texture in TEXTURES:
+        yield texture, "is a texture", 12, "taxonomic"
+
+
+def composition() -> Iterator[tuple[str, str]]:
+    """(phrase, target): each named kind's combination, which no caption spells out, and its noun."""
+    for kind in KINDS:
+        yield kind.phrase, kind.noun
