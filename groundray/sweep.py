@@ -230,7 +230,7 @@ def command(sweep: Sweep, preset: str, file: Path, trial: Trial) -> list[str]:
     given = sweep.settings
     own = {"run.storage": given.run.storage, "run.name": name, "features.folder": given.features.folder}
     settings = config.changed(sweep.settings_of(trial.all_values, name), own)
-    return ["--config", preset, *config.words(settings, config.load(file))]
+    return ["--config", preset, *config.to_cli_args(settings, config.load(file))]
 
 
 if __name__ == "__main__":

@@ -5,31 +5,30 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 
 from groundray import config
+from groundray.cli.command import EXIT_USAGE, plain_console, run_command
 from groundray.cli.workdir import go_home
 from groundray.config import Settings, SettingsError
 
-EXIT_USAGE = 2
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and return the exit status: 0 trained, 1 training failed, 2 settings or data cannot be used, 130 or 143
+    stopped by Ctrl-C or SIGTERM."""
+    # an exception other than SettingsError that reaches this place is a defect: `carry_out` handles the expected ones
+    return run_command(partial(_run, argv), unusable=(SettingsError,))
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The exit status: 0 trained, 1 a failure while training, 2 settings or data that cannot be used, 130 or 143 ended
-    by Ctrl-C or SIGTERM."""
-    options, overrides = _parser().parse_known_args(words)
-    errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
-    try:
-        settings = config.load(options.config, overrides)
-        if not options.print_config:
-            go_home(errors.print)
-    except SettingsError as error:
-        errors.print(f"error: {error}")
-        return EXIT_USAGE
+def _run(argv: Sequence[str] | None, errors: Console) -> int:
+    options, overrides = _parser().parse_known_args(argv)
+    settings = config.load(options.config, overrides)
     if options.print_config:
         sys.stdout.write(settings.to_yaml())
         return 0
+    go_home(errors.print)
     if options.dry_run:
         return _dry_run(settings)
     return _train(settings, options, errors)
@@ -57,7 +56,7 @@ def _dry_run(settings: Settings) -> int:
     from groundray.runtime.train import resources
     from groundray.training.preflight import preview
 
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = plain_console()
     seen = preview(settings)
     wanted, problems = resources.preview(settings), list(seen.problems)
     console.print(f"run       {seen.folder}{' (goes on from its last checkpoint)' if seen.resumes else ''}")

@@ -128,7 +128,7 @@ def test_help_names_every_setting() -> None:
 
 def test_a_range_of_workers_means_those_that_share_the_chunks(minimal: Path) -> None:
     settings = load(minimal, ["--scaling.num_workers", "[1,4]"])
-    assert (settings.scaling.least, settings.scaling.most, settings.chunks) == (1, 4, 4)
+    assert (settings.scaling.min_workers, settings.scaling.max_workers, settings.chunks) == (1, 4, 4)
     assert settings.worker_counts == (1, 2, 4)
     assert load(minimal, ["--scaling.num_workers", "2"]).worker_counts == (2,)
     assert load(minimal, ["--scaling.num_workers", "0"]).worker_counts == (0,)
@@ -147,10 +147,10 @@ def test_words_give_the_settings_that_they_were_made_of() -> None:
         "model.language.tokenizer": None,
     }
     settings = config.changed(below, values)
-    written = config.words(settings, below)
+    written = config.to_cli_args(settings, below)
     assert load("demo", written) == settings
     assert {word for word in written if word.startswith("--")} == {f"--{name}" for name in values}
-    assert config.words(below, below) == []
+    assert config.to_cli_args(below, below) == []
 
 
 @pytest.mark.parametrize(

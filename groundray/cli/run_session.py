@@ -88,8 +88,8 @@ def carry_out(
         if tracker:
             tracker.observe(event)
 
-    workers = " to ".join(map(str, dict.fromkeys((settings.scaling.least, settings.scaling.most))))
-    where = f"starting {workers} workers on Ray" if settings.scaling.most else "in this process"
+    workers = " to ".join(map(str, dict.fromkeys((settings.scaling.min_workers, settings.scaling.max_workers))))
+    where = f"starting {workers} workers on Ray" if settings.scaling.max_workers else "in this process"
     reporter.console.print(f"run  {folder}, {where}")
     result: dict[str, Any] | None = None
     ended: Exception | None = None

@@ -1,6 +1,6 @@
 """Settings: what there is to set (`schema.py`), and how it is read (`load.py`)."""
 
-from groundray.config.load import changed, did_you_mean, differences, find, help_text, load, presets, words
+from groundray.config.load import changed, did_you_mean, differences, find, help_text, load, presets, to_cli_args
 from groundray.config.schema import (
     Analysis,
     Checkpoints,
@@ -64,5 +64,5 @@ __all__ = [
     "help_text",
     "load",
     "presets",
-    "words",
+    "to_cli_args",
 ]

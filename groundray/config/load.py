@@ -66,7 +66,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def words(settings: Settings, below: Settings) -> list[str]:
+def to_cli_args(settings: Settings, below: Settings) -> list[str]:
     """Command-line words that give these settings where a preset or file gives those below."""
     there, here = (dict(flatten(one.model_dump(mode="json"))) for one in (below, settings))
     return [word for name, value in here.items() if there.get(name) != value for word in (f"--{name}", _word(value))]

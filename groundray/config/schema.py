@@ -28,7 +28,7 @@ from pydantic_settings import (
 StageName = Literal["visual", "language", "grounding", "relational", "retrieval"]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
@@ -105,12 +105,12 @@ class Scaling(Section):
     )
 
     @property
-    def least(self) -> int:
+    def min_workers(self) -> int:
         """The smallest number of workers."""
         return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
         """The largest number of workers."""
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
@@ -195,8 +195,8 @@ class Optimizer(Section):
     language_lr: Positive | None = Field(
         default=None, description="of the language stream, where it is pretrained and the rest is new (default: lr)"
     )
-    betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="of Adam")
-    momentum: Share = Field(default=0.9, description="of SGD")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="of Adam")
+    momentum: Fraction = Field(default=0.9, description="of SGD")
     weight_decay: float = Field(default=0.0, ge=0)
     halve_every: Count = Field(default=15, description="epochs after which the learning rate halves")
     warmup: int = Field(default=0, ge=0, description="steps over which the learning rate first rises to `lr`")
@@ -252,8 +252,8 @@ class Visual(Stage):
     )
     flip: bool = Field(default=True, description="half of the training crops are mirrored")
     classes: Count | None = Field(default=None, description="how many there must be (default: what the shards have)")
-    dropout: Share = Field(default=0.1, description="of the spatial attention")
-    classifier_dropout: Share = Field(
+    dropout: Fraction = Field(default=0.1, description="of the spatial attention")
+    classifier_dropout: Fraction = Field(
         default=0.5, description="of the classifier's two hidden layers, where it has them"
     )
     trains: TrainedVisual = TrainedVisual(trunk=True)
@@ -269,7 +269,7 @@ class Visual(Stage):
 class MaskedLanguage(Stage):
     """Masked language modelling, which teaches the language stream from text alone."""
 
-    mask_share: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.15, description="of the word pieces")
+    mask_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.15, description="of the word pieces")
     max_tokens: int = Field(default=32, ge=3, description="word pieces of a text, [CLS] and [SEP] included")
     trains: TrainedLanguage = TrainedLanguage(language_layers="all", query_key=True)
 
@@ -284,8 +284,8 @@ class Grounding(Stage):
     special_tokens: bool = Field(default=True, description="[CLS] and [SEP] count as tokens of the caption")
     max_tokens: int = Field(default=32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
     resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
-    dropout: Share = Field(default=0.1, description="of the spatial attention")
-    channel_dropout: Share = Field(default=0.0, description="of the trunk's channels, each whole; for few images")
+    dropout: Fraction = Field(default=0.1, description="of the spatial attention")
+    channel_dropout: Fraction = Field(default=0.0, description="of the trunk's channels, each whole; for few images")
     trains: Trained = Trained()
 
 
@@ -311,8 +311,8 @@ class Relational(Stage):
     resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
     predicates: Count | None = Field(default=None, description="how many there must be (default: as in the shards)")
     classes: Count | None = Field(default=None, description="how many there must be (default: as in the shards)")
-    dropout: Share = Field(default=0.1, description="of the spatial attention")
-    channel_dropout: Share = Field(default=0.0, description="of the trunk's channels, each whole; for few images")
+    dropout: Fraction = Field(default=0.1, description="of the spatial attention")
+    channel_dropout: Fraction = Field(default=0.0, description="of the trunk's channels, each whole; for few images")
     trains: Trained = Trained(language_layers=2)
 
 
@@ -320,7 +320,7 @@ class Retrieval(Stage):
     """Heads for image search on frozen streams: two-way NT-Xent of one vector an image and one a caption."""
 
     temperature: Positive = 0.1
-    dropout: Share = Field(default=0.5, description="between the two layers of each head (paper)")
+    dropout: Fraction = Field(default=0.5, description="between the two layers of each head (paper)")
     special_tokens: bool = Field(default=True, description="[CLS] and [SEP] count in the mean over a caption")
     max_tokens: int = Field(default=32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
     resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
@@ -389,7 +389,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        for workers in (self.scaling.least, self.scaling.most):
+        for workers in (self.scaling.min_workers, self.scaling.max_workers):
             if workers and self.chunks % workers:
                 counts = ", ".join(str(n) for n in range(1, self.chunks + 1) if self.chunks % n == 0)
                 raise ValueError(
@@ -410,12 +410,12 @@ class Settings(BaseSettings):
     @property
     def chunks(self) -> int:
         """Parts of a global batch, fixed for the run: the unit in which a batch is encoded and dropout is drawn."""
-        return self.scaling.chunks or max(1, self.scaling.most)
+        return self.scaling.chunks or max(1, self.scaling.max_workers)
 
     @property
     def worker_counts(self) -> tuple[int, ...]:
         """The numbers of workers that the run may have, ascending: those in range that share the chunks evenly."""
-        counts = range(self.scaling.least, self.scaling.most + 1)
+        counts = range(self.scaling.min_workers, self.scaling.max_workers + 1)
         return tuple(count for count in counts if not count or self.chunks % count == 0)
 
     def stage(self, name: str) -> Any:

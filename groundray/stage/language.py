@@ -65,7 +65,9 @@ class LanguageStage:
         def read(shards: str, shuffle: bool) -> Source:
             dataset = Dataset.open(shards, "text", "captions")
             seed = settings.run.seed if shuffle else None
-            return source(settings, stage, dataset, TextSamples(dataset.kind, pieces, stage.mask_share, seed), shuffle)
+            return source(
+                settings, stage, dataset, TextSamples(dataset.kind, pieces, stage.mask_fraction, seed), shuffle
+            )
 
         return LanguageStage(stage, read(stage.train, shuffle=True), read(stage.val, shuffle=False), {})
 

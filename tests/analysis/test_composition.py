@@ -8,8 +8,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundray.analysis.measures.composition import composition
 from groundray.analysis.inputs import published
+from groundray.analysis.measures.composition import composition
 from groundray.analysis.result import Analysis
 
 WORDS = ("horse", "zebra", "striped", "mare", "apple")

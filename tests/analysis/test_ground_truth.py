@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from groundray.analysis.inputs import published
 from groundray.analysis.measures.axes import axes
 from groundray.analysis.measures.categories import categories
 from groundray.analysis.measures.composition import composition
 from groundray.analysis.measures.feature_norms import norms
-from groundray.analysis.inputs import published
 from groundray.analysis.result import Analysis, Measure
 from groundray.data.scenes import ground_truth as world
 

@@ -151,7 +151,7 @@ def test_a_worker_holds_a_training_worker_of_the_paper_and_feeds_it(name: str) -
     settings = config.load("paper")
     _, workers = node_types(name)
     (worker,) = workers.values()
-    assert worker["max_workers"] == settings.scaling.most
+    assert worker["max_workers"] == settings.scaling.max_workers
     assert is_fed(worker["resources"]["CPU"], 1, settings.scaling.cpus_per_worker)
 
 
@@ -261,7 +261,7 @@ def test_the_pages_run_fits_the_cluster_it_is_for() -> None:
     _, workers = node_types("aws")
     (worker,) = workers.values()
     assert settings.scaling.use_gpu
-    assert settings.scaling.most == worker["max_workers"]
+    assert settings.scaling.max_workers == worker["max_workers"]
     assert is_fed(worker["resources"]["CPU"], 1, settings.scaling.cpus_per_worker)
     assert all(
         place.startswith("s3://") for place in (settings.run.storage, settings.grounding.train, settings.grounding.val)
@@ -274,7 +274,7 @@ def test_of_the_demos_two_workers_only_one_fits_on_a_node_of_this_machine() -> N
     scaling = settings_of(given).scaling
     each = [int(cpus) for cpus in re.findall(r"--num-cpus (\d+)", script)]
     assert each == [0, 1, 1]
-    assert scaling.most == 2
+    assert scaling.max_workers == 2
     assert scaling.cpus_per_worker <= 1 < 2 * scaling.cpus_per_worker
     assert is_fed(sum(each), 2, scaling.cpus_per_worker)
 

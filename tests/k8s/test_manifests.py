@@ -440,15 +440,15 @@ def test_a_cluster_holds_the_run_that_starts_on_it(jobs: list[Object]) -> None:
         settings, there = settings_of(commands(job)[-1]), room(job["spec"]["rayClusterSpec"])
         scaling = settings.scaling
         Resources(
-            workers=scaling.least,
+            workers=scaling.min_workers,
             worker_cpus=scaling.cpus_per_worker,
-            gpus=scaling.least if scaling.use_gpu else 0,
+            gpus=scaling.min_workers if scaling.use_gpu else 0,
             cluster_cpus=sum(one.cpus * one.nodes for one in there),
             cluster_gpus=sum(one.gpus * one.nodes for one in there),
             where=name(job),
         ).check()
         fit = sum(places(one, scaling) * one.nodes for one in there)
-        assert fit >= scaling.least, f"{name(job)}: room for {fit} workers of {scaling.least}"
+        assert fit >= scaling.min_workers, f"{name(job)}: room for {fit} workers of {scaling.min_workers}"
 
 
 def places(node: Room, scaling: config.Scaling) -> int:

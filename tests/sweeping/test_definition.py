@@ -31,7 +31,7 @@ def sweep(words: list[str], *space: str, metric: str = RECALL, search: Search = 
         ("visual.dropout=choice:0.1,0.2", RECALL, (), ("visual", "language", "grounding")),
         ("data.window=choice:10,20", "language/loss", (), ("visual", "language")),
         (
-            "language.mask_share=choice:0.1,0.2",
+            "language.mask_fraction=choice:0.1,0.2",
             "relational/predicate/top1",
             ("visual",),
             ("language", "grounding", "relational"),

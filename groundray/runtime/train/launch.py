@@ -59,7 +59,7 @@ def train(
         RunFailed: a worker raised; what the run had committed is kept, and the same command goes on from there.
         ValueError: the cluster cannot hold the run, nor has it grown meanwhile where it might.
     """
-    if settings.scaling.most == 0:
+    if settings.scaling.max_workers == 0:
         return _train_here(settings, observe, notice)
     with cluster.connect(verbose=verbose):
         patiently(

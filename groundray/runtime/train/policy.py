@@ -206,12 +206,16 @@ class Trainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         scaling = self._settings.scaling
-        workers = f"{scaling.least} to {scaling.most}" if scaling.least < scaling.most else f"{scaling.most}"
+        workers = (
+            f"{scaling.min_workers} to {scaling.max_workers}"
+            if scaling.min_workers < scaling.max_workers
+            else f"{scaling.max_workers}"
+        )
         each = f"{scaling.cpus_per_worker:g} CPUs{' and a GPU' if scaling.use_gpu else ''}"
         patience = Patience(scaling.wait_minutes * 60, f"{workers} workers with {each} each", self._mailbox)
         kwargs["scaling_policy"] = (
             ElasticWorkers(self.scaling_config, patience, self._settings.worker_counts)
-            if scaling.least < scaling.most
+            if scaling.min_workers < scaling.max_workers
             else FixedWorkers(self.scaling_config, patience)
         )
         kwargs["failure_policy"] = Recovery(scaling.max_failures, self._mailbox)

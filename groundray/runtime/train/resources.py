@@ -58,7 +58,7 @@ def least(settings: Settings) -> list[dict[str, float]]:
     """What a run takes at least, each of these on one machine."""
     scaling = settings.scaling
     worker = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
-    return [worker, {"CPU": MIN_DATA_CPUS}] * scaling.least
+    return [worker, {"CPU": MIN_DATA_CPUS}] * scaling.min_workers
 
 
 def patiently(
@@ -154,14 +154,14 @@ def resources(settings: Settings, share: float = 1.0) -> Resources:
 
 def preview(settings: Settings) -> Resources:
     """What the run wants, against the cluster at `RAY_ADDRESS` or else this machine; starts no cluster."""
-    if settings.scaling.most and os.environ.get("RAY_ADDRESS"):
+    if settings.scaling.max_workers and os.environ.get("RAY_ADDRESS"):
         with cluster.connect():
             return resources(settings)
     return _resources(settings, joblib.cpu_count(), torch.cuda.device_count(), "this machine")
 
 
 def _resources(settings: Settings, cpus: float, gpus: float, where: str) -> Resources:
-    workers = settings.scaling.least
+    workers = settings.scaling.min_workers
     return Resources(
         workers=workers,
         worker_cpus=settings.scaling.cpus_per_worker,

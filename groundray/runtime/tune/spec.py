@@ -108,7 +108,7 @@ class Sweep:
         if not self.before:
             return None
         own: dict[str, Any] = {"run.storage": str(self.folder), "run.name": BEFORE, "analysis.enabled": False}
-        if self.settings.scaling.most == 1:
+        if self.settings.scaling.max_workers == 1:
             own["scaling.num_workers"] = (1, self.settings.chunks)
         return changed(self.settings, {"stages": self.before, **own})
 

@@ -62,9 +62,9 @@ class Room:
     def of(sweep: Sweep) -> Room:
         """The room that a trial takes."""
         scaling = sweep.settings.scaling
-        nested = scaling.most > 1
-        cpus = scaling.least * (scaling.cpus_per_worker + MIN_DATA_CPUS) if nested else sweep.cpus
-        return Room(cpus, max(1, scaling.least) if scaling.use_gpu else 0)
+        nested = scaling.max_workers > 1
+        cpus = scaling.min_workers * (scaling.cpus_per_worker + MIN_DATA_CPUS) if nested else sweep.cpus
+        return Room(cpus, max(1, scaling.min_workers) if scaling.use_gpu else 0)
 
     def concurrent(self, wanted: int | None, cluster_cpus: float, cluster_gpus: float) -> int:
         """How many trials run at once on such a cluster: as many as are wanted, or as fit.
@@ -106,7 +106,7 @@ class Plan:
         settings = self.sweep.settings_of(values, name)
         tracking = settings.tracking.model_copy(update={"uri": self.tracked_at})
         settings = settings.model_copy(update={"tracking": tracking})
-        if settings.scaling.most > 1:
+        if settings.scaling.max_workers > 1:
             return settings
         scaling = settings.scaling.model_copy(update={"num_workers": 0, "chunks": settings.chunks})
         return settings.model_copy(update={"scaling": scaling})
@@ -128,7 +128,7 @@ def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Itera
         OSError: there is no cluster at `RAY_ADDRESS`.
     """
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-    nested = sweep.settings.scaling.most > 1
+    nested = sweep.settings.scaling.max_workers > 1
     # Ray Train asks the dashboard whether the driver of a nested run still lives, before it frees the workers' places
     with cluster.connect(verbose=verbose, dashboard=nested):
         room, settings = Room.of(sweep), sweep.settings
@@ -178,7 +178,7 @@ def carry_out(
             num_samples=1 if sweep.search == "grid" else sweep.num_samples,
             max_concurrent_trials=concurrent if sweep.search == "tpe" else None,  # the others count for themselves
             # a process that has imported everything trains the next; one that drives workers ends with them
-            reuse_actors=sweep.settings.scaling.most < 2,
+            reuse_actors=sweep.settings.scaling.max_workers < 2,
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
         ),
@@ -236,7 +236,7 @@ def _named(trial_id: str) -> str:
 
 
 def _trainable(plan: Plan) -> Any:
-    nested = plan.sweep.settings.scaling.most > 1
+    nested = plan.sweep.settings.scaling.max_workers > 1
     one = Room.of(plan.sweep)
     # a nested run asks for its workers' places itself, and Tune takes no empty bundle
     bundle: dict[str, int | float] = {"CPU": DRIVER_CPUS if nested else one.cpus}
