@@ -69,7 +69,7 @@ def _served(options: argparse.Namespace, console: Console) -> Iterator[str]:
     from groundray.runtime import cluster
 
     # what cannot be used is told before Ray starts
-    towers.check(options.checkpoint)
+    towers.check_searchable(options.checkpoint)
     open_pool(options.images)
     if options.norms:
         word_space.Words.of_norms(options.norms)

@@ -74,7 +74,7 @@ def measure(
     Raises:
         FileNotFoundError, ValueError: the model or the images cannot be used.
     """
-    towers.check(checkpoint)
+    towers.check_searchable(checkpoint)
     open_pool(images)
     note(f"service: starting {replicas} replica{'s' if replicas > 1 else ''}")
     rows: list[Row] = []

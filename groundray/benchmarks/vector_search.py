@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from groundray.benchmarks.measure import Column, Missing, Report, Row, interleaved, machine, seconds
-from groundray.image_search.knn import Exact, Found, inverted_file, recall
+from groundray.image_search.knn import ExactSearch, Neighbours, inverted_file, recall
 
 OURS = "groundray"
 K = 10
@@ -24,7 +24,7 @@ COLUMNS = (
     Column(f"recall@{K}", lambda share: f"{share:.3f}", ("recall",)),
     Column("built in", seconds, ("build",)),
 )
-Nearest = Callable[[np.ndarray, int], Found]
+Nearest = Callable[[np.ndarray, int], Neighbours]
 
 
 def measure(
@@ -43,7 +43,7 @@ def measure(
     note(f"search: drawing {count:,} vectors of {width}")
     vectors = drawn(count + QUERIES, width)
     vectors, queries = np.ascontiguousarray(vectors[:count]), np.ascontiguousarray(vectors[count:])
-    exact = Exact(vectors)(queries, K)
+    exact = ExactSearch(vectors)(queries, K)
     rows = []
     built = dict(contenders(vectors, threads, note))
     for together in TOGETHER:
@@ -74,13 +74,13 @@ def contenders(vectors: np.ndarray, threads: int, note: Callable[[str], None]) -
     try:
         faiss: Any = importlib.import_module("faiss")
     except ImportError:
-        return {OURS: (Exact(vectors), 0.0)}
+        return {OURS: (ExactSearch(vectors), 0.0)}
     faiss.omp_set_num_threads(threads)
     width = vectors.shape[1]
 
     def filled(index: Any) -> Nearest:
         index.add(vectors)
-        return lambda queries, k: Found(*index.search(queries, k))
+        return lambda queries, k: Neighbours(*index.search(queries, k))
 
     def graph() -> Nearest:
         index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
@@ -88,7 +88,7 @@ def contenders(vectors: np.ndarray, threads: int, note: Callable[[str], None]) -
         return filled(index)
 
     ways: dict[str, Callable[[], Nearest]] = {
-        OURS: lambda: Exact(vectors),
+        OURS: lambda: ExactSearch(vectors),
         "FAISS flat": lambda: filled(faiss.IndexFlatIP(width)),
         "FAISS IVF": lambda: inverted_file(vectors),
         "FAISS HNSW": graph,

@@ -1,11 +1,11 @@
-"""Why a question is not answered, where it is the question's fault; each message is for whoever asked."""
+"""Errors in a request to search. Their messages are shown to whoever sent it."""
 
 from __future__ import annotations
 
 
 class BadQuery(ValueError):
-    """There is nothing to look for, or something is out of its range."""
+    """A query that asks for nothing, or has a value out of range."""
 
 
 class UnknownImage(LookupError):
-    """The pool has no image of that id."""
+    """An id that no image of the pool has."""

@@ -1,4 +1,4 @@
-"""Why a picture was found: the match map of each word of a text on it, by the model of the grounding stage."""
+"""Why an image was found: match maps of a text's words on it, from the model of the grounding stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from groundray.data.image_inputs import CentreCrop
 from groundray.data.tokenization import WordPieces
 from groundray.data.transforms import centre_box
 from groundray.image_search.errors import BadQuery
-from groundray.image_search.uploads import picture
+from groundray.image_search.uploads import model_input
 from groundray.loss.match_map import Kind, match_map, similarity
 from groundray.model import export
 from groundray.model.grounded import GroundedModel
@@ -28,12 +28,12 @@ STAGE = "grounding"
 
 @dataclass(frozen=True)
 class WordMap:
-    """A word of a text, and how well each position of the picture matches it.
+    """A word of a text, and how well each position of a picture matches it.
 
     Attributes:
-        start, end: where it stands in the text.
-        map: the mean over the word's pieces.
-        peak: row and column of the position that matches best.
+        start, end: range of its characters in the text.
+        map: mean over the word's pieces.
+        peak: row and column of the best matching position.
     """
 
     text: str
@@ -48,20 +48,20 @@ class WordMap:
 
     @property
     def score(self) -> float:
-        """How well the best position matches."""
+        """The match at the peak."""
         return float(self.map.max())
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a text and a picture have to do with each other.
+    """The match maps of a text on a picture.
 
     Attributes:
-        words: of the text, as far as the model reads it.
-        similarity: S(image, caption), as the grounding stage was trained on it.
-        crop: what the model sees of the picture: left, top, right and bottom, as shares of its width and height.
-        first: where in the crop the first row and column of the maps look, as a share of its side; the next ones look
-            a row's share of the side further.
+        words: the words of the text, up to the model's token limit.
+        similarity: S(image, caption), on which the grounding stage was trained.
+        crop: part of the picture that the model sees: left, top, right, bottom, as fractions of its width and height.
+        first: centre of the first row and column of the maps within the crop, as a fraction of its side; the others
+            follow at equal distances.
     """
 
     words: tuple[WordMap, ...]
@@ -72,45 +72,45 @@ class Match:
 
 @dataclass(frozen=True)
 class Matcher:
-    """Match maps of texts on pictures.
+    """Computes match maps of texts on pictures.
 
     Attributes:
-        cut: what the model sees of a picture.
-        pieces: how texts become word pieces.
-        kind, special_tokens: how the stage was trained.
+        crop: part of a picture that the model sees.
+        pieces: the tokenizer.
+        kind, special_tokens: as the grounding stage was trained.
     """
 
     model: GroundedModel
-    cut: CentreCrop
+    crop: CentreCrop
     pieces: WordPieces
     kind: Kind
     special_tokens: bool
 
     @staticmethod
     def load(checkpoint: str) -> Matcher | None:
-        """The matcher of an exported model; None where it has no stage grounding."""
+        """Load the matcher of an exported model; None if it has no grounding stage."""
         if STAGE not in [stage.name for stage in export.about(checkpoint).stages]:
             return None
         exported = export.load(checkpoint, STAGE)
         settings = exported.about.settings
         stage, size = config.Grounding(**settings[STAGE]), settings["model"]["image_size"]
         pieces = WordPieces(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
-        cut = CentreCrop(stage.resize or size, size)
-        return Matcher(exported.model, cut, pieces, stage.similarity, stage.special_tokens)
+        crop = CentreCrop(stage.resize or size, size)
+        return Matcher(exported.model, crop, pieces, stage.similarity, stage.special_tokens)
 
     @torch.no_grad()
     def match(self, text: str, encoded: bytes) -> Match:
-        """The match maps of a text on an encoded picture.
+        """Compute the match maps of a text on an encoded picture.
 
         Raises:
-            BadQuery: the text has no word.
+            BadQuery: the text has no words.
             Unusable: the picture is damaged.
         """
         encoding = self.pieces.loaded.encode(text)
         words = _words(encoding)
         if not words:
-            raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no word")
-        pixels = picture(encoded, self.cut)[None]
+            raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no words")
+        pixels = model_input(encoded, self.crop)[None]
         ids, lengths = self.pieces.encode([text])
         V, W, valid = encode(self.model, CaptionBatch.of([""], pixels, ids, lengths), self.special_tokens)
         side = round(V.shape[1] ** 0.5)
@@ -118,21 +118,22 @@ class Matcher:
         return Match(
             tuple(WordMap(text[start:end], start, end, maps[tokens].mean(axis=0)) for start, end, tokens in words),
             similarity(V, W, valid, self.kind).item(),
-            self._crop(encoded),
-            self.model.visual.trunk.first / self.cut.crop,
+            self._visible(encoded),
+            self.model.visual.trunk.first / self.crop.crop,
         )
 
-    def _crop(self, encoded: bytes) -> tuple[float, float, float, float]:
+    def _visible(self, encoded: bytes) -> tuple[float, float, float, float]:
+        """Return the crop as fractions of the picture (`Match.crop`)."""
         with Image.open(io.BytesIO(encoded)) as image:
             width, height = image.size
-        left, top, right, bottom = centre_box(width, height, self.cut.resize, self.cut.crop)
+        left, top, right, bottom = centre_box(width, height, self.crop.resize, self.crop.crop)
         return max(0.0, left / width), max(0.0, top / height), min(1.0, right / width), min(1.0, bottom / height)
 
 
 def _words(encoding: Encoding) -> list[tuple[int, int, list[int]]]:
-    """Where each word starts and ends in its text, and which tokens are its pieces; [CLS] and [SEP] are no words."""
-    places: dict[int, list[int]] = {}
-    for place, word in enumerate(encoding.word_ids):
+    """Return (start, end, tokens) of each word: its range in the text and its pieces. [CLS] and [SEP] are not words."""
+    tokens_of: dict[int, list[int]] = {}
+    for token, word in enumerate(encoding.word_ids):
         if word is not None:
-            places.setdefault(word, []).append(place)
-    return [(encoding.offsets[tokens[0]][0], encoding.offsets[tokens[-1]][1], tokens) for tokens in places.values()]
+            tokens_of.setdefault(word, []).append(token)
+    return [(encoding.offsets[tokens[0]][0], encoding.offsets[tokens[-1]][1], tokens) for tokens in tokens_of.values()]

@@ -91,7 +91,7 @@ def index_parts(towers: Towers, images: Dataset, place: str) -> IndexParts:
     """The index of these images for this model, at its own folder within `place`."""
     names = {"version": VERSION, "images": images.fingerprint, "model": towers.fingerprint()}
     key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
-    return IndexParts(images, Folder.at(place) / key, towers.cut, towers.width)
+    return IndexParts(images, Folder.at(place) / key, towers.crop, towers.width)
 
 
 def make(one: IndexParts, group: int, names: Sequence[str], towers: Towers, device: str, threads: int | None) -> int:
@@ -113,7 +113,7 @@ def make(one: IndexParts, group: int, names: Sequence[str], towers: Towers, devi
         return Decoded(np.stack(pixels), {**kept, "thumbnail": pa.array(thumbnails, pa.binary())})
 
     def encode(decoded: Decoded) -> dict[str, pa.Array]:
-        vectors = towers.of_pixels(decoded.pixels)
+        vectors = towers.embed_pixels(decoded.pixels)
         starts = np.arange(len(vectors) + 1, dtype=np.int32) * one.width
         return {**decoded.columns, "vector": pa.ListArray.from_arrays(starts, vectors.ravel(), type=vector_type)}
 

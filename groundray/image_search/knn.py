@@ -1,8 +1,8 @@
-"""The vectors of a pool that lie nearest to a query: by one matrix product, or by FAISS where a pool is very large.
+"""Nearest neighbours of a query in a pool of vectors: exact by one matrix product, or with FAISS in a large pool.
 
-Measured at 41,620 vectors of 768 on one core of a Zen 4: the product 3.9 ms, FAISS's flat index 4.9 ms. Time and memory
-grow with the pool (a million vectors: 3 GB), so that beyond EXACT_MOST an inverted file is searched instead: k-means
-cells, of which a query looks into so many of the nearest that it misses little. How little is measured when it is made.
+Measured at 41,620 vectors of width 768 on one core of a Zen 4: the product takes 3.9 ms, FAISS's flat index 4.9 ms.
+Time and memory grow with the pool (a million vectors: 3 GB). Above MAX_EXACT vectors, FAISS searches an inverted file:
+k-means cells, of which a query visits the nearest ones. Its recall is measured when it is built.
 """
 
 from __future__ import annotations
@@ -20,122 +20,124 @@ from jaxtyping import Float32, Int64
 
 from groundray.storage.folder import Folder
 
-EXACT_MOST = 1_000_000
+MAX_EXACT = 1_000_000
 FILE, ABOUT = "ivf.faiss", "ivf.json"
-RECALL = 0.97  # of the ten nearest, that an inverted file is set to find
-PROBED = 500  # queries that measure it
-TRAINED_A_CELL = 64  # vectors that k-means sees for each cell
+RECALL = 0.97  # target recall@10 of an inverted file
+PROBE_QUERIES = 500  # queries that measure the recall
+VECTORS_PER_CELL = 64  # training vectors of k-means
 
 
-class Found(NamedTuple):
-    """The nearest vectors of each query, the nearest first: their cosines and their rows."""
+class Neighbours(NamedTuple):
+    """The nearest vectors of each query, nearest first: their cosines and their rows."""
 
     scores: Float32[np.ndarray, "query k"]
     rows: Int64[np.ndarray, "query k"]
 
 
 @dataclass(frozen=True)
-class Exact:
-    """By one matrix product. Of vectors that are equally near, those of lower rows come first.
+class ExactSearch:
+    """Exact search by one matrix product. Ties are ordered by row.
 
     Attributes:
-        vectors: of length 1.
+        vectors: vectors of length 1.
     """
 
     vectors: Float32[np.ndarray, "image dim"]
 
-    def __call__(self, queries: Float32[np.ndarray, "query dim"], k: int) -> Found:
-        # torch's product: numpy's own takes as many threads as there are cores, whatever the process may use
+    def __call__(self, queries: Float32[np.ndarray, "query dim"], k: int) -> Neighbours:
+        # torch, since numpy's product uses one thread a core, whatever the process is limited to
         scores = (torch.from_numpy(self.vectors) @ torch.from_numpy(queries).T).T.contiguous().numpy()
         rows = np.stack([_highest(of_query, min(k, len(self.vectors))) for of_query in scores])
-        return Found(np.take_along_axis(scores, rows, axis=1), rows)
+        return Neighbours(np.take_along_axis(scores, rows, axis=1), rows)
 
 
 def _highest(scores: Float32[np.ndarray, " image"], k: int) -> Int64[np.ndarray, " k"]:
-    """The rows of the `k` highest scores, the highest first; of equal ones the first."""
-    least = np.partition(scores, len(scores) - k)[len(scores) - k]
-    candidates = np.flatnonzero(scores >= least)
+    """Return the rows of the `k` highest scores, highest first; ties are ordered by row."""
+    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+    candidates = np.flatnonzero(scores >= threshold)
     return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
 
 
 @dataclass(frozen=True)
-class Approximate:
-    """By an inverted file of FAISS.
+class InvertedFileSearch:
+    """Approximate search of an inverted file with FAISS.
 
     Attributes:
-        recall: of the ten nearest, measured against the exact ones.
+        recall: measured recall@10 against exact search.
     """
 
     index: Any
     recall: float
 
-    def __call__(self, queries: Float32[np.ndarray, "query dim"], k: int) -> Found:
-        return Found(*self.index.search(queries, min(k, self.index.ntotal)))
+    def __call__(self, queries: Float32[np.ndarray, "query dim"], k: int) -> Neighbours:
+        return Neighbours(*self.index.search(queries, min(k, self.index.ntotal)))
 
 
-Nearest = Exact | Approximate  # finds the `k` nearest of the pool, or all of it where it is smaller
+NearestNeighbours = ExactSearch | InvertedFileSearch  # finds the `k` nearest, or the whole pool if it is smaller
 
 
-def inverted_file(vectors: Float32[np.ndarray, "image dim"], cells: int | None = None) -> Approximate:
-    """An inverted file over vectors of length 1, set to find RECALL of the ten nearest.
+def inverted_file(vectors: Float32[np.ndarray, "image dim"], cells: int | None = None) -> InvertedFileSearch:
+    """Build an inverted file over vectors of length 1, tuned to a recall@10 of RECALL.
 
     Args:
-        cells: of k-means (default: four times the root of the number of vectors).
+        cells: number of k-means cells (default: 4 sqrt(number of vectors)).
     """
     faiss = _faiss()
     count, width = vectors.shape
-    cells = cells or max(1, min(count // TRAINED_A_CELL, 4 * round(count**0.5)))
+    cells = cells or max(1, min(count // VECTORS_PER_CELL, 4 * round(count**0.5)))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
     drawn = np.random.default_rng(0).permutation(count)
-    index.train(vectors[np.sort(drawn[: TRAINED_A_CELL * cells])])
+    index.train(vectors[np.sort(drawn[: VECTORS_PER_CELL * cells])])
     index.add(vectors)
-    queries = _probes(vectors, drawn[:PROBED])
-    exact = Exact(vectors)(queries, 10)
-    index.nprobe, found = 1, 0.0
-    while (found := recall(Found(*index.search(queries, 10)), exact)) < RECALL and index.nprobe < cells:
+    queries = _probes(vectors, drawn[:PROBE_QUERIES])
+    exact = ExactSearch(vectors)(queries, 10)
+    index.nprobe, measured = 1, 0.0
+    while (measured := recall(Neighbours(*index.search(queries, 10)), exact)) < RECALL and index.nprobe < cells:
         index.nprobe = min(cells, 2 * index.nprobe)
-    return Approximate(index, found)
+    return InvertedFileSearch(index, measured)
 
 
 def _probes(
     vectors: Float32[np.ndarray, "image dim"], rows: Int64[np.ndarray, " row"]
 ) -> Float32[np.ndarray, "row dim"]:
-    """Queries as people ask them: half of the way from an image to another, where no image need be."""
+    """Return realistic queries: midpoints of two images, where no image need lie."""
     mixed = vectors[rows] + vectors[np.roll(rows, 1)]
     return mixed / np.maximum(np.linalg.norm(mixed, axis=1, keepdims=True), 1e-12)
 
 
-def recall(found: Found, exact: Found) -> float:
-    """The share of the exact rows that were found, over all queries."""
-    hits = [len(np.intersect1d(some, others)) for some, others in zip(found.rows, exact.rows, strict=True)]
+def recall(approximate: Neighbours, exact: Neighbours) -> float:
+    """Return the fraction of the exact rows that were found, over all queries."""
+    hits = [len(np.intersect1d(some, others)) for some, others in zip(approximate.rows, exact.rows, strict=True)]
     return sum(hits) / exact.rows.size
 
 
-def nearest(folder: Folder, count: int, matrix: Callable[[], np.ndarray], exact_most: int = EXACT_MOST) -> Nearest:
-    """What searches a pool: exactly, or beyond `exact_most` by the inverted file that lies in its index's folder, which
-    is made where there is none.
+def nearest_neighbours(
+    folder: Folder, count: int, matrix: Callable[[], np.ndarray], max_exact: int = MAX_EXACT
+) -> NearestNeighbours:
+    """Open the search of a pool: exact, or above `max_exact` vectors by an inverted file.
 
     Args:
-        count: of vectors.
+        folder: the index's folder, which keeps the inverted file; built if it is missing.
+        count: number of vectors.
         matrix: reads them.
 
     Raises:
         ValueError: FAISS is needed and not installed.
     """
-    if count <= exact_most:
-        return Exact(matrix())
+    if count <= max_exact:
+        return ExactSearch(matrix())
     if not folder.exists(ABOUT):
-        made = inverted_file(matrix())
-        folder.write_bytes(FILE, _faiss().serialize_index(made.index).tobytes())
-        folder.write_json(ABOUT, {"recall": made.recall, "cells": made.index.nlist, "probed": made.index.nprobe})
-        return made
-    faiss, told = _faiss(), folder.read_json(ABOUT)
-    if folder.local:  # mapped: replicas on a machine share it
-        return Approximate(faiss.read_index(folder.locate(FILE), faiss.IO_FLAG_MMAP), told["recall"])
-    with tempfile.TemporaryDirectory() as here:
-        file = Path(here, FILE)
+        built = inverted_file(matrix())
+        folder.write_bytes(FILE, _faiss().serialize_index(built.index).tobytes())
+        folder.write_json(ABOUT, {"recall": built.recall, "cells": built.index.nlist, "probed": built.index.nprobe})
+        return built
+    faiss, about = _faiss(), folder.read_json(ABOUT)
+    if folder.local:  # memory-mapped, so that replicas on a machine share it
+        return InvertedFileSearch(faiss.read_index(folder.locate(FILE), faiss.IO_FLAG_MMAP), about["recall"])
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary, FILE)
         file.write_bytes(folder.read_bytes(FILE))
-        return Approximate(faiss.read_index(str(file)), told["recall"])
+        return InvertedFileSearch(faiss.read_index(str(file)), about["recall"])
 
 
 def _faiss() -> Any:
@@ -143,5 +145,5 @@ def _faiss() -> Any:
         return importlib.import_module("faiss")
     except ImportError:
         raise ValueError(
-            f"a pool of more than {EXACT_MOST:,} images is searched by FAISS: run `pip install groundray[search]`"
+            f"a pool of more than {MAX_EXACT:,} images needs FAISS: run `pip install groundray[search]`"
         ) from None

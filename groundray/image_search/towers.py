@@ -1,4 +1,4 @@
-"""Pictures and texts as vectors of length 1 in one space: what the retrieval stage has trained."""
+"""Pictures and texts as vectors of length 1 in one space, by the model of the retrieval stage."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ STAGE = "retrieval"
 
 @dataclass(frozen=True)
 class Towers:
-    """The two ways into the space of search.
+    """The image tower and the text tower of an exported model.
 
     Attributes:
-        cut: what the model sees of a picture.
-        pieces: how texts become word pieces.
-        special_tokens: [CLS] and [SEP] count in the mean over a text.
-        name: of the run that trained the model.
-        stages: that the model was trained in.
+        crop: part of a picture that the model sees.
+        pieces: the tokenizer.
+        special_tokens: count [CLS] and [SEP] in the mean over a text.
+        run_name: name of the run that trained the model.
+        stages: the stages that the model was trained in.
     """
 
     model: GroundedModel
-    cut: CentreCrop
+    crop: CentreCrop
     pieces: WordPieces
     special_tokens: bool
-    name: str
+    run_name: str
     stages: tuple[str, ...]
 
     @staticmethod
     def load(checkpoint: str) -> Towers:
-        """The towers of an exported model.
+        """Load the towers of an exported model.
 
         Raises:
-            FileNotFoundError, ValueError: it is no export, or has no stage retrieval.
+            FileNotFoundError, ValueError: the folder is not an exported model, or it has no retrieval stage.
         """
-        check(checkpoint)
+        check_searchable(checkpoint)
         exported = export.load(checkpoint, STAGE)
         settings = exported.about.settings
         stage, size = config.Retrieval(**settings[STAGE]), settings["model"]["image_size"]
@@ -60,62 +60,63 @@ class Towers:
             WordPieces(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
             stage.special_tokens,
             settings["run"]["name"],
-            tuple(one.name for one in exported.about.stages),
+            tuple(trained.name for trained in exported.about.stages),
         )
 
     @property
     def width(self) -> int:
-        """Of a vector."""
+        """Width of a vector."""
         return self.model.width
 
     def to(self, device: str) -> Towers:
+        """Return the towers with their model on a device."""
         return replace(self, model=self.model.to(device))
 
     def fingerprint(self) -> str:
-        """What a picture's vector follows from: the weights on its way, and how it is cut."""
-        way = (
+        """Return a hash of all that a picture's vector depends on: the weights it passes, and its crop."""
+        modules = (
             self.model.visual,
             self.model.head(RelationalModule).attention.key,
             self.model.head(RetrievalHeads).image,
         )
-        told = [*map(digest, way), self.cut.resize, self.cut.crop]
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        parts = [*map(digest, modules), self.crop.resize, self.crop.crop]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @torch.no_grad()
-    def of_pixels(self, pixels: UInt8[np.ndarray, "image 3 side side"]) -> Float32[np.ndarray, "image dim"]:
-        """A vector for each picture that was cut."""
+    def embed_pixels(self, pixels: UInt8[np.ndarray, "image 3 side side"]) -> Float32[np.ndarray, "image dim"]:
+        """Return a vector for each cropped picture."""
         return image_vectors(self.model, torch.from_numpy(pixels).to(self._device)).cpu().numpy()
 
     @torch.no_grad()
-    def of_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
-        """A vector for each text; what is beyond the most word pieces that the model was trained with is not read."""
+    def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
+        """Return a vector for each text. Word pieces beyond the model's `max_tokens` are ignored."""
         ids, lengths = self.pieces.encode(texts)
         mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
         tokens = torch.from_numpy(ids[:, : lengths.max()].astype(np.int64))
         tokens, mask = tokens.to(self._device), mask.to(self._device)
         return text_vectors(self.model, tokens, mask, self.special_tokens).cpu().numpy()
 
-    def check(self, text: str) -> None:
-        """Raise BadQuery where a text has no word piece beside [CLS] and [SEP]."""
+    def check_text(self, text: str) -> None:
+        """Raise BadQuery if a text has no word pieces besides [CLS] and [SEP]."""
         if len(self.pieces.loaded.encode(text).ids) <= 2:
-            raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no word")
+            raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no words")
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
 
-def check(checkpoint: str) -> export.About:
-    """What an exported model that can search tells of itself; no weights are read.
+def check_searchable(checkpoint: str) -> export.About:
+    """Return the description of an exported model, after a check that it can search. No weights are read.
 
     Raises:
-        FileNotFoundError, ValueError: it is no export, or has no stage retrieval.
+        FileNotFoundError, ValueError: the folder is not an exported model, or it has no retrieval stage.
     """
     about = export.about(checkpoint)
     stages = [stage.name for stage in about.stages]
     if STAGE not in stages:
         raise ValueError(
-            f"search needs the vectors of stage {STAGE}; the model at {checkpoint} was trained in {', '.join(stages)}: "
+            f"search needs stage {STAGE}; the model at {checkpoint} has {', '.join(stages)}: "
             f"train it further with `python -m groundray.train --config ... --run.start_from {checkpoint} --run.name "
             f"... --stages {'' if 'relational' in stages else 'relational,'}{STAGE}`"
         )

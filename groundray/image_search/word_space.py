@@ -1,4 +1,4 @@
-"""The words on their principal axes, before and after grounding, and where a phrase lands among them."""
+"""Words on their principal axes, before and after grounding, and the place of a phrase among them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from groundray.model import export
 from groundray.storage.folder import Folder
 
 STREAMS = {"ungrounded": f"{export.LANGUAGE}-ungrounded", "grounded": export.LANGUAGE}
-MOST_WORDS = 5_000
-MOST_PHRASES = 12
-MOST_AXES = 10
-FROM_VOCABULARY = 3_000  # words, where there are no norms
+MAX_WORDS = 5_000
+MAX_PHRASES = 12
+MAX_AXES = 10
+VOCABULARY_WORDS = 3_000  # words of the tokenizer that are shown without norms
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word and what people say of it, as far as the norms tell."""
+    """A word, with its category and its concreteness if the norms have them."""
 
     text: str
     category: str | None = None
@@ -35,7 +35,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Example:
-    """A phrase, and the word that it stands for."""
+    """A phrase, and the word that it describes."""
 
     phrase: str
     target: str
@@ -43,21 +43,22 @@ class Example:
 
 @dataclass(frozen=True)
 class Words:
-    """The words that are shown, how many more the norms have, and phrases to try."""
+    """The words to show, the number of omitted words, and phrases to try."""
 
-    listed: tuple[Word, ...]
-    left_out: int = 0
+    shown: tuple[Word, ...]
+    omitted: int = 0
     examples: tuple[Example, ...] = ()
 
     @staticmethod
     def of_norms(folder: str) -> Words:
-        """The words of a folder's categories and ratings of concreteness (`Norms.at`); one of them will do. Its first
-        phrases, where it has any, are examples.
+        """Read the words of a folder of norms (`Norms.at`): its categories, its concreteness ratings, or both.
 
-        A word of several categories is shown in its first. Of more than MOST_WORDS, those with a category come first.
+        The first of its phrases, if any, become examples.
+
+        A word of several categories is shown in its first. Above MAX_WORDS, words with a category take precedence.
 
         Raises:
-            FileNotFoundError, ValueError: neither file is there, or one cannot be read.
+            FileNotFoundError, ValueError: both files are missing, or one cannot be read.
         """
         norms = Norms.at(folder)
         if not (norms.categories or norms.concreteness):
@@ -74,23 +75,26 @@ class Words:
         examples: tuple[Example, ...] = ()
         if norms.phrases:
             rows = read_phrases(norms.phrases)
-            examples = tuple(map(Example, rows.phrase, rows.target))[:MOST_PHRASES]
-        return Words(tuple(words.values())[:MOST_WORDS], max(0, len(words) - MOST_WORDS), examples)
+            examples = tuple(map(Example, rows.phrase, rows.target))[:MAX_PHRASES]
+        return Words(tuple(words.values())[:MAX_WORDS], max(0, len(words) - MAX_WORDS), examples)
 
     @staticmethod
     def of_vocabulary(pieces: Mapping[str, int]) -> Words:
-        """The whole words among a tokenizer's pieces, in the order of their ids: the most frequent first."""
+        """Return the whole words among a tokenizer's pieces, ordered by id: the most frequent first."""
         ordered = sorted(pieces, key=lambda piece: pieces[piece])
         whole = [piece for piece in ordered if len(piece) > 1 and piece.isalpha()]
-        return Words(tuple(Word(piece) for piece in whole[:FROM_VOCABULARY]), max(0, len(whole) - FROM_VOCABULARY))
+        return Words(tuple(Word(piece) for piece in whole[:VOCABULARY_WORDS]), max(0, len(whole) - VOCABULARY_WORDS))
 
 
 @dataclass(frozen=True)
-class Model:
+class WordModel:
     """A language stream, the vectors of all words, and their principal axes.
 
     Attributes:
-        directions: the vectors at length 1.
+        directions: the vectors, scaled to length 1.
+        at: the words' coordinates on the axes.
+        centre: mean of the vectors.
+        explained: fraction of the variance along each axis.
     """
 
     embedder: Embedder
@@ -101,17 +105,17 @@ class Model:
     explained: Float[np.ndarray, " axis"]
 
     @staticmethod
-    def of(embedder: Embedder, words: Sequence[Word]) -> Model:
-        """The axes of the words' centred vectors. Each points to where the concreteness of the rated words rises."""
+    def of(embedder: Embedder, words: Sequence[Word]) -> WordModel:
+        """Compute the axes of the words' centred vectors. Each points to higher concreteness of the rated words."""
         vectors = embedder.embed([word.text for word in words]).astype(np.float64)
-        pca: Any = PCA(min(MOST_AXES, *vectors.shape), svd_solver="full").fit(vectors)
-        rated = [place for place, word in enumerate(words) if word.concreteness is not None]
-        ratings = np.array([words[place].concreteness for place in rated], dtype=np.float64)
+        pca: Any = PCA(min(MAX_AXES, *vectors.shape), svd_solver="full").fit(vectors)
+        rated = [index for index, word in enumerate(words) if word.concreteness is not None]
+        ratings = np.array([words[index].concreteness for index in rated], dtype=np.float64)
         scores = pca.transform(vectors)
         rises = scores[rated].T @ (ratings - ratings.mean()) if rated else np.ones(len(pca.components_))
         signs = np.where(rises < 0, -1.0, 1.0)
         lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return Model(
+        return WordModel(
             embedder,
             vectors / lengths,
             scores * signs,
@@ -123,66 +127,66 @@ class Model:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A word that lies near, and its cosine."""
+    """A nearby word, and its cosine."""
 
     text: str
     cosine: float
 
 
 @dataclass(frozen=True)
-class Landing:
-    """Where a text lands: its place on the axes, and the words next to it, its own words aside."""
+class Placement:
+    """Coordinates of a text on the axes, and its nearest words, without its own."""
 
     at: tuple[float, ...]
     neighbours: tuple[Neighbour, ...]
 
 
 @dataclass(frozen=True)
-class Space:
-    """Words as the language streams of an export see them, by the stream's name in STREAMS."""
+class WordSpace:
+    """The words in each language stream of an exported model, by the stream's name in STREAMS."""
 
     words: Words
-    models: dict[str, Model]
+    models: dict[str, WordModel]
 
     @staticmethod
-    def open(checkpoint: str, norms: str | None, pieces: Mapping[str, int]) -> Space:
-        """The words of some norms as an exported model sees them; without norms, those of its tokenizer's pieces.
+    def open(checkpoint: str, norms: str | None, pieces: Mapping[str, int]) -> WordSpace:
+        """Open the word space of an exported model: the words of the norms, or else of its tokenizer.
 
         Raises:
             FileNotFoundError, ValueError: the norms cannot be used.
         """
-        there = [name for name, stream in STREAMS.items() if Folder.at(checkpoint).exists(stream)]
-        embedders = {name: Embedder.load(f"{checkpoint}/{STREAMS[name]}") for name in there}
+        streams = {name: stream for name, stream in STREAMS.items() if Folder.at(checkpoint).exists(stream)}
+        embedders = {name: Embedder.load(f"{checkpoint}/{stream}") for name, stream in streams.items()}
         words = Words.of_norms(norms) if norms else Words.of_vocabulary(pieces)
-        known = np.all([one.known([word.text for word in words.listed]) for one in embedders.values()], axis=0)
-        listed = tuple(word for word, fine in zip(words.listed, known.tolist(), strict=True) if fine)
-        if not listed:
+        texts = [word.text for word in words.shown]
+        known = np.all([embedder.known(texts) for embedder in embedders.values()], axis=0)
+        shown = tuple(word for word, is_known in zip(words.shown, known.tolist(), strict=True) if is_known)
+        if not shown:
             raise ValueError(f"expected words that the model knows in {norms or 'its tokenizer'}, got none")
-        left_out = words.left_out + len(words.listed) - len(listed)
-        words = replace(words, listed=listed, left_out=left_out)
-        return Space(words, {name: Model.of(one, listed) for name, one in embedders.items()})
+        words = replace(words, shown=shown, omitted=words.omitted + len(words.shown) - len(shown))
+        return WordSpace(words, {name: WordModel.of(embedder, shown) for name, embedder in embedders.items()})
 
-    def land(self, text: str, axes: int, k: int) -> dict[str, Landing]:
-        """Where a word or phrase lands in each model.
+    def place(self, text: str, axes: int, k: int) -> dict[str, Placement]:
+        """Return the placement of a word or phrase in each model.
 
         Raises:
-            BadQuery: it has no word that the models know, or too many.
+            BadQuery: the text has no known word, or too many words.
         """
         for model in self.models.values():
             try:
                 model.embedder.batches([text])
-            except ValueError:  # it tells of folders, which are nobody's business here
+            except ValueError:  # its message names folders of the server
                 raise BadQuery(
                     f"text: expected a word or phrase that the model knows and can take whole, got {text[:80]!r}"
                 ) from None
         own = {text.lower(), *text.lower().split()}
-        others = np.array([word.text.lower() not in own for word in self.words.listed])
-        found = {}
+        others = np.array([word.text.lower() not in own for word in self.words.shown])
+        placements = {}
         for name, model in self.models.items():
             vector = model.embedder.embed([text])[0].astype(np.float64)
             cosines = model.directions @ vector / max(float(np.linalg.norm(vector)), 1e-12)
             best = np.argsort(-np.where(others, cosines, -np.inf), kind="stable")[: min(k, int(others.sum()))]
             at = model.axes[:axes] @ (vector - model.centre)
-            nearest = tuple(Neighbour(self.words.listed[place].text, float(cosines[place])) for place in best.tolist())
-            found[name] = Landing(tuple(at.tolist()), nearest)
-        return found
+            nearest = tuple(Neighbour(self.words.shown[index].text, float(cosines[index])) for index in best.tolist())
+            placements[name] = Placement(tuple(at.tolist()), nearest)
+        return placements

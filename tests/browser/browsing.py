@@ -47,13 +47,14 @@ def served(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Itera
     import teacher
     import uvicorn
 
-    from groundray.image_search.service import Service, build
+    from groundray.image_search.http.app import create_app
+    from groundray.image_search.service import Service
 
     model = tmp_path_factory.mktemp("taught") / "model"
     model.mkdir()
     teacher.teach(model, world)
     pool = str(world.shards / "captions" / "train")
-    app = build(Service.open(str(model), pool, norms=str(world.source / "norms")))
+    app = create_app(Service.open(str(model), pool, norms=str(world.source / "norms")))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -1,4 +1,4 @@
-"""Search on Ray Serve: the app of `image_search/service.py` in as many replicas as are asked for.
+"""Search on Ray Serve: the app of `image_search/http/app.py` in as many replicas as are asked for.
 
     serve run groundray.runtime.serve.deployment:app checkpoint=runs/demo/model images=data/scenes/captions/val
 
@@ -20,7 +20,9 @@ from ray import serve
 from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.context import _get_global_client
 
-from groundray.image_search.service import Batched, Service, build
+from groundray.image_search.http.app import create_app
+from groundray.image_search.http.backend import AnswerOne
+from groundray.image_search.service import Service
 
 NAME = "search"
 TOGETHER = 16  # queries that are embedded and compared in one go: one product of 16 takes the time of three of one
@@ -54,7 +56,7 @@ def app(arguments: Arguments) -> serve.Application:
     def build_in_replica() -> FastAPI:
         torch.set_num_threads(max(1, int(arguments.cpus)))
         service = Service.open(arguments.checkpoint, arguments.images, arguments.index, arguments.norms)
-        return build(service, together)
+        return create_app(service, together)
 
     deployment: Any = serve.deployment(
         serve.ingress(build_in_replica)(),
@@ -71,7 +73,7 @@ def app(arguments: Arguments) -> serve.Application:
     return deployment.bind()
 
 
-def together(answer: Callable[..., Any]) -> Batched:
+def together(answer: Callable[..., Any]) -> AnswerOne:
     """A function that answers several queries, as one that answers a query with those that are waiting. It waits for no
     more to come: whatever arrives while a batch is computed is the next one."""
     batched: Any = serve.batch(max_batch_size=TOGETHER, batch_wait_timeout_s=0)(answer)

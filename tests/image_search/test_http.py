@@ -16,8 +16,10 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
 
+from groundray.image_search.http.app import create_app, plotly_script
+from groundray.image_search.http.pool_routes import for_browser
 from groundray.image_search.query import Query
-from groundray.image_search.service import Service, build, plotly_script, shown
+from groundray.image_search.service import Service
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def page(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(service: Service, page: Path) -> Iterator[TestClient]:
-    with TestClient(build(service, page=page), raise_server_exceptions=False) as client:
+    with TestClient(create_app(service, page=page), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -47,7 +49,7 @@ def detail(response: Response, status: int) -> str:
     return told["detail"]
 
 
-def test_it_tells_what_it_serves(client: TestClient) -> None:
+def test_healthz_reports_what_is_served(client: TestClient) -> None:
     assert client.get("/healthz").json() == {
         "status": "ok",
         "images": 20,
@@ -57,7 +59,7 @@ def test_it_tells_what_it_serves(client: TestClient) -> None:
     }
 
 
-def test_a_search_is_what_python_finds(client: TestClient, service: Service) -> None:
+def test_search_equals_the_python_api(client: TestClient, service: Service) -> None:
     search = service.search
     (answer,) = (found := client.get("/search", params={"text": " blue star ", "k": 5}).json())["answers"]
     assert found["query"] == {"text": "blue star", "image": None, "uploaded": False}
@@ -77,7 +79,7 @@ def test_a_search_is_what_python_finds(client: TestClient, service: Service) -> 
     assert len(default["results"]) == 20  # of 24, the default, as many as there are
 
 
-def test_a_picture_may_be_brought_along(client: TestClient, service: Service) -> None:
+def test_search_by_an_uploaded_picture(client: TestClient, service: Service) -> None:
     picture = service.search.index.pictures[6]
     found = client.post("/search", files={"file": ("mine.jpg", picture)}, data={"alpha": ["0", "1"], "k": "2"}).json()
     assert found["query"] == {"text": "", "image": None, "uploaded": True}
@@ -91,7 +93,7 @@ def test_a_picture_may_be_brought_along(client: TestClient, service: Service) ->
     assert nothing_chosen.json()["query"] == {"text": "red", "image": None, "uploaded": False}
 
 
-def test_a_match_map_is_what_python_finds(client: TestClient, service: Service) -> None:
+def test_match_map_equals_the_python_api(client: TestClient, service: Service) -> None:
     assert service.matcher is not None
     row = service.search.index.row("80")
     match = service.matcher.match("a blue star", service.search.index.pictures[row])
@@ -106,7 +108,7 @@ def test_a_match_map_is_what_python_finds(client: TestClient, service: Service) 
     assert client.post("/match-map", files=picture, data={"text": "a blue star"}).json() == found
 
 
-def test_words_and_where_a_phrase_lands(client: TestClient, service: Service) -> None:
+def test_words_and_the_place_of_a_phrase(client: TestClient, service: Service) -> None:
     found = client.get("/words", params={"axes": 2}).json()
     assert found["models"] == ["ungrounded", "grounded"]
     assert [axes["model"] for axes in found["axes"]] == found["models"]
@@ -114,24 +116,24 @@ def test_words_and_where_a_phrase_lands(client: TestClient, service: Service) ->
     assert found["left_out"] == 0
     circle = next(word for word in found["words"] if word["text"] == "circle")
     assert (circle["category"], circle["concreteness"]) == ("shape", 5.0)
-    place = [word.text for word in service.space.words.listed].index("circle")
+    place = [word.text for word in service.space.words.shown].index("circle")
     np.testing.assert_allclose(circle["at"]["grounded"], service.space.models["grounded"].at[place, :2], atol=1e-4)
 
     landed = client.get("/words", params={"text": "striped circle", "k": 4}).json()
-    expected = service.space.land("striped circle", axes=3, k=4)
+    expected = service.space.place("striped circle", axes=3, k=4)
     for name, landing in expected.items():
         assert landed["at"][name] == pytest.approx(landing.at)
         assert [near["text"] for near in landed["neighbours"][name]] == [near.text for near in landing.neighbours]
 
 
-def test_the_pool_is_drawn_by_the_seed(client: TestClient) -> None:
+def test_pool_sample_is_fixed_by_the_seed(client: TestClient) -> None:
     first, again, other = (client.get("/pool", params={"k": 8, "seed": seed}).json()["results"] for seed in (0, 0, 1))
     assert first == again != other
     assert len({image["id"] for image in first}) == 8
     assert len(client.get("/pool").json()["results"]) == 20
 
 
-def test_pictures_are_sent_once(client: TestClient, service: Service) -> None:
+def test_pictures_are_revalidated_by_etag(client: TestClient, service: Service) -> None:
     for path, column in (("thumbnails", service.search.index.thumbnails), ("images", service.search.index.pictures)):
         response = client.get(f"/{path}/80")
         assert response.headers["content-type"] == "image/jpeg"
@@ -147,19 +149,19 @@ def test_ids_may_be_paths(service: Service, page: Path) -> None:
     index = service.search.index
     renamed = object.__new__(type(index))
     renamed.__dict__ = {**index.__dict__, "_rows": {"dog/1 a.jpg": 3}}
-    client = TestClient(build(replace(service, search=replace(service.search, index=renamed)), page=page))
+    client = TestClient(create_app(replace(service, search=replace(service.search, index=renamed)), page=page))
     for id in ("dog/1%20a.jpg", "dog%2F1%20a.jpg"):
         assert client.get(f"/thumbnails/{id}").content == index.thumbnails[3]
 
 
-def test_what_browsers_cannot_show_becomes_jpeg() -> None:
+def test_other_formats_become_jpeg() -> None:
     file = io.BytesIO()
     Image.new("RGB", (5, 5)).save(file, "TIFF")
-    content, kind = shown(file.getvalue())
+    content, kind = for_browser(file.getvalue())
     assert (Image.open(io.BytesIO(content)).format, kind) == ("JPEG", "image/jpeg")
 
 
-def test_the_page_and_its_files(client: TestClient) -> None:
+def test_the_page_and_its_files_are_served(client: TestClient) -> None:
     assert "a page" in client.get("/").text
     assert client.get("/static/look.js").headers["content-type"].startswith("text/javascript")
     script = client.get("/static/plotly.min.js")
@@ -169,7 +171,7 @@ def test_the_page_and_its_files(client: TestClient) -> None:
         assert client.get(path).status_code == 404
 
 
-def test_the_interface_is_described(client: TestClient) -> None:
+def test_openapi_describes_every_route(client: TestClient) -> None:
     told = client.get("/openapi.json").json()
     assert {"/healthz", "/search", "/match-map", "/words", "/pool", "/thumbnails/{id}", "/images/{id}"} == set(
         told["paths"]
@@ -212,7 +214,7 @@ def test_the_interface_is_described(client: TestClient) -> None:
         ("/nothing", 404, "Not Found"),
     ],
 )
-def test_requests_that_cannot_be_answered(client: TestClient, path: str, status: int, message: str) -> None:
+def test_invalid_requests_get_their_status(client: TestClient, path: str, status: int, message: str) -> None:
     assert message in detail(client.get(path), status)
 
 
@@ -226,8 +228,8 @@ def picture(*, size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes:
 @pytest.mark.parametrize(
     ("content", "status", "message"),
     [
-        (b"hello", 415, "expected a picture (JPEG, PNG, WEBP, GIF, BMP), got 5 bytes that are none"),
-        (b"", 415, "got 0 bytes that are none"),
+        (b"hello", 415, "expected a picture (JPEG, PNG, WEBP, GIF, BMP), got 5 bytes"),
+        (b"", 415, "got 0 bytes"),
         (picture(size=(50, 50))[:-30], 422, "cannot be decoded"),
         (picture(size=(10_000, 6_000), mode="1"), 413, "at most 50,000,000 pixels, got 10,000 x 6,000"),
         (bytes(10_050_000), 413, "at most 10,000,000 bytes, got 10,050,000"),
@@ -235,12 +237,14 @@ def picture(*, size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes:
     ],
     ids=["text", "empty", "truncated", "pixels", "bytes", "request"],
 )
-def test_files_that_cannot_be_used(client: TestClient, path: str, content: bytes, status: int, message: str) -> None:
+def test_invalid_uploads_get_their_status(
+    client: TestClient, path: str, content: bytes, status: int, message: str
+) -> None:
     response = client.post(path, files={"file": ("mine.png", content)}, data={"text": "red"})
     assert message in detail(response, status)
 
 
-def test_other_bodies_that_cannot_be_used(client: TestClient) -> None:
+def test_other_invalid_bodies_get_their_status(client: TestClient) -> None:
     both = client.post("/search", files={"file": ("mine.png", picture())}, data={"image": "80"})
     assert "got both" in detail(both, 422)
     assert "file: value error" in detail(client.post("/search", data={"file": "words"}), 422)
@@ -253,24 +257,24 @@ def test_other_bodies_that_cannot_be_used(client: TestClient) -> None:
     assert client.delete("/search").status_code == 405
 
 
-def test_a_model_without_grounding_has_no_match_maps(service: Service, page: Path) -> None:
-    client = TestClient(build(replace(service, matcher=None), page=page))
+def test_a_model_without_grounding_answers_409_to_match_map(service: Service, page: Path) -> None:
+    client = TestClient(create_app(replace(service, matcher=None), page=page))
     response = client.get("/match-map", params={"text": "red", "image": "80"})
-    assert "no stage grounding" in detail(response, 409)
+    assert "grounding" in detail(response, 409)
 
 
-def test_a_failure_of_its_own_is_no_fault_of_the_asker(
+def test_an_internal_error_answers_500_without_details(
     service: Service, page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise ValueError("/secret/shard-00000.parquet is damaged")
 
     monkeypatch.setattr(type(service.search), "answer", fail)
-    client = TestClient(build(service, page=page), raise_server_exceptions=False)
-    assert detail(client.get("/search?text=red"), 500) == "the service failed to answer; its log says why"
+    client = TestClient(create_app(service, page=page), raise_server_exceptions=False)
+    assert "log" in detail(client.get("/search?text=red"), 500)
 
 
-def test_queries_that_wait_are_answered_together(service: Service, page: Path) -> None:
+def test_waiting_queries_are_answered_in_one_batch(service: Service, page: Path) -> None:
     """Bad ones among them do no harm to the others."""
     sizes: list[int] = []
 
@@ -290,7 +294,7 @@ def test_queries_that_wait_are_answered_together(service: Service, page: Path) -
 
     texts = ("red", "blue", "a star", "\u200b")
     found: dict[str, Response] = {}
-    with TestClient(build(service, together, page)) as client:
+    with TestClient(create_app(service, together, page)) as client:
         threads = [
             threading.Thread(
                 target=lambda text=text: found.update({text: client.get("/search", params={"text": text})})

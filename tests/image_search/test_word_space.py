@@ -10,14 +10,14 @@ import reference
 from searching import Place
 
 from groundray.analysis.inputs.embedding import Embedder
-from groundray.image_search import word_space as spaces
+from groundray.image_search import word_space
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.service import Service
-from groundray.image_search.word_space import Space, Words
+from groundray.image_search.word_space import Words, WordSpace
 
 
 @pytest.fixture
-def space(service: Service) -> Space:
+def space(service: Service) -> WordSpace:
     return service.space
 
 
@@ -30,17 +30,17 @@ def write_norms(folder: Path, categories: str = "", concreteness: str = "") -> s
     return str(folder)
 
 
-def test_words_come_with_what_the_norms_say_of_them(space: Space) -> None:
-    words = {word.text: word for word in space.words.listed}
-    assert len(words) == len(space.words.listed) == 74
+def test_words_carry_category_and_concreteness(space: WordSpace) -> None:
+    words = {word.text: word for word in space.words.shown}
+    assert len(words) == len(space.words.shown) == 74
     assert (words["circle"].category, words["circle"].concreteness) == ("shape", 5.0)
     assert words["idea"].category == "abstract noun"
     assert list(space.models) == ["ungrounded", "grounded"]
 
 
-def test_axes_are_those_of_the_centred_vectors(place: Place, space: Space) -> None:
-    texts = [word.text for word in space.words.listed]
-    ratings = np.array([word.concreteness for word in space.words.listed], dtype=float)
+def test_axes_are_those_of_the_centred_vectors(place: Place, space: WordSpace) -> None:
+    texts = [word.text for word in space.words.shown]
+    ratings = np.array([word.concreteness for word in space.words.shown], dtype=float)
     for name, folder in (("ungrounded", "language-ungrounded"), ("grounded", "language")):
         vectors = Embedder.load(f"{place.checkpoint}/{folder}").embed(texts).astype(float)
         centred = vectors - vectors.mean(axis=0)
@@ -53,16 +53,16 @@ def test_axes_are_those_of_the_centred_vectors(place: Place, space: Space) -> No
             assert model.explained[axis] == pytest.approx((spread**2 / (spread**2).sum())[axis])
 
 
-def test_a_word_lands_where_it_is_shown(space: Space) -> None:
-    for place, word in enumerate(space.words.listed[:5]):
-        for name, landing in space.land(word.text, axes=4, k=3).items():
+def test_a_word_is_placed_at_its_own_coordinates(space: WordSpace) -> None:
+    for place, word in enumerate(space.words.shown[:5]):
+        for name, landing in space.place(word.text, axes=4, k=3).items():
             np.testing.assert_allclose(landing.at, space.models[name].at[place, :4], atol=1e-4)
             assert word.text not in [near.text for near in landing.neighbours]
 
 
-def test_neighbours_are_those_of_a_loop_without_the_texts_own_words(space: Space) -> None:
-    texts = [word.text for word in space.words.listed]
-    for name, landing in space.land("striped circle", axes=2, k=8).items():
+def test_neighbours_are_those_of_a_loop_without_the_texts_own_words(space: WordSpace) -> None:
+    texts = [word.text for word in space.words.shown]
+    for name, landing in space.place("striped circle", axes=2, k=8).items():
         model = space.models[name]
         vectors = model.embedder.embed(texts)
         query = model.embedder.embed(["striped circle"])[0]
@@ -70,26 +70,26 @@ def test_neighbours_are_those_of_a_loop_without_the_texts_own_words(space: Space
         expected = reference.ranked(vectors[others].tolist(), query.tolist(), 8)
         assert [near.cosine for near in landing.neighbours] == pytest.approx([score for _, score in expected], abs=1e-5)
         assert [near.text for near in landing.neighbours] == [texts[others[row]] for row, _ in expected]
-    assert len(space.land("red", axes=2, k=200)["grounded"].neighbours) == len(texts) - 1
+    assert len(space.place("red", axes=2, k=200)["grounded"].neighbours) == len(texts) - 1
 
 
-def test_a_text_that_the_model_does_not_know(space: Space) -> None:
+def test_an_unknown_text_is_refused(space: WordSpace) -> None:
     for text in ("", "\u200b", "漢字", "red " * 600):
         with pytest.raises(BadQuery, match="expected a word or phrase that the model knows and can take whole"):
-            space.land(text, axes=3, k=5)
+            space.place(text, axes=3, k=5)
 
 
-def test_either_file_of_norms_will_do(tmp_path: Path) -> None:
+def test_one_file_of_norms_is_enough(tmp_path: Path) -> None:
     both = Words.of_norms(write_norms(tmp_path / "a", "x,red,\ny,red,\nx,blue,2\n", "red,4\nidea,1.5\n"))
-    assert [(word.text, word.category, word.concreteness) for word in both.listed] == [
+    assert [(word.text, word.category, word.concreteness) for word in both.shown] == [
         ("red", "x", 4.0),
         ("blue", "x", 2.0),
         ("idea", None, 1.5),
     ]
     rated = Words.of_norms(write_norms(tmp_path / "b", concreteness="idea,1.5\n"))
-    assert [(word.text, word.category) for word in rated.listed] == [("idea", None)]
+    assert [(word.text, word.category) for word in rated.shown] == [("idea", None)]
     listed = Words.of_norms(write_norms(tmp_path / "c", "x,red,\n"))
-    assert [(word.text, word.concreteness) for word in listed.listed] == [("red", None)]
+    assert [(word.text, word.concreteness) for word in listed.shown] == [("red", None)]
     (tmp_path / "d").mkdir()
     with pytest.raises(FileNotFoundError, match=r"expected norms in .*/d, one of .*; found nothing"):
         Words.of_norms(str(tmp_path / "d"))
@@ -98,24 +98,24 @@ def test_either_file_of_norms_will_do(tmp_path: Path) -> None:
         Words.of_norms(str(tmp_path / "d"))
 
 
-def test_of_many_words_those_with_a_category_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spaces, "MOST_WORDS", 2)
+def test_words_with_a_category_take_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(word_space, "MAX_WORDS", 2)
     words = Words.of_norms(write_norms(tmp_path, "x,red,\n", "idea,1\nhope,1\nred,5\n"))
-    assert [word.text for word in words.listed] == ["red", "idea"]
-    assert words.left_out == 1
+    assert [word.text for word in words.shown] == ["red", "idea"]
+    assert words.omitted == 1
 
 
-def test_words_that_the_model_does_not_know_are_counted(place: Place, tmp_path: Path) -> None:
+def test_unknown_words_are_counted(place: Place, tmp_path: Path) -> None:
     folder = write_norms(tmp_path, "x,red,\nx,blue,\nx,漢字,\n")
-    space = Space.open(place.checkpoint, folder, {})
-    assert [word.text for word in space.words.listed] == ["red", "blue"]
-    assert space.words.left_out == 1
+    space = WordSpace.open(place.checkpoint, folder, {})
+    assert [word.text for word in space.words.shown] == ["red", "blue"]
+    assert space.words.omitted == 1
     with pytest.raises(ValueError, match=r"expected words that the model knows in .*, got none"):
-        Space.open(place.checkpoint, write_norms(tmp_path, "x,漢字,\n"), {})
+        WordSpace.open(place.checkpoint, write_norms(tmp_path, "x,漢字,\n"), {})
 
 
-def test_without_norms_they_are_the_tokenizers(place: Place) -> None:
+def test_without_norms_the_tokenizers_words_are_shown(place: Place) -> None:
     pieces = {"[CLS]": 0, "a": 1, "red": 2, "##ed": 3, "blue": 4, ",": 5}
-    space = Space.open(place.checkpoint, None, pieces)
-    assert [word.text for word in space.words.listed] == ["red", "blue"]
+    space = WordSpace.open(place.checkpoint, None, pieces)
+    assert [word.text for word in space.words.shown] == ["red", "blue"]
     assert len(space.models["grounded"].at) == 2  # fewer words than axes

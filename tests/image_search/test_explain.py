@@ -30,7 +30,7 @@ def matched(service: Service, text: str, row: int = 0) -> Match:
     return service.matcher.match(text, service.search.index.pictures[row])
 
 
-def test_a_map_is_the_match_of_each_position(place: Place, service: Service) -> None:
+def test_map_equals_the_match_of_each_position(place: Place, service: Service) -> None:
     """Of a word in several pieces, the mean of theirs: `ox` is no word of the world, and two letters."""
     text = "a red ox"
     found = export.load(place.checkpoint, "grounding")
@@ -52,7 +52,7 @@ def test_a_map_is_the_match_of_each_position(place: Place, service: Service) -> 
     assert match.similarity == pytest.approx(reference.similarity(V, W, every, "cosine").item(), abs=1e-5)
 
 
-def test_what_the_model_sees_of_a_wide_picture_is_its_middle(matcher: Matcher) -> None:
+def test_crop_of_a_wide_picture_is_its_middle(matcher: Matcher) -> None:
     file = io.BytesIO()
     Image.new("RGB", (400, 200)).save(file, "PNG")
     match = matcher.match("red", file.getvalue())
@@ -60,12 +60,12 @@ def test_what_the_model_sees_of_a_wide_picture_is_its_middle(matcher: Matcher) -
     assert match.first == pytest.approx(4.5 / 112)  # of the tiny trunk
 
 
-def test_words_beyond_the_last_that_the_model_reads_have_no_map(service: Service) -> None:
+def test_words_beyond_max_tokens_have_no_map(service: Service) -> None:
     words = matched(service, "red " * 100).words
     assert len(words) == 30  # of 32 word pieces, [CLS] and [SEP] among them
     assert words[-1].end == 29 * 4 + 3
 
 
-def test_a_text_without_a_word_has_none(service: Service) -> None:
+def test_a_text_without_words_is_refused(service: Service) -> None:
     with pytest.raises(BadQuery, match="which has no word"):
         matched(service, "\u200b")

@@ -16,7 +16,7 @@ from searching import Place
 from groundray import search as command
 from groundray.data.sources.image_files import Unusable
 from groundray.image_search.errors import BadQuery, UnknownImage
-from groundray.image_search.query import Answer, Query, Search, mixed
+from groundray.image_search.query import Answer, Query, Search, mix_vectors
 from groundray.image_search.service import Service
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
@@ -53,12 +53,12 @@ def close(answer: Answer, search: Search, query: np.ndarray) -> bool:
     return [hit.id for hit in answer.hits] == [search.index.ids[row] for row, _ in expected] or gaps.min() < 2e-6
 
 
-def test_a_text_finds_what_lies_nearest_to_its_vector(place: Place, search: Search) -> None:
+def test_text_finds_the_nearest_images(place: Place, search: Search) -> None:
     for text in ("red", "a striped circle above a blue star"):
         assert close(Answer(1.0, search.find(text=text, k=20)), search, vector_of(place, text))
 
 
-def test_an_image_finds_itself_first_brought_along_or_by_its_id(search: Search) -> None:
+def test_an_image_finds_itself_first_by_id_or_upload(search: Search) -> None:
     for id in ("72", "85"):
         row = search.index.row(id)
         by_id, brought = search.find(image=id, k=20), search.find(image=search.index.pictures[row], k=20)
@@ -77,16 +77,16 @@ def test_alpha_goes_from_the_image_to_the_text(place: Place, search: Search) -> 
 
 
 def test_the_ends_of_alpha_are_exactly_the_image_and_the_text(search: Search) -> None:
-    image, text = search.index.vector(3), search.towers.of_texts(["blue star"])[0]
-    assert np.array_equal(mixed(image, text, 0.0), mixed(image, None, 0.5))
-    assert np.array_equal(mixed(image, text, 1.0), mixed(None, text, 0.5))
+    image, text = search.index.vector(3), search.towers.embed_texts(["blue star"])[0]
+    assert np.array_equal(mix_vectors(image, text, 0.0), mix_vectors(image, None, 0.5))
+    assert np.array_equal(mix_vectors(image, text, 1.0), mix_vectors(None, text, 0.5))
     assert search.find("blue star", "80", alpha=0.0, k=20) == search.find(image="80", k=20)
     assert search.find("blue star", "80", alpha=1.0, k=20) == search.find("blue star", k=20)
 
 
 def test_opposite_ends_cancel_to_a_query_that_finds_anything() -> None:
     one = np.array([0.6, 0.8], np.float32)
-    assert np.array_equal(mixed(one, -one, 0.5), np.zeros(2))
+    assert np.array_equal(mix_vectors(one, -one, 0.5), np.zeros(2))
 
 
 def test_many_queries_at_once_are_answered_as_each_alone(search: Search) -> None:
@@ -101,7 +101,7 @@ def test_many_queries_at_once_are_answered_as_each_alone(search: Search) -> None
     together = search.answer([search.prepare(query) for query in queries])
     for query, answers in zip(queries, together, strict=True):
         (alone,) = search.answer([search.prepare(query)])
-        assert len(answers) == len(alone) == len(query.asked)
+        assert len(answers) == len(alone) == len(query.effective_alphas)
         for one, other in zip(answers, alone, strict=True):
             assert one.alpha == other.alpha
             assert len(one.hits) == query.k
@@ -120,14 +120,14 @@ def test_a_pool_that_is_smaller_than_k_is_found_whole(search: Search) -> None:
         ({"text": "a" * 1001}, "text: expected at most 1,000 characters, got 1,001"),
         ({"text": "red", "k": 0}, "k: expected 1 to 200, got 0"),
         ({"text": "red", "k": 201}, "k: expected 1 to 200, got 201"),
-        ({"text": "red", "alphas": ()}, "alpha: expected 1 to 101 of them, got 0"),
-        ({"text": "red", "alphas": (0.5,) * 102}, "alpha: expected 1 to 101 of them, got 102"),
+        ({"text": "red", "alphas": ()}, "alpha: expected 1 to 101 values, got 0"),
+        ({"text": "red", "alphas": (0.5,) * 102}, "alpha: expected 1 to 101 values, got 102"),
         ({"text": "red", "image": "72", "alphas": (1.5,)}, r"expected 0 \(the image alone\) to 1 .*, got 1\.5"),
         ({"text": "red", "alphas": (float("nan"),)}, "got nan"),
-        ({"text": "\u200b"}, "which has no word"),
+        ({"text": "\u200b"}, "no words"),
     ],
 )
-def test_what_cannot_be_asked(search: Search, query: dict, message: str) -> None:
+def test_invalid_queries_are_refused(search: Search, query: dict, message: str) -> None:
     with pytest.raises(BadQuery, match=message):
         search.prepare(Query(**query))
 
@@ -142,8 +142,8 @@ def encoded(size: tuple[int, int], format: str = "JPEG", mode: str = "RGB", **op
     ("picture", "reason", "message"),
     [
         (b"", "not an image", r"expected a picture \(JPEG, PNG, WEBP, GIF, BMP\), got 0 bytes"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image", "that are none"),
-        (encoded((30, 30), "TIFF"), "not an image", "that are none"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image", "another format"),
+        (encoded((30, 30), "TIFF"), "not an image", "another format"),
         (encoded((200, 200))[:400], "truncated", "cannot be decoded"),
         (encoded((8000, 7000), "PNG", "1"), "too large", "at most 50,000,000 pixels, got 8,000 x 7,000"),
         (encoded((20000, 20000), "PNG", "1"), "too large", "pixels"),  # what PIL itself calls a bomb
@@ -151,7 +151,7 @@ def encoded(size: tuple[int, int], format: str = "JPEG", mode: str = "RGB", **op
     ],
     ids=["empty", "svg", "tiff", "truncated", "pixels", "bomb", "bytes"],
 )
-def test_pictures_that_cannot_be_used(search: Search, picture: bytes, reason: str, message: str) -> None:
+def test_invalid_pictures_are_refused(search: Search, picture: bytes, reason: str, message: str) -> None:
     with pytest.raises(Unusable, match=message) as error:
         search.prepare(Query(image=picture))
     assert error.value.reason == reason
@@ -160,11 +160,11 @@ def test_pictures_that_cannot_be_used(search: Search, picture: bytes, reason: st
 @pytest.mark.parametrize(
     ("format", "mode"), [("PNG", "RGBA"), ("GIF", "P"), ("WEBP", "RGB"), ("BMP", "L"), ("PNG", "1")]
 )
-def test_pictures_of_every_format_can_be_used(search: Search, format: str, mode: str) -> None:
+def test_every_format_is_accepted(search: Search, format: str, mode: str) -> None:
     assert len(search.find(image=encoded((40, 300), format, mode))) == 10
 
 
-def test_a_picture_is_seen_as_its_camera_was_held(search: Search) -> None:
+def test_exif_orientation_is_applied(search: Search) -> None:
     upright = Image.open(io.BytesIO(search.index.pictures[2])).convert("RGB")
     lying = upright.transpose(Image.Transpose.ROTATE_90)
     note = Image.Exif()
@@ -174,7 +174,7 @@ def test_a_picture_is_seen_as_its_camera_was_held(search: Search) -> None:
     assert search.find(image=file.getvalue(), k=1)[0].id == search.index.ids[2]
 
 
-def test_an_image_of_nobody(search: Search) -> None:
+def test_an_unknown_image_is_refused(search: Search) -> None:
     with pytest.raises(UnknownImage):
         search.find(image="nobody")
 
@@ -198,7 +198,7 @@ def test_the_command_prints_ranks_and_writes_json(
     assert all(hit["id"] in shown for hit in second["hits"])
 
 
-def test_without_a_query_the_command_makes_the_index(
+def test_without_a_query_the_command_builds_the_index(
     place: Place, search: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(place.options) == 0
@@ -214,7 +214,7 @@ def test_without_a_query_the_command_makes_the_index(
         (["--text", "red", "--images", "nowhere"], r"error: expected shards at .*nowhere, found no dataset\.json"),
     ],
 )
-def test_a_command_that_cannot_be_used_is_exit_2(
+def test_invalid_arguments_exit_2(
     place: Place, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import re

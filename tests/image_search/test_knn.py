@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from groundray.image_search import knn
-from groundray.image_search.knn import Approximate, Exact, Found, inverted_file, recall
+from groundray.image_search.knn import ExactSearch, InvertedFileSearch, Neighbours, inverted_file, recall
 from groundray.storage.folder import Folder
 
 
@@ -24,11 +24,11 @@ def drawn(count: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @given(some.integers(1, 40), some.integers(1, 5), some.integers(1, 50), some.integers(0, 2**16))
-def test_the_nearest_are_those_of_a_loop(count: int, asked: int, k: int, seed: int) -> None:
+def test_exact_search_equals_a_loop(count: int, asked: int, k: int, seed: int) -> None:
     """Of a pool that may be smaller than k; two vectors are the same, and the first of them comes first."""
     vectors, queries = drawn(count, 8, seed), drawn(asked, 8, seed + 1)
     vectors[count // 2] = vectors[0]
-    found = Exact(vectors)(queries, k)
+    found = ExactSearch(vectors)(queries, k)
     assert found.rows.shape == found.scores.shape == (asked, min(k, count))
     for query, scores, rows in zip(queries, found.scores, found.rows, strict=True):
         expected = reference.ranked(vectors.tolist(), query.tolist(), k)
@@ -39,34 +39,34 @@ def test_the_nearest_are_those_of_a_loop(count: int, asked: int, k: int, seed: i
             assert rows.tolist().index(0) < rows.tolist().index(count // 2)
 
 
-def test_recall_counts_what_was_found() -> None:
-    exact = Found(np.zeros((2, 3), np.float32), np.array([[1, 2, 3], [4, 5, 6]]))
-    found = Found(np.zeros((2, 3), np.float32), np.array([[3, 1, 9], [6, 5, 4]]))
+def test_recall_is_the_fraction_found() -> None:
+    exact = Neighbours(np.zeros((2, 3), np.float32), np.array([[1, 2, 3], [4, 5, 6]]))
+    found = Neighbours(np.zeros((2, 3), np.float32), np.array([[3, 1, 9], [6, 5, 4]]))
     assert recall(found, exact) == pytest.approx(5 / 6)
 
 
-def test_an_inverted_file_finds_what_it_is_set_to(tmp_path: Path) -> None:
+def test_an_inverted_file_reaches_its_recall(tmp_path: Path) -> None:
     """On queries that it has not been measured with."""
     vectors, queries = np.split(drawn(4050, 16), [4000])
     found = inverted_file(vectors)
     assert found.recall >= knn.RECALL
     assert found.index.nprobe < found.index.nlist  # it is no search of everything
-    assert recall(found(queries, 10), Exact(vectors)(queries, 10)) > 0.9
+    assert recall(found(queries, 10), ExactSearch(vectors)(queries, 10)) > 0.9
 
 
-def test_beyond_a_size_the_file_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_pool_builds_its_inverted_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, folder = drawn(600, 8), Folder.at(tmp_path)
-    small = knn.nearest(folder, 600, lambda: vectors, exact_most=600)
-    assert isinstance(small, Exact)
+    small = knn.nearest_neighbours(folder, 600, lambda: vectors, max_exact=600)
+    assert isinstance(small, ExactSearch)
     assert folder.names() == []
-    made = knn.nearest(folder, 600, lambda: vectors, exact_most=599)
+    made = knn.nearest_neighbours(folder, 600, lambda: vectors, max_exact=599)
     assert folder.names() == [knn.FILE, knn.ABOUT]
-    again = knn.nearest(folder, 600, lambda: pytest.fail("the vectors are in the file"), exact_most=599)
-    assert isinstance(made, Approximate)
-    assert isinstance(again, Approximate)
+    again = knn.nearest_neighbours(folder, 600, lambda: pytest.fail("the vectors are in the file"), max_exact=599)
+    assert isinstance(made, InvertedFileSearch)
+    assert isinstance(again, InvertedFileSearch)
     assert again.recall == made.recall
     np.testing.assert_array_equal(again(vectors[:5], 3).rows, made(vectors[:5], 3).rows)
 
     monkeypatch.setattr(knn.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    with pytest.raises(ValueError, match=r"more than 1,000,000 images is searched by FAISS: run .*groundray\[search\]"):
-        knn.nearest(folder, 600, lambda: vectors, exact_most=599)
+    with pytest.raises(ValueError, match=r"1,000,000 .*FAISS.*groundray\[search\]"):
+        knn.nearest_neighbours(folder, 600, lambda: vectors, max_exact=599)

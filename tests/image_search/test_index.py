@@ -44,7 +44,7 @@ def files(one: IndexParts) -> dict[str, bytes]:
     return {name: one.folder.read_bytes(name) for name in one.folder.names()}
 
 
-def test_each_image_has_the_vector_that_the_model_gives_it(place: Place, service: Service) -> None:
+def test_index_holds_the_models_vector_of_each_image(place: Place, service: Service) -> None:
     """One by one, through the model's modules, against the index that is made in batches."""
     index, model = service.search.index, export.load(place.checkpoint, "retrieval").model
     table = read_rows(open_pool(place.images), np.arange(len(index)), ["id", "image", "width", "height"])
@@ -82,7 +82,7 @@ def test_a_large_image_has_a_thumbnail_of_192_pixels(place: Place, tmp_path: Pat
     assert found.index.sizes.tolist() == [[600, 300]]
 
 
-def test_an_interrupted_index_goes_on_and_is_the_same(
+def test_an_interrupted_index_resumes_and_is_the_same(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(derived, "PART_BYTES", 30_000)  # three rows
@@ -105,7 +105,7 @@ def test_an_interrupted_index_goes_on_and_is_the_same(
     assert again.made().fingerprint == one.made().fingerprint  # type: ignore[union-attr]
 
 
-def test_two_at_once_make_the_same(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_build_the_same_index(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derived, "PART_BYTES", 30_000)
     one, towers = opened(place, tmp_path / "alone")
     make_all(one, towers)
@@ -160,14 +160,14 @@ def test_a_damaged_index_is_named_with_its_repair(place: Place, tmp_path: Path) 
         Index(one).matrix()
 
 
-def test_an_image_that_cannot_be_decoded_is_named(place: Place, tmp_path: Path) -> None:
+def test_an_undecodable_image_is_named(place: Place, tmp_path: Path) -> None:
     rows = [{"id": "bad one", "image": b"\xff\xd8\xff", "width": 1, "height": 1, "captions": ["a"]}]
     write_shards(Folder.at(tmp_path / "pool").make(), "captions", rows, {}, {})
     with pytest.raises(ValueError, match="image 'bad one' cannot be decoded"):
         Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
 
 
-def test_an_image_that_comes_twice_is_an_error(place: Place, tmp_path: Path) -> None:
+def test_a_duplicate_id_is_an_error(place: Place, tmp_path: Path) -> None:
     pool: Dataset = open_pool(place.images)
     table = read_rows(pool, np.array([3, 3]), ["id", "image", "width", "height", "captions"])
     write_shards(Folder.at(tmp_path / "pool").make(), "captions", table.to_pylist(), {}, {})
@@ -175,16 +175,14 @@ def test_an_image_that_comes_twice_is_an_error(place: Place, tmp_path: Path) -> 
         Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
 
 
-def test_an_unknown_image_is_told_with_one_that_is_known(service: Service) -> None:
+def test_an_unknown_id_is_refused_with_an_example(service: Service) -> None:
     with pytest.raises(UnknownImage, match=r"one of the 20 images of the pool \(such as '72'\), got 'nobody'"):
         service.search.index.row("nobody")
 
 
 def test_a_model_without_the_stage_cannot_search(world: SmallWorld, tmp_path: Path) -> None:
     checkpoint = write_model(tmp_path / "model", world, stages=("grounding",))
-    with pytest.raises(
-        ValueError, match=r"trained in grounding: train it further with .*--stages relational,retrieval"
-    ):
+    with pytest.raises(ValueError, match=r"has grounding: .*--stages relational,retrieval"):
         Towers.load(checkpoint)
     with pytest.raises(FileNotFoundError, match=r"found no groundray\.json"):
         Towers.load(str(tmp_path))

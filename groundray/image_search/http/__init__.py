@@ -1,0 +1,12 @@
+"""Search over HTTP.
+
+app.py               the FastAPI application: start here
+backend.py           what the routes share: the searched service, and the one thread that computes
+search_routes.py     /search
+match_map_routes.py  /match-map
+word_routes.py       /words
+pool_routes.py       /pool, /thumbnails/ID, /images/ID
+schemas.py           fields of requests and shapes of responses
+failures.py          which error becomes which status
+page/                what a browser shows of it
+"""
