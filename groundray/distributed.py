@@ -65,18 +65,18 @@ def gather_rows(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _Gather.apply(x)
 
 
-def shared(x: Tensor) -> Tensor:
+def sum_gradient_over_ranks(x: Tensor) -> Tensor:
     """A tensor that is the same on all ranks, each of which uses it for what is its own: its gradient is the sum of
     what all ranks have for it."""
     return x if world_size() == 1 else _Shared.apply(x)
 
 
-def rows_before(x: Tensor) -> int:
+def row_offset(x: Tensor) -> int:
     """How many rows the ranks before this one have."""
     return 0 if world_size() == 1 else sum(_sizes(x)[: dist.get_rank()])
 
 
-def sum_of_chunks(parts: Sequence[Tensor]) -> Tensor:
+def sum_over_chunks(parts: Sequence[Tensor]) -> Tensor:
     """The sum over all chunks of the global batch, given a rank's own: one tensor a chunk, of the same shape.
 
     Chunks are added in their order, so the sum is the same on any number of ranks.
@@ -84,7 +84,7 @@ def sum_of_chunks(parts: Sequence[Tensor]) -> Tensor:
     return gather_rows(torch.stack(list(parts))).sum(dim=0)
 
 
-def gather_texts(text: str) -> list[str]:
+def gather_strings(text: str) -> list[str]:
     """The texts of all ranks, in their order."""
     if world_size() == 1:
         return [text]

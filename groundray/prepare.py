@@ -16,7 +16,7 @@ from groundray.cli.workdir import go_home
 from groundray.data.schema import ROW_GROUP_BYTES, Dataset
 from groundray.data.sources import coco, image_folder, text, visual_genome
 from groundray.data.sources.rejected import Rejected
-from groundray.rng import mix, word_of
+from groundray.rng import hash64, hash_name
 from groundray.storage.folder import Folder
 
 EXIT_REJECTED, EXIT_USAGE = 1, 2
@@ -272,7 +272,7 @@ def _scenes(options: argparse.Namespace, console: Console) -> None:
 
 def _draw(id: str) -> float:
     """A number from 0 to 1 that an image's id fixes."""
-    return int(mix(word_of(id))) / 2**64
+    return int(hash64(hash_name(id))) / 2**64
 
 
 if __name__ == "__main__":

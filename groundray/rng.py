@@ -1,7 +1,7 @@
 """Randomness as a pure function of what it is for: nothing is stored, so nothing is lost when a run is killed.
 
 Everything random in groundray (the order of samples, a sample's caption, a chunk's dropout) comes from
-`mix(seed, ..., index)`. The mixing function is splitmix64's finaliser (Steele, Lea and Flood, 2014), written out
+`hash64(seed, ..., index)`. The mixing function is splitmix64's finaliser (Steele, Lea and Flood, 2014), written out
 here because NumPy does not promise the same stream in its next release, and a run may outlive a release.
 """
 
@@ -19,7 +19,7 @@ _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133
 _LOW = 0xFFFF_FFFF_FFFF_FFFF  # the 64 bits that a word has
 
 
-def mix(*parts: int | Words) -> Words:
+def hash64(*parts: int | Words) -> Words:
     """One well-mixed 64-bit word for each combination of `parts` (integers or uint64 arrays that broadcast)."""
     integers = [part for part in parts if isinstance(part, int)]
     if len(integers) == len(parts):
@@ -36,15 +36,15 @@ def mix(*parts: int | Words) -> Words:
 
 def shuffled(count: int, *key: int) -> npt.NDArray[np.int64]:
     """The numbers 0 to count - 1 in the order that `key` fixes."""
-    return np.argsort(mix(*key, np.arange(count, dtype=np.uint64)), kind="stable")
+    return np.argsort(hash64(*key, np.arange(count, dtype=np.uint64)), kind="stable")
 
 
 def pick(options: int, *key: int | Words) -> npt.NDArray[np.int64]:
     """A number from 0 to options - 1 for each combination of `key` (the bias is below options / 2**64)."""
-    return (mix(*key) % np.uint64(options)).astype(np.int64)
+    return (hash64(*key) % np.uint64(options)).astype(np.int64)
 
 
-def word_of(name: str) -> int:
+def hash_name(name: str) -> int:
     """A 64-bit number that stands for a name (a sample's id, a stage)."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 

@@ -35,7 +35,7 @@ from groundray.data.tokenization import WordPieces
 from groundray.model import export
 from groundray.model.export import About
 from groundray.stage.grounding import captions
-from groundray.stage.protocol import words_of
+from groundray.stage.protocol import vocabulary_of
 from groundray.stage.relational import scene_graphs
 from groundray.storage.folder import Folder
 
@@ -330,7 +330,7 @@ def related(checkpoint: str, graphs: str | None, batch_size: int) -> relations.R
         _batches(scene_graphs(settings, stage, exported.tokenizer, dataset, shuffle=False)),
         stage.special_tokens,
         taught=about.vocabulary["relational"],
-        used=words_of(dataset),
+        used=vocabulary_of(dataset),
     )
 
 

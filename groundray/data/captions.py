@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from groundray.data.image_inputs import Pictures
 from groundray.data.tokenization import WordPieces
-from groundray.rng import pick, word_of
+from groundray.rng import hash_name, pick
 
 if TYPE_CHECKING:
     from groundray.data.batches import CaptionBatch
@@ -65,7 +65,7 @@ def drawn_captions(table: pa.Table, seed: int | None, epoch: int) -> pa.Array:
         return pa.array([options[0] for options in choices], pa.string())
     return pa.array(
         [
-            options[int(pick(len(options), seed, _CAPTION, epoch, word_of(sample)))]
+            options[int(pick(len(options), seed, _CAPTION, epoch, hash_name(sample)))]
             for sample, options in zip(table["id"].to_pylist(), choices, strict=True)
         ],
         pa.string(),

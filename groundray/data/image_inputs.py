@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import UInt8, UInt16
 
 from groundray.data.transforms import centre_crop, random_crop, stacked
-from groundray.rng import mix, word_of
+from groundray.rng import hash64, hash_name
 
 _CROP = 4  # keeps the draw of crops independent of other draws
 
@@ -64,7 +64,7 @@ class RandomCrop:
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
         """With the `crop` of this epoch, a key that (seed, epoch, id) fixes."""
-        keys = [int(mix(self.seed, _CROP, epoch, word_of(sample))) for sample in table["id"].to_pylist()]
+        keys = [int(hash64(self.seed, _CROP, epoch, hash_name(sample))) for sample in table["id"].to_pylist()]
         return table.append_column("crop", pa.array(keys, pa.uint64()))
 
     def arrays(self, table: pa.Table) -> UInt8[np.ndarray, "sample 3 {self.crop} {self.crop}"]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from groundray.data.captions import drawn_captions
 from groundray.data.tokenization import WordPieces
-from groundray.rng import mix, pick, word_of
+from groundray.rng import hash64, hash_name, pick
 
 if TYPE_CHECKING:
     from groundray.data.batches import TextBatch
@@ -50,7 +50,7 @@ class TextSamples:
         """`id`, the `text`, and the `mask` of this epoch, a key that (seed, epoch, id) fixes."""
         texts = table["text"] if self.kind == "text" else drawn_captions(table, self.seed, epoch)
         seed = (0, 0) if self.seed is None else (1 + self.seed, epoch)
-        keys = [int(mix(*seed, _MASK, word_of(sample))) for sample in table["id"].to_pylist()]
+        keys = [int(hash64(*seed, _MASK, hash_name(sample))) for sample in table["id"].to_pylist()]
         return pa.table({"id": table["id"], "text": texts, "mask": pa.array(keys, pa.uint64())})
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
@@ -60,8 +60,8 @@ class TextSamples:
         places = np.arange(tokens.shape[1], dtype=np.uint64)
         keys = table["mask"].to_numpy()[:, None]
         inner = (places > 0) & (places < lengths[:, None].astype(np.uint64) - np.uint64(1))
-        drawn = inner & (_share(mix(keys, places)) < self.share)
-        action = _share(mix(keys, _ACTION, places))
+        drawn = inner & (_share(hash64(keys, places)) < self.share)
+        action = _share(hash64(keys, _ACTION, places))
         other = self._words[pick(len(self._words), keys, _REPLACEMENT, places)]
         masked = np.where(action < 0.8, self._mask, np.where(action < 0.9, other, tokens))
         return {

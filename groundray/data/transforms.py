@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from groundray.rng import mix
+from groundray.rng import hash64
 
 ASPECTS = (3 / 4, 4 / 3)  # of a random crop, least and largest
 ATTEMPTS = 10
@@ -88,4 +88,4 @@ def _scaled(pixels: Image.Image, box: tuple[float, ...], side: int) -> UInt8[np.
 
 def _uniform(*key: int) -> float:
     """A number from 0 to 1."""
-    return int(mix(*key)) / 2**64
+    return int(hash64(*key)) / 2**64

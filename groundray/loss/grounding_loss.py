@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from groundray.distributed import gather_rows, gather_words, rows_before, shared, sum_of_chunks
+from groundray.distributed import gather_rows, gather_words, row_offset, sum_gradient_over_ranks, sum_over_chunks
 from groundray.loss.match_map import Kind, normalised, similarity_to_words
 
 
@@ -35,11 +35,11 @@ def grounding_loss(
     own, samples = S.shape
     if samples == 0:
         return S.sum()
-    first, size = rows_before(S), block or max(1, own)
+    first, size = row_offset(S), block or max(1, own)
     x = S / temperature
     matched = x.diagonal(first)[:own]
-    rows, everyones = x - matched[:, None], shared(gather_rows(matched))
-    images = sum_of_chunks([part.logsumexp(dim=1).sum() for part in rows.split(size)])
+    rows, everyones = x - matched[:, None], sum_gradient_over_ranks(gather_rows(matched))
+    images = sum_over_chunks([part.logsumexp(dim=1).sum() for part in rows.split(size)])
     captions = gather_rows(torch.stack([(part - everyones).logsumexp(dim=0) for part in x.split(size)]))
     return (images + captions.logsumexp(dim=0).sum()) / samples
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from groundray.distributed import gather_rows, shared, sum_of_chunks
+from groundray.distributed import gather_rows, sum_gradient_over_ranks, sum_over_chunks
 
 Reduction = Literal["triplets", "images"]
 
@@ -64,7 +64,7 @@ def relation_loss(
             number of images, as the authors' code does. Of a batch without a triplet or object it is 0.
     """
     own = [log_sum_exp((one.S / temperature).masked_fill(one.annotated, -torch.inf)) for one in chunks]
-    negatives = shared(log_sum_exp(gather_rows(torch.stack(own))))
+    negatives = sum_gradient_over_ranks(log_sum_exp(gather_rows(torch.stack(own))))
     parts = []
     for one in chunks:
         sums = (
@@ -74,7 +74,7 @@ def relation_loss(
         )
         counts = one.S.new_tensor([len(one.S), len(one.classes), one.images])
         parts.append(torch.cat([torch.stack(sums), counts]))
-    predicate, pair, object_, triplets, objects, images = sum_of_chunks(parts)
+    predicate, pair, object_, triplets, objects, images = sum_over_chunks(parts)
     if reduction == "images":
         triplets = objects = images
     predicate, pair = predicate / triplets.clamp(min=1), pair / triplets.clamp(min=1)

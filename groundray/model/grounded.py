@@ -11,7 +11,7 @@ from groundray import config
 from groundray.model.heads import HEADS, Vocabulary
 from groundray.model.language_stream import LanguageStream, build_language
 from groundray.model.visual_stream import VisualStream, build_visual
-from groundray.rng import mix, word_of
+from groundray.rng import hash64, hash_name
 
 Head = TypeVar("Head", bound=nn.Module)
 
@@ -60,7 +60,7 @@ def build_head(name: str, settings: config.Model, model: GroundedModel, words: V
     """
     parameter = next(model.parameters())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(mix(seed, word_of(f"head of {name}"))) >> 1)
+        torch.manual_seed(int(hash64(seed, hash_name(f"head of {name}"))) >> 1)
         try:
             head = HEADS[name](settings, model.visual, model.language, words)
         except KeyError as missing:

@@ -46,7 +46,7 @@ class GroundingStage:
     vocabulary: Vocabulary = field(default_factory=dict)
     name: str = "grounding"
     best: Best = LOWEST_LOSS
-    reports: tuple[str, ...] = ("loss", *RECALLS)
+    metric_names: tuple[str, ...] = ("loss", *RECALLS)
     sees_images: bool = True
 
     @staticmethod

@@ -23,7 +23,7 @@ from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.texts import KEPT, TextSamples
 from groundray.data.tokenization import WordPieces
-from groundray.distributed import sum_of_chunks
+from groundray.distributed import sum_over_chunks
 from groundray.model.freezing import freeze
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead, Vocabulary
@@ -47,7 +47,7 @@ class LanguageStage:
     vocabulary: Vocabulary
     name: str = "language"
     best: Best = LOWEST_LOSS
-    reports: tuple[str, ...] = ("loss", "perplexity", "accuracy")
+    metric_names: tuple[str, ...] = ("loss", "perplexity", "accuracy")
     sees_images: bool = False
 
     @staticmethod
@@ -84,7 +84,7 @@ class LanguageStage:
         return Predicted(logits.float() if logits.dtype == torch.bfloat16 else logits, batch.targets[masked])
 
     def loss(self, encoded: list[Predicted]) -> tuple[Tensor, Metrics]:
-        loss, places = sum_of_chunks([_sums(one) for one in encoded])
+        loss, places = sum_over_chunks([_sums(one) for one in encoded])
         return loss / places.clamp(min=1), {}
 
     def validate(self, encode: Callable[[TextBatch], Predicted], steps: Iterable[Step]) -> Metrics:
@@ -95,7 +95,7 @@ class LanguageStage:
                 one = encode(batch)
                 right = (one.logits.argmax(dim=1) == one.targets).sum()
                 counted.append(torch.cat([_sums(one), right[None]]))
-        loss, places, right = sum_of_chunks([torch.stack(counted).double().sum(dim=0)]).tolist()
+        loss, places, right = sum_over_chunks([torch.stack(counted).double().sum(dim=0)]).tolist()
         if places == 0:
             raise ValueError(f"{self.settings.val}: no word piece is masked: validate on more text")
         return {"loss": loss / places, "perplexity": math.exp(min(loss / places, 700.0)), "accuracy": right / places}

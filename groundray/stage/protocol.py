@@ -21,10 +21,10 @@ class Best(NamedTuple):
     """How the best epoch of a stage is known: a validation metric, and whether less or more of it is better."""
 
     metric: str
-    order: Literal["min", "max"]
+    mode: Literal["min", "max"]
 
     def beats(self, new: float, old: float | None) -> bool:
-        return old is None or (new < old if self.order == "min" else new > old)
+        return old is None or (new < old if self.mode == "min" else new > old)
 
 
 LOWEST_LOSS = Best("loss", "min")
@@ -57,7 +57,7 @@ class Stage(Protocol):
     def best(self) -> Best: ...
 
     @property
-    def reports(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """The names of the metrics that `validate` gives."""
         ...
 
@@ -105,7 +105,7 @@ def source(settings: config.Settings, stage: config.Stage, dataset: Dataset, sam
     return Source(dataset, samples, plan)
 
 
-def same_words(train: Dataset, val: Dataset, **expected: int | None) -> Vocabulary:
+def check_vocabulary(train: Dataset, val: Dataset, **expected: int | None) -> Vocabulary:
     """The vocabulary of a stage's training shards, which must be that of its validation shards too.
 
     Args:
@@ -123,7 +123,7 @@ def same_words(train: Dataset, val: Dataset, **expected: int | None) -> Vocabula
                 f"them{f'; only one has {odd}' if odd else ''}): prepare both in one go, or the second "
                 "with --vocabulary of the first"
             )
-    vocabulary = words_of(train)
+    vocabulary = vocabulary_of(train)
     for kind, count in expected.items():
         if count is not None and count != len(vocabulary[kind]):
             raise ValueError(
@@ -132,6 +132,6 @@ def same_words(train: Dataset, val: Dataset, **expected: int | None) -> Vocabula
     return vocabulary
 
 
-def words_of(dataset: Dataset) -> Vocabulary:
+def vocabulary_of(dataset: Dataset) -> Vocabulary:
     """The vocabulary of a data set, without the `none` that scene graphs have at 0."""
     return {kind: words[1:] if dataset.kind == "scene_graphs" else words for kind, words in dataset.vocabulary.items()}

@@ -16,14 +16,14 @@ from groundray.data.scene_graphs import SceneGraphSamples
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.tokenization import WordPieces
-from groundray.distributed import sum_of_chunks
+from groundray.distributed import sum_over_chunks
 from groundray.loss.relation_loss import RelationLoss, Scored, annotated_with, relation_loss
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary, pooled
 from groundray.model.relation_module import RelationalModule
 from groundray.stage.grounding import counted_tokens
-from groundray.stage.protocol import HIGHEST_PREDICATE_TOP1, Best, Metrics, same_words, source, words_of
+from groundray.stage.protocol import HIGHEST_PREDICATE_TOP1, Best, Metrics, check_vocabulary, source, vocabulary_of
 from groundray.stage.topk import TOP, hits
 
 
@@ -37,7 +37,7 @@ class RelationalStage:
     vocabulary: Vocabulary
     name: str = "relational"
     best: Best = HIGHEST_PREDICATE_TOP1
-    reports: tuple[str, ...] = ("loss", *(f"{what}/top{k}" for what in ("predicate", "object") for k in TOP))
+    metric_names: tuple[str, ...] = ("loss", *(f"{what}/top{k}" for what in ("predicate", "object") for k in TOP))
     sees_images: bool = True
 
     @staticmethod
@@ -49,7 +49,7 @@ class RelationalStage:
         """
         stage: config.Relational = settings.stage("relational")
         train, val = (Dataset.open(shards, "scene_graphs") for shards in (stage.train, stage.val))
-        words = same_words(train, val, predicates=stage.predicates, classes=stage.classes)
+        words = check_vocabulary(train, val, predicates=stage.predicates, classes=stage.classes)
         return RelationalStage(
             stage,
             scene_graphs(settings, stage, tokenizer, train, shuffle=True),
@@ -96,7 +96,7 @@ def scene_graphs(
     shuffle: bool,
 ) -> Source:
     """Scene graphs: shuffled, or in their own order."""
-    words = words_of(dataset)
+    words = vocabulary_of(dataset)
     samples = SceneGraphSamples(
         pieces=WordPieces(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
         pictures=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
@@ -137,7 +137,7 @@ class Counts:
 
     def metrics(self) -> Metrics:
         """`predicate/top1` and so on, over all ranks: shares from 0 to 1; of nothing at all the share is 0."""
-        found = sum_of_chunks([torch.stack(self._parts).sum(dim=0)]).tolist()
+        found = sum_over_chunks([torch.stack(self._parts).sum(dim=0)]).tolist()
         *right, triplets, objects = found
         names = [(what, k) for what in ("predicate", "object") for k in TOP]
         return {

@@ -34,7 +34,7 @@ class RetrievalStage:
     vocabulary: Vocabulary = field(default_factory=dict)
     name: str = "retrieval"
     best: Best = LOWEST_LOSS
-    reports: tuple[str, ...] = ("loss", *RECALLS)
+    metric_names: tuple[str, ...] = ("loss", *RECALLS)
     sees_images: bool = True
 
     @staticmethod

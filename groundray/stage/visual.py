@@ -18,11 +18,11 @@ from groundray.data.image_inputs import CentreCrop, RandomCrop
 from groundray.data.labelled import LabelledSamples
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
-from groundray.distributed import sum_of_chunks
+from groundray.distributed import sum_over_chunks
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Classifier, Vocabulary
-from groundray.stage.protocol import HIGHEST_TOP1, Best, Metrics, same_words, source
+from groundray.stage.protocol import HIGHEST_TOP1, Best, Metrics, check_vocabulary, source
 from groundray.stage.topk import hits
 
 AT = (1, 5)
@@ -45,7 +45,7 @@ class VisualStage:
     vocabulary: Vocabulary
     name: str = "visual"
     best: Best = HIGHEST_TOP1
-    reports: tuple[str, ...] = ("loss", *(f"top{k}" for k in AT))
+    metric_names: tuple[str, ...] = ("loss", *(f"top{k}" for k in AT))
     sees_images: bool = True
 
     @staticmethod
@@ -57,7 +57,7 @@ class VisualStage:
         """
         stage: config.Visual = settings.stage("visual")
         train, val = (Dataset.open(shards, "labelled_images") for shards in (stage.train, stage.val))
-        words = same_words(train, val, classes=stage.classes)
+        words = check_vocabulary(train, val, classes=stage.classes)
         size, classes = settings.model.image_size, len(words["classes"])
         seen = LabelledSamples(RandomCrop(size, stage.crop_area, stage.flip, settings.run.seed), classes)
         held_out = LabelledSamples(CentreCrop(stage.resize or size, size), classes)
@@ -82,7 +82,7 @@ class VisualStage:
 
     def loss(self, encoded: list[Classified]) -> tuple[Tensor, Metrics]:
         sums = [F.cross_entropy(one.logits, one.labels, reduction="sum") for one in encoded]
-        return sum_of_chunks(sums) / self.train.plan.batch_size, {}
+        return sum_over_chunks(sums) / self.train.plan.batch_size, {}
 
     def validate(self, encode: Callable[[LabelledBatch], Classified], steps: Iterable[Step]) -> Metrics:
         """Loss an image, and the share of images whose class is among the k most probable."""
@@ -92,5 +92,5 @@ class VisualStage:
                 one = encode(batch)
                 loss = F.cross_entropy(one.logits, one.labels, reduction="sum")
                 counted.append(torch.cat([loss[None], hits(one.logits, one.labels, AT), loss.new_tensor([len(batch)])]))
-        loss, *right, images = sum_of_chunks([torch.stack(counted).double().sum(dim=0)]).tolist()
+        loss, *right, images = sum_over_chunks([torch.stack(counted).double().sum(dim=0)]).tolist()
         return {"loss": loss / images, **{f"top{k}": found / images for k, found in zip(AT, right, strict=True)}}

@@ -14,7 +14,7 @@ from torch import optim
 from groundray.config import Settings
 from groundray.data.plan import Cursor
 from groundray.data.stream import Step
-from groundray.distributed import gather_texts
+from groundray.distributed import gather_strings
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Metrics, Stage
 from groundray.training import history
@@ -219,4 +219,4 @@ class Keeper:
 def _everyones(batch: Step) -> list[list[str]]:
     """The ids of a global batch's samples, chunk by chunk, from all ranks."""
     own = json.dumps([samples.ids for _, samples in batch.chunks])
-    return [ids for text in gather_texts(own) for ids in json.loads(text)]
+    return [ids for text in gather_strings(own) for ids in json.loads(text)]

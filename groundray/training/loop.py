@@ -16,7 +16,7 @@ from groundray.data.plan import Cursor
 from groundray.data.stream import Kept, Step
 from groundray.distributed import barrier, sum_over_ranks
 from groundray.model.grounded import GroundedModel
-from groundray.rng import mix, word_of
+from groundray.rng import hash64, hash_name
 from groundray.stage.protocol import Metrics, Stage
 from groundray.training.checkpoint import Store
 from groundray.training.checkpointer import Keeper
@@ -127,7 +127,7 @@ def _leaf(x: Tensor) -> Tensor:
 def encode_chunk(stage: Stage, model: GroundedModel, batch: Step, place: int, seed: int) -> Any:
     """The embeddings of a chunk of a step. Its dropout follows from where it is in the run, whoever encodes it."""
     chunk, samples = batch.chunks[place]
-    torch.manual_seed(int(mix(seed, word_of(stage.name), batch.epoch, batch.step, chunk)) >> 1)
+    torch.manual_seed(int(hash64(seed, hash_name(stage.name), batch.epoch, batch.step, chunk)) >> 1)
     return encode(stage, model, samples)
 
 

@@ -14,7 +14,7 @@ from groundray.model.freezing import freeze, trainable_counts
 from groundray.model.grounded import build, build_head
 from groundray.model.heads import Vocabulary
 from groundray.model.trunk import build_trunk
-from groundray.stage.protocol import Stage, words_of
+from groundray.stage.protocol import Stage, vocabulary_of
 from groundray.storage.folder import size_of
 from groundray.training import checkpoint, progression
 from groundray.training.trunk_features import folder_of, map_shape, refusal
@@ -64,7 +64,7 @@ def preview(settings: Settings) -> Preview:
             except (OSError, ValueError) as error:
                 problems.append(f"{name}.{part}: {error}")
                 continue
-            words = words or words_of(dataset)
+            words = words or vocabulary_of(dataset)
             dropped = f", {plan.dropped} samples dropped an epoch" if plan.dropped else ""
             total = f" x {stage.epochs} epochs" if shuffle else ""
             data.append(f"{part}: {plan.rows} samples, {plan.steps} steps of {plan.batch_size}{total}{dropped}")

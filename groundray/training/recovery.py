@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from groundray.distributed import gather_texts
+from groundray.distributed import gather_strings
 from groundray.storage.folder import Folder
 from groundray.training import attempts, history
 from groundray.training.attempts import Attempt, Mark
@@ -77,10 +77,10 @@ class Start:
 def begin(run: Folder, stages: Sequence[str], worker: Worker) -> tuple[Store, Start]:
     """The store and the start of a new attempt, the same on every rank: rank 0 looks, and tells the others."""
     told = ""
-    gather_texts(told)  # a rank 0 whose group is gone, and that has only now come to life, must not take a number
+    gather_strings(told)  # a rank 0 whose group is gone, and that has only now come to life, must not take a number
     if worker.rank == 0:
         told = json.dumps(asdict(_begin(run, stages, worker)))
-    start = _start(json.loads(gather_texts(told)[0]))
+    start = _start(json.loads(gather_strings(told)[0]))
     if worker.rank == 0:
         worker.emit(start.event())
     return Store(start.attempt(run)), start

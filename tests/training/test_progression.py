@@ -48,7 +48,7 @@ def test_every_stage_is_run_and_told_of(world: SmallWorld, whole: tuple[Path, li
     assert json.loads((folder / "result.json").read_text())["stages"] == done
     assert all(math.isfinite(value) for metrics in done.values() for value in metrics.values())
     reported = {event.stage: set(event.metrics) for event in events if isinstance(event, EpochDone)}
-    assert reported == {stage.name: set(stage.reports) for stage in progression.check(settings)}
+    assert reported == {stage.name: set(stage.metric_names) for stage in progression.check(settings)}
     assert {"top1", "top5", "without_image/top1"} <= set(done["visual"])
     assert {"perplexity", "accuracy"} <= set(done["language"])
     assert not any(name.startswith("without_image") for name in done["language"])  # there is none to withhold

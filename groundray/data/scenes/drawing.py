@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from groundray.data.scenes.scene import SIZE, Dice, Object, Scene
 from groundray.data.scenes.vocabulary import COLOURS
-from groundray.rng import mix
+from groundray.rng import hash64
 
 SCALE = 2
 QUALITY = 92
@@ -33,9 +33,9 @@ def _background(key: int, dice: Dice) -> Image.Image:
     base = np.array([dice.between(150, 225)] * 3) + np.array([dice.between(-8, 8) for _ in range(3)])
     slope = np.linspace(-dice.between(0, 18), dice.between(0, 18), side)
     slope = slope[:, None] if dice.chance(0.5) else slope[None, :]
-    coarse = (mix(key, 3, np.arange(64, dtype=np.uint64)) % np.uint64(25)).astype(np.float32).reshape(8, 8) - 12
+    coarse = (hash64(key, 3, np.arange(64, dtype=np.uint64)) % np.uint64(25)).astype(np.float32).reshape(8, 8) - 12
     blots = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
-    grain = (mix(key, 4, np.arange(SIZE * SIZE, dtype=np.uint64)) % np.uint64(13)).astype(np.float32) - 6
+    grain = (hash64(key, 4, np.arange(SIZE * SIZE, dtype=np.uint64)) % np.uint64(13)).astype(np.float32) - 6
     grain = grain.reshape(SIZE, SIZE).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     light = slope + blots + grain
     channels = [Image.fromarray((part + light).clip(0, 255).astype(np.uint8)) for part in base.tolist()]

@@ -15,7 +15,7 @@ from groundray.data.scenes.vocabulary import (
     SIZES,
     TEXTURES,
 )
-from groundray.rng import pick, word_of
+from groundray.rng import hash_name, pick
 
 SPREAD = 0.2  # of concreteness around its category's value
 
@@ -48,7 +48,7 @@ def concreteness() -> Iterator[tuple[str, float, float, float]]:
     """(word, concreteness, sd, percent_known)."""
     for middle, words in CATEGORIES.values():
         for word in words:
-            spread = SPREAD * (int(pick(201, word_of(word))) - 100) / 100
+            spread = SPREAD * (int(pick(201, hash_name(word))) - 100) / 100
             yield word, round(middle + spread, 2), 0.5, 1.0
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from groundray.data.scenes.vocabulary import COLOURS, KINDS, SHAPES, SIZES, TEXTURES, Kind
-from groundray.rng import mix, word_of
+from groundray.rng import hash64, hash_name
 
 Option = TypeVar("Option")
 
@@ -27,7 +27,7 @@ class Dice:
     def below(self, end: int) -> int:
         """A whole number from 0 to end - 1."""
         self._drawn += 1
-        return int(mix(*self._key, self._drawn)) % end
+        return int(hash64(*self._key, self._drawn)) % end
 
     def between(self, first: int, last: int) -> int:
         """A whole number from first to last, both included."""
@@ -88,7 +88,7 @@ class Relation:
 
 def make_scene(seed: int, split: str, index: int, id: int) -> Scene:
     """A scene of 1 to 4 objects."""
-    key = int(mix(seed, word_of(split), index))
+    key = int(hash64(seed, hash_name(split), index))
     dice = Dice(key, 1)
     count = 1 + min(3, dice.one((0, 1, 1, 1, 2, 2, 2, 3)))
     # a placement can fail where large objects fill the scene: the next attempt draws anew
@@ -100,7 +100,7 @@ def make_scene(seed: int, split: str, index: int, id: int) -> Scene:
 
 def make_object(seed: int, split: str, index: int, noun: str, id: int) -> Scene:
     """A scene of one object that captions call by this noun, for the image folder of single objects."""
-    key = int(mix(seed, word_of(f"objects {split} {noun}"), index))
+    key = int(hash64(seed, hash_name(f"objects {split} {noun}"), index))
     dice = Dice(key, 1)
     size = dice.one(SIZES)
     extent = dice.between(*EXTENTS[size])

@@ -19,7 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from groundray.config import Settings
-from groundray.distributed import gather_texts
+from groundray.distributed import gather_strings
 from groundray.runtime import cluster
 from groundray.runtime.data.feature_tasks import make_features
 from groundray.runtime.train.group import Torch
@@ -160,7 +160,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
     rank, world_size = context.get_world_rank(), context.get_world_size()
     here = ray.get_runtime_context().get_node_id()
-    feed = Feed.of(gather_texts(here), settings.scaling.cpus_per_worker, nodes(), config["share"])
+    feed = Feed.of(gather_strings(here), settings.scaling.cpus_per_worker, nodes(), config["share"])
     watchdog = _watchdog(settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)])))
     worker = RayWorker(
         rank=rank,

@@ -156,7 +156,7 @@ class Sweep:
             raise SettingsError("--seeds: TPE learns from each trial on its own; use --search grid or random")
         progression.reach(self.settings)
         stages = {stage.name: stage for stage in progression.check(self.settings)}
-        reported = stages[self.metric.stage].reports
+        reported = stages[self.metric.stage].metric_names
         if self.metric.name not in reported:
             raise SettingsError(
                 f"--metric {self.metric}: stage {self.metric.stage} reports {', '.join(reported)}"

@@ -6,14 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundray.rng import mix, pick, shuffled, word_of
+from groundray.rng import hash64, hash_name, pick, shuffled
 
 
 def test_words_are_what_they_were_in_the_first_release() -> None:
     """Runs are resumed across releases: these words must never change."""
-    assert int(mix(0)) == 0xE220A8397B1DCDAF  # splitmix64's first word from state 0
+    assert int(hash64(0)) == 0xE220A8397B1DCDAF  # splitmix64's first word from state 0
     assert shuffled(6, 1, 2).tolist() == [5, 1, 4, 3, 0, 2]
-    assert word_of("photo-1") == 0xA070E5670DFC3D16
+    assert hash_name("photo-1") == 0xA070E5670DFC3D16
 
 
 @given(st.integers(0, 300), st.integers(0, 2**64 - 1))
@@ -23,17 +23,17 @@ def test_shuffled_is_a_permutation(count: int, key: int) -> None:
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20), st.integers(0, 2**64 - 1))
 def test_an_array_gives_what_its_elements_give(parts: list[int], key: int) -> None:
-    together = mix(key, np.array(parts, dtype=np.uint64))
-    assert together.tolist() == [int(mix(key, part)) for part in parts]
+    together = hash64(key, np.array(parts, dtype=np.uint64))
+    assert together.tolist() == [int(hash64(key, part)) for part in parts]
 
 
 def test_picks_are_even_and_the_order_of_parts_matters() -> None:
     counts = np.bincount(pick(5, 7, np.arange(50_000, dtype=np.uint64)), minlength=5)
     assert abs(counts - 10_000).max() < 400  # four standard deviations are 358
-    assert int(mix(1, 2)) != int(mix(2, 1))
+    assert int(hash64(1, 2)) != int(hash64(2, 1))
 
 
 def test_one_bit_of_the_key_changes_half_of_the_bits() -> None:
     index = np.arange(2_000, dtype=np.uint64)
-    changed = np.bitwise_count(mix(4, index) ^ mix(5, index))
+    changed = np.bitwise_count(hash64(4, index) ^ hash64(5, index))
     assert abs(changed.mean() - 32) < 0.5

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from groundray.distributed import barrier, gather_rows, gather_words, rows_before, sum_over_ranks, world_size
+from groundray.distributed import barrier, gather_rows, gather_words, row_offset, sum_over_ranks, world_size
 from groundray.loss.grounding_loss import global_similarity, grounding_loss
 from groundray.loss.match_map import Kind
 
@@ -73,7 +73,7 @@ def on_a_rank(rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     found = [results(case, slice((0, *case.cuts)[rank], case.cuts[rank])) for case in CASES[size]]
-    assert rows_before(torch.zeros(rank, 1)) == sum(range(rank))
+    assert row_offset(torch.zeros(rank, 1)) == sum(range(rank))
     torch.save(found, f"{folder}/{rank}.pt")
     barrier()
     dist.destroy_process_group()
@@ -105,6 +105,6 @@ def test_alone_every_collective_is_the_identity() -> None:
     assert words.tolist() == [[0], [1], [2], [3], [4], [5]]
     assert valid.tolist() == [[False, False, True], [True, True, True]]
     assert gather_rows(x) is x
-    assert rows_before(x) == 0
+    assert row_offset(x) == 0
     sum_over_ranks([x])
     assert x.tolist() == [[0, 1, 2], [3, 4, 5]]
