@@ -43,9 +43,9 @@ def main(words: Sequence[str] | None = None) -> int:
     analyse: Callable[[argparse.Namespace, Console, Console], tuple[dict[str, Any], int]] = options.analyse
     try:
         go_home(errors.print)
-        file = Folder.reach(options.json) if options.json else None
+        file = Folder.connect(options.json) if options.json else None
         for place in _places(options):
-            Folder.reach(place)
+            Folder.connect(place)
         result, status = analyse(options, console, errors)
         if file:
             file.parent.make().write_json(file.name, result)

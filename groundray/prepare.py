@@ -123,7 +123,7 @@ def _visual_genome(options: argparse.Namespace, console: Console) -> None:
         raise ValueError(f"--val-share: expected a share between 0 and 1, got {options.val_share:g}")
     vocabulary = None
     if options.vocabulary:
-        Folder.reach(options.vocabulary)
+        Folder.connect(options.vocabulary)
         words = Dataset.open(options.vocabulary, "scene_graphs").vocabulary
         vocabulary = (words["predicates"], words["classes"])
         choices["vocabulary"] = vocabulary
@@ -178,7 +178,7 @@ def _graphs(
         "scene_graphs",
         visual_genome.rows(usable(images, graphs, rejected, console)),
         rejected,
-        {f"left out, {name}": count for name, count in found.left_out.items()} if told else {},
+        {f"left out, {name}": count for name, count in found.skipped.items()} if told else {},
         {"classes": found.classes, "predicates": found.predicates},
     )
 

@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     try:
         ready(options, errors)
-        file = Folder.reach(options.json) if options.json else None
+        file = Folder.connect(options.json) if options.json else None
         found = _search(options, console)
         if file:
             file.parent.make().write_json(file.name, found)

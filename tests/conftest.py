@@ -136,7 +136,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
 
     root = tmp_path_factory.mktemp("world")
     source = root / "source"
-    write_world(source, num_scenes=72, num_val=20, objects_a_noun=4, workers=1)
+    write_world(source, num_scenes=72, num_val=20, objects_per_noun=4, workers=1)
     words = None
     for split in ("train", "val"):
         captioned = coco.read_captions(source / "coco" / "annotations" / f"captions_{split}.json").images

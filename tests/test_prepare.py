@@ -19,7 +19,7 @@ from servers import Server
 from groundray import prepare
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
-from groundray.storage.atomic import is_empty, whole_folder
+from groundray.storage.atomic import atomic_folder, is_empty
 from groundray.storage.folder import Folder
 
 
@@ -208,12 +208,12 @@ def test_a_killed_process_leaves_no_half_data_set(tmp_path: Path) -> None:
     out = tmp_path / "shards"
     script = (
         "import sys\n"
-        "from groundray.storage.atomic import whole_folder\n"
+        "from groundray.storage.atomic import atomic_folder\n"
         "from groundray.data.shards import write_shards\n"
         "from groundray.storage.folder import Folder\n"
         "row = {'image': b'x' * 2**16, 'width': 8, 'height': 8, 'captions': ['a']}\n"
         "rows = ({'id': str(i), **row} for i in range(int(sys.argv[2])))\n"
-        "with whole_folder(Folder.at(sys.argv[1]), last='dataset.json') as aside:\n"
+        "with atomic_folder(Folder.at(sys.argv[1]), marker='dataset.json') as aside:\n"
         "    write_shards(aside, 'captions', rows, {}, {}, row_group_bytes=2**17)\n"
     )
     endless = subprocess.Popen([sys.executable, "-c", script, str(out), str(10**9)])
@@ -233,14 +233,14 @@ def test_a_killed_process_leaves_no_half_data_set(tmp_path: Path) -> None:
 
 def test_a_folder_appears_whole_or_not_at_all(anywhere: str) -> None:
     out = Folder.at(anywhere) / "data"
-    with pytest.raises(RuntimeError, match="stop"), whole_folder(out, "index") as aside:  # noqa: PT012
+    with pytest.raises(RuntimeError, match="stop"), atomic_folder(out, "index") as aside:  # noqa: PT012
         (aside / "part").make().write_bytes("half", b"x")
         raise RuntimeError("stop")
     assert out.parent.names() == []
     assert is_empty(out)
 
     for round in ("first", "second"):
-        with whole_folder(out, "index") as aside:
+        with atomic_folder(out, "index") as aside:
             (aside / "part").make().write_bytes(round, b"new")
             (aside / "part").write_bytes("index", b"last")
             assert out.names() == ([] if round == "first" else ["part"])
@@ -255,7 +255,7 @@ def test_what_a_killed_process_left_aside_goes(anywhere: str) -> None:
     left.make().write_json("begun.json", {"time": time.time() - 8 * 24 * 3600})
     other = out.parent / ".writing/other-0123abcd"
     other.make().write_json("begun.json", {"time": 0})
-    with whole_folder(out, "index") as aside:
+    with atomic_folder(out, "index") as aside:
         aside.write_bytes("index", b"")
         assert not left.exists()
     assert other.exists("begun.json")  # beside another folder, which may be somebody else's
@@ -272,15 +272,15 @@ def test_what_was_half_brought_to_a_store_is_nothing(s3: Server, monkeypatch: py
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Folder, "copy", killed)
-    with pytest.raises(KeyboardInterrupt), whole_folder(out, "index") as aside:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), atomic_folder(out, "index") as aside:  # noqa: PT012
         for name in ("index", "shard"):
             aside.write_bytes(name, b"1")
     monkeypatch.setattr(Folder, "copy", real)
     assert "shard" in out.names()
     assert "index" not in out.names()
     assert is_empty(out)
-    with whole_folder(out, "index") as aside:
+    with atomic_folder(out, "index") as aside:
         aside.write_bytes("index", b"2")
     assert out.files() == ["index"]
-    with pytest.raises(ValueError, match="got the bucket itself"), whole_folder(out.parent, "index"):
+    with pytest.raises(ValueError, match="got the bucket itself"), atomic_folder(out.parent, "index"):
         pass

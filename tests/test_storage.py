@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 from servers import NO_BUCKET, Server
 
-from groundray.storage.folder import Folder, object_store, size_of
+from groundray.storage.folder import Folder, format_bytes, object_store
 from groundray.storage.object_store import Patience
 
 BAD_NAMES = ["../other", "/etc/passwd", "a/../../other", "nul\0"]
@@ -39,7 +39,7 @@ def test_a_name_that_leaves_the_folder_is_refused(anywhere: str, name: str) -> N
     ("count", "shown"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (158e6, "158 MB"), (23.74e9, "23.7 GB")]
 )
 def test_sizes_are_told_in_the_unit_that_suits(count: float, shown: str) -> None:
-    assert size_of(int(count)) == shown
+    assert format_bytes(int(count)) == shown
 
 
 def test_a_folder_that_is_not_there_is_empty(anywhere: str) -> None:
@@ -82,7 +82,7 @@ def test_upload_and_download_copy_a_tree(anywhere: str, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "large").read_bytes() == (source / "large").read_bytes()
     (folder / "model").copy(["deep/file"], folder / "other")
     assert folder.read_bytes("other/deep/file") == b"content"
-    with (folder / "model").here() as here:
+    with (folder / "model").local_copy() as here:
         assert (here / "deep" / "file").read_text() == "content"
     assert here.exists() == folder.local
     folder.delete("model")
@@ -148,7 +148,7 @@ def seconds_to_refuse(url: str, what: str) -> float:
     """For how long a store is looked at that cannot be used; the error is one line that has the URL and `what`."""
     began = time.monotonic()
     with pytest.raises(OSError, match=what) as caught:
-        Folder.reach(url)
+        Folder.connect(url)
     assert str(caught.value).startswith(url)
     assert "\n" not in str(caught.value)
     return time.monotonic() - began

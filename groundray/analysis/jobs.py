@@ -31,7 +31,7 @@ from groundray.config import Settings
 from groundray.data.plan import Cursor
 from groundray.data.schema import INDEX, Dataset
 from groundray.data.stream import Source, stream
-from groundray.data.tokenization import WordPieces
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.model import export
 from groundray.model.export import About
 from groundray.stage.grounding import captions
@@ -202,7 +202,7 @@ def _through_images(wanted: Wanted) -> Plan:
         exported = export.load(checkpoint, "grounding")
         S = similarities(
             exported.model,
-            WordPieces(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+            WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
             [*(phrases.phrase[row] for row in own.rows), *kept],
             _batches(captions(settings, stage, exported.tokenizer, shards, shuffle=False)),
             stage.similarity,

@@ -27,7 +27,7 @@ from groundray.data.plan import Cursor, Plan
 from groundray.data.schema import Dataset
 from groundray.data.shards import write_shards
 from groundray.data.stream import Source, Step, assemble, decode, read, rows_of, stream, windows
-from groundray.data.tokenization import WordPieces
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.runtime import cluster
 from groundray.runtime.train.resources import Feed
 from groundray.storage.folder import Folder
@@ -164,7 +164,7 @@ def timed(begin: Callable[[], Iterator[Step]], steps: int, batch_size: int) -> C
 
 def training_source(dataset: Dataset, batch_size: int) -> Source:
     """What the grounding stage trains on: shuffled windows, and captions drawn at each visit."""
-    samples = CaptionSamples(WordPieces(spelling().to_str(), PIECES), CentreCrop(RESIZE, CROP), seed=0)
+    samples = CaptionSamples(WordPieceTokenizer(spelling().to_str(), PIECES), CentreCrop(RESIZE, CROP), seed=0)
     return Source(dataset, samples, Plan(tuple(dataset.group_sizes.tolist()), batch_size))
 
 

@@ -41,7 +41,7 @@ def ready(options: argparse.Namespace, errors: Console) -> None:
     go_home(errors.print)
     for place in places_of(options).values():
         if place:
-            Folder.reach(place)
+            Folder.connect(place)
 
 
 def indexed(options: argparse.Namespace, console: Console) -> tuple[Towers, IndexParts]:
@@ -54,7 +54,7 @@ def indexed(options: argparse.Namespace, console: Console) -> tuple[Towers, Inde
     from groundray.image_search.index import index_parts, open_pool, place_beside
     from groundray.image_search.towers import Towers
     from groundray.runtime import cluster
-    from groundray.storage.folder import size_of
+    from groundray.storage.folder import format_bytes
 
     pool, towers = open_pool(options.images), Towers.load(options.checkpoint)
     one = index_parts(towers, pool, options.index or place_beside(options.checkpoint))
@@ -62,7 +62,7 @@ def indexed(options: argparse.Namespace, console: Console) -> tuple[Towers, Inde
         return towers, one
     started, missing = time.monotonic(), one.missing_rows
     console.print(
-        f"index   {missing:,} of {pool.rows:,} images, about {size_of(one.bytes)} all together, to {one.folder}"
+        f"index   {missing:,} of {pool.rows:,} images, about {format_bytes(one.bytes)} all together, to {one.folder}"
     )
     with cluster.connect(verbose=options.verbose):
         from groundray.runtime.data.index_tasks import make_index  # brings Ray Data, which the cluster has made quiet

@@ -17,9 +17,9 @@ from rich.progress import track
 
 from groundray.data.schema import INDEX, REJECTED, Dataset
 from groundray.data.shards import write_shards
-from groundray.data.sources.image_files import Checked
+from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.rejected import Rejected, tally
-from groundray.storage.atomic import is_empty, whole_folder
+from groundray.storage.atomic import atomic_folder, is_empty
 from groundray.storage.folder import Folder
 
 LINE_SECONDS = 10.0
@@ -55,13 +55,13 @@ class Prepared:
 
 def usable(
     folder: Folder, items: Sequence[Item], rejected: list[Rejected], console: Console
-) -> Iterator[tuple[Item, Checked]]:
+) -> Iterator[tuple[Item, CheckedImage]]:
     """The items whose image can be used, with its file; of the others `rejected` says why. Reads on the cluster."""
     from groundray.runtime.data.image_checks import checked_images
 
     files = checked_images(folder, [item.file_names for item in items])
     for item, file in zip(progress(items, "images", console), files, strict=True):
-        if isinstance(file, Checked):
+        if isinstance(file, CheckedImage):
             yield item, file
         else:
             rejected.append(Rejected("image", item.id, file.reason, str(file)))
@@ -77,7 +77,7 @@ def write(
     from groundray.runtime import cluster
 
     told: list[str] = []
-    with whole_folder(Folder.at(options.out), last=INDEX) as aside:
+    with atomic_folder(Folder.at(options.out), marker=INDEX) as aside:
         prepared = parts(aside) if callable(parts) else parts
         with_images = any(one.kind != "text" for one in prepared.values())
         with cluster.connect(verbose=options.verbose) if with_images else contextlib.nullcontext():
@@ -162,7 +162,7 @@ def is_prepared(options: argparse.Namespace, parts: Sequence[str], source: dict[
         OSError: `--out` is in a store that does not answer.
         ValueError: something else is there, and it is not to be overwritten.
     """
-    out = Folder.reach(options.out)
+    out = Folder.connect(options.out)
     if is_empty(out):
         return False
     there = [_dataset_at(out / part) for part in parts]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from groundray.storage.folder import size_of
+from groundray.storage.folder import format_bytes
 from groundray.training.events import (
     Attempted,
     EpochDone,
@@ -51,7 +51,7 @@ class Reporter:
             case FeaturesStarted():
                 self.console.print(
                     f"{event.what}  trunk features of {event.missing:,} of {event.images:,} images, "
-                    f"{size_of(event.bytes)} all together, to {event.folder}"
+                    f"{format_bytes(event.bytes)} all together, to {event.folder}"
                 )
             case FeaturesDone():
                 self.console.print(f"{event.what}  trunk features are there after {event.seconds:.0f} s")

@@ -20,7 +20,7 @@ Some = TypeVar("Some", bound="Batch")
 Images = TypeVar("Images", bound="ImageBatch")
 Pixels = UInt8[Tensor, "sample 3 height width"]
 FeatureMaps = BFloat16[Tensor, "sample channel row column"]
-Pictures = UInt8[np.ndarray, "sample 3 height width"] | UInt16[np.ndarray, "sample channel row column"]
+ImageArrays = UInt8[np.ndarray, "sample 3 height width"] | UInt16[np.ndarray, "sample channel row column"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class CaptionBatch(ImageBatch):
     @staticmethod
     def of(
         ids: list[str],
-        images: Pictures,
+        images: ImageArrays,
         tokens: Int[np.ndarray, "sample slot"],
         lengths: Int[np.ndarray, " sample"],
     ) -> CaptionBatch:
@@ -79,7 +79,7 @@ class LabelledBatch(ImageBatch):
     labels: Int[Tensor, " sample"]
 
     @staticmethod
-    def of(ids: list[str], images: Pictures, labels: Int[np.ndarray, " sample"]) -> LabelledBatch:
+    def of(ids: list[str], images: ImageArrays, labels: Int[np.ndarray, " sample"]) -> LabelledBatch:
         """The batch of decoded rows."""
         return LabelledBatch(tuple(ids), _images(images), _tensor(labels))
 
@@ -126,7 +126,7 @@ class SceneGraphBatch(ImageBatch):
     @staticmethod
     def of(
         ids: list[str],
-        images: Pictures,
+        images: ImageArrays,
         tokens: Int[np.ndarray, "object slot"],
         lengths: Int[np.ndarray, " object"],
         image: Int[np.ndarray, " object"],
@@ -154,7 +154,7 @@ def _texts(
     return _tensor(tokens[:, :longest].astype(np.int64)), torch.from_numpy(np.arange(longest) < lengths[:, None])
 
 
-def _images(array: Pictures) -> Tensor:
+def _images(array: ImageArrays) -> Tensor:
     """Pixels as they are; the bits of feature maps as bfloat16, a type that numpy has not."""
     images = _tensor(array)
     return images.view(torch.bfloat16) if images.dtype == torch.uint16 else images

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from groundray.data.image_inputs import Pictures
-from groundray.data.tokenization import WordPieces
-from groundray.rng import hash_name, pick
+from groundray.data.image_inputs import ImageInputs
+from groundray.data.tokenization import WordPieceTokenizer
+from groundray.rng import pick, hash_name
 
 if TYPE_CHECKING:
     from groundray.data.batches import CaptionBatch
@@ -25,13 +25,13 @@ class CaptionSamples:
     """Samples of kind `captions`.
 
     Attributes:
-        pieces: how captions become word pieces.
-        pictures: what is made of the images.
+        tokenizer: how captions become word pieces.
+        image_inputs: how the images become arrays.
         seed: of the draw of captions; None takes each image's first caption, as validation does.
     """
 
-    pieces: WordPieces
-    pictures: Pictures
+    tokenizer: WordPieceTokenizer
+    image_inputs: ImageInputs
     seed: int | None = None
     kind: str = "captions"
     columns: tuple[str, ...] = ("id", "image", "captions")
@@ -39,14 +39,14 @@ class CaptionSamples:
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
         """`id`, `image` and the `caption` drawn for this epoch by (seed, epoch, id)."""
         drawn = table.select(["id", "image"]).append_column("caption", drawn_captions(table, self.seed, epoch))
-        return self.pictures.draw(drawn, epoch)
+        return self.image_inputs.draw(drawn, epoch)
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
         """`id`, `image`, `tokens` (int32 [sample max_tokens]) and `length` of each row."""
-        tokens, lengths = self.pieces.encode(table["caption"].to_pylist())
+        tokens, lengths = self.tokenizer.encode(table["caption"].to_pylist())
         return {
             "id": np.array(table["id"].to_pylist(), dtype=np.str_),
-            "image": self.pictures.arrays(table),
+            "image": self.image_inputs.arrays(table),
             "tokens": tokens,
             "length": lengths,
         }

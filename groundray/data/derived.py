@@ -21,8 +21,8 @@ import joblib
 import pyarrow as pa
 
 from groundray.data.schema import INDEX, Dataset
-from groundray.data.shards import as_shard, index, read_group
-from groundray.storage.folder import Folder, size_of
+from groundray.data.shards import encode_shard, index, read_group
+from groundray.storage.folder import Folder, format_bytes
 
 PART_BYTES = 16 * 2**20
 BATCH = 32  # rows that are encoded together
@@ -46,17 +46,17 @@ class Parts(ABC):
     kind: ClassVar[str]  # of data set that is made, a key of `schema.KINDS`
     what: ClassVar[str]  # for a person
     more_room: ClassVar[str]  # how a person finds more, where there is not enough
-    rows_a_group: ClassVar[int | None] = None  # of a part, which by default is one row group
+    rows_per_group: ClassVar[int | None] = None  # of a part, which by default is one row group
 
     @property
     @abstractmethod
-    def bytes_a_row(self) -> int:
+    def bytes_per_row(self) -> int:
         """About how many bytes a row takes."""
 
     @property
     def bytes(self) -> int:
         """Of all rows."""
-        return self.dataset.rows * self.bytes_a_row
+        return self.dataset.rows * self.bytes_per_row
 
     def made(self) -> Dataset | None:
         """The data set, once all of it is there."""
@@ -64,7 +64,7 @@ class Parts(ABC):
 
     def parts(self, group: int) -> dict[str, range]:
         """The files of a row group, and the rows that each holds, counted from the group's first."""
-        rows, most = int(self.dataset.group_sizes[group]), max(1, PART_BYTES // self.bytes_a_row)
+        rows, most = int(self.dataset.group_sizes[group]), max(1, PART_BYTES // self.bytes_per_row)
         starts = range(0, rows, most)
         return {f"part-{group:05d}-{n:03d}.parquet": range(at, min(at + most, rows)) for n, at in enumerate(starts)}
 
@@ -101,11 +101,11 @@ class Parts(ABC):
         if not self.folder.local:
             return
         free = shutil.disk_usage(self.folder.make().path).free
-        needed = self.missing_rows * self.bytes_a_row
+        needed = self.missing_rows * self.bytes_per_row
         if needed > free:
             raise ValueError(
-                f"{self.what} of {self.dataset.folder} take {size_of(needed)} more, there are {size_of(free)} free "
-                f"at {self.folder}: {self.more_room}"
+                f"{self.what} of {self.dataset.folder} take {format_bytes(needed)} more, there are "
+                f"{format_bytes(free)} free at {self.folder}: {self.more_room}"
             )
 
     def make(
@@ -146,7 +146,7 @@ class Parts(ABC):
                 if sum(map(len, done)) == len(missing[name]):
                     whole = pa.concat_tables(done)
                     columns_made = dict(zip(whole.column_names, whole.columns, strict=True))
-                    self.folder.write_bytes(name, as_shard(self.kind, columns_made, self.rows_a_group))
+                    self.folder.write_bytes(name, encode_shard(self.kind, columns_made, self.rows_per_group))
                     done.clear()
         return sum(map(len, missing.values()))
 

@@ -15,7 +15,7 @@ from groundray.rng import hash64, hash_name
 _CROP = 4  # keeps the draw of crops independent of other draws
 
 
-class Pictures(Protocol):
+class ImageInputs(Protocol):
     """How the column `image` of some rows becomes an array."""
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:

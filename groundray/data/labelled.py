@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from groundray.data.image_inputs import Pictures
+from groundray.data.image_inputs import ImageInputs
 
 if TYPE_CHECKING:
     from groundray.data.batches import LabelledBatch
@@ -21,18 +21,18 @@ class LabelledSamples:
     """Samples of kind `labelled_images`.
 
     Attributes:
-        pictures: what is made of the images.
+        image_inputs: how the images become arrays.
         classes: how many there are.
     """
 
-    pictures: Pictures
+    image_inputs: ImageInputs
     classes: int
     kind: str = "labelled_images"
     columns: tuple[str, ...] = ("id", "image", "label")
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
         """The table with its pictures drawn."""
-        return self.pictures.draw(table, epoch)
+        return self.image_inputs.draw(table, epoch)
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
         """`id`, `image` and `label` (int64) of each row.
@@ -49,7 +49,7 @@ class LabelledSamples:
                 "run `python -m groundray.prepare image-folder` again"
             )
         ids = np.array(table["id"].to_pylist(), dtype=np.str_)
-        return {"id": ids, "image": self.pictures.arrays(table), "label": labels}
+        return {"id": ids, "image": self.image_inputs.arrays(table), "label": labels}
 
     def collate(self, arrays: Mapping[str, npt.NDArray[Any]]) -> LabelledBatch:
         """The batch of some decoded rows."""

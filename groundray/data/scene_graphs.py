@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from groundray.data.image_inputs import Pictures
-from groundray.data.tokenization import WordPieces
+from groundray.data.image_inputs import ImageInputs
+from groundray.data.tokenization import WordPieceTokenizer
 
 if TYPE_CHECKING:
     from groundray.data.batches import SceneGraphBatch
@@ -24,13 +24,13 @@ class SceneGraphSamples:
     An image has any number of objects and relations, so these travel as the bytes of int32 arrays.
 
     Attributes:
-        pieces: how phrases become word pieces.
-        pictures: what is made of the images.
+        tokenizer: how phrases become word pieces.
+        image_inputs: how the images become arrays.
         predicates, classes: how many there are, `none` (index 0) aside.
     """
 
-    pieces: WordPieces
-    pictures: Pictures
+    tokenizer: WordPieceTokenizer
+    image_inputs: ImageInputs
     predicates: int
     classes: int
     kind: str = "scene_graphs"
@@ -38,7 +38,7 @@ class SceneGraphSamples:
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
         """The table with its pictures drawn: nothing about a scene graph is random."""
-        return self.pictures.draw(table, epoch)
+        return self.image_inputs.draw(table, epoch)
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
         """`id` and `image` of each row, and as bytes of int32 `classes` [object],
@@ -51,11 +51,11 @@ class SceneGraphSamples:
         for row in rows:
             self._check(row)
         phrases = [item["phrase"] for row in rows for item in row["objects"]]
-        tokens, lengths = self.pieces.encode(phrases)
+        tokens, lengths = self.tokenizer.encode(phrases)
         ends = np.cumsum([len(row["objects"]) for row in rows], dtype=np.int64)[:-1]
         return {
             "id": np.array([row["id"] for row in rows], dtype=np.str_),
-            "image": self.pictures.arrays(table),
+            "image": self.image_inputs.arrays(table),
             "tokens": _bytes(np.split(tokens, ends) if rows else []),
             "lengths": _bytes(np.split(lengths, ends) if rows else []),
             "classes": _bytes([[item["class"] - 1 for item in row["objects"]] for row in rows]),
@@ -76,7 +76,7 @@ class SceneGraphSamples:
         return SceneGraphBatch.of(
             ids=arrays["id"].tolist(),
             images=arrays["image"],
-            tokens=_joined(_ragged(arrays["tokens"])).reshape(-1, self.pieces.most),
+            tokens=_joined(_ragged(arrays["tokens"])).reshape(-1, self.tokenizer.max_tokens),
             lengths=_joined(_ragged(arrays["lengths"])),
             image=np.repeat(np.arange(len(counts)), counts),
             classes=_joined(classes).astype(np.int64),

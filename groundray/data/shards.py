@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from groundray.data.schema import ROW_GROUP_BYTES, Dataset, Shard, arrow_schema
 from groundray.storage.folder import Folder
 
-GROUPS_A_SHARD = 16
+GROUPS_PER_SHARD = 16
 READS = 8  # at a time; a store takes its time to answer, and hardly longer for many
 # data sets that nobody has to prepare
 MADE_AGAIN = {
@@ -70,12 +70,12 @@ def index(folder: Folder, kind: str, files: Sequence[str], source: dict[str, Any
     return dataset
 
 
-def as_shard(kind: str, columns: Mapping[str, Any], rows_a_group: int | None = None) -> bytes:
+def encode_shard(kind: str, columns: Mapping[str, Any], rows_per_group: int | None = None) -> bytes:
     """A shard of one row group, or of row groups of so many rows."""
     table = pa.table(columns, schema=arrow_schema(kind))
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, **OPTIONS) as writer:
-        writer.write_table(table, row_group_size=rows_a_group or max(1, len(table)))
+        writer.write_table(table, row_group_size=rows_per_group or max(1, len(table)))
     return sink.getvalue().to_pybytes()
 
 
@@ -179,11 +179,11 @@ def _groups(rows: Iterable[dict[str, Any]], most: int) -> Iterator[list[dict[str
 
 
 def _shards(groups: Iterator[list[dict[str, Any]]]) -> Iterator[Iterator[list[dict[str, Any]]]]:
-    """The groups in shards of GROUPS_A_SHARD; each must be used up before the next is asked for."""
+    """The groups in shards of GROUPS_PER_SHARD; each must be used up before the next is asked for."""
 
     def rest_of_shard(first: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield first
-        for _ in range(GROUPS_A_SHARD - 1):
+        for _ in range(GROUPS_PER_SHARD - 1):
             if (group := next(groups, None)) is None:
                 return
             yield group

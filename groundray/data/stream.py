@@ -96,30 +96,31 @@ class Step:
         return replace(self, chunks=tuple((chunk, batch.without_images(blank)) for chunk, batch in self.chunks))
 
 
-class Kept:
-    """The steps of a validation set, read once and kept where all of them fit into `most` bytes, else read each time.
+class CachedBatches:
+    """The steps of a validation set, cached in memory if they take at most `max_bytes`, otherwise read each time.
 
-    Starting to read costs seconds on a cluster, at the end of each epoch.
+    Starting a stream costs seconds on a cluster, at the end of each epoch.
     """
 
-    def __init__(self, read: Callable[[], Iterator[Step]], most: int = 2**28):
-        self._read, self._most = read, most
-        self._steps: list[Step] | None = None
+    def __init__(self, read: Callable[[], Iterator[Step]], max_bytes: int = 2**28):
+        self._read, self._max_bytes = read, max_bytes
+        self._cached: list[Step] | None = None
 
     def __iter__(self) -> Iterator[Step]:
-        if self._steps is not None:
-            yield from self._steps
+        if self._cached is not None:
+            yield from self._cached
             return
-        kept, size = [], 0
+        steps: list[Step] = []
+        size = 0
         for step in self._read():
             size += step.nbytes
-            if size <= self._most:
-                kept.append(step)
+            if size <= self._max_bytes:
+                steps.append(step)
             else:
-                kept.clear()
+                steps.clear()
             yield step
-        if size <= self._most:
-            self._steps = kept
+        if size <= self._max_bytes:
+            self._cached = steps
 
 
 def windows(plan: Plan, cursor: Cursor, epochs: int) -> Iterator[Window]:
@@ -175,7 +176,7 @@ def _undecodable(source: Source, table: pa.Table, error: Exception) -> str:
     return f"{source.dataset.folder}: some of {len(table)} samples cannot be decoded: {error}"
 
 
-def nothing(source: Source) -> dict[str, npt.NDArray[Any]]:
+def empty_arrays(source: Source) -> dict[str, npt.NDArray[Any]]:
     """The arrays of no row at all."""
     empty = arrow_schema(source.samples.kind).empty_table().select(list(source.samples.columns))
     rows = pa.array([], pa.int64())

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from groundray.data.captions import drawn_captions
-from groundray.data.tokenization import WordPieces
-from groundray.rng import hash64, hash_name, pick
+from groundray.data.tokenization import WordPieceTokenizer
+from groundray.rng import hash64, pick, hash_name
 
 if TYPE_CHECKING:
     from groundray.data.batches import TextBatch
 
 _MASK, _ACTION, _REPLACEMENT = 5, 6, 7  # keep these draws independent of each other and of others
-KEPT = -100  # the target of a word piece that is not to be predicted (torch's `ignore_index`)
+IGNORE_INDEX = -100  # the target of a word piece that is not to be predicted (torch's `ignore_index`)
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class TextSamples:
 
     Attributes:
         kind: `text`, or `captions` (their images are not read).
-        pieces: how texts become word pieces.
-        share: of the word pieces that are drawn.
+        tokenizer: how texts become word pieces.
+        mask_fraction: fraction of the word pieces that are masked.
         seed: of the masks, and of the draw of captions; None takes each image's first caption and masks the same word
             pieces at every visit, as validation does.
     """
 
     kind: str
-    pieces: WordPieces
-    share: float
+    tokenizer: WordPieceTokenizer
+    mask_fraction: float
     seed: int | None = None
 
     @property
@@ -54,21 +54,21 @@ class TextSamples:
         return pa.table({"id": table["id"], "text": texts, "mask": pa.array(keys, pa.uint64())})
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        """`id`, `tokens` (int32 [sample max_tokens], masked), `length`, and `target` (int32, as `tokens`; KEPT where
-        nothing is to be predicted) of each row."""
-        tokens, lengths = self.pieces.encode(table["text"].to_pylist())
+        """`id`, `tokens` (int32 [sample max_tokens], masked), `length`, and `target` (int32, as `tokens`; IGNORE_INDEX
+        where nothing is to be predicted) of each row."""
+        tokens, lengths = self.tokenizer.encode(table["text"].to_pylist())
         places = np.arange(tokens.shape[1], dtype=np.uint64)
         keys = table["mask"].to_numpy()[:, None]
         inner = (places > 0) & (places < lengths[:, None].astype(np.uint64) - np.uint64(1))
-        drawn = inner & (_share(hash64(keys, places)) < self.share)
-        action = _share(hash64(keys, _ACTION, places))
+        drawn = inner & (_uniform(hash64(keys, places)) < self.mask_fraction)
+        action = _uniform(hash64(keys, _ACTION, places))
         other = self._words[pick(len(self._words), keys, _REPLACEMENT, places)]
         masked = np.where(action < 0.8, self._mask, np.where(action < 0.9, other, tokens))
         return {
             "id": np.array(table["id"].to_pylist(), dtype=np.str_),
             "tokens": np.where(drawn, masked, tokens).astype(np.int32),
             "length": lengths,
-            "target": np.where(drawn, tokens, KEPT).astype(np.int32),
+            "target": np.where(drawn, tokens, IGNORE_INDEX).astype(np.int32),
         }
 
     def collate(self, arrays: Mapping[str, npt.NDArray[Any]]) -> TextBatch:
@@ -79,7 +79,7 @@ class TextSamples:
 
     @cached_property
     def _mask(self) -> int:
-        found = self.pieces.loaded.token_to_id("[MASK]")
+        found = self.tokenizer.backend.token_to_id("[MASK]")
         if found is None:
             raise ValueError("masked language modelling needs a tokenizer with [MASK]")
         return found
@@ -87,7 +87,7 @@ class TextSamples:
     @cached_property
     def _words(self) -> npt.NDArray[np.int32]:
         """The ids of what can stand in a text: everything but special tokens."""
-        tokenizer = self.pieces.loaded
+        tokenizer = self.tokenizer.backend
         special = [id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special]
         return np.setdiff1d(np.arange(tokenizer.get_vocab_size(), dtype=np.int32), special).astype(np.int32)
 
@@ -95,6 +95,6 @@ class TextSamples:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
-def _share(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+def _uniform(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
     """Numbers from 0 to 1."""
     return words / 2.0**64

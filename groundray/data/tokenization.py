@@ -1,4 +1,4 @@
-"""Texts as word pieces, without torch or transformers: decoding processes need neither."""
+"""Texts as word pieces, without torch or transformers, which decoding processes do not load."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
-class WordPieces:
-    """How texts become word pieces.
+class WordPieceTokenizer:
+    """Turns texts into word piece ids.
 
     Attributes:
-        tokenizer: a `tokenizers` tokenizer as JSON text.
-        most: word pieces of a text, [CLS] and [SEP] included; longer texts lose words, never [SEP].
+        json: a `tokenizers` tokenizer as JSON text.
+        max_tokens: maximum number of word pieces of a text, [CLS] and [SEP] included. Longer texts lose their last
+            words, never [SEP].
     """
 
-    tokenizer: str
-    most: int
+    json: str
+    max_tokens: int
 
-    def encode(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "text {self.most}"], Int[np.ndarray, " text"]]:
-        """The ids (int32) of each text's word pieces, padded with 0, and how many there are of each."""
-        encodings = self.loaded.encode_batch(list(texts))
-        ids = np.zeros((len(encodings), self.most), dtype=np.int32)
-        for place, encoding in enumerate(encodings):
-            ids[place, : len(encoding.ids)] = encoding.ids
+    def encode(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "text {self.max_tokens}"], Int[np.ndarray, " text"]]:
+        """Return the word piece ids (int32) of each text, padded with 0, and the number of word pieces of each."""
+        encodings = self.backend.encode_batch(list(texts))
+        ids = np.zeros((len(encodings), self.max_tokens), dtype=np.int32)
+        for row, encoding in enumerate(encodings):
+            ids[row, : len(encoding.ids)] = encoding.ids
         return ids, np.array([len(encoding.ids) for encoding in encodings], dtype=np.int32)
 
     @cached_property
-    def loaded(self) -> Tokenizer:
+    def backend(self) -> Tokenizer:
         """The tokenizer, with truncation and without padding."""
-        tokenizer = Tokenizer.from_str(self.tokenizer)
-        tokenizer.enable_truncation(self.most)
+        tokenizer = Tokenizer.from_str(self.json)
+        tokenizer.enable_truncation(self.max_tokens)
         tokenizer.no_padding()
         return tokenizer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer, "most": self.most}
+        return {"json": self.json, "max_tokens": self.max_tokens}

@@ -14,7 +14,7 @@ from tokenizers import Encoding
 from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.image_inputs import CentreCrop
-from groundray.data.tokenization import WordPieces
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.data.transforms import centre_box
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.uploads import model_input
@@ -76,13 +76,13 @@ class Matcher:
 
     Attributes:
         crop: part of a picture that the model sees.
-        pieces: the tokenizer.
+        tokenizer: turns texts into word piece ids.
         kind, special_tokens: as the grounding stage was trained.
     """
 
     model: GroundedModel
     crop: CentreCrop
-    pieces: WordPieces
+    tokenizer: WordPieceTokenizer
     kind: Kind
     special_tokens: bool
 
@@ -94,9 +94,9 @@ class Matcher:
         exported = export.load(checkpoint, STAGE)
         settings = exported.about.settings
         stage, size = config.Grounding(**settings[STAGE]), settings["model"]["image_size"]
-        pieces = WordPieces(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
+        tokenizer = WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
         crop = CentreCrop(stage.resize or size, size)
-        return Matcher(exported.model, crop, pieces, stage.similarity, stage.special_tokens)
+        return Matcher(exported.model, crop, tokenizer, stage.similarity, stage.special_tokens)
 
     @torch.no_grad()
     def match(self, text: str, encoded: bytes) -> Match:
@@ -104,14 +104,14 @@ class Matcher:
 
         Raises:
             BadQuery: the text has no words.
-            Unusable: the picture is damaged.
+            UnusableImage: the picture is damaged.
         """
-        encoding = self.pieces.loaded.encode(text)
+        encoding = self.tokenizer.backend.encode(text)
         words = _words(encoding)
         if not words:
             raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no words")
         pixels = model_input(encoded, self.crop)[None]
-        ids, lengths = self.pieces.encode([text])
+        ids, lengths = self.tokenizer.encode([text])
         V, W, valid = encode(self.model, CaptionBatch.of([""], pixels, ids, lengths), self.special_tokens)
         side = round(V.shape[1] ** 0.5)
         maps = match_map(V[0], W[0], self.kind).T.unflatten(1, (side, side)).numpy()

@@ -56,10 +56,10 @@ class IndexParts(Parts):
     kind = "image_vectors"
     what = "vectors and thumbnails"
     more_room = "give a larger place with --index"
-    rows_a_group = ROWS_A_GROUP
+    rows_per_group = ROWS_A_GROUP
 
     @property
-    def bytes_a_row(self) -> int:
+    def bytes_per_row(self) -> int:
         return 4 * self.width + THUMBNAIL_BYTES
 
 

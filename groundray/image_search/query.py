@@ -139,7 +139,7 @@ class Search:
         """Find the images nearest to a text, to an image, or to a mix of both (see `Query`).
 
         Raises:
-            BadQuery, UnknownImage, Unusable: the query is invalid; the message says why.
+            BadQuery, UnknownImage, UnusableImage: the query is invalid; the message says why.
         """
         ((answer,),) = self.answer([self.prepare(Query(text, image, (alpha,), k))])
         return answer.hits
@@ -148,7 +148,7 @@ class Search:
         """Check a query: its text has words, and its image is in the pool or can be decoded.
 
         Raises:
-            BadQuery, UnknownImage, Unusable: the query is invalid; the message says why.
+            BadQuery, UnknownImage, UnusableImage: the query is invalid; the message says why.
         """
         if query.text:
             self.towers.check_text(query.text)

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 
 from groundray import config
 from groundray.data.image_inputs import CentreCrop
-from groundray.data.tokenization import WordPieces
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.image_search.errors import BadQuery
 from groundray.model import export
 from groundray.model.grounded import GroundedModel
@@ -30,7 +30,7 @@ class Towers:
 
     Attributes:
         crop: part of a picture that the model sees.
-        pieces: the tokenizer.
+        tokenizer: turns texts into word piece ids.
         special_tokens: count [CLS] and [SEP] in the mean over a text.
         run_name: name of the run that trained the model.
         stages: the stages that the model was trained in.
@@ -38,7 +38,7 @@ class Towers:
 
     model: GroundedModel
     crop: CentreCrop
-    pieces: WordPieces
+    tokenizer: WordPieceTokenizer
     special_tokens: bool
     run_name: str
     stages: tuple[str, ...]
@@ -57,7 +57,7 @@ class Towers:
         return Towers(
             exported.model,
             CentreCrop(stage.resize or size, size),
-            WordPieces(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+            WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
             stage.special_tokens,
             settings["run"]["name"],
             tuple(trained.name for trained in exported.about.stages),
@@ -90,7 +90,7 @@ class Towers:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
         """Return a vector for each text. Word pieces beyond the model's `max_tokens` are ignored."""
-        ids, lengths = self.pieces.encode(texts)
+        ids, lengths = self.tokenizer.encode(texts)
         mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
         tokens = torch.from_numpy(ids[:, : lengths.max()].astype(np.int64))
         tokens, mask = tokens.to(self._device), mask.to(self._device)
@@ -98,7 +98,7 @@ class Towers:
 
     def check_text(self, text: str) -> None:
         """Raise BadQuery if a text has no word pieces besides [CLS] and [SEP]."""
-        if len(self.pieces.loaded.encode(text).ids) <= 2:
+        if len(self.tokenizer.backend.encode(text).ids) <= 2:
             raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no words")
 
     @property

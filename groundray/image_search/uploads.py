@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from groundray.data.image_inputs import CentreCrop
-from groundray.data.sources.image_files import Unusable
+from groundray.data.sources.image_files import UnusableImage
 from groundray.data.transforms import centre_crop
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -22,40 +22,40 @@ def checked(encoded: bytes) -> bytes:
     """Check the header of an encoded picture, and return the picture upright.
 
     Raises:
-        Unusable: the picture is too large, empty, or not one of FORMATS. The reason is `too large`, `not an image` or
+        UnusableImage: the picture is too large, empty, or not one of FORMATS. The reason is `too large`, `not an image` or
             `truncated`.
     """
     if len(encoded) > MAX_BYTES:
-        raise Unusable("too large", f"file: expected at most {MAX_BYTES:,} bytes, got {len(encoded):,}")
+        raise UnusableImage("too large", f"file: expected at most {MAX_BYTES:,} bytes, got {len(encoded):,}")
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise Unusable("too large", f"file: expected at most {MAX_PIXELS:,} pixels, got {width:,} x {height:,}")
+                raise UnusableImage("too large", f"file: expected at most {MAX_PIXELS:,} pixels, got {width:,} x {height:,}")
             if image.getexif().get(ORIENTATION, 1) == 1:
                 return encoded
             return _upright(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unusable("too large", f"file: expected at most {MAX_PIXELS:,} pixels, got far more") from None
+        raise UnusableImage("too large", f"file: expected at most {MAX_PIXELS:,} pixels, got far more") from None
     except UnidentifiedImageError:
-        raise Unusable(
+        raise UnusableImage(
             "not an image",
             f"file: expected a picture ({', '.join(FORMATS)}), got {len(encoded):,} bytes in another format",
         ) from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise Unusable("truncated", f"file: the picture cannot be decoded: {error}") from None
+        raise UnusableImage("truncated", f"file: the picture cannot be decoded: {error}") from None
 
 
 def model_input(encoded: bytes, crop: CentreCrop) -> UInt8[np.ndarray, "3 side side"]:
     """Decode and crop a picture that `checked` accepted, as the model sees it.
 
     Raises:
-        Unusable: the picture is damaged.
+        UnusableImage: the picture is damaged.
     """
     try:
         return centre_crop(encoded, crop.resize, crop.crop)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise Unusable("truncated", f"file: the picture cannot be decoded: {error}") from None
+        raise UnusableImage("truncated", f"file: the picture cannot be decoded: {error}") from None
 
 
 def _upright(image: Image.Image) -> bytes:

@@ -124,7 +124,7 @@ def load(url: str | Path, stage: str | None = None) -> Exported:
     """
     told = about(url)
     chosen = told.stage(stage)
-    with Folder.at(url).here() as folder:
+    with Folder.at(url).local_copy() as folder:
         return _load(folder, told, chosen)
 
 

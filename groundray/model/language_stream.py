@@ -146,7 +146,7 @@ def on_this_machine(place: str) -> Iterator[str]:
     if "://" not in place:
         yield place
         return
-    with Folder.at(place).here() as here:
+    with Folder.at(place).local_copy() as here:
         yield str(here)
 
 

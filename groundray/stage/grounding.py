@@ -17,7 +17,7 @@ from groundray.data.captions import CaptionSamples
 from groundray.data.image_inputs import CentreCrop
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
-from groundray.data.tokenization import WordPieces
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.loss.grounding_loss import global_similarity, grounding_loss
 from groundray.loss.match_map import Kind
 from groundray.loss.nt_xent import two_way_nt_xent
@@ -89,8 +89,8 @@ def captions(
 ) -> Source:
     """Captioned images: shuffled with a caption drawn at each visit, or in their own order with the first caption."""
     samples = CaptionSamples(
-        pieces=WordPieces(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
-        pictures=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
+        tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+        image_inputs=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
         seed=settings.run.seed if shuffle else None,
     )
     return source(settings, stage, Dataset.open(shards, "captions"), samples, shuffle)

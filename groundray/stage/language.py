@@ -21,8 +21,8 @@ from groundray import config
 from groundray.data.batches import TextBatch
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
-from groundray.data.texts import KEPT, TextSamples
-from groundray.data.tokenization import WordPieces
+from groundray.data.texts import IGNORE_INDEX, TextSamples
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.distributed import sum_over_chunks
 from groundray.model.freezing import freeze
 from groundray.model.grounded import GroundedModel
@@ -58,15 +58,15 @@ class LanguageStage:
             FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch.
         """
         stage: config.MaskedLanguage = settings.stage("language")
-        pieces = WordPieces(tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
-        if pieces.loaded.token_to_id("[MASK]") is None:
+        word_pieces = WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
+        if word_pieces.backend.token_to_id("[MASK]") is None:
             raise ValueError("stage language: the tokenizer has no [MASK]: give another (model.language.tokenizer)")
 
         def read(shards: str, shuffle: bool) -> Source:
             dataset = Dataset.open(shards, "text", "captions")
             seed = settings.run.seed if shuffle else None
             return source(
-                settings, stage, dataset, TextSamples(dataset.kind, pieces, stage.mask_fraction, seed), shuffle
+                settings, stage, dataset, TextSamples(dataset.kind, word_pieces, stage.mask_fraction, seed), shuffle
             )
 
         return LanguageStage(stage, read(stage.train, shuffle=True), read(stage.val, shuffle=False), {})
@@ -75,7 +75,7 @@ class LanguageStage:
         freeze(model, self.name, self.settings.trains)
 
     def encode(self, model: GroundedModel, batch: TextBatch) -> Predicted:
-        masked = batch.targets != KEPT
+        masked = batch.targets != IGNORE_INDEX
         embeddings = model.language.bert.embeddings.word_embeddings.weight
         if not masked.any():
             return Predicted(embeddings.new_zeros(0, len(embeddings)), batch.targets[masked])

@@ -15,7 +15,7 @@ from groundray.data.image_inputs import CentreCrop
 from groundray.data.scene_graphs import SceneGraphSamples
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
-from groundray.data.tokenization import WordPieces
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.distributed import sum_over_chunks
 from groundray.loss.relation_loss import RelationLoss, Scored, annotated_with, relation_loss
 from groundray.model.freezing import freeze, set_dropout
@@ -98,8 +98,8 @@ def scene_graphs(
     """Scene graphs: shuffled, or in their own order."""
     words = vocabulary_of(dataset)
     samples = SceneGraphSamples(
-        pieces=WordPieces(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
-        pictures=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
+        tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+        image_inputs=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
         predicates=len(words["predicates"]),
         classes=len(words["classes"]),
     )

@@ -17,18 +17,18 @@ ASIDE, BEGUN, BRINGING = ".writing", "begun.json", "bringing.json"
 
 
 @contextlib.contextmanager
-def whole_folder(out: Folder, last: str) -> Iterator[Folder]:
+def atomic_folder(out: Folder, marker: str) -> Iterator[Folder]:
     """An empty folder to write to, which takes the place of `out` when the block ends without an exception.
 
     Until then `out` is as it was. What a killed process left beside it is cleared away by the next one.
 
     Args:
-        last: the name of files that say that what lies beside them is whole.
+        marker: the name of files that say that what lies beside them is whole.
 
     Raises:
         OSError: nothing can be written there; before the block begins.
     """
-    with _renamed(out) if out.local else _copied(out, last) as aside:
+    with _renamed(out) if out.local else _copied(out, marker) as aside:
         yield aside
 
 
@@ -59,8 +59,8 @@ def _renamed(folder: Folder) -> Iterator[Folder]:
 
 
 @contextlib.contextmanager
-def _copied(out: Folder, last: str) -> Iterator[Folder]:
-    """In a store, which renames nothing: copied there within it, the files called `last` after all others."""
+def _copied(out: Folder, marker: str) -> Iterator[Folder]:
+    """In a store, which renames nothing: copied there within it, the files called `marker` after all others."""
     if "/" not in out.path:
         raise ValueError(f"expected a folder of the bucket, got the bucket itself: write to {out}/FOLDER")
     beside = out.parent / ASIDE
@@ -73,9 +73,9 @@ def _copied(out: Folder, last: str) -> Iterator[Folder]:
         yield aside
         new = [name for name in aside.files() if name != BEGUN]
         out.write_json(BRINGING, {"time": time.time()})
-        for name in (*_called(last, out.files()), *(name for name in out.names() if name != BRINGING)):
+        for name in (*_called(marker, out.files()), *(name for name in out.names() if name != BRINGING)):
             out.delete(name)
-        lasts = set(_called(last, new))
+        lasts = set(_called(marker, new))
         aside.copy([name for name in new if name not in lasts], out)
         aside.copy(sorted(lasts), out)
         out.delete(BRINGING)

@@ -34,7 +34,7 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def size_of(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes in the unit that suits them."""
     power = min(3, int(math.log10(max(1, count)) // 3))
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
@@ -65,7 +65,7 @@ class Folder:
         return Folder(filesystem, posixpath.normpath(path))
 
     @staticmethod
-    def reach(url: str | Path) -> Folder:
+    def connect(url: str | Path) -> Folder:
         """The folder at a path or URL, whose store has answered within seconds.
 
         Raises:
@@ -213,7 +213,7 @@ class Folder:
                 writing.write(block)
 
     @contextlib.contextmanager
-    def here(self) -> Iterator[Path]:
+    def local_copy(self) -> Iterator[Path]:
         """The folder as one of this machine: itself, or a copy that goes afterwards."""
         if self.local:
             yield Path(self.path)

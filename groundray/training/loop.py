@@ -13,7 +13,7 @@ from torch.utils import _pytree as trees
 from groundray import config
 from groundray.config import Settings
 from groundray.data.plan import Cursor
-from groundray.data.stream import Kept, Step
+from groundray.data.stream import CachedBatches, Step
 from groundray.distributed import barrier, sum_over_ranks
 from groundray.model.grounded import GroundedModel
 from groundray.rng import hash64, hash_name
@@ -33,7 +33,7 @@ def train_stage(
     settings = stage.settings
     stage.prepare(model)
     optimizer = make_optimizer(model, settings.optimizer)
-    held_out = Kept(lambda: worker.batches(stage.val, Cursor(), epochs=1))
+    held_out = CachedBatches(lambda: worker.batches(stage.val, Cursor(), epochs=1))
     ledger = Ledger(worker.device, worker.world_size, settings.precision)
     keeper = Keeper(stage, model, optimizer, worker, store, run)
     keeper.go_on(start)

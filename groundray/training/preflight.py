@@ -15,7 +15,7 @@ from groundray.model.grounded import build, build_head
 from groundray.model.heads import Vocabulary
 from groundray.model.trunk import build_trunk
 from groundray.stage.protocol import Stage, vocabulary_of
-from groundray.storage.folder import size_of
+from groundray.storage.folder import format_bytes
 from groundray.training import checkpoint, progression
 from groundray.training.trunk_features import folder_of, map_shape, refusal
 
@@ -90,7 +90,7 @@ def _features(stage: Stage, settings: Settings) -> str:
     with torch.device("meta"):
         shape = map_shape(build_trunk(settings.model.trunk, weights=False), settings.model.image_size)
     images = stage.train.dataset.rows + stage.val.dataset.rows
-    size = size_of(2 * prod(shape) * images)
+    size = format_bytes(2 * prod(shape) * images)
     return f"trunk features: {images:,} images, {size}, in {folder_of(settings)}; made once"
 
 

@@ -33,8 +33,8 @@ from groundray.model.language_stream import load_tokenizer, masked_language_weig
 from groundray.model.weights import fill
 from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS, STAGES
-from groundray.storage.folder import Folder, size_of
-from groundray.storage.object_store import is_store, look
+from groundray.storage.folder import Folder, format_bytes
+from groundray.storage.object_store import is_store
 from groundray.training import recovery
 from groundray.training.allocator import keep_freed_memory
 from groundray.training.checkpoint import Store
@@ -130,7 +130,8 @@ def verify(stages: Sequence[Stage], tell: Callable[[str], None]) -> None:
         if dataset.fingerprint not in seen:
             verify_shards(dataset)
             tell(
-                f"{part}  {len(dataset.shards)} shards are whole ({size_of(sum(one.bytes for one in dataset.shards))})"
+                f"{part}  {len(dataset.shards)} shards are whole "
+                f"({format_bytes(sum(one.bytes for one in dataset.shards))})"
             )
         seen.add(dataset.fingerprint)
 

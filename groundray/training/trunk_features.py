@@ -57,7 +57,7 @@ class Pass(Parts):
     more_room = "set features.folder to a larger place, or features.use to never"
 
     @property
-    def bytes_a_row(self) -> int:
+    def bytes_per_row(self) -> int:
         """Of a feature map: it is bfloat16."""
         return 2 * prod(self.shape)
 
@@ -70,7 +70,7 @@ def refusal(stage: Stage, settings: Settings) -> str | None:
         return "it sees no images"
     if stage.settings.trains_trunk:
         return "it trains the trunk"
-    if not all(isinstance(_pictures(source), CentreCrop) for source in (stage.train, stage.val)):
+    if not all(isinstance(_image_inputs(source), CentreCrop) for source in (stage.train, stage.val)):
         return "its pictures are cut at random, other ones at each visit"
     if stage.settings.precision == "float64":
         return "its precision float64 is finer than that of features, bfloat16"
@@ -86,7 +86,7 @@ def passes(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Pass]:
     trunk_digest = digest(trunk)
     found = {}
     for part, source in (("train", stage.train), ("val", stage.val)):
-        cut: Any = _pictures(source)
+        cut: Any = _image_inputs(source)
         names = {
             "version": VERSION,
             "data": source.dataset.fingerprint,
@@ -129,7 +129,7 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
             found = _finished(one, worker)
             if worker.rank == 0:
                 worker.emit(FeaturesDone(f"{stage.name}.{part}", one.dataset.rows, time.monotonic() - started))
-        samples: Any = replace(source.samples, pictures=FeatureMaps(one.shape))  # type: ignore[type-var]
+        samples: Any = replace(source.samples, image_inputs=FeatureMaps(one.shape))  # type: ignore[type-var]
         attached[part] = replace(source, samples=samples, features=found)
     return replace(stage, **attached) if attached else stage  # type: ignore[type-var]
 
@@ -181,8 +181,8 @@ def _finished(one: Pass, worker: Worker) -> Dataset:
         time.sleep(POLL_SECONDS)
 
 
-def _pictures(source: Source) -> Any:
-    return getattr(source.samples, "pictures", None)
+def _image_inputs(source: Source) -> Any:
+    return getattr(source.samples, "image_inputs", None)
 
 
 def _rows(maps: npt.NDArray[np.uint16]) -> pa.Array:

@@ -11,7 +11,7 @@ from conftest import SmallWorld
 from groundray import config
 from groundray.analysis.measures.image_grounded_similarity import similarities
 from groundray.data.batches import CaptionBatch
-from groundray.data.tokenization import WordPieces
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
 from groundray.model.language_stream import load_tokenizer
@@ -21,12 +21,12 @@ TEXTS = ("circle", "striped circle", "a red heart above a small star")
 
 
 @pytest.fixture(scope="module")
-def grounded(world: SmallWorld) -> tuple[GroundedModel, WordPieces]:
+def grounded(world: SmallWorld) -> tuple[GroundedModel, WordPieceTokenizer]:
     settings = config.load("demo", world.settings())
     model, heads = progression.begin(settings)
     progression.enter(progression.check(settings)[0], model, heads, settings)
     tokenizer = load_tokenizer(settings.model.language)
-    return model.eval(), WordPieces(tokenizer.backend_tokenizer.to_str(), 12)
+    return model.eval(), WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), 12)
 
 
 def batches(*sizes: int) -> list[CaptionBatch]:
@@ -45,20 +45,20 @@ def batches(*sizes: int) -> list[CaptionBatch]:
 
 @pytest.mark.parametrize("special_tokens", [True, False])
 @torch.no_grad()
-def test_each_number_is_a_match_maps(grounded: tuple[GroundedModel, WordPieces], special_tokens: bool) -> None:
-    model, pieces = grounded
-    found = similarities(model, pieces, TEXTS, batches(3, 0, 2), "cosine", special_tokens)
+def test_each_number_is_a_match_maps(grounded: tuple[GroundedModel, WordPieceTokenizer], special_tokens: bool) -> None:
+    model, tokenizer = grounded
+    found = similarities(model, tokenizer, TEXTS, batches(3, 0, 2), "cosine", special_tokens)
     heads = model.head(GroundingHeads)
     V = torch.cat([heads.visual(model.visual(batch.images)) for batch in batches(3, 2)])
     for row, text in zip(found, TEXTS, strict=True):
-        ids = torch.tensor([pieces.loaded.encode(text).ids])
+        ids = torch.tensor([tokenizer.backend.encode(text).ids])
         W = heads.language(model.language(ids, torch.ones_like(ids, dtype=torch.bool)))
         W = W if special_tokens else W[:, 1:-1]
         S = reference.similarity(V, W, torch.ones(W.shape[:2], dtype=torch.bool), "cosine")[:, 0]
         np.testing.assert_allclose(row, S, atol=1e-5)
 
 
-def test_one_image_says_nothing(grounded: tuple[GroundedModel, WordPieces]) -> None:
-    model, pieces = grounded
+def test_one_image_says_nothing(grounded: tuple[GroundedModel, WordPieceTokenizer]) -> None:
+    model, tokenizer = grounded
     with pytest.raises(ValueError, match="expected at least 2 images, got 1"):
-        similarities(model, pieces, TEXTS, batches(1), "dot", True)
+        similarities(model, tokenizer, TEXTS, batches(1), "dot", True)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from groundray.data.sources.coco import CaptionedImage, read_captions
-from groundray.data.sources.image_files import Unusable, check_image
+from groundray.data.sources.image_files import UnusableImage, check_image
 from groundray.data.sources.rejected import tally
 from groundray.storage.folder import Folder
 
@@ -115,7 +115,7 @@ def test_an_image_is_kept_byte_by_byte(tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_used(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(UnusableImage) as caught:
         check_image(Folder.at(tmp_path), [name])
     assert caught.value.reason == reason
 
@@ -125,6 +125,6 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(out, "PNG")
     (tmp_path / "bomb.png").write_bytes(out.getvalue())
-    with pytest.raises(Unusable, match="pixels") as caught:
+    with pytest.raises(UnusableImage, match="pixels") as caught:
         check_image(Folder.at(tmp_path), ["bomb.png"])
     assert caught.value.reason == "too large"

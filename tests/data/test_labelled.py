@@ -39,12 +39,12 @@ def test_an_epoch_and_a_sample_fix_the_crop(table: pa.Table) -> None:
     assert np.array_equal(first, images(table, SAMPLES, 0))
     assert np.array_equal(first[::-1], images(table.take(list(range(11, -1, -1))), SAMPLES, 0))  # whatever is beside it
     assert not any(np.array_equal(*pair) for pair in zip(first, images(table, SAMPLES, 1), strict=True))
-    other = replace(SAMPLES, pictures=replace(CROP, seed=8))
+    other = replace(SAMPLES, image_inputs=replace(CROP, seed=8))
     assert not any(np.array_equal(*pair) for pair in zip(first, images(table, other, 0), strict=True))
 
 
 def test_validation_sees_the_middle_at_every_visit(table: pa.Table) -> None:
-    still = replace(SAMPLES, pictures=CentreCrop(112, 112))
+    still = replace(SAMPLES, image_inputs=CentreCrop(112, 112))
     assert np.array_equal(images(table, still, 0), images(table, still, 1))
 
 

@@ -14,13 +14,13 @@ from groundray.data.scene_graphs import SceneGraphSamples
 from groundray.data.scenes.drawing import jpeg
 from groundray.data.scenes.scene import make_scene
 from groundray.data.schema import arrow_schema
-from groundray.data.tokenization import WordPieces
+from groundray.data.tokenization import WordPieceTokenizer
 
 
 @pytest.fixture(scope="module")
 def samples(world: SmallWorld) -> SceneGraphSamples:
-    pieces = WordPieces((world.source / "tokenizer" / "tokenizer.json").read_text(), 10)
-    return SceneGraphSamples(pieces, CentreCrop(32, 32), predicates=3, classes=4)
+    tokenizer = WordPieceTokenizer((world.source / "tokenizer" / "tokenizer.json").read_text(), 10)
+    return SceneGraphSamples(tokenizer, CentreCrop(32, 32), predicates=3, classes=4)
 
 
 def table(*graphs: tuple[list[tuple[str, int]], list[tuple[int, int, int]]]) -> pa.Table:

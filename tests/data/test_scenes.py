@@ -43,7 +43,7 @@ def table(world: SmallWorld, name: str) -> list[dict[str, str]]:
 
 
 def test_the_same_seed_gives_the_same_bytes(world: SmallWorld, tmp_path: Path) -> None:
-    write_world(tmp_path / "same", num_scenes=72, num_val=20, objects_a_noun=4, workers=2)
+    write_world(tmp_path / "same", num_scenes=72, num_val=20, objects_per_noun=4, workers=2)
     assert tree(tmp_path / "same") == tree(world.source)
 
 

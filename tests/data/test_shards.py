@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from groundray.data.schema import Dataset
-from groundray.data.shards import GROUPS_A_SHARD, read_rows, verify_shards, write_shards
+from groundray.data.shards import GROUPS_PER_SHARD, read_rows, verify_shards, write_shards
 from groundray.storage.folder import Folder
 
 
@@ -40,7 +40,7 @@ def test_what_is_written_is_read(dataset: Dataset) -> None:
 
 def test_row_groups_and_shards_are_bounded(dataset: Dataset) -> None:
     assert set(dataset.group_sizes.tolist()) == {3, 1}  # three rows fit in 3,500 bytes; the last is left over
-    assert [len(shard.row_groups) for shard in dataset.shards] == [GROUPS_A_SHARD, GROUPS_A_SHARD, 2]
+    assert [len(shard.row_groups) for shard in dataset.shards] == [GROUPS_PER_SHARD, GROUPS_PER_SHARD, 2]
     for shard in dataset.shards:
         with pq.ParquetFile(dataset.folder.locate(shard.file)) as file:
             found = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]

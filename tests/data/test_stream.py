@@ -22,7 +22,7 @@ from groundray.data.captions import CaptionSamples
 from groundray.data.plan import Cursor
 from groundray.data.schema import KINDS, Dataset
 from groundray.data.shards import read_rows, write_shards
-from groundray.data.stream import Kept, Source, Step, assemble, decode, nothing, read, stream, windows
+from groundray.data.stream import CachedBatches, Source, Step, assemble, decode, empty_arrays, read, stream, windows
 from groundray.model.language_stream import load_tokenizer
 from groundray.runtime.data import ray_stream as runtime
 from groundray.runtime.train import policy
@@ -166,7 +166,9 @@ def test_a_long_caption_keeps_its_end(stage: GroundingStage, world: SmallWorld) 
     tokenizer = load_tokenizer(config.Language(name="tiny", tokenizer=str(world.source / "tokenizer")))
     samples = stage.train.samples
     assert isinstance(samples, CaptionSamples)
-    short = replace(samples, pieces=replace(samples.pieces, most=5), seed=None)  # first captions: each has more
+    short = replace(
+        samples, tokenizer=replace(samples.tokenizer, max_tokens=5), seed=None
+    )  # first captions: each has more
     table = read_rows(stage.train.dataset, np.arange(4), ["id", "image", "captions"])
     tokens = short.decode(short.draw(table, 0))["tokens"]
     assert tokens.shape == (4, 5)
@@ -181,7 +183,7 @@ def test_rows_that_are_not_the_planned_ones_are_refused(stage: GroundingStage) -
     with pytest.raises(RuntimeError, match="epoch 0 step 0: the plan names rows"):
         assemble(stage.train, 0, 0, chunks, arrays)
     with pytest.raises(RuntimeError, match="the stream brought"):
-        assemble(stage.train, 0, 0, chunks, nothing(stage.train))
+        assemble(stage.train, 0, 0, chunks, empty_arrays(stage.train))
 
 
 def test_shards_of_another_kind_or_place_are_refused(world: SmallWorld) -> None:
@@ -199,10 +201,13 @@ def test_a_small_validation_set_is_read_once(stage: GroundingStage) -> None:
         reads += 1
         return stream(stage.val, Cursor(), 1)
 
-    def seen(steps: Kept) -> list[str]:
+    def seen(steps: CachedBatches) -> list[str]:
         return [sample for step in steps for _, batch in step.chunks for sample in batch.ids]
 
-    small, large = Kept(read_steps), Kept(read_steps, most=20 * 3 * 112 * 112)  # the images alone fill it
+    small, large = (
+        CachedBatches(read_steps),
+        CachedBatches(read_steps, max_bytes=20 * 3 * 112 * 112),
+    )  # the images alone fill it
     assert seen(small) == seen(small) == seen(small)
     assert reads == 1
     next(iter(large))

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from conftest import SmallWorld
 
-from groundray.data.texts import KEPT, TextSamples
-from groundray.data.tokenization import WordPieces
+from groundray.data.texts import IGNORE_INDEX, TextSamples
+from groundray.data.tokenization import WordPieceTokenizer
 
 WORDS = ["a striped square", "perhaps a red circle above a small blue star", "a", ""]
 
@@ -19,7 +19,7 @@ WORDS = ["a striped square", "perhaps a red circle above a small blue star", "a"
 @pytest.fixture(scope="module")
 def samples(world: SmallWorld) -> TextSamples:
     return TextSamples(
-        "text", WordPieces((world.source / "tokenizer" / "tokenizer.json").read_text(), 16), 0.15, seed=3
+        "text", WordPieceTokenizer((world.source / "tokenizer" / "tokenizer.json").read_text(), 16), 0.15, seed=3
     )
 
 
@@ -41,14 +41,14 @@ def test_masks_are_fixed_by_epoch_and_sample(samples: TextSamples) -> None:
 def test_shares_are_those_of_bert(samples: TextSamples) -> None:
     arrays = samples.decode(samples.draw(texts(4000), 0))
     tokens, target = arrays["tokens"], arrays["target"]
-    plain, lengths = samples.pieces.encode((WORDS * 1000)[:4000])
-    drawn = target != KEPT
+    plain, lengths = samples.tokenizer.encode((WORDS * 1000)[:4000])
+    drawn = target != IGNORE_INDEX
     inner = (np.arange(16) > 0) & (np.arange(16) < lengths[:, None] - 1)
     assert not (drawn & ~inner).any()  # never [CLS], [SEP] or padding
     assert np.array_equal(target[drawn], plain[drawn])
     assert np.array_equal(tokens[~drawn], plain[~drawn])
     assert drawn.sum() / inner.sum() == pytest.approx(0.15, abs=0.01)
-    mask = samples.pieces.loaded.token_to_id("[MASK]")
+    mask = samples.tokenizer.backend.token_to_id("[MASK]")
     assert (tokens[drawn] == mask).mean() == pytest.approx(0.8, abs=0.03)
     other = (tokens != plain)[drawn] & (tokens[drawn] != mask)
     assert other.mean() == pytest.approx(0.1, abs=0.03)

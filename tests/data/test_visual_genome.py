@@ -99,7 +99,7 @@ def test_only_the_most_frequent_are_kept_and_the_rest_is_counted(tmp_path: Path,
     found = read(tmp_path, content, Filter(predicates=1, classes=2))
     assert found.classes == (NONE, "dog", "horse.n.01")
     assert said(found) == {"1": [], "2": [("dog", "near", "dog"), ("dog", "near", "pony")]}
-    assert {name: count for name, count in found.left_out.items() if count} == {
+    assert {name: count for name, count in found.skipped.items() if count} == {
         "objects of other classes": 2,
         "relations of dropped objects": 1,
         "relations of other predicates": 1,
@@ -108,11 +108,11 @@ def test_only_the_most_frequent_are_kept_and_the_rest_is_counted(tmp_path: Path,
 
 def test_objects_with_relations_stay_first(tmp_path: Path, content: Content) -> None:
     content["relationships"][0]["relationships"] = [relation(2, 12, "near", 11)]
-    found = read(tmp_path, content, Filter(most_objects=2))
+    found = read(tmp_path, content, Filter(max_objects=2))
     assert [graph.phrases for graph in found.graphs] == [("brown horse", "tree"), ("dog", "dog")]
     assert said(found)["2"] == [("dog", "near", "dog")]
-    assert found.left_out["objects beyond the most an image may have"] == 2
-    assert found.left_out["relations of dropped objects"] == 1
+    assert found.skipped["objects beyond the most an image may have"] == 2
+    assert found.skipped["relations of dropped objects"] == 1
 
 
 def test_another_data_sets_vocabulary_can_be_used(tmp_path: Path, content: Content) -> None:
@@ -154,7 +154,7 @@ def test_everything_bad_is_named(tmp_path: Path, content: Content) -> None:
         "relation: unknown object": 2,
         "relation: with itself": 1,
     }
-    assert found.left_out["relations said twice"] == 1
+    assert found.skipped["relations said twice"] == 1
     assert said(found)["1"] == [("man", "on", "brown horse"), ("tree", "near", "man")]
 
 
@@ -180,5 +180,5 @@ def test_the_embedded_world_is_read_without_loss(world: SmallWorld) -> None:
     found = read_graphs(Files(*(folder / f"{name}.json" for name in names)))
     assert len(found.graphs) == 72
     assert found.rejected == ()
-    assert not any(found.left_out.values())
+    assert not any(found.skipped.values())
     assert set(found.predicates) == {NONE, "left of", "right of", "above", "below", "inside", "touching"}

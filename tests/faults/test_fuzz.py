@@ -27,7 +27,7 @@ from groundray.data.plan import Cursor
 from groundray.data.schema import arrow_schema
 from groundray.data.shards import read_group, verify_shards, write_shards
 from groundray.data.sources.coco import read_captions
-from groundray.data.sources.image_files import Unusable, check_image
+from groundray.data.sources.image_files import UnusableImage, check_image
 from groundray.data.sources.visual_genome import Files, Graph, read_graphs
 from groundray.data.transforms import centre_crop
 from groundray.storage.folder import Folder
@@ -133,7 +133,7 @@ def test_a_damaged_image_is_unusable_or_decodes_at_training_too(tmp_path: Path) 
     def check(case: int) -> None:
         content = damaged("image", case, pictures[case % 2], BINARY)
         file.write_bytes(content)
-        if found := unless_refused(lambda: check_image(Folder.at(tmp_path), [file.name]), Unusable, str(file)):
+        if found := unless_refused(lambda: check_image(Folder.at(tmp_path), [file.name]), UnusableImage, str(file)):
             assert found.encoded == content
             assert min(found.width, found.height) > 0
             assert centre_crop(content, 16, 14).shape == (3, 14, 14)
@@ -165,7 +165,7 @@ def are_texts(texts: tuple[str, ...]) -> bool:
 
 def files_are_missing(folder: Path, names: tuple[str, ...]) -> bool:
     """Whether an image that is not there is refused as any other."""
-    return unless_refused(lambda: check_image(Folder.at(folder), names), Unusable, str(folder)) is None
+    return unless_refused(lambda: check_image(Folder.at(folder), names), UnusableImage, str(folder)) is None
 
 
 def test_damaged_captions_are_refused_or_well_formed(tmp_path: Path) -> None:

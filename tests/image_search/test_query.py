@@ -14,7 +14,7 @@ from PIL import Image
 from searching import Place
 
 from groundray import search as command
-from groundray.data.sources.image_files import Unusable
+from groundray.data.sources.image_files import UnusableImage
 from groundray.image_search.errors import BadQuery, UnknownImage
 from groundray.image_search.query import Answer, Query, Search, mix_vectors
 from groundray.image_search.service import Service
@@ -152,7 +152,7 @@ def encoded(size: tuple[int, int], format: str = "JPEG", mode: str = "RGB", **op
     ids=["empty", "svg", "tiff", "truncated", "pixels", "bomb", "bytes"],
 )
 def test_invalid_pictures_are_refused(search: Search, picture: bytes, reason: str, message: str) -> None:
-    with pytest.raises(Unusable, match=message) as error:
+    with pytest.raises(UnusableImage, match=message) as error:
         search.prepare(Query(image=picture))
     assert error.value.reason == reason
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from groundray.data.batches import CaptionBatch
-from groundray.data.tokenization import WordPieces
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.loss.match_map import Kind, normalised, similarity_to_words
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
@@ -21,7 +21,7 @@ TEXTS = 512  # encoded at once
 @torch.no_grad()
 def similarities(
     model: GroundedModel,
-    pieces: WordPieces,
+    tokenizer: WordPieceTokenizer,
     texts: Sequence[str],
     batches: Iterable[CaptionBatch],
     kind: Kind,
@@ -36,7 +36,7 @@ def similarities(
     heads = model.head(GroundingHeads)
     kept, counted = [], []  # only of tokens that count: most of a word's row is padding
     for start in range(0, len(texts), TEXTS):
-        ids, lengths = pieces.encode(texts[start : start + TEXTS])
+        ids, lengths = tokenizer.encode(texts[start : start + TEXTS])
         tokens = torch.from_numpy(ids.astype(np.int64))
         mask = torch.arange(tokens.shape[1]) < torch.from_numpy(lengths)[:, None]
         counts, longest = counted_tokens(mask, special_tokens), int(lengths.max())

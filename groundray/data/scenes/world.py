@@ -51,7 +51,7 @@ def write_world(
     num_scenes: int,
     num_val: int = 200,
     seed: int = 0,
-    objects_a_noun: int = 200,
+    objects_per_noun: int = 200,
     track: Track = iter,
     workers: int | None = None,
 ) -> World:
@@ -60,7 +60,7 @@ def write_world(
     Args:
         num_scenes: scenes to train on.
         num_val: held-out scenes.
-        objects_a_noun: single objects of each noun to train on; a quarter as many are held out.
+        objects_per_noun: single objects of each noun to train on; a quarter as many are held out.
         track: wraps the sequence of batches, to show progress.
         workers: drawing processes (default: one a core that this process may use).
     """
@@ -70,7 +70,7 @@ def write_world(
     }
     singles = {
         split: [make_object(seed, split, i, noun, i) for noun in SINGLES for i in range(count)]
-        for split, count in (("train", objects_a_noun), ("val", max(1, objects_a_noun // 4)))
+        for split, count in (("train", objects_per_noun), ("val", max(1, objects_per_noun // 4)))
     }
     jobs = [
         (out / "coco" / split, scenes[start : start + BATCH], False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from groundray.data.sources.image_files import Checked
+from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.rejected import Rejected
 
 
@@ -118,7 +118,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def rows(images: Iterable[tuple[CaptionedImage, Checked]]) -> Iterator[dict[str, Any]]:
+def rows(images: Iterable[tuple[CaptionedImage, CheckedImage]]) -> Iterator[dict[str, Any]]:
     """Rows of kind `captions` of images and their checked files."""
     for image, checked in images:
         yield {**checked.row(image.id), "captions": list(image.captions)}

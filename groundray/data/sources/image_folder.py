@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundray.data.sources.image_files import Checked
+from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.rejected import Rejected
 
 
@@ -62,7 +62,7 @@ def read_folder(root: Path, classes: Sequence[str] | None = None) -> Labelled:
     return Labelled(tuple(images), known, tuple(rejected))
 
 
-def rows(images: Iterable[tuple[LabelledImage, Checked]]) -> Iterator[dict[str, Any]]:
+def rows(images: Iterable[tuple[LabelledImage, CheckedImage]]) -> Iterator[dict[str, Any]]:
     """Rows of kind `labelled_images` of images and their checked files."""
     for image, checked in images:
         yield {**checked.row(image.id), "label": image.label}

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ijson
 
-from groundray.data.sources.image_files import Checked
+from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.rejected import Rejected
 
 NONE = "none"  # what index 0 of predicates and classes stands for
@@ -39,7 +39,7 @@ class Filter:
 
     Attributes:
         predicates, classes: how many of each, the most frequent ones.
-        most_objects: of an image; those that take part in more kept relations stay first.
+        max_objects: of an image; those that take part in more kept relations stay first.
         by: what makes two objects the same class (and two relations the same predicate): their synset, or where there
             is none their name; or always their name.
         object_aliases, predicate_aliases: the name that another name is merged into.
@@ -48,7 +48,7 @@ class Filter:
 
     predicates: int = 114
     classes: int = 55
-    most_objects: int = 32
+    max_objects: int = 32
     by: By = "synset"
     object_aliases: Mapping[str, str] = field(default_factory=dict)
     predicate_aliases: Mapping[str, str] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Graphs:
     graphs: tuple[Graph, ...]
     classes: tuple[str, ...]
     predicates: tuple[str, ...]
-    left_out: dict[str, int]
+    skipped: dict[str, int]
     rejected: tuple[Rejected, ...]
 
 
@@ -99,9 +99,9 @@ def read_graphs(files: Files, keep: Filter | None = None) -> Graphs:
     relations = _read_relations(files.relationships, objects, keep, rejected)
     classes = _vocabulary(objects.classes, keep.classes, keep.vocabulary and keep.vocabulary[1])
     predicates = _vocabulary(relations.predicates, keep.predicates, keep.vocabulary and keep.vocabulary[0])
-    left_out: Counter[str] = Counter()
-    graphs = tuple(_graphs(images, objects, relations, classes, predicates, keep, left_out, rejected))
-    return Graphs(graphs, tuple(classes), tuple(predicates), dict(sorted(left_out.items())), tuple(rejected))
+    skipped: Counter[str] = Counter()
+    graphs = tuple(_graphs(images, objects, relations, classes, predicates, keep, skipped, rejected))
+    return Graphs(graphs, tuple(classes), tuple(predicates), dict(sorted(skipped.items())), tuple(rejected))
 
 
 def read_aliases(file: Path) -> dict[str, str]:
@@ -273,7 +273,7 @@ def _graphs(
     classes: Mapping[str, int],
     predicates: Mapping[str, int],
     keep: Filter,
-    left_out: Counter[str],
+    skipped: Counter[str],
     rejected: list[Rejected],
 ) -> Iterator[Graph]:
     """The graph of each image that has a kept object; what is left out is counted."""
@@ -286,16 +286,16 @@ def _graphs(
         if class_of[objects.klass[place]]:
             of_image.setdefault(image, []).append(place)
         else:
-            left_out["objects of other classes"] += 1
+            skipped["objects of other classes"] += 1
     related: dict[int, dict[tuple[int, int, int], None]] = {}
     for place, subject in enumerate(relations.subject):
         triplet = (subject, predicate_of[relations.predicate[place]], relations.object[place])
         if not triplet[1]:
-            left_out["relations of other predicates"] += 1
+            skipped["relations of other predicates"] += 1
         elif not all(class_of[objects.klass[end]] for end in (triplet[0], triplet[2])):
-            left_out["relations of dropped objects"] += 1
+            skipped["relations of dropped objects"] += 1
         elif triplet in related.setdefault(objects.image[subject], {}):
-            left_out["relations said twice"] += 1
+            skipped["relations said twice"] += 1
         else:
             related[objects.image[subject]][triplet] = None
 
@@ -306,11 +306,11 @@ def _graphs(
             continue
         triplets = related.get(image, {})
         taking_part = Counter(end for subject, _, object in triplets for end in (subject, object))
-        kept = sorted(sorted(places, key=lambda place: -taking_part[place])[: keep.most_objects])
+        kept = sorted(sorted(places, key=lambda place: -taking_part[place])[: keep.max_objects])
         index = {place: i for i, place in enumerate(kept)}
         inside = tuple((index[s], p, index[o]) for s, p, o in triplets if s in index and o in index)
-        left_out["objects beyond the most an image may have"] += len(places) - len(kept)
-        left_out["relations of dropped objects"] += len(triplets) - len(inside)
+        skipped["objects beyond the most an image may have"] += len(places) - len(kept)
+        skipped["relations of dropped objects"] += len(triplets) - len(inside)
         yield Graph(
             id=str(image),
             file_names=images[image],
@@ -356,7 +356,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def rows(graphs: Iterable[tuple[Graph, Checked]]) -> Iterator[dict[str, Any]]:
+def rows(graphs: Iterable[tuple[Graph, CheckedImage]]) -> Iterator[dict[str, Any]]:
     """Rows of kind `scene_graphs` of graphs and their checked image files."""
     for graph, checked in graphs:
         yield {

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from groundray.data.sources.image_files import Unusable
+from groundray.data.sources.image_files import UnusableImage
 from groundray.image_search.errors import BadQuery, UnknownImage
 from groundray.image_search.http.schemas import Problem
 from groundray.image_search.uploads import MAX_BYTES
@@ -44,8 +44,8 @@ def handle_errors(app: FastAPI) -> None:
     async def unknown_image(request: Request, error: UnknownImage) -> Response:
         return problem(404, str(error))
 
-    @app.exception_handler(Unusable)
-    async def unusable_picture(request: Request, error: Unusable) -> Response:
+    @app.exception_handler(UnusableImage)
+    async def unusable_picture(request: Request, error: UnusableImage) -> Response:
         return problem(UPLOAD_STATUS.get(error.reason, 422), str(error))
 
     @app.exception_handler(Exception)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext
 
-from groundray.data.sources.image_files import Checked, Unusable, check_image
+from groundray.data.sources.image_files import CheckedImage, UnusableImage, check_image
 from groundray.storage.folder import Folder
 
 IMAGES_A_TASK = 64
@@ -37,12 +37,12 @@ class Check:
     def check(self, names: Sequence[str]) -> dict[str, object]:
         try:
             found = check_image(self.folder, names)
-        except Unusable as problem:
+        except UnusableImage as problem:
             return {"reason": problem.reason, "detail": str(problem)}
         return {"image": found.encoded, "width": found.width, "height": found.height}
 
 
-def checked_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[Checked | Unusable]:
+def checked_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[CheckedImage | UnusableImage]:
     """Each image of a folder, in the order of `names`: its bytes, or why it cannot be used.
 
     Each entry of `names` holds the names that an image's file may have.
@@ -63,6 +63,6 @@ def checked_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[C
         for table in tables:
             for row in table.to_pylist():
                 if row["reason"] is None:
-                    yield Checked(row["image"], row["width"], row["height"])
+                    yield CheckedImage(row["image"], row["width"], row["height"])
                 else:
-                    yield Unusable(row["reason"], row["detail"])
+                    yield UnusableImage(row["reason"], row["detail"])

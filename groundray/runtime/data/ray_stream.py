@@ -19,7 +19,7 @@ from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from groundray.data.plan import Cursor
-from groundray.data.stream import Source, Step, Window, assemble, decode, nothing, read, rows_of, windows
+from groundray.data.stream import Source, Step, Window, assemble, decode, empty_arrays, read, rows_of, windows
 from groundray.runtime.train.resources import Feed
 
 # A block is what one decoding task takes and what a rank receives at a time: small enough that the first batch
@@ -123,7 +123,7 @@ def stream(
         for step in range(window.first, window.last):
             # a rank may own none of the last samples of a validation set
             expected = len(rows_of(source.plan, window.epoch, step, chunks))
-            arrays = next(arriving) if expected else nothing(source)
+            arrays = next(arriving) if expected else empty_arrays(source)
             yield assemble(source, window.epoch, step, chunks, arrays)
 
 
