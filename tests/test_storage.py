@@ -13,8 +13,9 @@ import pyarrow.fs as pafs
 import pytest
 from servers import NO_BUCKET, Server
 
-from groundray.storage.folder import Folder, format_bytes, object_store
-from groundray.storage.object_store import Patience
+from groundray.storage import object_store
+from groundray.storage.folder import Folder, format_bytes
+from groundray.storage.object_store import RetryPolicy
 
 BAD_NAMES = ["../other", "/etc/passwd", "a/../../other", "nul\0"]
 
@@ -219,5 +220,5 @@ def test_an_endpoint_that_says_nothing_is_not_waited_for(
     s3: Server, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.use(monkeypatch, AWS_ENDPOINT_URL=silent)
-    monkeypatch.setattr(object_store, "LOOK", Patience(2, 1.0))
+    monkeypatch.setattr(object_store, "PROBE_POLICY", RetryPolicy(2, 1.0))
     assert seconds_to_refuse(s3.folder(), f"expected an answer of {silent}, got ") < 15

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from groundray.data.image_inputs import ImageInputs
 from groundray.data.tokenization import WordPieceTokenizer
-from groundray.rng import pick, hash_name
+from groundray.rng import hash_name, pick
 
 if TYPE_CHECKING:
     from groundray.data.batches import CaptionBatch

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from groundray.data.captions import drawn_captions
 from groundray.data.tokenization import WordPieceTokenizer
-from groundray.rng import hash64, pick, hash_name
+from groundray.rng import hash64, hash_name, pick
 
 if TYPE_CHECKING:
     from groundray.data.batches import TextBatch

@@ -22,8 +22,8 @@ def checked(encoded: bytes) -> bytes:
     """Check the header of an encoded picture, and return the picture upright.
 
     Raises:
-        UnusableImage: the picture is too large, empty, or not one of FORMATS. The reason is `too large`, `not an image` or
-            `truncated`.
+        UnusableImage: the picture is too large, empty, or not one of FORMATS. The reason is `too large`,
+            `not an image` or `truncated`.
     """
     if len(encoded) > MAX_BYTES:
         raise UnusableImage("too large", f"file: expected at most {MAX_BYTES:,} bytes, got {len(encoded):,}")
@@ -31,7 +31,9 @@ def checked(encoded: bytes) -> bytes:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise UnusableImage("too large", f"file: expected at most {MAX_PIXELS:,} pixels, got {width:,} x {height:,}")
+                raise UnusableImage(
+                    "too large", f"file: expected at most {MAX_PIXELS:,} pixels, got {width:,} x {height:,}"
+                )
             if image.getexif().get(ORIENTATION, 1) == 1:
                 return encoded
             return _upright(image)

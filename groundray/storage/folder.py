@@ -61,7 +61,9 @@ class Folder:
         text = str(url)
         if "://" not in text:
             return Folder(pafs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
-        filesystem, path = object_store.opened(text) if object_store.is_store(text) else pafs.FileSystem.from_uri(text)
+        filesystem, path = (
+            object_store.open_store(text) if object_store.is_store(text) else pafs.FileSystem.from_uri(text)
+        )
         return Folder(filesystem, posixpath.normpath(path))
 
     @staticmethod
@@ -72,7 +74,7 @@ class Folder:
             OSError: the store is not there, has no such bucket, or refuses the credentials.
         """
         if object_store.is_store(str(url)):
-            object_store.look(str(url))
+            object_store.probe(str(url))
         return Folder.at(url)
 
     def __reduce__(self) -> tuple[Callable[[str], Folder], tuple[str]]:
@@ -231,4 +233,4 @@ class Folder:
             missing = isinstance(error, FileNotFoundError) and not writes
             if missing or not object_store.is_store(str(self)):
                 raise
-            raise object_store.explained(error, str(self)) from None
+            raise object_store.readable_error(error, str(self)) from None

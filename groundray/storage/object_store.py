@@ -12,18 +12,18 @@ from typing import NamedTuple
 import pyarrow.fs as pafs
 
 
-class Patience(NamedTuple):
-    """For how long a store is waited for: tries, and the seconds of each in which nothing comes.
+class RetryPolicy(NamedTuple):
+    """For how long a store is waited for: attempts, and the seconds of each in which nothing comes.
 
-    Between tries of S3 the pause doubles, up to 20 s.
+    Between attempts of S3 the pause doubles, up to 20 s.
     """
 
-    tries: int
-    seconds: float
+    attempts: int
+    timeout_s: float
 
 
-LOOK = Patience(2, 3.0)  # before anything has started, and somebody waits at the command line
-WORK = Patience(8, 20.0)  # a store that is restarted, or has too much to do, ends no run: about a minute
+PROBE_POLICY = RetryPolicy(2, 3.0)  # before anything has started, and somebody waits at the command line
+RUN_POLICY = RetryPolicy(8, 20.0)  # a store that is restarted, or has too much to do, ends no run: about a minute
 MISSING = re.compile(r"NO_SUCH_BUCKET|Bucket '.*' not found|google::cloud::Status\(NOT_FOUND")
 REFUSED = re.compile(
     r"ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIAL|OAuth2|PERMISSION_DENIED|UNAUTHENTICATED|code: 40[13]"
@@ -33,7 +33,7 @@ NOISE = re.compile(r"^.*(with a last message of|Details:) |^.*?(?=AWS Error )| \
 
 
 @dataclass(frozen=True)
-class Kind:
+class StoreKind:
     """A kind of object store.
 
     Attributes:
@@ -43,7 +43,7 @@ class Kind:
         credentials: how a person gives them.
     """
 
-    open: Callable[[str, Patience], pafs.FileSystem]
+    open: Callable[[str, RetryPolicy], pafs.FileSystem]
     cloud: str
     endpoints: tuple[str, ...]
     credentials: str
@@ -54,35 +54,35 @@ class Kind:
         return next((name for name in self.endpoints if os.environ.get(name)), None)
 
     @property
-    def asked(self) -> str:
+    def endpoint(self) -> str:
         """Who is asked."""
         return os.environ[self.variable] if self.variable else self.cloud
 
 
-def _s3(bucket: str, patience: Patience) -> pafs.FileSystem:
-    endpoint = KINDS["s3"].asked if KINDS["s3"].variable else None
+def _s3(bucket: str, retries: RetryPolicy) -> pafs.FileSystem:
+    endpoint = KINDS["s3"].endpoint if KINDS["s3"].variable else None
     return pafs.S3FileSystem(
         endpoint_override=endpoint,
         region=None if endpoint else pafs.resolve_s3_region(bucket),
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=patience.tries),
-        connect_timeout=patience.seconds,
-        request_timeout=patience.seconds,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=retries.attempts),
+        connect_timeout=retries.timeout_s,
+        request_timeout=retries.timeout_s,
         allow_delayed_open=True,  # a small file is one request, not three
     )
 
 
-def _gcs(bucket: str, patience: Patience) -> pafs.FileSystem:
-    return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=patience.tries * patience.seconds))
+def _gcs(bucket: str, retries: RetryPolicy) -> pafs.FileSystem:
+    return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=retries.attempts * retries.timeout_s))
 
 
 KINDS = {
-    "s3": Kind(
+    "s3": StoreKind(
         _s3,
         "AWS (AWS_ENDPOINT_URL is not set)",
         ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role of the machine",
     ),
-    "gs": Kind(
+    "gs": StoreKind(
         _gcs,
         "Google Cloud Storage",
         ("CLOUD_STORAGE_EMULATOR_ENDPOINT",),
@@ -96,7 +96,7 @@ def is_store(url: str) -> bool:
     return url.partition("://")[0] in KINDS
 
 
-def opened(url: str, patience: Patience = WORK) -> tuple[pafs.FileSystem, str]:
+def open_store(url: str, retries: RetryPolicy = RUN_POLICY) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a store's URL, and the path on it.
 
     Raises:
@@ -111,32 +111,32 @@ def opened(url: str, patience: Patience = WORK) -> tuple[pafs.FileSystem, str]:
             f"keys are taken from the environment, for URLs are printed and logged ({KINDS[scheme].credentials})"
         )
     try:
-        return KINDS[scheme].open(bucket, patience), path
+        return KINDS[scheme].open(bucket, retries), path
     except OSError as error:
-        raise explained(error, url) from None
+        raise readable_error(error, url) from None
 
 
-def look(url: str) -> None:
+def probe(url: str) -> None:
     """See whether a store answers, knows the bucket and lets us list it; within seconds.
 
     Raises:
         OSError: it does not; the message says what to do.
     """
-    filesystem, path = opened(url, LOOK)
+    filesystem, path = open_store(url, PROBE_POLICY)
     try:
         filesystem.get_file_info(pafs.FileSelector(f"{path.rstrip('/')}/.groundray", allow_not_found=False))
     except OSError as error:
         nothing = isinstance(error, FileNotFoundError) or "No such file" in str(error)
         if not nothing or MISSING.search(str(error)):
-            raise explained(error, url) from None
+            raise readable_error(error, url) from None
 
 
-def explained(error: OSError, url: str) -> OSError:
+def readable_error(error: OSError, url: str) -> OSError:
     """A store's error in words for a person, in one line."""
     scheme, _, path = url.partition("://")
     kind, bucket, text = KINDS[scheme], path.partition("/")[0], " ".join(str(error).split())
     if MISSING.search(text):
-        return OSError(f"{url}: {kind.asked} has no bucket {bucket}: create it, or mend the URL")
+        return OSError(f"{url}: {kind.endpoint} has no bucket {bucket}: create it, or mend the URL")
     reason = NOISE.sub("", text)
     if REFUSED.search(text):
         return OSError(
@@ -144,4 +144,4 @@ def explained(error: OSError, url: str) -> OSError:
             f"({kind.credentials})"
         )
     repair = f"see to the network, and to {kind.variable}" if kind.variable else "see to the network"
-    return OSError(f"{url}: expected an answer of {kind.asked}, got {reason}: {repair}")
+    return OSError(f"{url}: expected an answer of {kind.endpoint}, got {reason}: {repair}")

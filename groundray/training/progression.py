@@ -34,7 +34,7 @@ from groundray.model.weights import fill
 from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS, STAGES
 from groundray.storage.folder import Folder, format_bytes
-from groundray.storage.object_store import is_store
+from groundray.storage.object_store import is_store, probe
 from groundray.training import recovery
 from groundray.training.allocator import keep_freed_memory
 from groundray.training.checkpoint import Store
@@ -61,7 +61,7 @@ def reach(settings: Settings) -> None:
     for name, value in flatten(settings.model_dump(exclude=unused)):
         if isinstance(value, str) and is_store(value):
             try:
-                look(value)
+                probe(value)
             except OSError as error:
                 raise OSError(f"{name}: {error}") from None
             except ValueError as error:
