@@ -101,7 +101,7 @@ def test_typing_searches_and_either_query_may_go(tab: Any) -> None:
     assert order(page) == nearest(tab, text="blue")
     assert not page.locator("#alpha").is_visible()
     page.locator("#search-text").fill("")
-    page.get_by_text("Nothing is asked yet").wait_for()
+    page.get_by_text("The best matches come first").wait_for()
     page.get_by_role("group", name="Words to try").first.get_by_role("button").first.click()
     page.locator("#search .grid [data-key]").first.wait_for()
 

@@ -1,10 +1,10 @@
-// The service: one function that asks it, waits while it is busy, and turns every failure into a sentence.
+// Requests to the service: one function that sends them, retries while the service is busy, and words every failure.
 
 const TRIES = 6;
 const LONGEST_WAIT = 30; // seconds
 export const UPLOAD_LIMIT = 10e6; // bytes, as the service has it
 
-/** What went wrong, as a sentence for people; `status` is 0 where no answer came. */
+/** A failed request, with a message to show. `status` is 0 if there was no response. */
 export class Failure extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -13,15 +13,15 @@ export class Failure extends Error {
 }
 
 /**
- * The JSON answer to a question.
+ * Send a request and return its JSON response.
  *
- * A field that is a File makes it a POST; a field that is a list is repeated; null and undefined are left out. A busy
- * service (503) is asked again after the time that it names.
+ * A File among the fields makes the request a POST. List fields are repeated; null and undefined fields are omitted.
+ * A busy service (503) is asked again after its Retry-After.
  *
  * @param {string} path relative to the page
  * @param {Object<string, string|number|File|Array|null>} fields
- * @param {{signal?: AbortSignal, waiting?: (seconds: number) => void}} options `waiting` hears of each wait
- * @throws {Failure} the service refused or is not there; AbortError where `signal` ended it
+ * @param {{signal?: AbortSignal, waiting?: (seconds: number) => void}} options `waiting` is called before each wait
+ * @throws {Failure} the service refused, or is unreachable; AbortError if `signal` aborted the request
  */
 export async function ask(path, fields = {}, { signal, waiting } = {}) {
   const pairs = Object.entries(fields).flatMap(([name, value]) =>
@@ -52,7 +52,7 @@ async function reach(url, options) {
   }
 }
 
-/** What a refusal says of itself; FastAPI's own validation says it as a list. */
+/** The message of an error response; FastAPI's validation errors are a list. */
 async function said(answer) {
   try {
     const { detail } = await answer.json();
@@ -60,8 +60,8 @@ async function said(answer) {
     return sentence(detail.map((one) => `${one.loc.at(-1)}: ${one.msg}`).join("; "));
   } catch {
     return answer.status === 503
-      ? "The service is busy and stayed so. Try again in a while."
-      : `The service answered with status ${answer.status} and said no more.`;
+      ? "The service is still busy. Try again later."
+      : `The service answered with status ${answer.status}, without a message.`;
   }
 }
 
@@ -69,11 +69,11 @@ function sentence(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-/** Seconds to wait, from a Retry-After in seconds or as a date; a second where it names none. */
+/** Seconds to wait, from a Retry-After in seconds or as a date; 1 if there is none. */
 function wait(header) {
   const seconds = Number(header ?? 1);
   const named = Number.isFinite(seconds) ? seconds : (Date.parse(header) - Date.now()) / 1000;
-  // people who were turned away together do not come back together
+  // jitter, so that clients refused together do not retry together
   return Math.min(LONGEST_WAIT, Math.max(0.2, named || 1)) * (1 + 0.2 * Math.random());
 }
 
@@ -88,8 +88,8 @@ function sleep(milliseconds, signal) {
 }
 
 /**
- * `work(signal, ...values)` of which only the latest call counts: a new call aborts the one before it. Resolves to
- * undefined where it was overtaken.
+ * Wrap `work(signal, ...values)` so that only the latest call counts: a new call aborts the previous one, which then
+ * resolves to undefined.
  */
 export function latest(work) {
   let controller = null;
@@ -106,7 +106,7 @@ export function latest(work) {
   };
 }
 
-/** `action` called once the calls have paused for some milliseconds; `.now()` calls it at once. */
+/** Debounce `action`: call it when calls have paused for some milliseconds; `.now()` calls it at once. */
 export function paused(milliseconds, action) {
   let timer;
   const later = () => {

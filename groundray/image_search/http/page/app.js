@@ -1,4 +1,4 @@
-// The page: its tabs, and the address, which holds what is seen so that a view can be shared.
+// The page: its tabs, and its address, which holds the view so that it can be shared.
 //
 // An address ends in #tab?key=value&...: which tab, and what it shows. Moving something replaces it; going somewhere
 // adds an entry to the browser's history.
@@ -13,7 +13,7 @@ import { openWhy } from "./why.js";
 const SUGGESTED = 6; // words to try
 const LISTED = 3000; // words that a field completes
 
-/** Asked for once, when first wanted; asked again where it failed. */
+/** A value that is requested on first use, and again after a failure. */
 function once(question) {
   let answer = null;
   return () => {
@@ -47,7 +47,7 @@ const app = {
   suggestions,
   chooser: openChooser(),
 
-  /** A picture of the pool and a word, to begin with. */
+  /** A picture of the pool and a word: the first view. */
   async example() {
     const [{ results }, [text = null]] = await Promise.all([ask("pool", { k: 1, seed: 0 }), suggestions]);
     return { image: results[0]?.id, text };
@@ -57,21 +57,21 @@ const app = {
   found: () => app.views.search.found(),
   views: {},
 
-  /** Go to a tab and what it should show: a new entry of the history. */
+  /** Open a tab in a given state: a new history entry. */
   go(tab, values) {
     history.pushState(null, "", address(tab, values));
     follow();
     scrollTo({ top: 0 });
   },
 
-  /** Remember what a tab shows; `push` makes it an entry of the history. */
+  /** Store the state of a tab in the address; `push` makes it a history entry. */
   note(tab, values, push = false) {
     noted[tab] = address(tab, values);
     if (shown === tab && location.hash !== noted[tab])
       history[push ? "pushState" : "replaceState"](null, "", noted[tab]);
   },
 
-  /** What a tab last showed. */
+  /** The last state of a tab. */
   noted: (tab) => new URLSearchParams(noted[tab]?.split("?")[1] ?? ""),
 };
 
@@ -86,7 +86,7 @@ function address(tab, values) {
   return `#${tab}${query && `?${query}`}`;
 }
 
-/** Show what the address says. */
+/** Show the view of the address. */
 function follow() {
   const [name, query = ""] = location.hash.slice(1).split("?");
   const tab = names.includes(name) ? name : names[0];

@@ -1,4 +1,4 @@
-// The picture of the words: traces and layout for plotly, and labels that do not lie on each other.
+// The plot of the words: plotly's traces and layout, and labels that do not overlap.
 //
 // Categories are told apart by colour and by shape. The colours are those of Okabe and Ito, with the yellow and the
 // blue made readable on light and on dark; concreteness is cividis. Both hold without colour vision.
@@ -36,15 +36,15 @@ const CIVIDIS = [
 const FONT = 12;
 const MARGIN = 0.09; // of the spread, around the points
 
-/** How many categories have a colour of their own; the smaller ones share grey. */
+/** Number of categories with a colour of their own; smaller ones share grey. */
 export const COLOURS = PALETTE.length;
 
 /**
  * Plotly's traces and layout.
  *
  * @param {Object} wanted `data` and `found` as space.js has them; `view` is what is chosen; `panels` are one or two
- *   {share, name}, share 0 before grounding and 1 after; `stacked` puts two panels one below the other; `size` in
- *   pixels; `rest` says that nothing moves, so that labels are laid out
+ *   {share, name}, share 0 before grounding, 1 after; `stacked` puts two panels one below the other; `size` in
+ *   pixels; `rest` is true when nothing moves; labels are laid out then
  */
 export function spread({ data, view, panels, found, stacked, size, rest }) {
   const ink = colours();
@@ -101,7 +101,7 @@ export function spread({ data, view, panels, found, stacked, size, rest }) {
   return { traces, layout };
 }
 
-/** The key to the colours: elements for the categories, or the scale of concreteness. */
+/** The legend: elements for the categories, or the scale of concreteness. */
 export function key(data, view) {
   if (view.colour === "concreteness") {
     const ramp = make("canvas", { width: 256, height: 1, "aria-hidden": "true" });
@@ -135,7 +135,7 @@ function drawn(path, fill, stroke) {
   return picture;
 }
 
-/** Lay the labels out again for the axes' ranges as they are now, after zooming. */
+/** Lay out the labels again for the current axis ranges, after zooming. */
 export function legible(plot, found) {
   label(plot.data, plot.layout, found);
   window.Plotly.redraw(plot);
@@ -150,7 +150,7 @@ function about(word) {
   return [`<b>${escaped(word.text)}</b>`, ...tells.filter(Boolean)].join("<br>");
 }
 
-/** The words by what they look like: their places in the list, a name and plotly's marker. */
+/** The words grouped by marker: their indices, a name, and plotly's marker. */
 function groups(data, view, ink) {
   const everyone = data.words.map((_, index) => index);
   if (view.colour === "concreteness") {
@@ -190,7 +190,7 @@ function groups(data, view, ink) {
   return others.length ? [...named, rest] : named;
 }
 
-/** The word that is looked for, and lines to its neighbours. */
+/** The selected word, and lines to its neighbours. */
 function marks({ data, found, own, xs, ys, place, share, ink }) {
   if (!found) return [];
   const index = new Map(data.words.map((word, at) => [word.text, at]));
@@ -274,7 +274,7 @@ function axes(layout, { index, panels, stacked, xs, ys, data, view, panel, ink }
   });
 }
 
-/** The ends of an axis, with room around the points and `more` at the far end for labels. */
+/** The range of an axis, with a margin around the points and `more` at the far end for labels. */
 function ends(values, more) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const room = (high - low) * MARGIN || 1;
@@ -282,8 +282,8 @@ function ends(values, more) {
 }
 
 /**
- * Give labels to the words that have room for one: first the neighbours of what is looked for, then the words far from
- * the middle, which are the fewest.
+ * Label the words that have room: first the neighbours of the selected word, then words far from the centre, where
+ * points are few.
  */
 function label(traces, layout, found) {
   const context = document.createElement("canvas").getContext("2d");
@@ -334,7 +334,7 @@ function label(traces, layout, found) {
   }
 }
 
-/** The page's colours and font, as its style has them now. */
+/** The colours and font of the current style. */
 function colours() {
   const style = getComputedStyle(document.documentElement);
   const named = (name) => style.getPropertyValue(`--${name}`).trim();

@@ -1,4 +1,4 @@
-// Elements: found by their part, made, and cloned from the page's templates.
+// Elements: looked up by part, created, and cloned from templates.
 
 /** The elements below `root` by the name in their data-part, in camel case. */
 export function parts(root) {
@@ -29,12 +29,12 @@ export function figure(value, places = 2) {
     .replace(/^−(0\.?0*)$/, "$1");
 }
 
-/** "1 picture", "2 pictures", which stay on one line. */
+/** "1 picture", "2 pictures", with a space that does not break. */
 export function counted(count, noun) {
   return `${count.toLocaleString("en")}\u00a0${noun}${count === 1 ? "" : "s"}`;
 }
 
-/** Show what went wrong in `place`, with a button to try again where `again` is given; null clears it. */
+/** Show a failure in `place`, with a retry button if `again` is given; null clears it. */
 export function trouble(place, failure, again = null) {
   place.replaceChildren();
   if (!failure) return;
@@ -46,7 +46,7 @@ export function trouble(place, failure, again = null) {
   place.append(note);
 }
 
-/** Buttons for words to try; `choose` gets the word. */
+/** Buttons of suggested words; `choose` receives the word. */
 export function chips(place, words, choose) {
   place.replaceChildren(
     ...words.map((word) => {

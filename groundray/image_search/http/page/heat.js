@@ -34,7 +34,7 @@ function ramp() {
  *
  * @param {HTMLCanvasElement} canvas it gets the size that the map needs
  * @param {{values: ArrayLike<number>, rows: number, columns: number, first: number, low: number, high: number}} map
- *   row by row; `first` is where the first row and column lie, as a share of the canvas; `low` and `high` are the ends
+ *   row by row; `first` is where the first row and column lie, as a fraction of the canvas; `low` and `high` are the ends
  *   of the colours
  */
 export function paint(canvas, { values, rows, columns, first, low, high }) {
@@ -62,7 +62,7 @@ export function paint(canvas, { values, rows, columns, first, low, high }) {
  * Lines of numbers, each stretched FINE times by cubic convolution (Keys 1981, a = -1/2), which goes through the values
  * where they lie.
  *
- * @param {number} first where the first number lies, as a share of the whole; the others follow evenly
+ * @param {number} first where the first number lies, as a fraction of the whole; the others follow at equal distances
  * @param {number} lines how many, @param {number} length of each
  * @param {number} step from one number of a line to the next, @param {number} next from one line to the next
  */

@@ -1,4 +1,4 @@
-// Movement, which is left out where people ask for less of it.
+// Animation, switched off where the user prefers reduced motion.
 
 const less = matchMedia("(prefers-reduced-motion: reduce)");
 const EASE = "cubic-bezier(.2, .7, .2, 1)";
@@ -8,11 +8,11 @@ export function still() {
 }
 
 /**
- * Make the children of `list` those of `items`, in their order; what stays slides to its place, what is new fades in.
+ * Make the children of `list` match `items`, in order. Kept children slide to their place; new ones fade in.
  *
  * @param {HTMLElement} list
  * @param {Array<Object>} items
- * @param {(item: Object) => string} key children with a key that is there already are kept
+ * @param {(item: Object) => string} key children whose key exists already are kept
  * @param {(item: Object) => HTMLElement} create
  * @param {(element: HTMLElement, item: Object, index: number) => void} update
  */
@@ -50,8 +50,8 @@ export function arrange(list, items, { key, create, update }) {
 }
 
 /**
- * A function that calls `draw(share)` with shares up to 1 over some milliseconds, or once with 1 where it should jump;
- * a new call of it ends the one before.
+ * Return a function that calls `draw(share)` with shares rising to 1 over some milliseconds, or once with 1 to jump; a
+ * new call ends the previous one.
  */
 export function tween(milliseconds) {
   let frame = 0;

@@ -1,4 +1,4 @@
-// Pictures: those of the pool, those of the people who look, and the dialog to choose among them.
+// Pictures of the pool, pictures of this device, and the dialog that chooses one.
 
 import { Failure, UPLOAD_LIMIT, ask } from "./api.js";
 import { make, parts, trouble } from "./elements.js";
@@ -6,7 +6,7 @@ import { make, parts, trouble } from "./elements.js";
 const POOL = 24;
 
 /**
- * A picture to ask about: of the pool by its id, or a file of this device.
+ * A query picture: one of the pool by id, or a file of this device.
  *
  * @typedef {{id: ?string, file: ?File, url: string, thumbnail: string, name: string}} Picture
  */
@@ -21,7 +21,7 @@ export function ofPool(id) {
 
 /**
  * @returns {Picture}
- * @throws {Failure} it is no picture, or too large
+ * @throws {Failure} the file is not a picture, or too large
  */
 export function ofFile(file) {
   if (!file.type.startsWith("image/")) {
@@ -32,7 +32,7 @@ export function ofFile(file) {
   if (file.size > UPLOAD_LIMIT) {
     const size = (file.size / 1e6).toFixed(1);
     throw new Failure(
-      `“${file.name}” has ${size} MB, and at most ${UPLOAD_LIMIT / 1e6} MB are taken: make it smaller first.`,
+      `“${file.name}” has ${size} MB; the limit is ${UPLOAD_LIMIT / 1e6} MB: make it smaller first.`,
     );
   }
   const url = URL.createObjectURL(file);
@@ -41,12 +41,12 @@ export function ofFile(file) {
   return picture;
 }
 
-/** The fields of a question about a picture. */
+/** The fields of a request about a picture. */
 export function asked(picture) {
   return picture ? { image: picture.id, file: picture.file } : {};
 }
 
-/** What the address keeps of a picture: a file itself never leaves its device for an address. */
+/** How the address names a picture. It never holds a file itself. */
 export function noted(picture) {
   if (!picture) return {};
   return picture.id === null ? { file: picture.name } : { image: picture.id };
@@ -55,7 +55,7 @@ export function noted(picture) {
 /**
  * The picture that an address names, or null.
  *
- * @throws {Failure} it is a file that is not at hand
+ * @throws {Failure} it was a file, which must be chosen again
  */
 export function recalled(values) {
   const [image, file] = [values.get("image"), values.get("file")];
@@ -65,7 +65,7 @@ export function recalled(values) {
   throw new Failure(`The picture “${file}” of this view stayed on the device that it came from: choose it again.`);
 }
 
-/** The dialog: `choose()` resolves to the picture that was chosen, or to null. */
+/** The dialog: `choose()` resolves to the chosen picture, or to null. */
 export function openChooser() {
   const dialog = document.getElementById("chooser");
   const part = parts(dialog);
@@ -115,7 +115,7 @@ export function openChooser() {
       if (!part.pool.children.length) fill();
       dialog.showModal();
     });
-  /** A file that was dropped or pasted goes to the dialog where it is open; else `use` gets its picture. */
+  /** Take a dropped or pasted file: into the dialog if it is open, else to `use`. */
   const drop = (file, use) => {
     if (dialog.open) {
       take(file);
@@ -139,7 +139,7 @@ export function thumbnailButton(picture, label, choose) {
   return button;
 }
 
-/** Pictures that are dropped or pasted anywhere on the page go to `take(file)`. */
+/** Pass pictures that are dropped or pasted anywhere on the page to `take(file)`. */
 export function watchDropsAndPastes(take) {
   const veil = document.getElementById("veil");
   const holdsFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");

@@ -1,5 +1,5 @@
-// The tab Search: a picture, a word, and the way between them. All steps of the way are asked for at once, so that
-// moving along it asks for nothing.
+// The Search tab: a picture, a word, and the mixes between them. All steps are requested at once, so that moving the
+// slider sends no request.
 
 import { ask, latest, paused } from "./api.js";
 import { chips, clone, counted, figure, make, parts, trouble } from "./elements.js";
@@ -21,7 +21,7 @@ export function openSearch(root, app) {
   let answers = []; // one an alpha of the way, or a single one
   let playing = null;
 
-  // ---- what is asked
+  // ---- requests
   const mixed = () => query.picture !== null && query.text !== "";
   const empty = () => query.picture === null && query.text === "";
 
@@ -53,23 +53,23 @@ export function openSearch(root, app) {
   });
   const soon = paused(220, search);
 
-  /** The results but the picture that was asked with: everything is most like itself. */
+  /** The results without the query picture, which is always nearest to itself. */
   const withoutQuery = (results) => results.filter(({ id }) => id !== query.picture?.id).slice(0, shown);
 
-  /** Fetch the thumbnails of the whole way, so that moving along it shows no gaps. */
+  /** Prefetch the thumbnails of all steps, so that moving the slider shows no gaps. */
   const warm = () => {
     const ids = new Set(answers.flatMap((results) => results.slice(0, FIRST).map(({ id }) => id)));
     for (const id of ids) new Image().src = ofPool(id).thumbnail;
   };
 
-  // ---- what is shown
+  // ---- display
   const say = (text) => {
     part.status.textContent = text;
   };
   const alpha = () => (mixed() ? query.step / STEPS : query.text ? 1 : 0);
   const results = () => answers[mixed() ? query.step : 0] ?? [];
 
-  /** The query itself: picture, equation, and what it would take to have both. */
+  /** The query: picture, equation, and a hint at what is missing. */
   const describe = () => {
     const { picture, text } = query;
     part.picture.hidden = !picture;
@@ -119,7 +119,7 @@ export function openSearch(root, app) {
         make(
           "li",
           { class: "empty-state" },
-          "Nothing is asked yet. Choose a picture above, or type a word: what fits best comes first.",
+          "Choose a picture above, or type a word. The best matches come first.",
         ),
       );
       return;
@@ -177,7 +177,7 @@ export function openSearch(root, app) {
     });
     return button;
   };
-  /** Mark the column nearest to where the slider stands. */
+  /** Mark the column nearest to the slider. */
   const mark = (stride = (part.strip.children[1]?.dataset.step ?? 1) - 0) => {
     const nearest = Math.round(query.step / stride) * stride;
     for (const button of part.strip.children) {
@@ -186,7 +186,7 @@ export function openSearch(root, app) {
     }
   };
 
-  // ---- what people do
+  // ---- events
   const note = (push = false) =>
     app.note(
       "search",
@@ -283,7 +283,7 @@ export function openSearch(root, app) {
     take,
     hide: pause,
     found: () => results().map(({ id }) => id),
-    /** Show what an address says; an example where it says nothing at first. */
+    /** Show the view of an address; at first, an example if it names none. */
     show(values) {
       try {
         query.picture = recalled(values);

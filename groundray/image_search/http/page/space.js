@@ -1,4 +1,4 @@
-// The tab Space: the words on two principal axes of the language model, before and after grounding.
+// The Space tab: the words on two principal axes of the language model, before and after grounding.
 
 import { Failure, ask, latest, paused } from "./api.js";
 import { chips, counted, figure, make, parts, trouble } from "./elements.js";
@@ -24,7 +24,7 @@ export function openSpace(root, app) {
   let drawn = null; // 0 before, 1 after, between them while the words move; null where nothing is drawn
   const glide = tween(MOVING);
 
-  // ---- what is asked
+  // ---- requests
   const load = async () => {
     trouble(part.trouble, null);
     root.setAttribute("aria-busy", "true");
@@ -78,19 +78,19 @@ export function openSpace(root, app) {
   });
   const soon = paused(300, look);
 
-  /** The word that a phrase of the norms stands for, and its rank in words among each model's neighbours. */
+  /** The word that a phrase of the norms describes, and its rank among each model's neighbours, in words. */
   const meant = (text, neighbours) => {
     const target = data.phrases.find((phrase) => phrase.text === text.toLowerCase())?.target;
     const ranks = neighbours.map((words) => ordinal(words.findIndex((word) => word.text === target) + 1));
     return { target, ranks };
   };
 
-  // ---- what is shown
+  // ---- display
   const say = (text) => {
     part.status.textContent = text;
   };
 
-  /** What can be chosen, once the words are known. */
+  /** Fill in the choices once the words have arrived. */
   const offer = () => {
     for (const select of [form.x, form.y]) {
       select.replaceChildren(
@@ -129,7 +129,7 @@ export function openSpace(root, app) {
     caption();
   };
 
-  /** Draw the words as they lie now; labels are laid out where they come to rest. */
+  /** Draw the words at their current places; labels are laid out when they rest. */
   const plot = (rest) => {
     const panels = drawn.single
       ? [{ share: drawn.share, name: drawn.share < 0.5 ? "Before grounding" : "After grounding" }]
@@ -159,7 +159,7 @@ export function openSpace(root, app) {
 
   const listen = () => {
     part.plot.dataset.listens = "true";
-    // what plotly measures labels in, off the page: nothing to read out
+    // where plotly measures labels, off the page: hidden from screen readers
     document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true");
     part.plot.on("plotly_click", ({ points }) => points[0].customdata && choose(points[0].customdata));
     part.plot.on("plotly_relayout", (change) => {
@@ -239,7 +239,7 @@ export function openSpace(root, app) {
     );
   };
 
-  // ---- what people do
+  // ---- events
   const note = (push = false) =>
     app.note(
       "space",
@@ -278,7 +278,7 @@ export function openSpace(root, app) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn && draw());
 
   return {
-    /** Show what an address says. */
+    /** Show the view of an address. */
     async show(values) {
       const axis = (name, usual) => Math.max(0, (Number(values.get(name)) || usual) - 1);
       view.model =
@@ -293,7 +293,7 @@ export function openSpace(root, app) {
   };
 }
 
-/** "1st nearest"; 0 stands for a rank that is not known. */
+/** "1st nearest"; 0 is an unknown rank. */
 function ordinal(rank) {
   if (rank === 0) return `not among the ${RANKED} nearest`;
   const ending = { one: "st", two: "nd", few: "rd", other: "th" }[
@@ -304,7 +304,7 @@ function ordinal(rank) {
 
 let loading = null;
 
-/** Plotly, which is large: loaded when it is first wanted. */
+/** Plotly, loaded on first use, since it is large. */
 function loadPlotly() {
   loading ??= new Promise((resolve, reject) => {
     const script = make("script", { src: "static/plotly.min.js" });
@@ -321,8 +321,8 @@ function loadPlotly() {
 }
 
 /**
- * The words for drawing. A principal axis has no direction of its own: each is turned so that concrete words lie to the
- * right or top, or, without ratings, so that both models agree.
+ * The words for drawing. The sign of a principal axis is arbitrary: each is turned so that concrete words lie to the
+ * right or at the top, or, without ratings, so that both models agree.
  */
 function arranged({ models: served, axes, words, phrases = [], left_out: leftOut = 0 }) {
   const count = axes[0].explained.length;

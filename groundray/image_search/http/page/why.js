@@ -1,4 +1,4 @@
-// The tab Why: the match maps of a text's words on a picture.
+// The Why tab: the match maps of a text's words on a picture.
 
 import { ask, latest, paused } from "./api.js";
 import { chips, clone, figure, parts, trouble } from "./elements.js";
@@ -19,7 +19,7 @@ export function openWhy(root, app) {
   let lit = null; // what the canvas shows
   const light = tween(LIGHTING);
 
-  // ---- what is asked
+  // ---- requests
   const compare = latest(async (signal) => {
     describe();
     trouble(part.trouble, null);
@@ -48,7 +48,7 @@ export function openWhy(root, app) {
   });
   const soon = paused(260, compare);
 
-  // ---- what is shown
+  // ---- display
   const say = (text) => {
     part.status.textContent = text;
   };
@@ -74,7 +74,7 @@ export function openWhy(root, app) {
     }
   };
 
-  /** Take an answer, or none. */
+  /** Show an answer, or none. */
   const take = (found) => {
     answer = found && measured(found);
     pointed = place = null;
@@ -126,7 +126,7 @@ export function openWhy(root, app) {
     return button;
   };
 
-  /** The words' own small pictures; their colours share a scale unless each has its own. */
+  /** A small map for each word; they share a colour scale unless each has its own. */
   const drawTokens = () => {
     const small = document.createElement("canvas");
     answer.tokens.forEach((token, index) => {
@@ -163,7 +163,7 @@ export function openWhy(root, app) {
     return { low: low < 0 && high > 0 ? 0 : low, high };
   };
 
-  /** The word to begin with: the most concrete one, or, where no rating is known, the one that matches best. */
+  /** The first word to show: the most concrete one, or without ratings the best matching one. */
   const first = (tokens) => {
     const rating = ({ text, score }) => [ratings.get(text.toLowerCase()) ?? 0, score];
     const order = (one, other) => {
@@ -173,7 +173,7 @@ export function openWhy(root, app) {
     return [...tokens.keys()].sort(order)[0];
   };
 
-  /** Light up the word that is pointed at, or the one that was chosen, or the first. */
+  /** Highlight the word under the pointer, else the chosen one, else the first. */
   const show = () => {
     const tokens = answer?.tokens ?? [];
     const index = pointed ?? query.word ?? (tokens.length ? first(tokens) : null);
@@ -220,7 +220,7 @@ export function openWhy(root, app) {
     }
   };
 
-  /** The numbers: of each word at its best place, or at the place that is pointed at. */
+  /** The numbers of each word: at its best place, or at the pointer. */
   const drawFigures = (index) => {
     const tokens = answer?.tokens ?? [];
     const cell = place && place.row * answer.columns + place.column;
@@ -263,7 +263,7 @@ export function openWhy(root, app) {
     describe();
   };
 
-  // ---- what people do
+  // ---- events
   const note = (push = false) =>
     app.note("why", { ...noted(query.picture), text: query.text || null, word: query.word }, push);
   const point = (index) => {
@@ -339,7 +339,7 @@ export function openWhy(root, app) {
 
   return {
     take: choose,
-    /** Show what an address says; where it says nothing, what the tab Search asks with. */
+    /** Show the view of an address; if it names none, the query of the Search tab. */
     show(values) {
       const from = values.size ? values : app.noted("search");
       let failure = null;
@@ -358,7 +358,7 @@ export function openWhy(root, app) {
   };
 }
 
-/** An answer with the values of each token's map in a row, and the least and the most of each and of all. */
+/** An answer with each token's map as a flat array, and the minimum and maximum of each and of all. */
 function measured(answer) {
   const tokens = answer.tokens.map((token) => {
     const values = Float32Array.from(token.map.flat());
