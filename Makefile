@@ -4,12 +4,14 @@
 # make slow     run those that take minutes, and after make demo those of what it has learned
 # make chaos    kill runs of several processes in every way (about an hour)
 # make soak     kill the demo thirty times, at random (three quarters of an hour)
+# make docs     set up and build the documentation into site/; a dead link fails
+# make notebook run docs/demo.ipynb again and keep its outputs
 # make lint     set up and run the formatter's check, the linter, the type checker and the import contracts
 PYTHON ?= python3
 BIN := .venv/bin
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
-.PHONY: setup demo explore test slow chaos soak lint lock clean
+.PHONY: setup demo explore test slow chaos soak docs notebook lint lock clean
 
 setup: .venv/.ready
 
@@ -45,6 +47,12 @@ chaos: setup
 soak: setup
 	$(BIN)/python -m pytest tests/faults -m soak -s
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebook: setup
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace docs/demo.ipynb
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -53,8 +61,8 @@ lint: setup
 
 # Newest versions that fit pyproject.toml, for every platform, without addresses.
 lock: setup
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev --extra pretrained --extra postgres \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev --extra docs --extra pretrained --extra postgres \
 		--extra search --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv data runs mlruns mlflow.db
+	rm -rf .venv data runs mlruns mlflow.db site
