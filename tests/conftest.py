@@ -1,4 +1,4 @@
-"""What the tests share: shapes checked at run time, a small world on disk, one Ray cluster."""
+"""Shared test fixtures: shape checks at run time, a small world on disk, one Ray cluster."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import servers
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
-    from searching import Place
+    from search_fixtures import SearchPaths
 
     from groundray.image_search.service import Service
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a model hub, nor waits for one
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test contacts a model hub
 
 # the shapes of every public tensor function are checked while the tests run
 install_import_hook(
@@ -45,15 +45,15 @@ install_import_hook(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes longest begins first where there are two processes (pytest-xdist), that they end together."""
+    """With pytest-xdist, run the slowest tests first, so that the processes end together."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process has all modules that need the session's cluster, and each other module is one process's, whose
-    fixtures it shares."""
+    """Run all modules that use the session's cluster in one process, and every other module in one process, so that
+    fixtures are made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModule(LoadScopeScheduling):
@@ -65,23 +65,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 STAGES = "visual,language,grounding,relational,retrieval"
-# grounding in steps that do not blow a number's last bits up
+# grounding with small steps, which do not amplify rounding errors
 CALM = ("--grounding.temperature=0.1", "--grounding.optimizer.lr=1e-4", "--grounding.optimizer.language_lr=1e-4")
 
 
 @dataclass(frozen=True)
 class SmallWorld:
-    """An embedded world of 72 scenes to train on and 20 held out, and of 4 single objects a shape and 1 held out."""
+    """An embedded world of 72 training and 20 validation scenes, and of 4 training and 1 validation objects a shape."""
 
     source: Path
     shards: Path
 
     def settings(self, *words: str, stages: str = "grounding", url: str | None = None) -> list[str]:
-        """Command-line words of the preset `demo` for this world: some stages, small batches, neither tracking nor
-        analysis.
+        """Return command-line arguments of the preset `demo` for this world: small batches, no tracking, no analysis.
 
         Args:
-            url: of a copy of the shards and the tokenizer.
+            stages: stages to run.
+            url: URL of a copy of the shards and the tokenizer.
         """
         shards = url or str(self.shards)
         tokenizer = f"{url}/tokenizer" if url else str(self.source / "tokenizer")
@@ -111,7 +111,7 @@ class SmallWorld:
         ]
 
     def copied_to(self, url: str) -> str:
-        """The URL, with a copy of the shards and the tokenizer."""
+        """Copy the shards and the tokenizer to a URL, and return it."""
         from groundray.storage.folder import Folder
 
         Folder.at(url).upload(self.shards)
@@ -121,7 +121,7 @@ class SmallWorld:
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """A test leaves torch the threads that it found: by their number float32 rounds."""
+    """Restore torch's number of threads after each test: float32 sums depend on it."""
     import torch
 
     before = torch.get_num_threads()
@@ -159,7 +159,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
 
 
 def checked(folder: Path, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """The items with their checked image files."""
+    """Return the items with their checked image files."""
     from groundray.data.sources.image_files import check_image
     from groundray.storage.folder import Folder
 
@@ -196,7 +196,7 @@ def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
 
 @pytest.fixture(params=["local", "s3", "gs"])
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder that is not there yet, of this machine and in each kind of store."""
+    """A folder that does not exist yet: local, and in each kind of object store."""
     if request.param == "local":
         return str(tmp_path / "folder")
     server: servers.Server = request.getfixturevalue(request.param)
@@ -206,7 +206,7 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3: servers.Server) -> Iterator[None]:
-    """The one Ray cluster of the session, for tests marked `ray`; its machine may use the store."""
+    """The session's Ray cluster, for tests marked `ray`; it has the credentials of the S3 server."""
     from groundray.runtime import cluster
 
     with contextlib.ExitStack() as connected:
@@ -217,17 +217,19 @@ def ray_cluster(s3: servers.Server) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def place(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """An untrained model that can search, the 20 held-out scenes, and the words' norms."""
-    from searching import Place, write_model
+def place(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> SearchPaths:
+    """An untrained model with search heads, the 20 validation scenes, and the norms."""
+    from search_fixtures import SearchPaths, write_model
 
     root = tmp_path_factory.mktemp("search")
     checkpoint = write_model(root / "model", world)
-    return Place(checkpoint, str(world.shards / "captions" / "val"), str(root / "index"), str(world.source / "norms"))
+    return SearchPaths(
+        checkpoint, str(world.shards / "captions" / "val"), str(root / "index"), str(world.source / "norms")
+    )
 
 
 @pytest.fixture(scope="session")
-def service(place: Place) -> Service:
+def service(place: SearchPaths) -> Service:
     from groundray.image_search.service import Service
 
     return Service.open(place.checkpoint, place.images, place.index, place.norms)

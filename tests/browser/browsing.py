@@ -1,4 +1,4 @@
-"""Fixtures: the real service over a taught model and drawn scenes, and its page in chromium, driven by Playwright."""
+"""Fixtures: the service over a trained model and drawn scenes, and its page in Chromium, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAUNCH = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE = 20_000  # milliseconds that a busy machine may take for anything
+TIMEOUT_MS = 20_000  # of every step, on a busy machine
 REFUSED = re.compile(r"Failed to load resource: .*(status of (404|415|422|503)|ERR_FAILED)")
 
 
@@ -42,8 +42,8 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The service's app without Ray Serve around it, in a thread: the 72 training scenes of the small world, which the
-    model was not taught on."""
+    """Serve the application in a thread, without Ray Serve. Its pool is the small world's 72 training scenes, which
+    the model has not seen."""
     import teacher
     import uvicorn
 
@@ -70,7 +70,7 @@ def served(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium; for a module, since Playwright keeps an event loop running in this thread as long as it is there."""
+    """Chromium, one per module: while open, Playwright keeps an event loop running in this thread."""
     if not Path(CHROMIUM).exists():
         pytest.skip(f"no chromium at {CHROMIUM}: apt-get install chromium")
     from playwright.sync_api import sync_playwright
@@ -82,10 +82,10 @@ def browser() -> Iterator[Any]:
 
 
 class Tab:
-    """A page in a browser, and what it complained of.
+    """A page in a browser, and the errors that the browser reported.
 
     Attributes:
-        refusals: whether answers of 404, 415, 422 and 503 are meant, of which the browser itself complains.
+        refusals: True if responses of 404, 415, 422 and 503 are expected; the browser reports those as errors.
     """
 
     def __init__(self, browser: Any, served: Served, **options: Any):
@@ -94,7 +94,7 @@ class Tab:
         self.asked: list[str] = []  # addresses, in order
         self._pending: set[Any] = set()  # requests
         self._context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
-        self._context.set_default_timeout(PATIENCE)
+        self._context.set_default_timeout(TIMEOUT_MS)
         self.page = self._context.new_page()
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(f"{error}\n{error.stack}"))
@@ -110,9 +110,9 @@ class Tab:
 
     def rest(self) -> Any:
         """Wait until nothing is loading, which is when nothing was asked for a while."""
-        end, calm = time.monotonic() + PATIENCE / 1000, 0
+        end, calm = time.monotonic() + TIMEOUT_MS / 1000, 0
         while calm < 3:
-            assert time.monotonic() < end, f"waited {PATIENCE / 1000:g} s for {[one.url for one in self._pending]}"
+            assert time.monotonic() < end, f"waited {TIMEOUT_MS / 1000:g} s for {[one.url for one in self._pending]}"
             self.page.wait_for_timeout(40)
             busy = self._pending or self.page.evaluate("document.querySelector('[aria-busy=true]') !== null")
             calm = 0 if busy else calm + 1
@@ -121,9 +121,9 @@ class Tab:
     def until(self, condition: str) -> None:
         """Wait until a condition (JavaScript) holds. Playwright's own `wait_for_function` evaluates it within the page,
         which the page's content security policy forbids."""
-        end = time.monotonic() + PATIENCE / 1000
+        end = time.monotonic() + TIMEOUT_MS / 1000
         while not self.page.evaluate(condition):
-            assert time.monotonic() < end, f"waited {PATIENCE / 1000:g} s for {condition}"
+            assert time.monotonic() < end, f"waited {TIMEOUT_MS / 1000:g} s for {condition}"
             self.page.wait_for_timeout(25)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The page: its three tabs, with a real model and the embedded world, in a real browser."""
+"""The search page in a browser: its three tabs, with a trained model and the embedded world."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ VIEWS = ("#search?image=12&text=red&alpha=0.5", "#why?image=12&text=a+red+circle
 
 
 def answer(tab: Any, path: str, **fields: Any) -> Any:
-    """What the service itself answers."""
+    """Return the service's own response."""
     query = urllib.parse.urlencode({name: value for name, value in fields.items() if value is not None})
     with urllib.request.urlopen(f"{tab.served.address}{path}?{query}") as response:
         return json.load(response)
 
 
 def figure(value: float) -> str:
-    """A number as the page writes it: with a real minus sign, and none before zero."""
+    """Format a number as the page does: with a minus sign, and none before zero."""
     text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
     return "0.00" if text == "\N{MINUS SIGN}0.00" else text
 
 
 def order(page: Any) -> list[str]:
-    """The ids of the pictures in the grid."""
+    """Return the ids of the pictures in the grid."""
     return page.locator("#search .grid [data-key]").evaluate_all("items => items.map(item => item.dataset.key)")
 
 
 def nearest(tab: Any, k: int = 24, **fields: Any) -> list[str]:
-    """The ids that the service finds, without the picture that was asked with."""
+    """Return the ids that the service finds, without the query picture."""
     (found,) = answer(tab, "search", k=k + 1, **fields)["answers"]
     return [one["id"] for one in found["results"] if one["id"] != fields.get("image")][:k]
 
@@ -47,7 +47,7 @@ def nearest(tab: Any, k: int = 24, **fields: Any) -> list[str]:
 # search
 
 
-def test_it_begins_with_an_example(tab: Any) -> None:
+def test_first_view_shows_an_example(tab: Any) -> None:
     page = tab.open()
     assert len(order(page)) == 24
     assert page.locator("#search .strip button").count() == 21
@@ -55,7 +55,7 @@ def test_it_begins_with_an_example(tab: Any) -> None:
     assert "72 pictures" in page.locator("header").inner_text().replace("\xa0", " ")
 
 
-def test_moving_alpha_changes_the_order_and_asks_nothing(tab: Any) -> None:
+def test_moving_alpha_reorders_without_a_request(tab: Any) -> None:
     page = tab.open("#search?image=12&text=red&alpha=0.5")
     asked = len([url for url in tab.asked if "/search?" in url])
     seen = []
@@ -89,7 +89,7 @@ def test_playing_moves_from_the_picture_to_the_word(tab: Any) -> None:
     assert order(page) == nearest(tab, image="12", text="red", alpha=1)
 
 
-def test_typing_searches_and_either_query_may_go(tab: Any) -> None:
+def test_typing_searches_and_either_query_can_be_removed(tab: Any) -> None:
     page = tab.open("#search?image=12&text=red")
     page.locator("#search-text").fill("blue")
     page.wait_for_timeout(400)  # it waits for the end of typing
@@ -106,7 +106,7 @@ def test_typing_searches_and_either_query_may_go(tab: Any) -> None:
     page.locator("#search .grid [data-key]").first.wait_for()
 
 
-def test_a_picture_of_ones_own_finds_itself_and_explains_itself(tab: Any) -> None:
+def test_an_uploaded_picture_finds_itself_and_its_match_maps(tab: Any) -> None:
     page = tab.open("#search?text=red")
     own = {"name": "mine.jpg", "mimeType": "image/jpeg", "buffer": jpeg(tab.served.scenes["7"])}
     page.get_by_role("button", name="Picture none").click()
@@ -138,7 +138,7 @@ def test_a_picture_can_be_pasted(tab: Any) -> None:
     assert order(page)[0] == "7"
 
 
-def test_the_dialog_offers_the_pool_and_gives_the_focus_back(tab: Any) -> None:
+def test_the_dialog_offers_the_pool_and_returns_the_focus(tab: Any) -> None:
     page = tab.open("#search?text=red")
     opener = page.get_by_role("button", name="Picture none")
     opener.press("Enter")
@@ -177,7 +177,7 @@ def test_a_result_opens_its_match_maps(tab: Any) -> None:
 
 
 def test_the_peak_lies_on_the_object_that_a_word_names(tab: Any) -> None:
-    """The ring on the picture and the brightest place of the colours, against the boxes of the drawn objects."""
+    """Compare the ring and the brightest place of the map with the boxes of the drawn objects."""
     page = tab.open("#why")
     ringed = lit = share = 0.0
     cases = [(id, scene.objects[0].colour) for id, scene in list(tab.served.scenes.items())[:14]]
@@ -221,7 +221,7 @@ LIT = """() => {
 }"""
 
 
-def test_words_light_up_by_keyboard_and_the_picture_tells_its_words(tab: Any) -> None:
+def test_words_highlight_by_keyboard_and_the_picture_names_its_words(tab: Any) -> None:
     page = tab.open("#why?image=12&text=a+red+circle")
     map_of = page.locator("#why .crop canvas")
     page.locator("#why-text").focus()
@@ -242,7 +242,7 @@ def test_words_light_up_by_keyboard_and_the_picture_tells_its_words(tab: Any) ->
     assert [float(value.replace("\N{MINUS SIGN}", "-")) for value in shown] == pytest.approx(corner, abs=0.006)
 
 
-def test_a_scale_of_its_own_runs_to_the_words_own_best(tab: Any) -> None:
+def test_own_scale_ends_at_the_words_own_maximum(tab: Any) -> None:
     page = tab.open("#why?image=12&text=a+red+circle&word=0")
     told = answer(tab, "match-map", image="12", text="a red circle")
     high = page.locator("#why [data-part=high]")
@@ -255,7 +255,7 @@ def test_a_scale_of_its_own_runs_to_the_words_own_best(tab: Any) -> None:
 
 
 def points(page: Any) -> dict[str, list[tuple[float, float]]]:
-    """Where plotly has drawn each word, one place a panel."""
+    """Return where plotly drew each word, one point per panel."""
     found: dict[str, list[tuple[float, float]]] = {}
     for word, x, y in page.evaluate(
         """() => document.querySelector("#space .plot").data.filter(trace => trace.customdata)
@@ -265,7 +265,7 @@ def points(page: Any) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def test_words_lie_where_the_service_says_before_and_after(tab: Any) -> None:
+def test_words_are_drawn_at_the_services_coordinates(tab: Any) -> None:
     page = tab.open("#space?model=both&x=1&y=2")
     told = answer(tab, "words", axes=5)
     drawn = points(page)
@@ -292,7 +292,7 @@ def test_the_words_move_from_before_to_after(tab: Any) -> None:
     assert "model=after" in page.url
 
 
-def test_a_phrase_lands_among_its_neighbours(tab: Any) -> None:
+def test_a_phrase_is_placed_among_its_neighbours(tab: Any) -> None:
     page = tab.open("#space?model=both")
     page.get_by_label("Find a word or phrase").fill("striped circle")
     page.get_by_role("heading", name="“striped circle”").wait_for()
@@ -308,7 +308,7 @@ def test_a_phrase_lands_among_its_neighbours(tab: Any) -> None:
     assert rows.count() == len(answer(tab, "words")["words"])
 
 
-def test_plotly_comes_from_the_service_and_only_when_wanted(tab: Any) -> None:
+def test_plotly_is_loaded_from_the_service_on_first_use(tab: Any) -> None:
     page = tab.open("#search?text=red")
     assert not any("plotly" in url for url in tab.asked)
     page.get_by_role("tab", name="Space").click()
@@ -320,7 +320,7 @@ def test_plotly_comes_from_the_service_and_only_when_wanted(tab: Any) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_an_address_brings_a_view_back(tab: Any, view: str) -> None:
+def test_an_address_restores_its_view(tab: Any, view: str) -> None:
     page = tab.open(view)
     shown = page.url.partition("#")[2]
     for name, value in urllib.parse.parse_qsl(view.partition("?")[2]):
@@ -353,7 +353,7 @@ def test_tabs_by_keyboard_and_each_keeps_its_view(tab: Any) -> None:
 
 
 def test_everything_can_be_reached_and_seen_by_keyboard(tab: Any) -> None:
-    """From the top of the page to its end by Tab: each stop has a name and an outline."""
+    """Tab through the whole page: each stop has a name and an outline."""
     page = tab.open("#search?image=12&text=red")
     stops = []
     for _ in range(20):
@@ -451,7 +451,7 @@ TARGETS = """() => [...document.querySelectorAll("button, input, select, textare
 # what goes wrong
 
 
-def test_a_busy_service_is_asked_again_when_it_says(tab: Any) -> None:
+def test_a_busy_service_is_retried_after_retry_after(tab: Any) -> None:
     tab.refusals, times = True, []
 
     def busy(route: Any) -> None:
@@ -468,7 +468,7 @@ def test_a_busy_service_is_asked_again_when_it_says(tab: Any) -> None:
     assert len(times) == 3
 
 
-def test_what_the_service_refuses_is_told_in_its_words(tab: Any) -> None:
+def test_a_refusal_shows_the_services_message(tab: Any) -> None:
     tab.refusals = True
     page = tab.open("#why?image=no-such&text=red")
     alert = page.get_by_role("alert")
@@ -479,7 +479,7 @@ def test_what_the_service_refuses_is_told_in_its_words(tab: Any) -> None:
     assert page.locator("#why .token").count() == 1
 
 
-def test_a_service_that_is_gone_and_comes_back(tab: Any) -> None:
+def test_an_unreachable_service_can_be_retried(tab: Any) -> None:
     tab.refusals = True
     page = tab.open("#search?text=red")
     page.route("**/search?*", lambda route: route.abort())
@@ -491,7 +491,7 @@ def test_a_service_that_is_gone_and_comes_back(tab: Any) -> None:
     assert order(page) == nearest(tab, text="blue")
 
 
-def test_what_is_no_picture_is_refused_with_a_reason(tab: Any) -> None:
+def test_other_files_are_refused_with_a_reason(tab: Any) -> None:
     page = tab.open("#search?text=red")
     page.get_by_role("button", name="Picture none").click()
     choose = page.locator("#chooser input[type=file]")
@@ -505,7 +505,7 @@ def test_what_is_no_picture_is_refused_with_a_reason(tab: Any) -> None:
     assert len(order(page)) == 24
 
 
-def test_a_file_that_only_looks_like_a_picture_is_refused_by_the_service(tab: Any) -> None:
+def test_a_damaged_picture_is_refused_by_the_service(tab: Any) -> None:
     tab.refusals = True
     page = tab.open("#search?text=red")
     page.get_by_role("button", name="Picture none").click()

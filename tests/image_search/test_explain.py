@@ -9,7 +9,7 @@ import pytest
 import reference
 import torch
 from PIL import Image
-from searching import Place
+from search_fixtures import SearchPaths
 
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import BadQuery
@@ -30,7 +30,7 @@ def matched(service: Service, text: str, row: int = 0) -> Match:
     return service.matcher.match(text, service.search.index.pictures[row])
 
 
-def test_map_equals_the_match_of_each_position(place: Place, service: Service) -> None:
+def test_map_equals_the_match_of_each_position(place: SearchPaths, service: Service) -> None:
     """Of a word in several pieces, the mean of theirs: `ox` is no word of the world, and two letters."""
     text = "a red ox"
     found = export.load(place.checkpoint, "grounding")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SmallWorld
 from PIL import Image
-from searching import Place, write_model
+from search_fixtures import SearchPaths, write_model
 from servers import Server
 
 from groundray.data import derived
@@ -29,7 +29,7 @@ from groundray.model.relation_module import RelationalModule
 from groundray.storage.folder import Folder
 
 
-def opened(place: Place, folder: Path) -> tuple[IndexParts, Towers]:
+def opened(place: SearchPaths, folder: Path) -> tuple[IndexParts, Towers]:
     towers = Towers.load(place.checkpoint)
     return index_parts(towers, open_pool(place.images), str(folder)), towers
 
@@ -44,7 +44,7 @@ def files(one: IndexParts) -> dict[str, bytes]:
     return {name: one.folder.read_bytes(name) for name in one.folder.names()}
 
 
-def test_index_holds_the_models_vector_of_each_image(place: Place, service: Service) -> None:
+def test_index_holds_the_models_vector_of_each_image(place: SearchPaths, service: Service) -> None:
     """One by one, through the model's modules, against the index that is made in batches."""
     index, model = service.search.index, export.load(place.checkpoint, "retrieval").model
     table = read_rows(open_pool(place.images), np.arange(len(index)), ["id", "image", "width", "height"])
@@ -72,7 +72,7 @@ def test_thumbnails_are_small_pictures_of_the_images(service: Service) -> None:
         assert difference.mean() < 6
 
 
-def test_a_large_image_has_a_thumbnail_of_192_pixels(place: Place, tmp_path: Path) -> None:
+def test_a_large_image_has_a_thumbnail_of_192_pixels(place: SearchPaths, tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.effect_noise((600, 300), 40).save(file, "PNG")
     rows = [{"id": "wide", "image": file.getvalue(), "width": 600, "height": 300, "captions": ["noise"]}]
@@ -83,7 +83,7 @@ def test_a_large_image_has_a_thumbnail_of_192_pixels(place: Place, tmp_path: Pat
 
 
 def test_an_interrupted_index_resumes_and_is_the_same(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: SearchPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(derived, "PART_BYTES", 30_000)  # three rows
     one, towers = opened(place, tmp_path)
@@ -105,7 +105,9 @@ def test_an_interrupted_index_resumes_and_is_the_same(
     assert again.made().fingerprint == one.made().fingerprint  # type: ignore[union-attr]
 
 
-def test_two_processes_build_the_same_index(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_build_the_same_index(
+    place: SearchPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(derived, "PART_BYTES", 30_000)
     one, towers = opened(place, tmp_path / "alone")
     make_all(one, towers)
@@ -118,7 +120,9 @@ def test_two_processes_build_the_same_index(place: Place, tmp_path: Path, monkey
     assert shared.made().fingerprint == one.made().fingerprint  # type: ignore[union-attr]
 
 
-def test_another_model_or_other_images_have_another_index(place: Place, world: SmallWorld, tmp_path: Path) -> None:
+def test_another_model_or_other_images_have_another_index(
+    place: SearchPaths, world: SmallWorld, tmp_path: Path
+) -> None:
     one, towers = opened(place, tmp_path)
     keys = {one.folder.name}
     other = Towers.load(write_model(tmp_path / "model", world, seed=1))
@@ -135,7 +139,7 @@ def test_another_model_or_other_images_have_another_index(place: Place, world: S
         Index(one)
 
 
-def test_any_shards_with_images_are_a_pool_and_no_others(place: Place, world: SmallWorld, tmp_path: Path) -> None:
+def test_any_shards_with_images_are_a_pool_and_no_others(place: SearchPaths, world: SmallWorld, tmp_path: Path) -> None:
     for kind in ("scene_graphs", "objects"):
         assert open_pool(str(world.shards / kind / "val")).rows
     with pytest.raises(
@@ -148,7 +152,7 @@ def test_any_shards_with_images_are_a_pool_and_no_others(place: Place, world: Sm
     assert place_beside("s3://bucket/runs/demo/model") == "s3://bucket/runs/demo/index"
 
 
-def test_a_damaged_index_is_named_with_its_repair(place: Place, tmp_path: Path) -> None:
+def test_a_damaged_index_is_named_with_its_repair(place: SearchPaths, tmp_path: Path) -> None:
     one, towers = opened(place, tmp_path)
     make_all(one, towers)
     file = Path(one.folder.path, "part-00000-000.parquet")
@@ -160,14 +164,14 @@ def test_a_damaged_index_is_named_with_its_repair(place: Place, tmp_path: Path) 
         Index(one).matrix()
 
 
-def test_an_undecodable_image_is_named(place: Place, tmp_path: Path) -> None:
+def test_an_undecodable_image_is_named(place: SearchPaths, tmp_path: Path) -> None:
     rows = [{"id": "bad one", "image": b"\xff\xd8\xff", "width": 1, "height": 1, "captions": ["a"]}]
     write_shards(Folder.at(tmp_path / "pool").make(), "captions", rows, {}, {})
     with pytest.raises(ValueError, match="image 'bad one' cannot be decoded"):
         Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
 
 
-def test_a_duplicate_id_is_an_error(place: Place, tmp_path: Path) -> None:
+def test_a_duplicate_id_is_an_error(place: SearchPaths, tmp_path: Path) -> None:
     pool: Dataset = open_pool(place.images)
     table = read_rows(pool, np.array([3, 3]), ["id", "image", "width", "height", "captions"])
     write_shards(Folder.at(tmp_path / "pool").make(), "captions", table.to_pylist(), {}, {})
@@ -188,7 +192,9 @@ def test_a_model_without_the_stage_cannot_search(world: SmallWorld, tmp_path: Pa
         Towers.load(str(tmp_path))
 
 
-def test_model_pool_and_index_may_be_in_a_store(place: Place, s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_pool_and_index_may_be_in_a_store(
+    place: SearchPaths, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     s3.use(monkeypatch)
     store = s3.folder()
     for name, local in (("model", place.checkpoint), ("pool", place.images)):

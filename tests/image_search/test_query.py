@@ -11,7 +11,7 @@ import pytest
 import reference
 import torch
 from PIL import Image
-from searching import Place
+from search_fixtures import SearchPaths
 
 from groundray import search as command
 from groundray.data.sources.image_files import UnusableImage
@@ -30,7 +30,7 @@ def search(service: Service) -> Search:
     return service.search
 
 
-def vector_of(place: Place, text: str) -> np.ndarray:
+def vector_of(place: SearchPaths, text: str) -> np.ndarray:
     """A text's vector, through the model's modules."""
     found = export.load(place.checkpoint, "retrieval")
     pieces = found.tokenizer(text, return_tensors="pt")["input_ids"]
@@ -53,7 +53,7 @@ def close(answer: Answer, search: Search, query: np.ndarray) -> bool:
     return [hit.id for hit in answer.hits] == [search.index.ids[row] for row, _ in expected] or gaps.min() < 2e-6
 
 
-def test_text_finds_the_nearest_images(place: Place, search: Search) -> None:
+def test_text_finds_the_nearest_images(place: SearchPaths, search: Search) -> None:
     for text in ("red", "a striped circle above a blue star"):
         assert close(Answer(1.0, search.find(text=text, k=20)), search, vector_of(place, text))
 
@@ -68,7 +68,7 @@ def test_an_image_finds_itself_first_by_id_or_upload(search: Search) -> None:
         assert close(Answer(0.0, by_id), search, search.index.vector(row))
 
 
-def test_alpha_goes_from_the_image_to_the_text(place: Place, search: Search) -> None:
+def test_alpha_goes_from_the_image_to_the_text(place: SearchPaths, search: Search) -> None:
     text, image = vector_of(place, "blue star"), search.index.vector(search.index.row("80"))
     (answers,) = search.answer([search.prepare(Query("blue star", "80", STEPS, k=20))])
     assert [answer.alpha for answer in answers] == list(STEPS)
@@ -183,7 +183,7 @@ def test_an_unknown_image_is_refused(search: Search) -> None:
 
 
 def test_the_command_prints_ranks_and_writes_json(
-    place: Place, search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: SearchPaths, search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, picture = tmp_path / "found.json", tmp_path / "mine.jpg"
     picture.write_bytes(search.index.pictures[5])
@@ -199,7 +199,7 @@ def test_the_command_prints_ranks_and_writes_json(
 
 
 def test_without_a_query_the_command_builds_the_index(
-    place: Place, search: Search, capsys: pytest.CaptureFixture[str]
+    place: SearchPaths, search: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(place.options) == 0
     assert f"20 images at {search.index.folder}" in capsys.readouterr().out.replace("\n", "")
@@ -215,7 +215,7 @@ def test_without_a_query_the_command_builds_the_index(
     ],
 )
 def test_invalid_arguments_exit_2(
-    place: Place, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    place: SearchPaths, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import re
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from searching import Place
+from search_fixtures import SearchPaths
 
 from groundray.analysis.inputs.embedding import Embedder
 from groundray.image_search import word_space
@@ -38,7 +38,7 @@ def test_words_carry_category_and_concreteness(space: WordSpace) -> None:
     assert list(space.models) == ["ungrounded", "grounded"]
 
 
-def test_axes_are_those_of_the_centred_vectors(place: Place, space: WordSpace) -> None:
+def test_axes_are_those_of_the_centred_vectors(place: SearchPaths, space: WordSpace) -> None:
     texts = [word.text for word in space.words.shown]
     ratings = np.array([word.concreteness for word in space.words.shown], dtype=float)
     for name, folder in (("ungrounded", "language-ungrounded"), ("grounded", "language")):
@@ -105,7 +105,7 @@ def test_words_with_a_category_take_precedence(tmp_path: Path, monkeypatch: pyte
     assert words.omitted == 1
 
 
-def test_unknown_words_are_counted(place: Place, tmp_path: Path) -> None:
+def test_unknown_words_are_counted(place: SearchPaths, tmp_path: Path) -> None:
     folder = write_norms(tmp_path, "x,red,\nx,blue,\nx,漢字,\n")
     space = WordSpace.open(place.checkpoint, folder, {})
     assert [word.text for word in space.words.shown] == ["red", "blue"]
@@ -114,7 +114,7 @@ def test_unknown_words_are_counted(place: Place, tmp_path: Path) -> None:
         WordSpace.open(place.checkpoint, write_norms(tmp_path, "x,漢字,\n"), {})
 
 
-def test_without_norms_the_tokenizers_words_are_shown(place: Place) -> None:
+def test_without_norms_the_tokenizers_words_are_shown(place: SearchPaths) -> None:
     pieces = {"[CLS]": 0, "a": 1, "red": 2, "##ed": 3, "blue": 4, ",": 5}
     space = WordSpace.open(place.checkpoint, None, pieces)
     assert [word.text for word in space.words.shown] == ["red", "blue"]

@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from pydantic import ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
-from searching import Place
+from search_fixtures import SearchPaths
 
 from groundray import serve as command
 from groundray.image_search.query import Query
@@ -62,7 +62,7 @@ def test_serve_run_takes_the_same_arguments() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_it_serves_and_answers_503_where_too_many_wait(place: Place, service: Service) -> None:
+def test_it_serves_and_answers_503_where_too_many_wait(place: SearchPaths, service: Service) -> None:
     places = {"checkpoint": place.checkpoint, "images": place.images, "index": place.index, "norms": place.norms}
     with deployment.serving(Arguments(**places, waiting=1, queued=1), "127.0.0.1", free_port()) as address:
         assert json.loads(fetched(address, "/healthz")[2])["images"] == 20
@@ -120,7 +120,11 @@ finally:
     ],
 )
 def test_what_cannot_be_served_is_told_before_ray_starts(
-    place: Place, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: SearchPaths,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from groundray.runtime import cluster
 
@@ -131,7 +135,7 @@ def test_what_cannot_be_served_is_told_before_ray_starts(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_command_serves_until_it_is_told_to_stop(place: Place) -> None:
+def test_the_command_serves_until_it_is_told_to_stop(place: SearchPaths) -> None:
     words = [*place.options, "--norms", place.norms, "--port", str(free_port())]
     plain = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     started = [sys.executable, "-m", "groundray.serve", *words]

@@ -1,4 +1,4 @@
-"""A model that can search, untrained, and the pool that it searches."""
+"""An untrained model with search heads, and the paths of its pool, index and norms."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ STAGES = ("grounding", "relational", "retrieval")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a model, its pool, its index and the words' norms lie."""
+class SearchPaths:
+    """Paths of a model, its pool, its index and the norms."""
 
     checkpoint: str
     images: str
@@ -30,7 +30,7 @@ class Place:
 
     @property
     def options(self) -> list[str]:
-        """Command-line words."""
+        """Command-line options that name these paths."""
         return ["--checkpoint", self.checkpoint, "--images", self.images, "--index", self.index]
 
     def search(self) -> Search:
@@ -38,7 +38,7 @@ class Place:
 
 
 def write_model(folder: Path, world: Any, stages: Sequence[str] = STAGES, seed: int = 0) -> str:
-    """Export an untrained model of some stages; its language stream is another than the one that it began with."""
+    """Export an untrained model of some stages. Its language stream differs from the ungrounded one."""
     words = {"classes": ("circle", "star"), "predicates": ("above",)}
     settings = config.load("demo", world.settings(stages=",".join(STAGES)))
     torch.manual_seed(seed)
