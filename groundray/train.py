@@ -1,4 +1,4 @@
-"""`python -m groundray.train`: train a preset or a YAML file of settings, with `--dotted.field VALUE` on top."""
+"""The `train` command: train the settings of a preset or YAML file, overridden by `--dotted.field VALUE`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from rich.console import Console
 
 from groundray import config
+from groundray.cli.arguments import add_help, requested_help
 from groundray.cli.command import EXIT_USAGE, plain_console, run_command
 from groundray.cli.workdir import go_home
 from groundray.config import Settings, SettingsError
@@ -18,12 +19,16 @@ from groundray.config import Settings, SettingsError
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and return the exit status: 0 trained, 1 training failed, 2 settings or data cannot be used, 130 or 143
     stopped by Ctrl-C or SIGTERM."""
-    # an exception other than SettingsError that reaches this place is a defect: `carry_out` handles the expected ones
+    # `carry_out` handles all other errors that are expected
     return run_command(partial(_run, argv), unusable=(SettingsError,))
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    options, overrides = _parser().parse_known_args(argv)
+    parser = arguments()
+    options, overrides = parser.parse_known_args(argv)
+    if text := requested_help(parser, options):
+        sys.stdout.write(text)
+        return 0
     settings = config.load(options.config, overrides)
     if options.print_config:
         sys.stdout.write(settings.to_yaml())
@@ -34,20 +39,25 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     return _train(settings, options, errors)
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's own options. What it leaves over are settings."""
     parser = argparse.ArgumentParser(
         prog="python -m groundray.train",
         description="Train a grounded language model. The same --run.storage and --run.name resume a run.",
-        epilog=f"settings, over those of the preset or file:\n{config.help_text()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
     presets = ", ".join(config.presets())
-    parser.add_argument("--config", default="demo", metavar="PRESET|FILE.yaml", help=f"{presets}, or a YAML file")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and stop")
-    parser.add_argument("--dry-run", action="store_true", help="print what would happen and stop")
+    parser.add_argument(
+        "--config", default="demo", metavar="PRESET|FILE.yaml", help=f"{presets}, or a YAML file (default: demo)"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and exit")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check settings and data, print what would run, and exit"
+    )
     parser.add_argument("--verify", action="store_true", help="check every byte of the shards before training starts")
-    parser.add_argument("--verbose", action="store_true", help="with Ray's own logs")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own logs")
+    add_help(parser)
     return parser
 
 
@@ -59,16 +69,16 @@ def _dry_run(settings: Settings) -> int:
     console = plain_console()
     seen = preview(settings)
     wanted, problems = resources.preview(settings), list(seen.problems)
-    console.print(f"run       {seen.folder}{' (goes on from its last checkpoint)' if seen.resumes else ''}")
+    console.print(f"run       {seen.folder}{' (resumes from its last checkpoint)' if seen.resumes else ''}")
     for stage in seen.stages:
         console.print(f"stage     {stage.name}")
         for line in stage.data:
             console.print(f"  {line}")
         for module, count in stage.trainable.items():
             console.print(f"  trains {module}: {count:,} parameters")
-        console.print(f"  trains {sum(stage.trainable.values()):,} parameters in all")
+        console.print(f"  trains {sum(stage.trainable.values()):,} parameters in total")
     console.print(
-        f"workers   {' or '.join(map(str, settings.worker_counts))}, {settings.chunks} chunks a global batch; "
+        f"workers   {' or '.join(map(str, settings.worker_counts))}, {settings.chunks} chunks per global batch; "
         f"CPUs: {wanted.workers * wanted.worker_cpus:g} for workers of {wanted.cluster_cpus:g} "
         f"({wanted.where}); GPUs: {wanted.gpus} of {wanted.cluster_gpus:g}"
     )
@@ -86,7 +96,7 @@ def _dry_run(settings: Settings) -> int:
 
 
 def _train(settings: Settings, options: argparse.Namespace, errors: Console) -> int:
-    # brings torch, transformers and Ray, which --help and bad settings do without
+    # imports torch, transformers and Ray, which --help does not need
     from groundray.cli.progress import Reporter
     from groundray.cli.run_session import carry_out
 

