@@ -21,6 +21,7 @@ GENERATED = {DOCS / "reference" / "settings.md", DOCS / "demo.md", DOCS / "clust
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"(?<![\w/.-])(?:groundray|tests|sweeps|cluster|k8s|docs)/[\w./-]*")
 MODULE = re.compile(r"(?<![\w/.-])groundray(?:\.(?!py\b)[A-Za-z_]\w*)+")
+SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(
     r"(?:python -m groundray\.(\w+)|(?<![\w./-])groundray (train|prepare|analyse|sweep|serve|search|bench)"
@@ -121,7 +122,8 @@ def test_every_python_block_compiles_and_imports_what_exists(page: Path) -> None
     for language, block in FENCE.findall(page.read_text()):
         if language != "python":
             continue
-        for node in ast.walk(ast.parse(block)):
+        source = SNIPPET.sub(lambda found: (ROOT / found[1]).read_text(), block)
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "groundray":
                 missing = [name.name for name in node.names if not exists(f"{node.module}.{name.name}")]
                 assert missing == [], node.module
