@@ -65,13 +65,13 @@ def _search(options: argparse.Namespace, console: Console) -> list[dict[str, obj
     from groundray.image_search.query import Query, Search
 
     if options.text is None and options.image is None:
-        _, one = indexed(options, console)
-        console.print(f"index   {one.dataset.rows:,} images at {one.folder}")
+        _, spec = indexed(options, console)
+        console.print(f"index   {spec.source.rows:,} images at {spec.folder}")
         return []
     # what is wrong with the query itself is told before anything is loaded
     query = Query(options.text, options.image, tuple(options.alpha), options.k)
-    towers, one = indexed(options, console)
-    search = Search.over(towers, Index(one))
+    towers, spec = indexed(options, console)
+    search = Search.over(towers, Index(spec))
     if options.image is not None and options.image not in search.index and Path(options.image).is_file():
         query = Query(options.text, Path(options.image).read_bytes(), tuple(options.alpha), options.k)
     (answers,) = search.answer([search.prepare(query)])

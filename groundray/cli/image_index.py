@@ -14,7 +14,7 @@ from groundray.cli.workdir import go_home
 from groundray.storage.folder import Folder
 
 if TYPE_CHECKING:
-    from groundray.image_search.index import IndexParts
+    from groundray.data.derived import DerivedDataset
     from groundray.image_search.towers import Towers
 
 
@@ -44,33 +44,34 @@ def ready(options: argparse.Namespace, errors: Console) -> None:
             Folder.connect(place)
 
 
-def indexed(options: argparse.Namespace, console: Console) -> tuple[Towers, IndexParts]:
+def indexed(options: argparse.Namespace, console: Console) -> tuple[Towers, DerivedDataset]:
     """A model and its index of some images, which is made on the connected cluster, or on one that is started for it.
 
     Raises:
         FileNotFoundError, ValueError: it is no model that can search, there are no such images, or no room.
     """
     from groundray.cli.preparation import progress
-    from groundray.image_search.index import index_parts, open_pool, place_beside
+    from groundray.data.derived import count_missing_rows, open_derived
+    from groundray.image_search.index import index_spec, open_pool, place_beside
     from groundray.image_search.towers import Towers
     from groundray.runtime import cluster
     from groundray.storage.folder import format_bytes
 
     pool, towers = open_pool(options.images), Towers.load(options.checkpoint)
-    one = index_parts(towers, pool, options.index or place_beside(options.checkpoint))
-    if one.made() is not None:
-        return towers, one
-    started, missing = time.monotonic(), one.missing_rows
+    spec = index_spec(towers, pool, options.index or place_beside(options.checkpoint))
+    if open_derived(spec) is not None:
+        return towers, spec
+    started, missing = time.monotonic(), count_missing_rows(spec)
     console.print(
-        f"index   {missing:,} of {pool.rows:,} images, about {format_bytes(one.bytes)} all together, to {one.folder}"
+        f"index   {missing:,} of {pool.rows:,} images, about {format_bytes(spec.bytes)} all together, to {spec.folder}"
     )
     with cluster.connect(verbose=options.verbose):
         from groundray.runtime.data.index_tasks import make_index  # brings Ray Data, which the cluster has made quiet
 
-        for _ in progress(_each(make_index(one, towers, options.use_gpu)), "index", console, missing):
+        for _ in progress(_each(make_index(spec, towers, options.use_gpu)), "index", console, missing):
             pass
     console.print(f"index   is there after {time.monotonic() - started:.0f} s")
-    return towers, one
+    return towers, spec
 
 
 def _each(done: Iterable[int]) -> Iterable[None]:

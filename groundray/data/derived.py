@@ -1,27 +1,28 @@
-"""A data set made of another, row by row, in parts that anybody may make at any time.
+"""Derived data sets: one row for each row of a source data set, written in parts.
 
-    FOLDER/part-00012-003.parquet ...   parts of the other's row groups, rows in the same order
-    FOLDER/dataset.json                 comes last
+    FOLDER/part-00012-003.parquet ...   parts of the source's row groups, rows in the source's order
+    FOLDER/dataset.json                 written last
 
-A part is there whole or not at all. So who is interrupted goes on with what is missing, and many make it together
-without talking to each other, on any machines that see the folder.
+Every part is written atomically and depends only on the source and the encoder. An interrupted job therefore resumes
+with the missing parts, and any number of processes on any machines that see the folder can share the work without
+coordination.
 """
 
 from __future__ import annotations
 
 import shutil
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import joblib
+import numpy as np
 import pyarrow as pa
 
 from groundray.data.schema import INDEX, Dataset
-from groundray.data.shards import encode_shard, index, read_group
+from groundray.data.shards import encode_shard, index_shards, read_group
 from groundray.storage.folder import Folder, format_bytes
 
 PART_BYTES = 16 * 2**20
@@ -32,143 +33,176 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Parts(ABC):
-    """A data set on its way that has a row for each row of another.
+class DerivedDataset:
+    """Specification of a data set with one row for each row of `source`.
 
     Attributes:
-        dataset: the other.
-        folder: where the new one is kept.
+        source: the data set that it is derived from.
+        folder: the folder that it is written to.
+        kind: kind of the derived data set, a key of `schema.KINDS`.
+        bytes_per_row: approximate size of a row.
+        rows_per_group: rows of a row group within a part; None writes a part as a single row group.
+        provenance: what `dataset.json` records beside the source's folder and fingerprint.
+        title: what its rows are, for messages.
+        out_of_space_hint: what to do when the disk is full, for messages.
     """
 
-    dataset: Dataset
+    source: Dataset
     folder: Folder
-
-    kind: ClassVar[str]  # of data set that is made, a key of `schema.KINDS`
-    what: ClassVar[str]  # for a person
-    more_room: ClassVar[str]  # how a person finds more, where there is not enough
-    rows_per_group: ClassVar[int | None] = None  # of a part, which by default is one row group
-
-    @property
-    @abstractmethod
-    def bytes_per_row(self) -> int:
-        """About how many bytes a row takes."""
+    kind: str
+    bytes_per_row: int
+    title: str
+    out_of_space_hint: str
+    rows_per_group: int | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
-        """Of all rows."""
-        return self.dataset.rows * self.bytes_per_row
-
-    def made(self) -> Dataset | None:
-        """The data set, once all of it is there."""
-        return Dataset.open(str(self.folder), self.kind) if self.folder.exists(INDEX) else None
-
-    def parts(self, group: int) -> dict[str, range]:
-        """The files of a row group, and the rows that each holds, counted from the group's first."""
-        rows, most = int(self.dataset.group_sizes[group]), max(1, PART_BYTES // self.bytes_per_row)
-        starts = range(0, rows, most)
-        return {f"part-{group:05d}-{n:03d}.parquet": range(at, min(at + most, rows)) for n, at in enumerate(starts)}
-
-    def missing(self) -> dict[int, list[str]]:
-        """The parts that are not there yet, by row group."""
-        there = set(self.folder.names())
-        parts = {group: [name for name in self.parts(group) if name not in there] for group in self.groups}
-        return {group: names for group, names in parts.items() if names}
-
-    @property
-    def missing_rows(self) -> int:
-        return sum(len(self.parts(group)[name]) for group, names in self.missing().items() for name in names)
+        """Approximate size of all rows."""
+        return self.source.rows * self.bytes_per_row
 
     @property
     def groups(self) -> range:
-        return range(len(self.dataset.groups))
-
-    def work(self, workers: int) -> list[tuple[int, list[str]]]:
-        """All parts in tasks for some workers: parts of a row group, which is read once a task.
-
-        Row groups are cut up where there are few: each worker finds four tasks or more, if there are so many parts.
-        What is there already is among them, so that workers who ask at different times share the same list.
-        """
-        parts = {group: list(self.parts(group)) for group in self.groups}
-        most = max(1, sum(map(len, parts.values())) // (4 * workers))
-        return [
-            (group, names[start : start + most])
-            for group, names in parts.items()
-            for start in range(0, len(names), most)
-        ]
-
-    def check_room(self) -> None:
-        """Raise ValueError where the disk has no room for what is missing."""
-        if not self.folder.local:
-            return
-        free = shutil.disk_usage(self.folder.make().path).free
-        needed = self.missing_rows * self.bytes_per_row
-        if needed > free:
-            raise ValueError(
-                f"{self.what} of {self.dataset.folder} take {format_bytes(needed)} more, there are "
-                f"{format_bytes(free)} free at {self.folder}: {self.more_room}"
-            )
-
-    def make(
-        self,
-        group: int,
-        names: Sequence[str],
-        columns: Sequence[str],
-        decode: Callable[[pa.Table], Item],
-        encode: Callable[[Item], dict[str, pa.Array]],
-        threads: int | None = None,
-    ) -> int:
-        """Make some parts of a row group, those that are still not there; the number of rows that it took.
-
-        Args:
-            columns: that are read of the other data set.
-            decode: makes of some rows what `encode` takes, in threads and ahead of it.
-            encode: the new columns of these rows.
-            threads: that decode (default: the machine's cores, at most 8).
-        """
-        missing = {
-            name: rows for name, rows in self.parts(group).items() if name in names and not self.folder.exists(name)
-        }
-        if not missing:
-            return 0
-        table = read_group(self.dataset, group, columns)
-        batches = [
-            (name, table.slice(start, min(BATCH, rows.stop - start)))
-            for name, rows in missing.items()
-            for start in range(rows.start, rows.stop, BATCH)
-        ]
-        self.folder.make()
-        done: list[pa.Table] = []
-        threads = threads or min(8, joblib.cpu_count())
-        with ThreadPoolExecutor(threads) as pool:
-            decoded = _ahead(pool, lambda batch: decode(batch[1]), batches, threads + 1)
-            for (name, _), item in zip(batches, decoded, strict=True):
-                done.append(pa.table(encode(item)))
-                if sum(map(len, done)) == len(missing[name]):
-                    whole = pa.concat_tables(done)
-                    columns_made = dict(zip(whole.column_names, whole.columns, strict=True))
-                    self.folder.write_bytes(name, encode_shard(self.kind, columns_made, self.rows_per_group))
-                    done.clear()
-        return sum(map(len, missing.values()))
-
-    def finish(self, source: dict[str, Any]) -> Dataset:
-        """The data set whose parts are all there, with its index.
-
-        Args:
-            source: what else is told of where it comes from.
-        """
-        names = [name for group in self.groups for name in self.parts(group)]
-        about = {"images": str(self.dataset.folder), "fingerprint": self.dataset.fingerprint, **source}
-        return index(self.folder, self.kind, names, about)
+        """The source's row groups."""
+        return range(len(self.source.groups))
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], most: int
+class Encoder(Protocol[Item]):
+    """How rows of the source become columns of the derived data set."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Columns that are read from the source."""
+        ...
+
+    def decode(self, table: pa.Table) -> Item:
+        """Return what `encode` takes for some rows. Called in threads, ahead of `encode`."""
+        ...
+
+    def encode(self, item: Item) -> dict[str, pa.Array]:
+        """Return the derived columns of these rows."""
+        ...
+
+
+def open_derived(spec: DerivedDataset) -> Dataset | None:
+    """Return the data set, or None unless it is complete."""
+    return Dataset.open(str(spec.folder), spec.kind) if spec.folder.exists(INDEX) else None
+
+
+def parts_of(spec: DerivedDataset, group: int) -> dict[str, range]:
+    """Return the part files of a row group, and the rows in each, counted from the group's first row."""
+    rows, max_rows = int(spec.source.group_sizes[group]), max(1, PART_BYTES // spec.bytes_per_row)
+    return {
+        f"part-{group:05d}-{number:03d}.parquet": range(start, min(start + max_rows, rows))
+        for number, start in enumerate(range(0, rows, max_rows))
+    }
+
+
+def missing_parts(spec: DerivedDataset) -> dict[int, list[str]]:
+    """Return the parts that are not written yet, by row group."""
+    written = set(spec.folder.names())
+    missing = {group: [name for name in parts_of(spec, group) if name not in written] for group in spec.groups}
+    return {group: names for group, names in missing.items() if names}
+
+
+def count_missing_rows(spec: DerivedDataset) -> int:
+    """Return the number of rows that are not written yet."""
+    return sum(len(parts_of(spec, group)[name]) for group, names in missing_parts(spec).items() for name in names)
+
+
+def tasks(spec: DerivedDataset, workers: int) -> list[tuple[int, list[str]]]:
+    """Split all parts into tasks (row group, names of its parts) for a number of workers.
+
+    A task reads its row group once. Where row groups are few they are split, so that there are at least four tasks a
+    worker if there are that many parts. Parts that are written already are included: workers that ask at different
+    times get the same list.
+    """
+    parts = {group: list(parts_of(spec, group)) for group in spec.groups}
+    max_parts = max(1, sum(map(len, parts.values())) // (4 * workers))
+    return [
+        (group, names[start : start + max_parts])
+        for group, names in parts.items()
+        for start in range(0, len(names), max_parts)
+    ]
+
+
+def check_room(spec: DerivedDataset) -> None:
+    """Check that the disk has room for the missing rows.
+
+    Raises:
+        ValueError: it has not; the message has both sizes and the repair. Object stores are not checked.
+    """
+    if not spec.folder.local:
+        return
+    free = shutil.disk_usage(spec.folder.make().path).free
+    needed = count_missing_rows(spec) * spec.bytes_per_row
+    if needed > free:
+        raise ValueError(
+            f"{spec.title} of {spec.source.folder} take {format_bytes(needed)} more, {format_bytes(free)} are free "
+            f"at {spec.folder}: {spec.out_of_space_hint}"
+        )
+
+
+def make_parts(
+    spec: DerivedDataset, group: int, names: Sequence[str], encoder: Encoder[Any], threads: int | None = None
+) -> int:
+    """Write those of a row group's parts `names` that are not written yet, and return the number of rows written.
+
+    Args:
+        threads: number of decoding threads (default: the machine's cores, at most 8).
+    """
+    missing = {
+        name: rows for name, rows in parts_of(spec, group).items() if name in names and not spec.folder.exists(name)
+    }
+    if not missing:
+        return 0
+    table = read_group(spec.source, group, encoder.columns)
+    batches = [
+        (name, table.slice(start, min(BATCH, rows.stop - start)))
+        for name, rows in missing.items()
+        for start in range(rows.start, rows.stop, BATCH)
+    ]
+    spec.folder.make()
+    encoded: list[pa.Table] = []
+    threads = threads or min(8, joblib.cpu_count())
+    with ThreadPoolExecutor(threads) as pool:
+        decoded = _map_ahead(pool, lambda batch: encoder.decode(batch[1]), batches, threads + 1)
+        for (name, _), item in zip(batches, decoded, strict=True):
+            encoded.append(pa.table(encoder.encode(item)))
+            if sum(map(len, encoded)) == len(missing[name]):
+                part = pa.concat_tables(encoded)
+                columns = dict(zip(part.column_names, part.columns, strict=True))
+                spec.folder.write_bytes(name, encode_shard(spec.kind, columns, spec.rows_per_group))
+                encoded.clear()
+    return sum(map(len, missing.values()))
+
+
+def make_missing(spec: DerivedDataset, encoder: Encoder[Any]) -> Iterator[int]:
+    """Write all missing parts in this process, and yield the number of rows of each task.
+
+    The order is random, so that several processes that do this at once work on different parts.
+    """
+    work = tasks(spec, workers=1)
+    for number in np.random.default_rng().permutation(len(work)):
+        group, names = work[number]
+        yield make_parts(spec, group, names, encoder)
+
+
+def finalize(spec: DerivedDataset) -> Dataset:
+    """Write `dataset.json` of a data set whose parts are all written, and return the data set."""
+    names = [name for group in spec.groups for name in parts_of(spec, group)]
+    source = {"images": str(spec.source.folder), "fingerprint": spec.source.fingerprint, **spec.provenance}
+    return index_shards(spec.folder, spec.kind, names, source)
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], max_pending: int
 ) -> Iterator[Result]:
-    """The results of some work in order, at most so many of them under way or waiting."""
-    under_way: deque[Future[Result]] = deque()
+    """Yield the function's results in order, with at most `max_pending` calls running or waiting to be taken."""
+    pending: deque[Future[Result]] = deque()
     for item in items:
-        under_way.append(pool.submit(work, item))
-        if len(under_way) == most:
-            yield under_way.popleft().result()
-    while under_way:
-        yield under_way.popleft().result()
+        pending.append(pool.submit(function, item))
+        if len(pending) == max_pending:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

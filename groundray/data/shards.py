@@ -59,7 +59,7 @@ def write_shards(
     return dataset
 
 
-def index(folder: Folder, kind: str, files: Sequence[str], source: dict[str, Any]) -> Dataset:
+def index_shards(folder: Folder, kind: str, files: Sequence[str], source: dict[str, Any]) -> Dataset:
     """The data set made of the shards of a kind that lie in a folder, whose `dataset.json` is written."""
     with ThreadPoolExecutor(READS) as pool:
         shards = tuple(pool.map(lambda file: _shard(folder, file), files))

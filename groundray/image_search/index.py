@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +24,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from groundray.data.derived import Parts
-from groundray.data.image_inputs import CentreCrop
+from groundray.data.derived import DerivedDataset, open_derived
 from groundray.data.schema import KINDS, Dataset
 from groundray.data.shards import read_group
 from groundray.data.transforms import centre_crop
@@ -37,30 +35,9 @@ from groundray.storage.folder import Folder
 VERSION = 1  # of the code that makes an index; raise it where it would come out differently
 THUMBNAIL, QUALITY = 192, 85  # long side in pixels, and quality, of a thumbnail
 THUMBNAIL_BYTES = 8_000  # about
-ROWS_A_GROUP = 256  # what is read for one thumbnail: a megabyte or two
-POOLS = tuple(kind for kind, schema in KINDS.items() if "width" in schema.names and kind != "image_vectors")
-
-
-@dataclass(frozen=True)
-class IndexParts(Parts):
-    """A pool's images on their way to their vectors.
-
-    Attributes:
-        cut: what the model sees of each image.
-        width: of a vector.
-    """
-
-    cut: CentreCrop
-    width: int
-
-    kind = "image_vectors"
-    what = "vectors and thumbnails"
-    more_room = "give a larger place with --index"
-    rows_per_group = ROWS_A_GROUP
-
-    @property
-    def bytes_per_row(self) -> int:
-        return 4 * self.width + THUMBNAIL_BYTES
+ROWS_PER_GROUP = 256  # what is read for one thumbnail: a megabyte or two
+KIND = "image_vectors"
+POOLS = tuple(kind for kind, schema in KINDS.items() if "width" in schema.names and kind != KIND)
 
 
 class Decoded(NamedTuple):
@@ -87,54 +64,58 @@ def place_beside(checkpoint: str) -> str:
     return f"{parent}/index"
 
 
-def index_parts(towers: Towers, images: Dataset, place: str) -> IndexParts:
-    """The index of these images for this model, at its own folder within `place`."""
+def index_spec(towers: Towers, images: Dataset, place: str) -> DerivedDataset:
+    """Return the specification of the index of these images for this model, in a folder of its own within `place`."""
     names = {"version": VERSION, "images": images.fingerprint, "model": towers.fingerprint()}
     key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
-    return IndexParts(images, Folder.at(place) / key, towers.crop, towers.width)
+    return DerivedDataset(
+        images,
+        Folder.at(place) / key,
+        KIND,
+        bytes_per_row=4 * towers.width + THUMBNAIL_BYTES,
+        rows_per_group=ROWS_PER_GROUP,
+        provenance={"width": towers.width, "resize": towers.crop.resize, "crop": towers.crop.crop},
+        title="vectors and thumbnails",
+        out_of_space_hint="give a larger place with --index",
+    )
 
 
-def make(one: IndexParts, group: int, names: Sequence[str], towers: Towers, device: str, threads: int | None) -> int:
-    """Make some parts of a row group, those that are still not there; the number of images that it took.
+@dataclass(frozen=True)
+class IndexEncoder:
+    """Encodes images as rows of an index.
 
-    Raises:
-        ValueError: an image cannot be decoded; the message names it.
+    Attributes:
+        towers: the model, on the device that it computes on.
+        images: folder of the images, for messages.
     """
 
-    def decode(table: pa.Table) -> Decoded:
-        kept = {name: table[name].combine_chunks() for name in ("id", "width", "height")}
+    towers: Towers
+    images: str
+    columns: tuple[str, ...] = ("id", "image", "width", "height")
+
+    def decode(self, table: pa.Table) -> Decoded:
+        """Return pixels and thumbnails.
+
+        Raises:
+            ValueError: an image cannot be decoded; the message names it.
+        """
+        columns = {name: table[name].combine_chunks() for name in ("id", "width", "height")}
+        crop = self.towers.crop
         pixels, thumbnails = [], []
         for id, encoded in zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True):
             try:
-                pixels.append(centre_crop(encoded, one.cut.resize, one.cut.crop))
+                pixels.append(centre_crop(encoded, crop.resize, crop.crop))
                 thumbnails.append(thumbnail(encoded))
             except (OSError, ValueError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{one.dataset.folder}: image {id!r} cannot be decoded: {error}") from error
-        return Decoded(np.stack(pixels), {**kept, "thumbnail": pa.array(thumbnails, pa.binary())})
+                raise ValueError(f"{self.images}: image {id!r} cannot be decoded: {error}") from error
+        return Decoded(np.stack(pixels), {**columns, "thumbnail": pa.array(thumbnails, pa.binary())})
 
-    def encode(decoded: Decoded) -> dict[str, pa.Array]:
-        vectors = towers.embed_pixels(decoded.pixels)
-        starts = np.arange(len(vectors) + 1, dtype=np.int32) * one.width
-        return {**decoded.columns, "vector": pa.ListArray.from_arrays(starts, vectors.ravel(), type=vector_type)}
-
-    vector_type = KINDS[one.kind].field("vector").type
-    return one.make(group, names, ["id", "image", "width", "height"], decode, encode, threads)
-
-
-def make_here(one: IndexParts, towers: Towers) -> Iterator[int]:
-    """Make what is missing of an index, in this process; how many images are done, a part or a few at a time.
-
-    In any order: of several who do so at once, each finds other parts to make.
-    """
-    work = one.work(1)
-    for place in np.random.default_rng().permutation(len(work)):
-        group, names = work[place]
-        yield make(one, group, names, towers, "cpu", None)
-
-
-def finish(one: IndexParts) -> None:
-    """Complete an index whose parts are all there."""
-    one.finish({"width": one.width, "resize": one.cut.resize, "crop": one.cut.crop})
+    def encode(self, item: Decoded) -> dict[str, pa.Array]:
+        """Return the columns of the index."""
+        vectors = self.towers.embed_pixels(item.pixels)
+        starts = np.arange(len(vectors) + 1, dtype=np.int32) * self.towers.width
+        vector_type = KINDS[KIND].field("vector").type
+        return {**item.columns, "vector": pa.ListArray.from_arrays(starts, vectors.ravel(), type=vector_type)}
 
 
 def thumbnail(encoded: bytes) -> bytes:
@@ -170,19 +151,19 @@ class Index:
         vectors, thumbnails, pictures: of an image; its picture is the whole encoded file.
     """
 
-    def __init__(self, one: IndexParts):
+    def __init__(self, spec: DerivedDataset):
         """
         Raises:
             FileNotFoundError: it is not made.
             ValueError: it is damaged; the message names the repair.
         """
-        made = one.made()
+        made = open_derived(spec)
         if made is None:
             raise FileNotFoundError(
-                f"the images at {one.dataset.folder} have no index for this model at {one.folder}: they or the model "
+                f"the images at {spec.source.folder} have no index for this model at {spec.folder}: they or the model "
                 "are new or have changed; `python -m groundray.search` and `python -m groundray.serve` make it"
             )
-        self.folder, self.dataset, self.images = one.folder, made, one.dataset
+        self.folder, self.dataset, self.images = spec.folder, made, spec.source
         tables = [read_group(made, group, ["id", "width", "height"]) for group in range(len(made.groups))]
         listed = pa.concat_tables(tables)
         self.ids: tuple[str, ...] = tuple(listed["id"].to_pylist())
@@ -192,10 +173,10 @@ class Index:
         self._rows = {id: row for row, id in enumerate(self.ids)}
         if len(self._rows) < len(self.ids):
             again = len(self.ids) - len(self._rows)
-            raise ValueError(f"{one.dataset.folder}: expected each image once, {again} come with an id that is taken")
+            raise ValueError(f"{spec.source.folder}: expected each image once, {again} come with an id that is taken")
         self.vectors = Column(made, "vector", kept=32)
         self.thumbnails = Column(made, "thumbnail", kept=32)
-        self.pictures = Column(one.dataset, "image", kept=2)
+        self.pictures = Column(spec.source, "image", kept=2)
 
     def __len__(self) -> int:
         return len(self.ids)

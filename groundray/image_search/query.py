@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from groundray.data.derived import check_room, finalize, make_missing, open_derived
 from groundray.image_search.errors import BadQuery
-from groundray.image_search.index import Index, finish, index_parts, make_here, open_pool, place_beside
+from groundray.image_search.index import Index, IndexEncoder, index_spec, open_pool, place_beside
 from groundray.image_search.knn import NearestNeighbours, nearest_neighbours
 from groundray.image_search.towers import Towers
 from groundray.image_search.uploads import checked, model_input
@@ -120,13 +121,13 @@ class Search:
             FileNotFoundError, ValueError: the model lacks the retrieval stage, or the shards do not exist.
         """
         towers, pool = Towers.load(checkpoint), open_pool(images)
-        one = index_parts(towers, pool, index or place_beside(checkpoint))
-        if one.made() is None:
-            one.check_room()
-            for _ in make_here(one, towers):
+        spec = index_spec(towers, pool, index or place_beside(checkpoint))
+        if open_derived(spec) is None:
+            check_room(spec)
+            for _ in make_missing(spec, IndexEncoder(towers, str(pool.folder))):
                 pass
-            finish(one)
-        return Search.over(towers, Index(one))
+            finalize(spec)
+        return Search.over(towers, Index(spec))
 
     @staticmethod
     def over(towers: Towers, index: Index) -> Search:

@@ -15,11 +15,12 @@ from search_fixtures import SearchPaths, write_model
 from servers import Server
 
 from groundray.data import derived
+from groundray.data.derived import DerivedDataset, count_missing_rows, finalize, make_missing, open_derived
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows, write_shards
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import UnknownImage
-from groundray.image_search.index import Index, IndexParts, finish, index_parts, make_here, open_pool, place_beside
+from groundray.image_search.index import Index, IndexEncoder, index_spec, open_pool, place_beside
 from groundray.image_search.query import Search
 from groundray.image_search.service import Service
 from groundray.image_search.towers import Towers
@@ -29,19 +30,19 @@ from groundray.model.relation_module import RelationalModule
 from groundray.storage.folder import Folder
 
 
-def opened(place: SearchPaths, folder: Path) -> tuple[IndexParts, Towers]:
+def opened(place: SearchPaths, folder: Path) -> tuple[DerivedDataset, Towers]:
     towers = Towers.load(place.checkpoint)
-    return index_parts(towers, open_pool(place.images), str(folder)), towers
+    return index_spec(towers, open_pool(place.images), str(folder)), towers
 
 
-def make_all(one: IndexParts, towers: Towers) -> None:
-    for _ in make_here(one, towers):
+def make_all(spec: DerivedDataset, towers: Towers) -> None:
+    for _ in make_missing(spec, IndexEncoder(towers, str(spec.source.folder))):
         pass
-    finish(one)
+    finalize(spec)
 
 
-def files(one: IndexParts) -> dict[str, bytes]:
-    return {name: one.folder.read_bytes(name) for name in one.folder.names()}
+def files(spec: DerivedDataset) -> dict[str, bytes]:
+    return {name: spec.folder.read_bytes(name) for name in spec.folder.names()}
 
 
 def test_index_holds_the_models_vector_of_each_image(place: SearchPaths, service: Service) -> None:
@@ -86,57 +87,57 @@ def test_an_interrupted_index_resumes_and_is_the_same(
     place: SearchPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(derived, "PART_BYTES", 30_000)  # three rows
-    one, towers = opened(place, tmp_path)
-    make_all(one, towers)
-    whole = files(one)
+    spec, towers = opened(place, tmp_path)
+    make_all(spec, towers)
+    whole = files(spec)
     assert len(whole) > 6
     again, _ = opened(place, tmp_path / "again")
-    done = make_here(again, towers)
+    done = make_missing(again, IndexEncoder(towers, str(again.source.folder)))
     assert [next(done) for _ in range(2)] == [3, 3] or sum(1 for _ in again.folder.names()) > 1
     done.close()
-    assert again.made() is None
-    assert 0 < again.missing_rows < 20
-    left = again.missing_rows
-    assert sum(make_here(again, towers)) == left
-    finish(again)
+    assert open_derived(again) is None
+    assert 0 < count_missing_rows(again) < 20
+    left = count_missing_rows(again)
+    assert sum(make_missing(again, IndexEncoder(towers, str(again.source.folder)))) == left
+    finalize(again)
     assert files(again) == {
         name: content if name != "dataset.json" else again.folder.read_bytes(name) for name, content in whole.items()
     }
-    assert again.made().fingerprint == one.made().fingerprint  # type: ignore[union-attr]
+    assert open_derived(again).fingerprint == open_derived(spec).fingerprint  # type: ignore[union-attr]
 
 
 def test_two_processes_build_the_same_index(
     place: SearchPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(derived, "PART_BYTES", 30_000)
-    one, towers = opened(place, tmp_path / "alone")
-    make_all(one, towers)
+    spec, towers = opened(place, tmp_path / "alone")
+    make_all(spec, towers)
     shared, _ = opened(place, tmp_path / "shared")
     threads = [threading.Thread(target=make_all, args=(shared, towers)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert shared.made().fingerprint == one.made().fingerprint  # type: ignore[union-attr]
+    assert open_derived(shared).fingerprint == open_derived(spec).fingerprint  # type: ignore[union-attr]
 
 
 def test_another_model_or_other_images_have_another_index(
     place: SearchPaths, world: SmallWorld, tmp_path: Path
 ) -> None:
-    one, towers = opened(place, tmp_path)
-    keys = {one.folder.name}
+    spec, towers = opened(place, tmp_path)
+    keys = {spec.folder.name}
     other = Towers.load(write_model(tmp_path / "model", world, seed=1))
-    keys.add(index_parts(other, one.dataset, str(tmp_path)).folder.name)
-    keys.add(index_parts(towers, open_pool(str(world.shards / "captions" / "train")), str(tmp_path)).folder.name)
+    keys.add(index_spec(other, spec.source, str(tmp_path)).folder.name)
+    keys.add(index_spec(towers, open_pool(str(world.shards / "captions" / "train")), str(tmp_path)).folder.name)
     with torch.no_grad():
         towers.model.head(RetrievalHeads).image[0].weight[0, 0] += 1e-3
-    keys.add(index_parts(towers, one.dataset, str(tmp_path)).folder.name)
+    keys.add(index_spec(towers, spec.source, str(tmp_path)).folder.name)
     assert len(keys) == 4
     with torch.no_grad():
         towers.model.head(RetrievalHeads).text[0].weight[0, 0] += 1  # no picture passes through it
-    assert index_parts(towers, one.dataset, str(tmp_path)).folder.name in keys
+    assert index_spec(towers, spec.source, str(tmp_path)).folder.name in keys
     with pytest.raises(FileNotFoundError, match=r"have no index for this model.*new or have changed"):
-        Index(one)
+        Index(spec)
 
 
 def test_any_shards_with_images_are_a_pool_and_no_others(place: SearchPaths, world: SmallWorld, tmp_path: Path) -> None:
@@ -153,15 +154,15 @@ def test_any_shards_with_images_are_a_pool_and_no_others(place: SearchPaths, wor
 
 
 def test_a_damaged_index_is_named_with_its_repair(place: SearchPaths, tmp_path: Path) -> None:
-    one, towers = opened(place, tmp_path)
-    make_all(one, towers)
-    file = Path(one.folder.path, "part-00000-000.parquet")
+    spec, towers = opened(place, tmp_path)
+    make_all(spec, towers)
+    file = Path(spec.folder.path, "part-00000-000.parquet")
     content = bytearray(file.read_bytes())
     for at in range(1000, len(content) - 5000, 1000):
         content[at] ^= 1
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"part-00000-000\.parquet.*delete the folder, and the next search makes it"):
-        Index(one).matrix()
+        Index(spec).matrix()
 
 
 def test_an_undecodable_image_is_named(place: SearchPaths, tmp_path: Path) -> None:

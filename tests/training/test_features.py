@@ -20,6 +20,7 @@ from test_workers import GlooWorker, alone, losses
 from groundray import config
 from groundray.config import Settings
 from groundray.data import derived
+from groundray.data.derived import finalize, make_parts, missing_parts, open_derived, parts_of, tasks
 from groundray.data.plan import Cursor
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
@@ -29,7 +30,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Stage
 from groundray.training import progression, trunk_features
 from groundray.training.events import EpochDone, FeaturesDone, FeaturesStarted, StepDone
-from groundray.training.trunk_features import Pass, finish, make, passes, refusal, with_features
+from groundray.training.trunk_features import TrunkFeatures, features_of, refusal, with_features
 from groundray.training.worker import InProcess
 
 BITS = {"rtol": 2**-7, "atol": 1e-4}  # of bfloat16: a sum's last bits depend on how many images go together
@@ -41,17 +42,18 @@ def opened(world: SmallWorld, storage: Path, *words: str, stages: str = "groundi
     return settings, progression.check(settings)
 
 
-def wanted(world: SmallWorld, storage: Path, *words: str) -> tuple[Pass, GroundedModel, Settings, Stage]:
+def wanted(world: SmallWorld, storage: Path, *words: str) -> tuple[TrunkFeatures, GroundedModel, Settings, Stage]:
     """The pass over the training captions."""
     settings, (stage,) = opened(world, storage, *words)
     model, _ = progression.begin(settings)
-    return passes(stage, settings, model.visual.trunk)["train"], model, settings, stage
+    return features_of(stage, settings, model.visual.trunk)["train"], model, settings, stage
 
 
-def make_all(one: Pass, model: GroundedModel) -> Dataset:
-    for group, names in one.work(workers=2):
-        make(one, group, names, model.visual.trunk, "cpu")
-    return finish(one)
+def make_all(features: TrunkFeatures, model: GroundedModel) -> Dataset:
+    encoder = features.encoder(model.visual.trunk, "cpu")
+    for group, names in tasks(features.spec, workers=2):
+        make_parts(features.spec, group, names, encoder)
+    return finalize(features.spec)
 
 
 def test_a_stage_reads_what_the_trunk_makes_of_its_pictures(
@@ -112,7 +114,7 @@ def test_a_trunk_that_an_earlier_stage_trained_has_features_of_its_own(world: Sm
         ("grounding", ["--grounding.trains.trunk=true"], "it trains the trunk"),
         ("grounding", ["--grounding.precision=float64"], "float64 is finer"),
         ("grounding", ["--grounding.epochs=1"], "it visits each image once"),
-        ("visual", ["--visual.trains.trunk=false"], "its pictures are cut at random"),
+        ("visual", ["--visual.trains.trunk=false"], "cropped at random"),
         ("language", [], "it sees no images"),
         ("grounding", [], None),
         ("retrieval", [], None),
@@ -126,37 +128,37 @@ def test_where_features_are_used(
     found = refusal(one, settings)
     assert (found is None) if reason is None else (found is not None and reason in found)
     trunk = progression.begin(settings)[0].visual.trunk
-    assert set(passes(one, settings, trunk)) == (set() if reason else {"train", "val"})
+    assert set(features_of(one, settings, trunk)) == (set() if reason else {"train", "val"})
 
 
 def test_what_would_make_other_features_has_another_key(world: SmallWorld, tmp_path: Path) -> None:
-    one, model, settings, stage = wanted(world, tmp_path)
-    keys = {one.folder.name}
+    features, model, settings, stage = wanted(world, tmp_path)
+    keys = {features.spec.folder.name}
     for words in (["--grounding.resize=130"], ["--run.seed=3"], [f"--grounding.train={world.shards}/captions/val"]):
-        keys.add(wanted(world, tmp_path, *words)[0].folder.name)
+        keys.add(wanted(world, tmp_path, *words)[0].spec.folder.name)
     with torch.no_grad():
         next(model.visual.trunk.parameters())[0, 0, 0, 0] += 1e-3
-    keys.add(passes(stage, settings, model.visual.trunk)["train"].folder.name)
+    keys.add(features_of(stage, settings, model.visual.trunk)["train"].spec.folder.name)
     model.visual.trunk.mean += 1  # pixels are normalised otherwise
-    keys.add(passes(stage, settings, model.visual.trunk)["train"].folder.name)
+    keys.add(features_of(stage, settings, model.visual.trunk)["train"].spec.folder.name)
     assert len(keys) == 6
     same = ("--grounding.temperature=3", "--grounding.batch_size=12", "--grounding.epochs=9", "--data.window=8")
-    assert wanted(world, tmp_path, *same)[0].folder == one.folder
+    assert wanted(world, tmp_path, *same)[0].spec.folder == features.spec.folder
     elsewhere, *_ = wanted(world, tmp_path, f"--features.folder={tmp_path}/elsewhere")
-    assert elsewhere.folder.path == f"{tmp_path}/elsewhere/{one.folder.name}"
+    assert elsewhere.spec.folder.path == f"{tmp_path}/elsewhere/{features.spec.folder.name}"
 
 
 def test_an_interrupted_pass_goes_on(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derived, "PART_BYTES", 60_000)
-    one, model, *_ = wanted(world, tmp_path)
-    whole = make_all(one, model)
-    files = {name: one.folder.read_bytes(name) for name in one.folder.names()}
-    assert len(whole.shards) > len(one.dataset.groups)  # several parts a group
+    features, model, *_ = wanted(world, tmp_path)
+    whole = make_all(features, model)
+    files = {name: features.spec.folder.read_bytes(name) for name in features.spec.folder.names()}
+    assert len(whole.shards) > len(features.spec.groups)  # several parts a group
     lost = [whole.shards[place].file for place in (1, -1)]
     for name in (*lost, "dataset.json"):
-        one.folder.delete(name)
-    assert one.made() is None
-    assert sorted(name for names in one.missing().values() for name in names) == sorted(lost)
+        features.spec.folder.delete(name)
+    assert open_derived(features.spec) is None
+    assert sorted(name for names in missing_parts(features.spec).values() for name in names) == sorted(lost)
     calls: list[int] = []
     plain = trunk_features.feature_maps
 
@@ -165,44 +167,44 @@ def test_an_interrupted_pass_goes_on(world: SmallWorld, tmp_path: Path, monkeypa
         return plain(trunk, images, device)
 
     monkeypatch.setattr(trunk_features, "feature_maps", counted)
-    again = make_all(one, model)
+    again = make_all(features, model)
     assert sum(calls) == sum(sum(shard.row_groups) for shard in again.shards if shard.file in lost)
-    assert {name: one.folder.read_bytes(name) for name in one.folder.names()} == files
+    assert {name: features.spec.folder.read_bytes(name) for name in features.spec.folder.names()} == files
 
 
 def test_two_passes_at_once_make_the_same(world: SmallWorld, tmp_path: Path) -> None:
-    one, model, *_ = wanted(world, tmp_path / "alone")
-    expected = make_all(one, model)
+    features, model, *_ = wanted(world, tmp_path / "alone")
+    expected = make_all(features, model)
     shared, *_ = wanted(world, tmp_path / "shared")
     threads = [threading.Thread(target=make_all, args=(shared, model)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    found = shared.made()
+    found = open_derived(shared.spec)
     assert found is not None
     assert found.fingerprint == expected.fingerprint
-    assert not [name for name in shared.folder.names() if name.endswith(".writing")]
+    assert not [name for name in shared.spec.folder.names() if name.endswith(".writing")]
 
 
 def test_work_is_cut_for_few_row_groups_and_many_workers(world: SmallWorld, tmp_path: Path) -> None:
-    one, *_ = wanted(world, tmp_path)
-    groups = replace(one, dataset=large(one.dataset, 1000, 7))
-    parts = [name for group in groups.groups for name in groups.parts(group)]
+    features, *_ = wanted(world, tmp_path)
+    spec = replace(features.spec, source=large(features.spec.source, 1000, 7))
+    parts = [name for group in spec.groups for name in parts_of(spec, group)]
     for workers in (1, 2, 50):
-        tasks = groups.work(workers)
-        assert [name for _, names in tasks for name in names] == parts
-        assert len(tasks) >= min(4 * workers, len(parts))
-    rows = [row for group in groups.groups for rows in groups.parts(group).values() for row in rows]
+        work = tasks(spec, workers)
+        assert [name for _, names in work for name in names] == parts
+        assert len(work) >= min(4 * workers, len(parts))
+    rows = [row for group in spec.groups for rows in parts_of(spec, group).values() for row in rows]
     assert rows == [*range(1000), *range(7)]
 
 
 def test_a_rank_that_comes_late_makes_its_share(world: SmallWorld, tmp_path: Path) -> None:
-    one, model, *_ = wanted(world, tmp_path)
+    features, model, *_ = wanted(world, tmp_path)
     for rank in (0, 1, 2):
-        for group, names in one.work(3)[rank::3]:
-            assert make(one, group, names, model.visual.trunk, "cpu") > 0
-    assert one.missing() == {}
+        for group, names in tasks(features.spec, 3)[rank::3]:
+            assert make_parts(features.spec, group, names, features.encoder(model.visual.trunk, "cpu")) > 0
+    assert missing_parts(features.spec) == {}
 
 
 def large(dataset: Dataset, *groups: int) -> Dataset:
@@ -216,14 +218,14 @@ def test_a_pass_without_room_is_refused_with_the_numbers(
     _, model, settings, stage = wanted(world, tmp_path)
     disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=50_000))
-    with pytest.raises(ValueError, match=r"take 1\.13 MB more, there are 50 kB free.*features\.folder"):
+    with pytest.raises(ValueError, match=r"1\.13 MB.*50 kB.*features\.folder"):
         with_features(stage, settings, model.visual.trunk, InProcess(lambda _: None))
 
 
 def test_a_damaged_part_is_named_with_its_repair(world: SmallWorld, tmp_path: Path) -> None:
-    one, model, *_ = wanted(world, tmp_path)
-    made = make_all(one, model)
-    file = Path(one.folder.path, made.shards[0].file)
+    features, model, *_ = wanted(world, tmp_path)
+    made = make_all(features, model)
+    file = Path(features.spec.folder.path, made.shards[0].file)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

@@ -1,6 +1,6 @@
-"""Trunk features, made in one pass by an actor pool of the whole cluster, before a run's workers start.
+"""Makes trunk features with an actor pool on the whole cluster, before a run's workers start.
 
-It is the same pass as `training.features.with_features`, which a run's workers do by themselves for a trunk that an
+It is the same pass as `training.trunk_features.with_features`, which a run's workers do themselves for a trunk that an
 earlier stage of the run has trained.
 """
 
@@ -10,39 +10,42 @@ import time
 from collections.abc import Callable
 
 from groundray.config import Settings
-from groundray.runtime.data.derived_tasks import make_parts
+from groundray.data.derived import check_room, finalize, open_derived
+from groundray.runtime.data.derived_tasks import make_on_cluster
 from groundray.training import progression
 from groundray.training.checkpoint import Store
 from groundray.training.events import Event, FeaturesDone
-from groundray.training.trunk_features import finish, make, passes, refusal, started_event
+from groundray.training.trunk_features import features_of, refusal, started_event
 
 
 def make_features(settings: Settings, observe: Callable[[Event], None]) -> None:
-    """Make what the run's stages want of the trunk that it starts with, where it is not there yet.
+    """Make the missing features of the trunk that the run starts with, for the stages that read them.
 
     Raises:
-        ValueError: there is no room for it, or a row group is damaged.
+        ValueError: the disk has no room, or a row group is damaged.
     """
     store = Store.at(progression.folder_of(settings))
     stages = progression.check(settings)
     changing = next((place for place, stage in enumerate(stages) if stage.settings.trains_trunk), len(stages))
-    asking = [stage for stage in stages[:changing] if not refusal(stage, settings) and not store.finished(stage.name)]
-    if not asking:
+    reading = [stage for stage in stages[:changing] if not refusal(stage, settings) and not store.finished(stage.name)]
+    if not reading:
         return
     trunk = progression.begin(settings)[0].visual.trunk
-    # stages with the same data have the same pass
-    wanted = {
-        str(one.folder): (f"{stage.name}.{part}", one)
-        for stage in reversed(asking)
-        for part, one in passes(stage, settings, trunk).items()
+    # stages with the same data share their features: the first stage's name is shown
+    by_folder = {
+        str(features.spec.folder): (f"{stage.name}.{split}", features)
+        for stage in reversed(reading)
+        for split, features in features_of(stage, settings, trunk).items()
     }
-    missing = {what: one for what, one in sorted(wanted.values()) if not one.made()}
-    for what, one in missing.items():
-        one.check_room()
-        observe(started_event(what, one))
+    named = sorted(by_folder.values(), key=lambda item: item[0])
+    missing = {what: features for what, features in named if not open_derived(features.spec)}
+    for what, features in missing.items():
+        check_room(features.spec)
+        observe(started_event(what, features.spec))
     started = time.monotonic()
-    for _ in make_parts(missing, make, trunk, settings.scaling.use_gpu):
+    work = {what: (features.spec, features.encoder) for what, features in missing.items()}
+    for _ in make_on_cluster(work, trunk, settings.scaling.use_gpu):
         pass
-    for what, one in missing.items():
-        finish(one)
-        observe(FeaturesDone(what, one.dataset.rows, time.monotonic() - started))
+    for what, features in missing.items():
+        finalize(features.spec)
+        observe(FeaturesDone(what, features.spec.source.rows, time.monotonic() - started))

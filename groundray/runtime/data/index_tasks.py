@@ -1,24 +1,27 @@
-"""The index of a pool of images, made in one pass by an actor pool of the whole cluster."""
+"""Makes the index of a pool of images with an actor pool on the whole cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from groundray.image_search.index import IndexParts, finish, make
+from groundray.data.derived import DerivedDataset, check_room, finalize
+from groundray.image_search.index import IndexEncoder
 from groundray.image_search.towers import Towers
-from groundray.runtime.data.derived_tasks import make_parts
+from groundray.runtime.data.derived_tasks import make_on_cluster
 
 
-def make_index(one: IndexParts, towers: Towers, use_gpu: bool = False) -> Iterator[int]:
-    """Make what is missing of an index; how many images are done, a part or a few at a time.
+def make_index(spec: DerivedDataset, towers: Towers, use_gpu: bool = False) -> Iterator[int]:
+    """Make the missing parts of an index and finalize it. Yields the number of images of each finished task.
 
     Args:
-        use_gpu: an actor has a GPU, where the cluster has any.
+        use_gpu: give each actor a GPU, if the cluster has any.
 
     Raises:
-        ValueError: there is no room for it, or an image cannot be read; the message names it.
+        ValueError: the disk has no room, or an image cannot be decoded; the message names it.
     """
-    one.check_room()
-    for _, rows in make_parts({"index": one}, make, towers, use_gpu):
+    check_room(spec)
+    images = str(spec.source.folder)
+    work = {"index": (spec, lambda model, device: IndexEncoder(model, images))}
+    for _, rows in make_on_cluster(work, towers, use_gpu):
         yield rows
-    finish(one)
+    finalize(spec)
