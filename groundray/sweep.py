@@ -125,7 +125,7 @@ def _parser(about: str, space: Sequence[str], metric: str | None, short: Sequenc
 
 
 def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
-    from groundray.runtime.tune.search_space import spaces
+    from groundray.runtime.tune.search_space import parse_spaces
     from groundray.runtime.tune.spec import Metric, Sweep
 
     for name in ("num_samples", "seeds", "max_concurrent"):
@@ -134,7 +134,7 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     settings = config.load(options.config, overrides)
     if options.register and not settings.tracking.enabled:
         raise SettingsError("--register: expected tracking.enabled true, for a model is registered in MLflow")
-    swept = spaces(options.space or options.default_space, settings)
+    swept = parse_spaces(options.space or options.default_space, settings)
     return Sweep(
         settings=settings,
         spaces=swept,
@@ -151,7 +151,7 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
     from groundray.cli.progress import Reporter
     from groundray.cli.run_session import EXIT_SIGNAL, Signals, carry_out
     from groundray.runtime.tune import trials as runtime
-    from groundray.runtime.tune.spec import BEFORE, OUTCOMES, PICTURE, TABLE, TRIALS
+    from groundray.runtime.tune.spec import PLOT, RESULTS, SHARED, TABLE, TRIALS
     from groundray.tracking import SweepLog
     from groundray.training import progression
 
@@ -161,9 +161,9 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
         console.print(f"sweep  {folder}, {concurrent} trials at once")
         log = SweepLog(settings, folder, sweep.definition(), errors.print) if settings.tracking.enabled else None
         parent = log.run_id if log else None
-        before = sweep.settings_before()
-        if before and not (folder / BEFORE).exists(progression.RESULT):
-            console.print(f"{', '.join(sweep.before)}  trained once, for all trials")
+        before = sweep.shared_settings()
+        if before and not (folder / SHARED).exists(progression.RESULT):
+            console.print(f"{', '.join(sweep.shared_stages)}  trained once, for all trials")
             signals = Signals()
             if status := carry_out(
                 before, reporter, errors.print, verbose=options.verbose, parent=parent, signals=signals
@@ -171,13 +171,13 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
                 return status
             if signals.received:  # too late for that run
                 return EXIT_SIGNAL + signals.received[0]
-        runtime.features(sweep, reporter.observe)
-        trials, stopped = runtime.carry_out(sweep, concurrent, parent, options.resume, console.print)
+        runtime.make_shared_features(sweep, reporter.observe)
+        trials, stopped = runtime.run_sweep(sweep, concurrent, parent, options.resume, console.print)
 
     winner = _show(sweep, options, trials, console)
     if log:
         best = {str(sweep.metric): winner.value} if winner and winner.value is not None else {}
-        log.close(best, [TABLE, OUTCOMES, PICTURE], finished=not stopped)
+        log.close(best, [TABLE, RESULTS, PLOT], finished=not stopped)
         if winner and options.register and not stopped:
             version = log.register(folder / TRIALS / winner.name, options.register, ALIAS)
             if version:
@@ -191,9 +191,9 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
 def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], console: Console) -> Trial | None:
     """The best trial, after the table has been printed, and written with the picture into the sweep's folder."""
     from groundray.runtime.tune import plot, results
-    from groundray.runtime.tune.spec import OUTCOMES, PICTURE, TABLE, told
+    from groundray.runtime.tune.spec import PLOT, RESULTS, TABLE, describe_values
 
-    head, lines = results.rows(trials, sweep.metric)
+    head, lines = results.table(trials, sweep.metric)
     table = Table(title=f"{sweep.metric}, best first")
     for column in head:  # a setting's own name, below its section's
         table.add_column(column.replace("/", "/\n").replace(".", ".\n"), justify="right", no_wrap=True)
@@ -202,17 +202,17 @@ def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], co
     console.print(table)
     for trial in trials:
         if trial.error:
-            console.print(f"{trial.name}  {told(trial.all_values)}  {trial.error}")
+            console.print(f"{trial.name}  {describe_values(trial.all_values)}  {trial.error}")
     text = io.StringIO()
     csv.writer(text).writerows([head, *lines])
-    winner = results.best(trials, sweep.metric)
+    winner = results.best_trial(trials, sweep.metric)
     sweep.folder.write_bytes(TABLE, text.getvalue().encode())
-    sweep.folder.write_json(OUTCOMES, [asdict(trial) for trial in trials])
+    sweep.folder.write_json(RESULTS, [asdict(trial) for trial in trials])
     with tempfile.TemporaryDirectory() as local:
-        plot.draw(Path(local) / PICTURE, sweep.settings.run.name, trials, sweep.spaces, sweep.metric)
-        sweep.folder.write_bytes(PICTURE, (Path(local) / PICTURE).read_bytes())
+        plot.draw(Path(local) / PLOT, sweep.settings.run.name, trials, sweep.spaces, sweep.metric)
+        sweep.folder.write_bytes(PLOT, (Path(local) / PLOT).read_bytes())
     if winner:
-        console.print(f"best    {winner.name}  {told(winner.all_values)}  {sweep.metric} {winner.value:.4g}")
+        console.print(f"best    {winner.name}  {describe_values(winner.all_values)}  {sweep.metric} {winner.value:.4g}")
         console.print(
             f"        python -m groundray.train {shlex.join(command(sweep, options.config, options.file, winner))}"
         )

@@ -91,7 +91,7 @@ def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
     _, _, module, flag, preset, *more = shlex.split(line)
     assert (module, flag, preset) == ("groundray.train", "--config", "demo")
     settings = config.load(preset, more)
-    launch.train(config.changed(settings, {"scaling.num_workers": 0}), lambda event: None)
+    launch.fit(config.changed(settings, {"scaling.num_workers": 0}), lambda event: None)
     assert settings.run.name == "tau-best"
     assert (tmp_path / "tau-best" / "model" / weights).read_bytes() == trained
 

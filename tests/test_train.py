@@ -39,9 +39,9 @@ def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_p
     each = [f"--{stage}.{value}" for stage in STAGES.split(",") for value in ("epochs=1", "precision=float64")]
     words = world.settings("--data.window=24", f"--run.storage={tmp_path}", *each, stages=STAGES)
     alone: list[Event] = []
-    launch.train(config.load("demo", [*words, "--run.name=alone", "--scaling.num_workers=0"]), alone.append)
+    launch.fit(config.load("demo", [*words, "--run.name=alone", "--scaling.num_workers=0"]), alone.append)
     together: list[Event] = []
-    result = launch.train(config.load("demo", [*words, "--run.name=together"]), together.append)
+    result = launch.fit(config.load("demo", [*words, "--run.name=together"]), together.append)
 
     assert losses(together) == pytest.approx(losses(alone), rel=1e-8)
     assert len(losses(together)) == 7 + 4 * 9
@@ -90,7 +90,7 @@ def test_an_actor_pool_makes_the_features_of_a_frozen_trunk(world: SmallWorld, t
 def test_workers_that_leave_no_cpu_for_data_are_refused(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings("--scaling.cpus_per_worker=64", f"--run.storage={tmp_path}")
     with pytest.raises(ValueError, match="leave Ray Data no CPU"):
-        launch.train(config.load("demo", words), lambda _: None)
+        launch.fit(config.load("demo", words), lambda _: None)
 
 
 def test_a_run_from_the_command_line(

@@ -29,7 +29,7 @@ from groundray.data.shards import write_shards
 from groundray.data.stream import Source, Step, assemble, decode, read, rows_of, stream, windows
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.runtime import cluster
-from groundray.runtime.train.resources import Feed
+from groundray.runtime.train.resources import DataCpuBudget
 from groundray.storage.folder import Folder
 
 RAY, IN_PROCESS, LOADER = "Ray Data", "one process", "DataLoader"
@@ -132,7 +132,7 @@ def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[],
 
     return {
         RAY: lambda: ray_stream(
-            source, Cursor(), epochs, rank=0, world_size=1, feed=Feed(cpus, cpus), prefetch=PREFETCH
+            source, Cursor(), epochs, rank=0, world_size=1, cpu_budget=DataCpuBudget(cpus, cpus), prefetch=PREFETCH
         ),
         IN_PROCESS: lambda: stream(source, Cursor(), epochs),
         LOADER: lambda: iter(

@@ -46,7 +46,7 @@ class Run:
         called = {"name": f"{self.settings.run.name}-{self.number}"}
         settings = Settings(**_with(self.settings, {"run": called}))
         events: list[Event] = []
-        launch.train(settings, events.append)
+        launch.fit(settings, events.append)
         steps = [event.metrics for event in events if isinstance(event, StepDone)]
         rest = steps[FIRST_FEW:]
         found = medians({name: [one[name] for one in rest] for name in rest[0]})

@@ -57,9 +57,9 @@ def usable(
     folder: Folder, items: Sequence[Item], rejected: list[Rejected], console: Console
 ) -> Iterator[tuple[Item, CheckedImage]]:
     """The items whose image can be used, with its file; of the others `rejected` says why. Reads on the cluster."""
-    from groundray.runtime.data.image_checks import checked_images
+    from groundray.runtime.data.image_checks import check_images
 
-    files = checked_images(folder, [item.file_names for item in items])
+    files = check_images(folder, [item.file_names for item in items])
     for item, file in zip(progress(items, "images", console), files, strict=True):
         if isinstance(file, CheckedImage):
             yield item, file

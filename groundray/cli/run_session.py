@@ -95,7 +95,7 @@ def carry_out(
     ended: Exception | None = None
     with signals.heard():
         try:
-            result = launch.train(settings, observe, verbose, signals.notice)
+            result = launch.fit(settings, observe, verbose, signals.notice)
         except (launch.RunFailed, Stopped, ValueError, ArithmeticError, OSError, RuntimeError) as error:
             ended = error
         except KeyboardInterrupt:

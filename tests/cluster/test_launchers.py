@@ -34,7 +34,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli, drain_node
 
 from groundray import config, train
-from groundray.runtime.train.resources import is_fed
+from groundray.runtime.train.resources import leaves_data_cpus
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -152,7 +152,7 @@ def test_a_worker_holds_a_training_worker_of_the_paper_and_feeds_it(name: str) -
     _, workers = node_types(name)
     (worker,) = workers.values()
     assert worker["max_workers"] == settings.scaling.max_workers
-    assert is_fed(worker["resources"]["CPU"], 1, settings.scaling.cpus_per_worker)
+    assert leaves_data_cpus(worker["resources"]["CPU"], 1, settings.scaling.cpus_per_worker)
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -262,7 +262,7 @@ def test_the_pages_run_fits_the_cluster_it_is_for() -> None:
     (worker,) = workers.values()
     assert settings.scaling.use_gpu
     assert settings.scaling.max_workers == worker["max_workers"]
-    assert is_fed(worker["resources"]["CPU"], 1, settings.scaling.cpus_per_worker)
+    assert leaves_data_cpus(worker["resources"]["CPU"], 1, settings.scaling.cpus_per_worker)
     assert all(
         place.startswith("s3://") for place in (settings.run.storage, settings.grounding.train, settings.grounding.val)
     )
@@ -276,7 +276,7 @@ def test_of_the_demos_two_workers_only_one_fits_on_a_node_of_this_machine() -> N
     assert each == [0, 1, 1]
     assert scaling.max_workers == 2
     assert scaling.cpus_per_worker <= 1 < 2 * scaling.cpus_per_worker
-    assert is_fed(sum(each), 2, scaling.cpus_per_worker)
+    assert leaves_data_cpus(sum(each), 2, scaling.cpus_per_worker)
 
 
 @dataclass

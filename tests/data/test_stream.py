@@ -25,8 +25,8 @@ from groundray.data.shards import read_rows, write_shards
 from groundray.data.stream import CachedBatches, Source, Step, assemble, decode, empty_arrays, read, stream, windows
 from groundray.model.language_stream import load_tokenizer
 from groundray.runtime.data import ray_stream as runtime
-from groundray.runtime.train import policy
-from groundray.runtime.train.resources import Feed
+from groundray.runtime.train import failure_policy
+from groundray.runtime.train.resources import DataCpuBudget
 from groundray.stage.grounding import GroundingStage
 from groundray.storage.folder import Folder
 
@@ -100,12 +100,14 @@ def test_a_sample_that_cannot_be_decoded_is_named(stage: GroundingStage, tmp_pat
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sample_that_cannot_be_decoded_is_named_on_ray_and_ends_a_run(stage: GroundingStage, tmp_path: Path) -> None:
     """Ray Data's own words would be "UDF failed to process a data block", and the run would try again."""
-    steps = runtime.stream(with_a_broken_image(stage, tmp_path), Cursor(), 1, 0, 1, feed=Feed(1.0, 1.0), prefetch=1)
+    steps = runtime.stream(
+        with_a_broken_image(stage, tmp_path), Cursor(), 1, 0, 1, cpu_budget=DataCpuBudget(1.0, 1.0), prefetch=1
+    )
     with pytest.raises(RayTaskError) as caught:
         list(steps)
-    assert policy.is_final(caught.value)
+    assert failure_policy.is_final(caught.value)
     failed = WorkerGroupError("failed", {0: caught.value})
-    assert policy.told(failed).startswith(
+    assert failure_policy.describe(failed).startswith(
         f"worker 0: ValueError: {tmp_path}/broken: sample '7' (row 7) cannot be decod"
     )
 
@@ -118,17 +120,17 @@ def test_a_validation_is_read_though_training_that_stands_still_holds_its_cpus(
     monkeypatch.setattr(runtime, "BLOCK_BYTES", 100_000)  # what one task decodes is many blocks
     context = DataContext.get_current().copy()
     context.override_object_store_memory_limit_fraction = 1e-4  # and full with a few
-    feed = Feed(1.0, 1.0)
+    cpu_budget = DataCpuBudget(1.0, 1.0)
     workers = placement_group([{"CPU": ray.cluster_resources()["CPU"] - 1}])  # have the others
     ray.get(workers.ready())
     with DataContext.current(context):
-        training = runtime.stream(stage.train, Cursor(), 100, 0, 1, feed, prefetch=1)
+        training = runtime.stream(stage.train, Cursor(), 100, 0, 1, cpu_budget, prefetch=1)
         next(training)
         until = time.monotonic() + 60
-        while (free := ray.available_resources().get("CPU", 0)) >= runtime.tasks(feed).decoding:
+        while (free := ray.available_resources().get("CPU", 0)) >= runtime.task_sizes(cpu_budget).decoding:
             assert time.monotonic() < until, f"{free} CPUs are still free"
             time.sleep(0.1)
-        validation = runtime.stream(stage.val, Cursor(), 1, 0, 1, feed, prefetch=1)
+        validation = runtime.stream(stage.val, Cursor(), 1, 0, 1, cpu_budget, prefetch=1)
         assert sum(len(batch.ids) for step in validation for _, batch in step.chunks) == 20
         next(training)
     remove_placement_group(workers)

@@ -379,8 +379,8 @@ def test_a_worker_that_is_stopped_as_a_whole_is_ended(saboteur: Saboteur, unharm
             running.kill()
     said = log.read_text()
     print(said)
-    assert f"worker {workers - 1} has not answered for 1" in said
-    assert "s (scaling.hang_minutes); the run goes on from its last checkpoint" in said
+    assert f"worker {workers - 1} has not responded for 1" in said
+    assert "s (scaling.hang_minutes); the run resumes from its last checkpoint" in said
     assert saboteur.ended() == unharmed
     assert_one_whole_run(saboteur)
 

@@ -33,7 +33,7 @@ def stored(
 def unharmed(world: SmallWorld, folder: Path, *words: str) -> Ended:
     """What a run leaves that nothing happened to, in this process and on this machine's disk."""
     mine = world.settings(*WORDS, f"--run.storage={folder}", *words)
-    launch.train(config.load("demo", [*mine, *HERE]), lambda _: None)
+    launch.fit(config.load("demo", [*mine, *HERE]), lambda _: None)
     return Saboteur(mine, folder, Folder.at(folder)).ended()
 
 

@@ -18,7 +18,7 @@ from groundray.analysis.inputs.embedding import Embedder, Vectors
 from groundray.runtime.data.ray_stream import quiet_context
 
 
-class Maker:
+class EmbeddingActor:
     """Embeds batches: an actor with a model of its own, on a GPU where it has one."""
 
     def __init__(self, work: Any):
@@ -57,7 +57,7 @@ def embed(
         made = ray.data.from_items(
             [{"batch": place} for place in range(len(batches))], override_num_blocks=len(batches)
         ).map(
-            cast(Any, Maker),
+            cast(Any, EmbeddingActor),
             fn_constructor_args=(ray.put((embedder, batches)),),
             compute=ActorPoolStrategy(size=min(room, len(batches))),
             num_cpus=0 if use_gpu else 1,

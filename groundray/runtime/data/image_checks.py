@@ -26,7 +26,7 @@ CHECKED = pa.schema(
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckImages:
     """Reads and decodes the images of a folder that a block names."""
 
     folder: Folder
@@ -42,7 +42,7 @@ class Check:
         return {"image": found.encoded, "width": found.width, "height": found.height}
 
 
-def checked_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[CheckedImage | UnusableImage]:
+def check_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[CheckedImage | UnusableImage]:
     """Each image of a folder, in the order of `names`: its bytes, or why it cannot be used.
 
     Each entry of `names` holds the names that an image's file may have.
@@ -58,7 +58,7 @@ def checked_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[C
         blocks = -(-len(names) // IMAGES_A_TASK)
         dataset = ray.data.from_items(
             [{"names": list(some)} for some in names], override_num_blocks=blocks
-        ).map_batches(Check(folder), batch_size=None, batch_format="pyarrow")
+        ).map_batches(CheckImages(folder), batch_size=None, batch_format="pyarrow")
         tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         for table in tables:
             for row in table.to_pylist():

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step, Window, assemble, decode, empty_arrays, read, rows_of, windows
-from groundray.runtime.train.resources import Feed
+from groundray.runtime import compat
+from groundray.runtime.train.resources import DataCpuBudget
 
 # A block is what one decoding task takes and what a rank receives at a time: small enough that the first batch
 # comes soon and that ranks stay within their memory, large enough that the time to the next task is lost in it. That is
@@ -32,7 +32,7 @@ CPUS_A_READER = 4  # decoding CPUs that one reading task keeps busy
 VALIDATING = 1 / 16  # of a rank's CPUs, which training leaves free
 
 
-class Pace(ExecutionCallback):
+class SchedulingPause(compat.ExecutionCallback):
     """Keeps the steps of Ray Data's scheduling loop apart, where the loop has not waited for a task itself.
 
     The loop runs on a thread of the training worker, and where everything is read ahead and nothing is under way it
@@ -48,7 +48,7 @@ class Pace(ExecutionCallback):
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadWindows:
     """Reads windows: a task of its own for each, which yields the rows of one step after the other."""
 
     source: Source
@@ -66,7 +66,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Decode:
+class DecodeRows:
     """Decodes the rows of a block."""
 
     source: Source
@@ -81,13 +81,13 @@ def stream(
     epochs: int,
     rank: int,
     world_size: int,
-    feed: Feed,
+    cpu_budget: DataCpuBudget,
     prefetch: int,
 ) -> Iterator[Step]:
     """A rank's steps from the cursor to the end of the last epoch.
 
     Args:
-        feed: the CPUs that this rank's reading and decoding may take.
+        cpu_budget: the CPUs that this rank's reading and decoding may take.
         prefetch: batches that wait ready.
     """
     chunks = source.plan.owned(rank, world_size)
@@ -95,12 +95,12 @@ def stream(
     if not ahead:
         return
     items = [vars(window) for window in ahead]
-    wanted = tasks(feed, trains=source.plan.shuffle)
+    wanted = task_sizes(cpu_budget, trains=source.plan.shuffle)
     with DataContext.current(_context(wanted.cpus)):
         dataset = (
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(
-                Read(source, chunks),
+                ReadWindows(source, chunks),
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=wanted.reading,
@@ -108,7 +108,7 @@ def stream(
                 compute=TaskPoolStrategy(size=wanted.readers),
             )
             .map_batches(
-                Decode(source),
+                DecodeRows(source),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=wanted.decoding,
@@ -127,7 +127,7 @@ def stream(
             yield assemble(source, window.epoch, step, chunks, arrays)
 
 
-class Tasks(NamedTuple):
+class TaskSizes(NamedTuple):
     """What a stream takes of a rank's CPUs: at most so many, in tasks that read and tasks that decode. There are no
     more `decoders` at a time than that; without a number, as many as the CPUs hold."""
 
@@ -138,7 +138,7 @@ class Tasks(NamedTuple):
     decoding: float
 
 
-def tasks(feed: Feed, trains: bool = True) -> Tasks:
+def task_sizes(cpu_budget: DataCpuBudget, trains: bool = True) -> TaskSizes:
     """The tasks of a rank's stream.
 
     Of training, as many decode as there are whole CPUs beside those that read, which last as long as their windows. One
@@ -148,15 +148,15 @@ def tasks(feed: Feed, trains: bool = True) -> Tasks:
     of the object store is full, that stream stands still with its CPUs in hand, so that a validation that needed one of
     them would wait for ever. Its tasks, as many, take next to none, which training leaves free.
     """
-    readers, decoders = max(1, int(feed.cpus) // CPUS_A_READER), max(1, int(feed.cpus))
+    readers, decoders = max(1, int(cpu_budget.cpus) // CPUS_A_READER), max(1, int(cpu_budget.cpus))
     if not trains:
-        cpus = VALIDATING * min(feed.cpus, feed.largest / feed.ranks)
+        cpus = VALIDATING * min(cpu_budget.cpus, cpu_budget.largest / cpu_budget.ranks)
         each = cpus / (readers + decoders)
-        return Tasks(cpus, readers, each, decoders, each)
-    cpus, largest = (1 - VALIDATING) * feed.cpus, (1 - VALIDATING) * feed.largest
-    reading = min(0.25, cpus / 4, largest / (2 * feed.ranks * readers))
-    beside = largest - feed.ranks * readers * reading
-    return Tasks(cpus, readers, reading, None, min(1.0, beside, (cpus - readers * reading) / decoders))
+        return TaskSizes(cpus, readers, each, decoders, each)
+    cpus, largest = (1 - VALIDATING) * cpu_budget.cpus, (1 - VALIDATING) * cpu_budget.largest
+    reading = min(0.25, cpus / 4, largest / (2 * cpu_budget.ranks * readers))
+    beside = largest - cpu_budget.ranks * readers * reading
+    return TaskSizes(cpus, readers, reading, None, min(1.0, beside, (cpus - readers * reading) / decoders))
 
 
 def _context(cpus: float) -> DataContext:
@@ -165,7 +165,7 @@ def _context(cpus: float) -> DataContext:
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
     context.target_max_block_size = BLOCK_BYTES
-    context.custom_execution_callback_classes = [Pace]
+    compat.set_execution_callbacks(context, [SchedulingPause])
     return context
 
 

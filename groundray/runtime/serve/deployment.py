@@ -18,11 +18,11 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.config import BackpressureConfig, HTTPOptions
-from ray.serve.context import _get_global_client
 
 from groundray.image_search.http.app import create_app
 from groundray.image_search.http.backend import AnswerOne
 from groundray.image_search.service import Service
+from groundray.runtime import compat
 
 NAME = "search"
 TOGETHER = 16  # queries that are embedded and compared in one go: one product of 16 takes the time of three of one
@@ -97,8 +97,7 @@ def serving(arguments: Arguments, host: str, port: int) -> Iterator[str]:
         serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=QUIET)
     try:
         serve.run(app(arguments), name=NAME, route_prefix="/")
-        client: Any = _get_global_client()
-        options = client.http_config
+        options = compat.http_options()
         yield f"http://{options.host}:{options.port}"
     finally:
         if there or not os.environ.get("RAY_ADDRESS"):

@@ -12,15 +12,15 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+
+from groundray.runtime import compat
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 NAME_BYTES, ADDRESS_AT = 16, 20  # in what it takes and gives
 
 
-class Leftovers(WorkerGroupCallback, ControllerCallback):
+class PartialGroupCleanup(compat.WorkerGroupCallback, compat.ControllerCallback):
     """Takes apart a group of workers that has failed before it was complete. Ray forgets it and the places that it
     holds: where the cluster has no others, the next one would wait for them for ever. To be the first of callbacks."""
 
@@ -39,17 +39,17 @@ class Leftovers(WorkerGroupCallback, ControllerCallback):
             left.shutdown()
 
 
-class Torch(TorchConfig):
+class NodeTorchConfig(TorchConfig):
     """Torch's process group of the workers."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[compat.TorchBackend]:
         return _Backend
 
 
-class _Backend(_TorchBackend):
+class _Backend(compat.TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(bind_to_node)
+        worker_group.execute(set_gloo_interface)
         super().on_start(worker_group, backend_config)
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
@@ -58,7 +58,7 @@ class _Backend(_TorchBackend):
             super().on_shutdown(worker_group, backend_config)
 
 
-def bind_to_node() -> None:
+def set_gloo_interface() -> None:
     """Have gloo use the interface by which Ray knows this machine, unless told otherwise.
 
     It would ask what the machine's own name means, which on many is the loopback (Debian writes 127.0.1.1), and others

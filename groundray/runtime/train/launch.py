@@ -22,10 +22,11 @@ from groundray.config import Settings
 from groundray.distributed import gather_strings
 from groundray.runtime import cluster
 from groundray.runtime.data.feature_tasks import make_features
-from groundray.runtime.train.group import Torch
-from groundray.runtime.train.policy import Trainer, told
+from groundray.runtime.train.failure_policy import describe
+from groundray.runtime.train.group import NodeTorchConfig
 from groundray.runtime.train.ray_worker import FLUSH_SECONDS, Mailbox, RayWorker
-from groundray.runtime.train.resources import Feed, least, nodes, patiently, resources
+from groundray.runtime.train.resources import DataCpuBudget, min_bundles, nodes, resources, wait_until
+from groundray.runtime.train.trainer import Trainer
 from groundray.storage.folder import Folder
 from groundray.training import allocator, progression
 from groundray.training.events import Event, Notice
@@ -34,14 +35,14 @@ from groundray.training.worker import InProcess, Stopped
 
 RAY_FOLDER = "ray"
 LOOK_SECONDS = 10.0  # from one look at whether there is room for another number of workers to the next
-START_SECONDS = 20  # for which Ray holds a place for a worker group at a time; groundray's own patience is longer
+START_SECONDS = 20  # for which Ray holds a place for a worker group at a time; scaling.wait_minutes is longer
 
 
 class RunFailed(RuntimeError):
     """A run that ended with an error on a worker; the message is the worker's."""
 
 
-def train(
+def fit(
     settings: Settings,
     observe: Callable[[Event], None],
     verbose: bool = False,
@@ -60,11 +61,11 @@ def train(
         ValueError: the cluster cannot hold the run, nor has it grown meanwhile where it might.
     """
     if settings.scaling.max_workers == 0:
-        return _train_here(settings, observe, notice)
+        return _fit_in_process(settings, observe, notice)
     with cluster.connect(verbose=verbose):
-        patiently(
+        wait_until(
             lambda: resources(settings, share).check(),
-            least(settings),
+            min_bundles(settings),
             settings.scaling.wait_minutes,
             lambda text: observe(Notice(text)),
         )
@@ -72,10 +73,10 @@ def train(
             make_features(settings, observe)
         except RayError as error:
             raise RunFailed(f"trunk features: {getattr(error, 'cause', error)}") from error
-        return _fit(settings, observe, notice, share)
+        return _fit_on_ray(settings, observe, notice, share)
 
 
-def _train_here(settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
+def _fit_in_process(settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
     device = "cuda" if settings.scaling.use_gpu else "cpu"
     torch.set_num_threads(settings.scaling.threads or joblib.cpu_count())
     watchdog = _watchdog(settings, 0, lambda text: observe(Notice(text)))
@@ -85,7 +86,7 @@ def _train_here(settings: Settings, observe: Callable[[Event], None], notice: Ca
         watchdog.close()
 
 
-def _fit(
+def _fit_on_ray(
     settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str], share: float
 ) -> dict[str, Any]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -100,7 +101,7 @@ def _fit(
             "mailbox": mailbox,
             "share": share,
         },
-        torch_config=Torch(timeout_s=int(hang + 3 * grace(hang))),
+        torch_config=NodeTorchConfig(timeout_s=int(hang + 3 * grace(hang))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
@@ -109,27 +110,27 @@ def _fit(
         ),
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
-            **kept_at(progression.folder_of(settings)),
+            **storage_arguments(progression.folder_of(settings)),
             worker_runtime_env={"env_vars": allocator.ENVIRONMENT},
         ),
         settings=settings,
         mailbox=mailbox,
     )
-    with _exchanging(mailbox, observe, notice):
+    with _exchange_events(mailbox, observe, notice):
         try:
-            _in_a_thread(trainer.fit)
+            _run_in_thread(trainer.fit)
         except TrainingFailedError as error:
             failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
             waiting = [error.controller_failure] if isinstance(error, ControllerError) else []
             if stopped := next((one for one in (*failures, *waiting) if isinstance(one, Stopped)), None):
                 raise stopped from None
-            raise RunFailed(told(error)) from error
+            raise RunFailed(describe(error)) from error
         except RayError as error:
-            raise RunFailed(told(error)) from error
+            raise RunFailed(describe(error)) from error
     return progression.folder_of(settings).read_json(progression.RESULT)
 
 
-def _in_a_thread(work: Callable[[], Any]) -> None:
+def _run_in_thread(work: Callable[[], Any]) -> None:
     """Do it in a thread, while this one is free for signals: Ray's own handler for Ctrl-C, which gives workers no time
     for a checkpoint, is only put in place on the main thread."""
     raised: list[BaseException] = []
@@ -148,7 +149,7 @@ def _in_a_thread(work: Callable[[], Any]) -> None:
         raise raised[0]
 
 
-def kept_at(folder: Folder) -> dict[str, Any]:
+def storage_arguments(folder: Folder) -> dict[str, Any]:
     """A folder as Ray's configurations of runs take it."""
     return {"storage_path": folder.path} | ({} if folder.local else {"storage_filesystem": folder.filesystem})
 
@@ -160,14 +161,14 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
     rank, world_size = context.get_world_rank(), context.get_world_size()
     here = ray.get_runtime_context().get_node_id()
-    feed = Feed.of(gather_strings(here), settings.scaling.cpus_per_worker, nodes(), config["share"])
+    cpu_budget = DataCpuBudget.of(gather_strings(here), settings.scaling.cpus_per_worker, nodes(), config["share"])
     watchdog = _watchdog(settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)])))
     worker = RayWorker(
         rank=rank,
         world_size=world_size,
         device=str(ray.train.torch.get_device()),
         mailbox=mailbox,
-        feed=feed,
+        cpu_budget=cpu_budget,
         prefetch=settings.data.prefetch,
         watchdog=watchdog,
     )
@@ -183,7 +184,7 @@ def _watchdog(settings: Settings, rank: int, tell: Callable[[str], None]) -> Wat
 
 
 @contextlib.contextmanager
-def _exchanging(mailbox: Any, observe: Callable[[Event], None], notice: Callable[[], str]) -> Iterator[None]:
+def _exchange_events(mailbox: Any, observe: Callable[[Event], None], notice: Callable[[], str]) -> Iterator[None]:
     """Meanwhile, a thread brings the mailbox's events to `observe`, and a notice to rank 0; at the end all events have
     arrived."""
     over = threading.Event()
@@ -194,7 +195,7 @@ def _exchanging(mailbox: Any, observe: Callable[[Event], None], notice: Callable
             if (wanted := notice()) and wanted != told:
                 told = wanted
                 with contextlib.suppress(RayError):
-                    mailbox.want.remote(wanted)
+                    mailbox.request_stop.remote(wanted)
             take()
 
     def take() -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.context import get_train_context
 
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step
+from groundray.runtime import compat
 from groundray.runtime.data.ray_stream import stream
-from groundray.runtime.train.resources import Feed
+from groundray.runtime.train.resources import DataCpuBudget
 from groundray.training.events import Event, StepDone
 from groundray.training.watchdog import Watchdog
 
@@ -41,17 +41,17 @@ class Mailbox:
         events, self._events = self._events, []
         return events
 
-    def want(self, notice: str) -> None:
+    def request_stop(self, notice: str) -> None:
         """Give rank 0 notice with its next answer. The end of the run outweighs everything else."""
         if self._wanted != "stopped":
             self._wanted = notice
 
-    def withdraw(self) -> str:
+    def clear_request(self) -> str:
         """Forget what was wanted of a group of workers that is no more; what is still wanted, of the run."""
-        self.want("")
+        self.request_stop("")
         return self._wanted
 
-    def steps(self) -> int:
+    def steps_done(self) -> int:
         """How many steps the run has got to so far, each counted once."""
         return sum(self._farthest.values())
 
@@ -64,7 +64,7 @@ class RayWorker:
     world_size: int
     device: str
     mailbox: Any
-    feed: Feed
+    cpu_budget: DataCpuBudget
     prefetch: int
     watchdog: Watchdog | None = None
     _unsent: list[Event] = field(default_factory=list)
@@ -73,7 +73,7 @@ class RayWorker:
     _notice: str = ""
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        for step in stream(source, cursor, epochs, self.rank, self.world_size, self.feed, self.prefetch):
+        for step in stream(source, cursor, epochs, self.rank, self.world_size, self.cpu_budget, self.prefetch):
             self.alive()
             yield step.to(self.device)
 
@@ -101,7 +101,7 @@ class RayWorker:
         for answer in done:
             self._notice = ray.get(answer) or self._notice
         # `ray.train.get_preemption_info` would be a barrier; only rank 0 needs to know, and Ray tells each worker
-        if self._notice != "stopped" and get_train_context().preemption_context.preemption_info is not None:
+        if self._notice != "stopped" and compat.is_preempted():
             return "preempted"
         return self._notice
 

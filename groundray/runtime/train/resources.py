@@ -11,12 +11,11 @@ from typing import TypeVar
 
 import joblib
 import ray
-import ray._private.state
 import torch
 from ray.util import placement_group, remove_placement_group
 
 from groundray.config import Settings
-from groundray.runtime import cluster
+from groundray.runtime import cluster, compat
 
 MIN_DATA_CPUS = 0.2  # for each worker
 TELL_SECONDS = 30.0
@@ -41,7 +40,7 @@ class Resources:
                 f"scaling.use_gpu: expected {self.gpus} GPUs for {self.workers} workers, "
                 f"the cluster has {self.cluster_gpus:g}"
             )
-        if not is_fed(self.cluster_cpus, self.workers, self.worker_cpus):
+        if not leaves_data_cpus(self.cluster_cpus, self.workers, self.worker_cpus):
             most = (self.cluster_cpus - self.workers * MIN_DATA_CPUS) / self.workers
             raise ValueError(
                 f"{self.workers} workers with {self.worker_cpus:g} CPUs each leave Ray Data no CPU of the cluster's "
@@ -54,14 +53,14 @@ class Resources:
             )
 
 
-def least(settings: Settings) -> list[dict[str, float]]:
-    """What a run takes at least, each of these on one machine."""
+def min_bundles(settings: Settings) -> list[dict[str, float]]:
+    """Return the bundles that a run takes at least, each of them on one machine."""
     scaling = settings.scaling
     worker = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
     return [worker, {"CPU": MIN_DATA_CPUS}] * scaling.min_workers
 
 
-def patiently(
+def wait_until(
     check: Callable[[], Found], bundles: Sequence[Mapping[str, float]], minutes: float, tell: Callable[[str], None]
 ) -> Found:
     """What a check of the connected cluster gives; where it fails, but machines come when they are asked for, what it
@@ -79,7 +78,7 @@ def patiently(
     try:
         return check()
     except ValueError:
-        if not _trains_elsewhere():
+        if not _head_has_no_cpu():
             raise
     wanted = sum((Counter(bundle) for bundle in bundles), Counter())
     told = " and ".join(f"{count:g} {kind}s" for kind, count in wanted.items())
@@ -95,20 +94,20 @@ def patiently(
     return check()
 
 
-def _trains_elsewhere() -> bool:
+def _head_has_no_cpu() -> bool:
     """Whether the cluster's head has no CPU."""
-    heads = [node["Resources"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
+    heads = [node["Resources"] for node in ray.nodes() if compat.HEAD_NODE_RESOURCE_NAME in node["Resources"]]
     return not any(head.get("CPU") for head in heads)
 
 
-def is_fed(cluster_cpus: float, workers: int, worker_cpus: float) -> bool:
+def leaves_data_cpus(cluster_cpus: float, workers: int, worker_cpus: float) -> bool:
     """Whether so many workers leave Ray Data what it needs to read for them."""
     rounding = 1e-9  # 2 - 2 x 0.8 is less than 2 x 0.2
     return cluster_cpus - workers * worker_cpus >= workers * (MIN_DATA_CPUS - rounding)
 
 
 @dataclass(frozen=True)
-class Feed:
+class DataCpuBudget:
     """CPUs of the cluster for the reading and decoding of one rank.
 
     Attributes:
@@ -122,7 +121,9 @@ class Feed:
     ranks: int = 1
 
     @staticmethod
-    def of(workers_on: Sequence[str], worker_cpus: float, nodes: Mapping[str, float], share: float = 1.0) -> Feed:
+    def of(
+        workers_on: Sequence[str], worker_cpus: float, nodes: Mapping[str, float], share: float = 1.0
+    ) -> DataCpuBudget:
         """What is left for each rank.
 
         Args:
@@ -132,13 +133,13 @@ class Feed:
         """
         free = [max(0.0, cpus - worker_cpus * workers_on.count(node)) for node, cpus in nodes.items()]
         ranks = len(workers_on)
-        return Feed(max(MIN_DATA_CPUS, sum(free) * share / ranks), max(0.01, *free), ranks)
+        return DataCpuBudget(max(MIN_DATA_CPUS, sum(free) * share / ranks), max(0.01, *free), ranks)
 
 
 def nodes() -> dict[str, float]:
     """The CPUs of each node of the cluster that takes tasks. One that is drained still counts in Ray's own sums: tasks
     made as large as those promise would fit on none of the others, and wait for ever."""
-    leaving = ray._private.state.state.get_draining_nodes()
+    leaving = compat.draining_nodes()
     return {
         node["NodeID"]: node["Resources"].get("CPU", 0.0)
         for node in ray.nodes()

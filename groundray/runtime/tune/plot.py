@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from groundray.analysis.report.plotting import BLUE, GREY, ORANGE, legend, new, png, style, tidy
-from groundray.runtime.tune.results import Point, Trial, best, points
-from groundray.runtime.tune.search_space import Space, shown
+from groundray.runtime.tune.results import Point, Trial, best_trial, points
+from groundray.runtime.tune.search_space import Space, format_value
 from groundray.runtime.tune.spec import Metric
 
 
@@ -22,11 +22,11 @@ def draw(file: Path, title: str, trials: Sequence[Trial], swept: Sequence[Space]
     figure = new(1.2 + 4.8 * len(swept), 4.2)
     panels = figure.subplots(1, len(swept), sharey=True, squeeze=False)[0]
     found = [point for point in points(trials, metric) if point.measured]
-    winner = best(trials, metric)
+    winner = best_trial(trials, metric)
     for panel, space in zip(panels, swept, strict=True):
         _panel(panel, space, found, winner, alone=len(swept) == 1)
     panels[0].set_ylabel(metric.name.replace("/", "\n"))
-    better = "lower" if metric.order == "min" else "higher"
+    better = "lower" if metric.mode == "min" else "higher"
     figure.suptitle(f"{title}: {metric.name} of stage {metric.stage}, {better} is better", fontsize=11)
     legend(figure)
     file.write_bytes(png(figure))
@@ -46,7 +46,7 @@ def _panel(panel: Axes, space: Space, found: Sequence[Point], winner: Trial | No
         place = x(point.values[space.name])
         if len(point.measured) > 1:
             panel.errorbar(
-                place, point.mean, point.spread, color=BLUE, capsize=5, zorder=2, label="mean ± sd over seeds", fmt="_"
+                place, point.mean, point.std, color=BLUE, capsize=5, zorder=2, label="mean ± sd over seeds", fmt="_"
             )
         for trial in point.trials:
             if trial.value is not None:
@@ -71,7 +71,7 @@ def _panel(panel: Axes, space: Space, found: Sequence[Point], winner: Trial | No
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter(NullFormatter())
     if space.kind == "choice":
-        panel.set_xticks([x(value) for value in space.values], [shown(value) for value in space.values])
+        panel.set_xticks([x(value) for value in space.values], [format_value(value) for value in space.values])
         panel.minorticks_off()
     panel.set_xlabel(space.name)
     tidy(panel)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from groundray.runtime.tune.search_space import shown
+from groundray.runtime.tune.search_space import format_value
 from groundray.runtime.tune.spec import SEED, Metric
 
 State = Literal["finished", "stopped early", "failed", "unfinished"]
@@ -61,7 +61,7 @@ class Point:
         return statistics.fmean(self.measured) if self.measured else math.nan
 
     @property
-    def spread(self) -> float:
+    def std(self) -> float:
         """The standard deviation over seeds; 0 of one."""
         return statistics.stdev(self.measured) if len(self.measured) > 1 else 0.0
 
@@ -79,22 +79,22 @@ def points(trials: Sequence[Trial], metric: Metric) -> list[Point]:
     found = [Point(tuple(sorted(group, key=lambda trial: trial.seed))) for group in groups.values()]
 
     def place(point: Point) -> tuple[bool, bool, float]:
-        return not point.measured, not point.finished, point.mean if metric.order == "min" else -point.mean
+        return not point.measured, not point.finished, point.mean if metric.mode == "min" else -point.mean
 
     return sorted(found, key=place)
 
 
-def best(trials: Sequence[Trial], metric: Metric) -> Trial | None:
+def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:
     """Of the best point's trials that came to their end, the best; None where none did."""
     for point in points(trials, metric):
         ended = [trial for trial in point.trials if trial.state == "finished" and trial.value is not None]
         if ended:
-            sign = 1 if metric.order == "min" else -1
+            sign = 1 if metric.mode == "min" else -1
             return min(ended, key=lambda trial: sign * (trial.value or 0.0))
     return None
 
 
-def rows(trials: Sequence[Trial], metric: Metric) -> tuple[list[str], list[list[str]]]:
+def table(trials: Sequence[Trial], metric: Metric) -> tuple[list[str], list[list[str]]]:
     """A table: its head, and a line a point, best first."""
     found = points(trials, metric)
     repeated = any(len(point.trials) > 1 for point in found)
@@ -106,9 +106,9 @@ def rows(trials: Sequence[Trial], metric: Metric) -> tuple[list[str], list[list[
         each = {state: states.count(state) for state in dict.fromkeys(states)}
         lines.append(
             [
-                *(shown(value) for value in point.values.values()),
+                *(format_value(value) for value in point.values.values()),
                 f"{point.mean:.4g}" if point.measured else "",
-                *([f"± {point.spread:.2g} ({len(point.measured)})"] if repeated else []),
+                *([f"± {point.std:.2g} ({len(point.measured)})"] if repeated else []),
                 ", ".join(dict.fromkeys(str(trial.epochs) for trial in point.trials)),
                 ", ".join(state if len(states) == 1 else f"{count} {state}" for state, count in each.items()),
                 f"{sum(trial.seconds for trial in point.trials) / 60:.1f}",

@@ -56,7 +56,7 @@ class Space:
 
     def __str__(self) -> str:
         between = "," if self.kind == "choice" else ":"
-        return f"{self.name}={self.kind}:{between.join(map(shown, self.values))}"
+        return f"{self.name}={self.kind}:{between.join(map(format_value, self.values))}"
 
     @property
     def on_log_scale(self) -> bool:
@@ -74,7 +74,7 @@ class Space:
             changed(settings, {self.name: value})
 
 
-def spaces(texts: Sequence[str], settings: Settings) -> tuple[Space, ...]:
+def parse_spaces(texts: Sequence[str], settings: Settings) -> tuple[Space, ...]:
     """What some `--space` words mean, each checked.
 
     Raises:
@@ -88,7 +88,7 @@ def spaces(texts: Sequence[str], settings: Settings) -> tuple[Space, ...]:
     return parsed
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A swept value for a person: four digits of a number."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from groundray.config import Settings, SettingsError, StageName, changed, did_you_mean, differences
-from groundray.runtime.tune.search_space import Space, shown
+from groundray.runtime.tune.search_space import Space, format_value
 from groundray.storage.folder import Folder
 from groundray.training import progression
 from groundray.training.trunk_features import folder_of as features_of
 
 Search = Literal["grid", "random", "tpe"]
-DEFINITION, BEFORE, TRIALS, STATE = "sweep.json", "before", "trials", "tune"
-TABLE, OUTCOMES, PICTURE = "table.csv", "trials.json", "sweep.png"
+DEFINITION, SHARED, TRIALS, STATE = "sweep.json", "before", "trials", "tune"
+TABLE, RESULTS, PLOT = "table.csv", "trials.json", "sweep.png"
 SEED = "run.seed"
 
 
@@ -31,19 +31,19 @@ class Metric(NamedTuple):
 
     stage: str
     name: str
-    order: Literal["min", "max"]
+    mode: Literal["min", "max"]
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.name}"
 
     @staticmethod
-    def parse(text: str, order: Literal["min", "max"] | None) -> Metric:
-        """Of these, less of a loss, a perplexity or a rank is better, unless `order` says otherwise."""
+    def parse(text: str, mode: Literal["min", "max"] | None) -> Metric:
+        """Of these, less of a loss, a perplexity or a rank is better, unless `mode` says otherwise."""
         stage, slash, name = text.partition("/")
         if not slash:
             raise SettingsError(f"--metric: expected STAGE/METRIC such as grounding/loss, got {text!r}")
         less = name.endswith(("loss", "perplexity", "_rank"))
-        return Metric(stage, name, order or ("min" if less else "max"))
+        return Metric(stage, name, mode or ("min" if less else "max"))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Sweep:
         return progression.folder_of(self.settings)
 
     @property
-    def before(self) -> tuple[str, ...]:
+    def shared_stages(self) -> tuple[str, ...]:
         """The stages that are trained once, for all trials: those before the first that a trial could change."""
         names = self.settings.stages
         places = [self._first_changed(space) for space in self.spaces]
@@ -88,7 +88,7 @@ class Sweep:
     def stages(self) -> tuple[str, ...]:
         """The stages of a trial."""
         names = self.settings.stages
-        return names[len(self.before) : names.index(self.metric.stage) + 1]
+        return names[len(self.shared_stages) : names.index(self.metric.stage) + 1]
 
     @property
     def epochs(self) -> int:
@@ -100,17 +100,17 @@ class Sweep:
         """Of a trial that trains in a process of its own, which reads and decodes there too, or of each worker."""
         return max(1, math.ceil(self.settings.scaling.cpus_per_worker))
 
-    def settings_before(self) -> Settings | None:
+    def shared_settings(self) -> Settings | None:
         """The run that trials start from; None where there is nothing to train first.
 
         Nothing else runs meanwhile: where a trial has one worker, it has as many as there is room for.
         """
-        if not self.before:
+        if not self.shared_stages:
             return None
-        own: dict[str, Any] = {"run.storage": str(self.folder), "run.name": BEFORE, "analysis.enabled": False}
+        own: dict[str, Any] = {"run.storage": str(self.folder), "run.name": SHARED, "analysis.enabled": False}
         if self.settings.scaling.max_workers == 1:
             own["scaling.num_workers"] = (1, self.settings.chunks)
-        return changed(self.settings, {"stages": self.before, **own})
+        return changed(self.settings, {"stages": self.shared_stages, **own})
 
     def settings_of(self, values: Mapping[str, Any], name: str) -> Settings:
         """The settings of a trial.
@@ -126,8 +126,8 @@ class Sweep:
             # float32 rounds by the number of threads: as many for whoever trains a trial again
             "scaling.threads": self.settings.scaling.threads or self.cpus,
         }
-        if self.before:
-            own |= {"run.start_from": str(self.folder / BEFORE / progression.MODEL), "run.start_stage": None}
+        if self.shared_stages:
+            own |= {"run.start_from": str(self.folder / SHARED / progression.MODEL), "run.start_stage": None}
         return changed(self.settings, own | dict(values))
 
     def check(self) -> None:
@@ -187,7 +187,7 @@ class Sweep:
         settings = {key: value for key, value in self.settings.identity().items() if value is not None}
         return settings | {
             "space": [str(space) for space in self.spaces],
-            "metric": f"{self.metric} ({self.metric.order})",
+            "metric": f"{self.metric} ({self.metric.mode})",
             "search": self.search,
             "samples": self.num_samples,
             "seeds": self.seeds,
@@ -196,6 +196,6 @@ class Sweep:
         }
 
 
-def told(values: Mapping[str, Any]) -> str:
+def describe_values(values: Mapping[str, Any]) -> str:
     """A trial's values for a person: the last part of each name."""
-    return ", ".join(f"{name.rpartition('.')[2]} {shown(value)}" for name, value in values.items())
+    return ", ".join(f"{name.rpartition('.')[2]} {format_value(value)}" for name, value in values.items())

@@ -27,13 +27,13 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from groundray.config import Settings, SettingsError
-from groundray.runtime import cluster
+from groundray.runtime import cluster, compat
 from groundray.runtime.data.feature_tasks import make_features
 from groundray.runtime.train import launch
-from groundray.runtime.train.resources import MIN_DATA_CPUS, least, patiently
+from groundray.runtime.train.resources import MIN_DATA_CPUS, min_bundles, wait_until
 from groundray.runtime.tune.results import State, Trial
 from groundray.runtime.tune.search_space import Space
-from groundray.runtime.tune.spec import SEED, STATE, Sweep, told
+from groundray.runtime.tune.spec import SEED, STATE, Sweep, describe_values
 from groundray.stage.protocol import Stage
 from groundray.tracking import Tracker, uri_of
 from groundray.training import history, progression
@@ -52,19 +52,19 @@ ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Room:
+class TrialResources:
     """What a trial takes of the cluster, with what Ray Data needs to feed it."""
 
     cpus: float
     gpus: int
 
     @staticmethod
-    def of(sweep: Sweep) -> Room:
+    def of(sweep: Sweep) -> TrialResources:
         """The room that a trial takes."""
         scaling = sweep.settings.scaling
         nested = scaling.max_workers > 1
         cpus = scaling.min_workers * (scaling.cpus_per_worker + MIN_DATA_CPUS) if nested else sweep.cpus
-        return Room(cpus, max(1, scaling.min_workers) if scaling.use_gpu else 0)
+        return TrialResources(cpus, max(1, scaling.min_workers) if scaling.use_gpu else 0)
 
     def concurrent(self, wanted: int | None, cluster_cpus: float, cluster_gpus: float) -> int:
         """How many trials run at once on such a cluster: as many as are wanted, or as fit.
@@ -87,7 +87,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialContext:
     """What a trial's process needs to know, besides its values.
 
     Attributes:
@@ -131,14 +131,16 @@ def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Itera
     nested = sweep.settings.scaling.max_workers > 1
     # Ray Train asks the dashboard whether the driver of a nested run still lives, before it frees the workers' places
     with cluster.connect(verbose=verbose, dashboard=nested):
-        room, settings = Room.of(sweep), sweep.settings
+        room, settings = TrialResources.of(sweep), sweep.settings
 
         def concurrent() -> int:
             has = ray.cluster_resources()
             return room.concurrent(sweep.max_concurrent, has.get("CPU", 0), has.get("GPU", 0))
 
-        trial = least(settings) if nested else [{"CPU": room.cpus} | ({"GPU": float(room.gpus)} if room.gpus else {})]
-        yield patiently(
+        trial = (
+            min_bundles(settings) if nested else [{"CPU": room.cpus} | ({"GPU": float(room.gpus)} if room.gpus else {})]
+        )
+        yield wait_until(
             concurrent,
             trial * (sweep.max_concurrent or 1),
             settings.scaling.wait_minutes,
@@ -146,13 +148,13 @@ def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Itera
         )
 
 
-def features(sweep: Sweep, observe: Callable[[Event], None]) -> None:
+def make_shared_features(sweep: Sweep, observe: Callable[[Event], None]) -> None:
     """Make the trunk features that the trials share, where the first trial would make them."""
     values = {space.name: space.values[0] for space in sweep.spaces} | {SEED: sweep.settings.run.seed}
     make_features(sweep.settings_of(values, "trial"), observe)
 
 
-def carry_out(
+def run_sweep(
     sweep: Sweep, concurrent: int, parent: str | None, resume: bool, tell: Callable[[str], None]
 ) -> tuple[list[Trial], int]:
     """Run all trials that are not done yet: how all ended, or how far they are, and the number of the signal that came
@@ -164,16 +166,16 @@ def carry_out(
     """
     # Tune starts a trial in a folder of its own
     sweep = replace(sweep, settings=sweep.settings.absolute())
-    plan = Plan(sweep, 1 / concurrent, parent, uri_of(sweep.settings))
-    trainable = _trainable(plan)
+    context = TrialContext(sweep, 1 / concurrent, parent, uri_of(sweep.settings))
+    trainable = _trainable(context)
     tuner = _restored(sweep, trainable, tell) if resume else None
     tuner = tuner or tune.Tuner(
         trainable,
         param_space=_param_space(sweep),
         tune_config=tune.TuneConfig(
             metric=METRIC,
-            mode=sweep.metric.order,
-            search_alg=_search(sweep, concurrent),
+            mode=sweep.metric.mode,
+            search_alg=_search_algorithm(sweep, concurrent),
             scheduler=_scheduler(sweep),
             num_samples=1 if sweep.search == "grid" else sweep.num_samples,
             max_concurrent_trials=concurrent if sweep.search == "tpe" else None,  # the others count for themselves
@@ -184,22 +186,22 @@ def carry_out(
         ),
         run_config=tune.RunConfig(
             name=STATE,
-            **launch.kept_at(sweep.folder),
-            callbacks=[_Tells(sweep)],
+            **launch.storage_arguments(sweep.folder),
+            callbacks=[_LogValidations(sweep)],
             failure_config=tune.FailureConfig(max_failures=sweep.settings.scaling.max_failures),
             verbose=0,
         ),
     )
-    with _interruptible() as received, _heard(tell) as heard:
+    with _interruptible() as received, _forward_log(tell) as heard:
         grid = tuner.fit()
-    trials = [_trial(sweep, one) for one in grid._experiment_analysis.trials]
+    trials = [_result_of(sweep, one) for one in compat.trials_of(grid)]
     if received:  # Tune has ended those that were under way
         trials = [replace(one, state="unfinished") if one.name in heard.under_way else one for one in trials]
     for trial in trials:
-        settings = plan.settings(trial.all_values, trial.name)
+        settings = context.settings(trial.all_values, trial.name)
         begun = trial.state != "finished" and progression.folder_of(settings).exists(progression.CONFIG)
         if begun and (
-            tracker := plan.tracker(settings, progression.check(settings), tell)
+            tracker := context.tracker(settings, progression.check(settings), tell)
         ):  # whoever ended it left it as it was
             tracker.close(None, "FAILED" if trial.state == "failed" else "KILLED")
     return trials, received[0] if received else 0
@@ -228,30 +230,30 @@ def _restored(sweep: Sweep, trainable: Any, tell: Callable[[str], None]) -> tune
 
 def name_of(trial: TuneTrial) -> str:
     """Of a trial's run: `trial-00003`, or what its searcher numbers it by."""
-    return _named(trial.trial_id)
+    return _run_name(trial.trial_id)
 
 
-def _named(trial_id: str) -> str:
+def _run_name(trial_id: str) -> str:
     return f"trial-{trial_id.rpartition('_')[2]}"
 
 
-def _trainable(plan: Plan) -> Any:
-    nested = plan.sweep.settings.scaling.max_workers > 1
-    one = Room.of(plan.sweep)
+def _trainable(context: TrialContext) -> Any:
+    nested = context.sweep.settings.scaling.max_workers > 1
+    one = TrialResources.of(context.sweep)
     # a nested run asks for its workers' places itself, and Tune takes no empty bundle
     bundle: dict[str, int | float] = {"CPU": DRIVER_CPUS if nested else one.cpus}
     if one.gpus and not nested:
         bundle["GPU"] = one.gpus
-    return tune.with_resources(functools.partial(_train_trial, plan=plan), tune.PlacementGroupFactory([bundle]))
+    return tune.with_resources(functools.partial(_train_trial, context=context), tune.PlacementGroupFactory([bundle]))
 
 
-def _train_trial(values: dict[str, Any], plan: Plan) -> None:
-    """In a trial's own process: its training run, each validation told to Tune."""
-    metric = plan.sweep.metric
-    settings = plan.settings(values, _named(str(tune.get_context().get_trial_id())))
+def _train_trial(values: dict[str, Any], context: TrialContext) -> None:
+    """In a trial's own process: its training run, each validation reported to Tune."""
+    metric = context.sweep.metric
+    settings = context.settings(values, _run_name(str(tune.get_context().get_trial_id())))
     stages = progression.check(settings)
     folder = progression.claim(settings, stages)
-    tracker = plan.tracker(settings, stages, lambda text: None)
+    tracker = context.tracker(settings, stages, lambda text: None)
     best: list[float] = []
 
     def observe(event: Event) -> None:
@@ -270,7 +272,7 @@ def _train_trial(values: dict[str, Any], plan: Plan) -> None:
     try:
         for event, _ in history.read(folder, lambda text: None):
             report(event)
-        result = launch.train(settings, observe, share=plan.share)
+        result = launch.fit(settings, observe, share=context.share)
     finally:
         if tracker:
             tracker.close(result, "FINISHED" if result else "FAILED")
@@ -289,7 +291,7 @@ def _domain(space: Space, search: str) -> Any:
     return {"uniform": tune.uniform, "loguniform": tune.loguniform}[space.kind](*space.values)
 
 
-def _search(sweep: Sweep, concurrent: int) -> Searcher | SearchAlgorithm:
+def _search_algorithm(sweep: Sweep, concurrent: int) -> Searcher | SearchAlgorithm:
     seed = sweep.settings.run.seed
     if sweep.search == "tpe":
         return OptunaSearch(seed=seed)
@@ -307,21 +309,21 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
     )
 
 
-class _Tells(tune.Callback):
+class _LogValidations(tune.Callback):
     """Tells of each validation of each trial, by a logger: Tune keeps its callbacks as pickles."""
 
     def __init__(self, sweep: Sweep):
         self._sweep = sweep
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        LOG.info(f"{name_of(trial)}  starts  {told(trial.config)}", extra={"starts": name_of(trial)})
+        LOG.info(f"{name_of(trial)}  starts  {describe_values(trial.config)}", extra={"starts": name_of(trial)})
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         LOG.info(
             f"{name_of(trial)}  epoch {result[EPOCH]}/{self._sweep.epochs}  {self._sweep.metric.name} "
-            f"{result[METRIC]:.4g}  ({told(trial.config)})"
+            f"{result[METRIC]:.4g}  ({describe_values(trial.config)})"
         )
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -331,7 +333,7 @@ class _Tells(tune.Callback):
         LOG.info(f"{name_of(trial)}  failed: {_error(trial)}", extra={"ends": name_of(trial)})
 
 
-def _trial(sweep: Sweep, trial: TuneTrial) -> Trial:
+def _result_of(sweep: Sweep, trial: TuneTrial) -> Trial:
     values = {name: value for name, value in trial.config.items() if name != SEED}
     last = trial.last_result or {}
     return Trial(
@@ -364,7 +366,7 @@ def _error(trial: TuneTrial) -> str:
     return text.splitlines()[-1] if text else ""
 
 
-class _Heard(logging.Handler):
+class _LogForwarder(logging.Handler):
     """Brings the callback's lines to `tell`, and knows which trials are under way."""
 
     def __init__(self, tell: Callable[[str], None]):
@@ -382,9 +384,9 @@ class _Heard(logging.Handler):
 
 
 @contextlib.contextmanager
-def _heard(tell: Callable[[str], None]) -> Iterator[_Heard]:
+def _forward_log(tell: Callable[[str], None]) -> Iterator[_LogForwarder]:
     """Meanwhile the callback's lines come to `tell`."""
-    heard = _Heard(tell)
+    heard = _LogForwarder(tell)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     LOG.addHandler(heard)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
+from groundray.runtime.compat import FailureDecision
 from groundray.runtime.train import group
-from groundray.runtime.train.group import INTERFACE, Leftovers, bind_to_node, interface_of
+from groundray.runtime.train.group import INTERFACE, PartialGroupCleanup, interface_of, set_gloo_interface
 
 
 def test_an_interface_is_found_by_its_address() -> None:
@@ -28,7 +28,7 @@ def test_gloo_is_told_the_nodes_own_unless_it_is_told(
         monkeypatch.delenv(INTERFACE)
     monkeypatch.setattr(group.ray.util, "get_node_ip_address", lambda: address)
     monkeypatch.setattr(group, "interface_of", {"10.77.0.2": "eth7", "127.0.0.1": "lo"}.get)
-    bind_to_node()
+    set_gloo_interface()
     assert os.environ.get(INTERFACE) == expected
 
 
@@ -44,7 +44,7 @@ class Group:
 
 def test_a_group_that_fails_as_it_begins_is_taken_apart_and_no_other() -> None:
     """One that has begun is its controller's, which would fail if it were gone."""
-    leftovers, first, second = Leftovers(), Group(), Group()
+    leftovers, first, second = PartialGroupCleanup(), Group(), Group()
     leftovers.after_worker_group_start(first)
     leftovers.before_controller_execute_failure_decision(FailureDecision.RETRY)
     leftovers.after_worker_group_start(second)

@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 
 from groundray.runtime.train import launch, ray_worker
 from groundray.runtime.train.ray_worker import RayWorker
-from groundray.runtime.train.resources import Feed
+from groundray.runtime.train.resources import DataCpuBudget
 from groundray.training.events import Event, Notice, StepDone
 
 
@@ -54,7 +54,7 @@ def test_an_event_that_cannot_be_told_keeps_neither_others_nor_notice(
             raise BrokenPipeError
         seen.append(event)
 
-    with launch._exchanging(mailbox, observe, lambda: "stopped" if ends.is_set() else ""):
+    with launch._exchange_events(mailbox, observe, lambda: "stopped" if ends.is_set() else ""):
         mailbox.put.remote([Notice("unspeakable"), Notice("first")])
         until(lambda: seen == [Notice("first")])
         ends.set()
@@ -72,10 +72,10 @@ def test_a_mailbox_that_is_gone_with_its_node_hides_what_ended_the_run(monkeypat
         asked.set()
         raise RayActorError
 
-    mailbox = SimpleNamespace(take=SimpleNamespace(remote=gone), want=SimpleNamespace(remote=gone))
+    mailbox = SimpleNamespace(take=SimpleNamespace(remote=gone), request_stop=SimpleNamespace(remote=gone))
 
     def fails() -> None:
-        with launch._exchanging(mailbox, lambda event: None, lambda: ""):
+        with launch._exchange_events(mailbox, lambda event: None, lambda: ""):
             assert asked.wait(20)
             raise launch.RunFailed("the node")
 
@@ -84,22 +84,24 @@ def test_a_mailbox_that_is_gone_with_its_node_hides_what_ended_the_run(monkeypat
 
 
 def rank_0(mailbox: Near) -> RayWorker:
-    return RayWorker(rank=0, world_size=1, device="cpu", mailbox=mailbox, feed=Feed(1.0, 1.0), prefetch=1)
+    return RayWorker(
+        rank=0, world_size=1, device="cpu", mailbox=mailbox, cpu_budget=DataCpuBudget(1.0, 1.0), prefetch=1
+    )
 
 
 @pytest.fixture
 def drained(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Whether Ray has said that a machine of the run is taken away."""
-    context = SimpleNamespace(preemption_info=None)
-    monkeypatch.setattr(ray_worker, "get_train_context", lambda: SimpleNamespace(preemption_context=context))
-    return context
+    """`preempted` is True once Ray has announced that a machine of the run is taken away."""
+    state = SimpleNamespace(preempted=False)
+    monkeypatch.setattr(ray_worker.compat, "is_preempted", lambda: state.preempted)
+    return state
 
 
 def test_notice_comes_with_the_answer_to_an_event(mailbox: Near, drained: SimpleNamespace) -> None:
     one = rank_0(mailbox)
     one.emit(StepDone("grounding", 0, 1, 9, {}))
     assert one.notice() == ""
-    mailbox.want.remote("stopped")
+    mailbox.request_stop.remote("stopped")
     assert one.notice() == ""
     one.emit(Notice("epoch"))
     assert one.notice() == "stopped"
@@ -114,7 +116,7 @@ def test_notice_comes_though_there_is_nothing_to_tell(
     one = rank_0(mailbox)
     one.emit(Notice("before"))
     assert one.notice() == ""
-    mailbox.want.remote("resized")
+    mailbox.request_stop.remote("resized")
     now[0] += ray_worker.FLUSH_SECONDS + 0.1
     assert one.notice() == "resized"
 
@@ -123,8 +125,8 @@ def test_a_drained_machine_is_notice_but_the_end_of_the_run_outweighs_it(
     mailbox: Near, drained: SimpleNamespace
 ) -> None:
     one = rank_0(mailbox)
-    drained.preemption_info = object()
+    drained.preempted = True
     assert one.notice() == "preempted"
-    mailbox.want.remote("stopped")
+    mailbox.request_stop.remote("stopped")
     one.emit(Notice("more"))
     assert one.notice() == "stopped"

@@ -6,7 +6,7 @@ import pytest
 
 from groundray import config
 from groundray.config import SettingsError
-from groundray.runtime.tune.search_space import Space, spaces
+from groundray.runtime.tune.search_space import Space, parse_spaces
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_a_space_is_read_and_written(text: str, kind: str, values: tuple[object,
 )
 def test_what_is_no_space_is_refused_with_the_repair(text: str, said: str) -> None:
     with pytest.raises(SettingsError) as error:
-        spaces([text], config.load("demo"))
+        parse_spaces([text], config.load("demo"))
     assert said in str(error.value)
 
 
 def test_a_setting_is_swept_once() -> None:
     with pytest.raises(SettingsError, match="expected each setting once"):
-        spaces(["grounding.temperature=choice:0.1", "grounding.temperature=uniform:0.1:1"], config.load("demo"))
+        parse_spaces(["grounding.temperature=choice:0.1", "grounding.temperature=uniform:0.1:1"], config.load("demo"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from conftest import STAGES, SmallWorld
 from groundray import config
 from groundray.config import SettingsError
 from groundray.runtime.tune.results import Trial
-from groundray.runtime.tune.search_space import spaces
+from groundray.runtime.tune.search_space import parse_spaces
 from groundray.runtime.tune.spec import Metric, Search, Sweep
 from groundray.sweep import command
 
@@ -21,7 +21,7 @@ RECALL = "grounding/text_to_image/recall@10"
 
 def sweep(words: list[str], *space: str, metric: str = RECALL, search: Search = "grid", seeds: int = 1) -> Sweep:
     settings = config.load("demo", words)
-    return Sweep(settings, spaces(space, settings), Metric.parse(metric, None), search, 10, seeds, True)
+    return Sweep(settings, parse_spaces(space, settings), Metric.parse(metric, None), search, 10, seeds, True)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_what_no_trial_changes_is_trained_once(
 ) -> None:
     one = sweep(world.settings(f"--run.storage={tmp_path}", "--run.name=s", stages=STAGES), space, metric=metric)
     one.check()
-    assert one.before == before
+    assert one.shared_stages == before
     assert one.stages == stages
     settings = one.settings_of({}, "trial-0")
     assert settings.stages == stages
     assert settings.run.start_from == (f"{tmp_path}/s/before/model" if before else None)
-    first = one.settings_before()
+    first = one.shared_settings()
     assert (first.stages if first else ()) == before
 
 
@@ -59,7 +59,7 @@ def test_what_is_trained_once_has_the_cluster_to_itself(
     words = world.settings(
         f"--run.storage={tmp_path}", "--scaling.chunks=2", f"--scaling.num_workers={workers}", stages=STAGES
     )
-    before = sweep(words, "grounding.temperature=choice:0.1,1", metric="grounding/loss").settings_before()
+    before = sweep(words, "grounding.temperature=choice:0.1,1", metric="grounding/loss").shared_settings()
     assert before is not None
     assert before.scaling.num_workers == first
 
@@ -103,9 +103,9 @@ def test_a_sweep_that_cannot_be_is_refused(
 def test_a_metric_is_a_stages(world: SmallWorld) -> None:
     with pytest.raises(SettingsError, match="expected STAGE/METRIC such as grounding/loss, got 'loss'"):
         Metric.parse("loss", None)
-    orders = {text: Metric.parse(text, None).order for text in ("a/loss", "a/b/mean_rank", "a/perplexity", "a/top1")}
+    orders = {text: Metric.parse(text, None).mode for text in ("a/loss", "a/b/mean_rank", "a/perplexity", "a/top1")}
     assert orders == {"a/loss": "min", "a/b/mean_rank": "min", "a/perplexity": "min", "a/top1": "max"}
-    assert Metric.parse("a/loss", "max").order == "max"
+    assert Metric.parse("a/loss", "max").mode == "max"
 
 
 def test_a_name_belongs_to_one_sweep(world: SmallWorld, tmp_path: Path) -> None:

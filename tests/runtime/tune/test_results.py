@@ -11,7 +11,7 @@ from PIL import Image
 
 from groundray.runtime.tune import plot
 from groundray.runtime.tune.plot import draw
-from groundray.runtime.tune.results import State, Trial, best, points, rows
+from groundray.runtime.tune.results import State, Trial, best_trial, points, table
 from groundray.runtime.tune.search_space import Space
 from groundray.runtime.tune.spec import Metric
 
@@ -28,27 +28,27 @@ def test_points_are_means_over_seeds_best_first() -> None:
     found = points(trials, TOP1)
     assert [point.values["visual.dropout"] for point in found] == [0.2, 0.1]
     assert [point.mean for point in found] == pytest.approx([0.63, 0.6])
-    assert found[1].spread == pytest.approx(0.02**0.5)  # standard deviation of two numbers .2 apart
-    assert best(trials, TOP1) == trial(0.2, 0.64, seed=1)
+    assert found[1].std == pytest.approx(0.02**0.5)  # standard deviation of two numbers .2 apart
+    assert best_trial(trials, TOP1) == trial(0.2, 0.64, seed=1)
     assert [point.values["visual.dropout"] for point in points(trials, LOSS)] == [0.1, 0.2]
-    assert best(trials, LOSS) == trial(0.1, 0.5)
+    assert best_trial(trials, LOSS) == trial(0.1, 0.5)
 
 
 def test_a_trial_without_a_model_is_not_the_best() -> None:
     trials = [trial(0.1, 0.9, state="stopped early"), trial(0.2, 0.5), trial(0.3, None, state="failed")]
-    assert best(trials, TOP1) == trial(0.2, 0.5)
+    assert best_trial(trials, TOP1) == trial(0.2, 0.5)
     assert [point.values["visual.dropout"] for point in points(trials, TOP1)] == [0.2, 0.1, 0.3]
-    assert best(trials[2:], TOP1) is None
+    assert best_trial(trials[2:], TOP1) is None
 
 
 def test_a_value_that_is_not_a_number_is_no_value() -> None:
     trials = [trial(0.1, float("nan")), trial(0.2, 0.5)]
     assert [point.values["visual.dropout"] for point in points(trials, LOSS)] == [0.2, 0.1]
-    assert best(trials, LOSS) == trial(0.2, 0.5)
+    assert best_trial(trials, LOSS) == trial(0.2, 0.5)
 
 
 def test_the_table_has_a_line_a_point() -> None:
-    head, lines = rows([trial(0.1, 0.5), trial(0.1, 0.7, 1, "stopped early"), trial(0.2, None, 0, "failed")], TOP1)
+    head, lines = table([trial(0.1, 0.5), trial(0.1, 0.7, 1, "stopped early"), trial(0.2, None, 0, "failed")], TOP1)
     assert head == ["visual.dropout", "visual/top1", "over seeds", "epochs", "state", "minutes"]
     assert lines == [
         ["0.1", "0.5", "± 0 (1)", "3", "1 finished, 1 stopped early", "3.0"],

@@ -1,0 +1,187 @@
+"""Every private name of Ray that groundray uses, with the reason for it.
+
+Ray may rename or drop a private name in any release, so pyproject.toml pins Ray to `RAY_VERSIONS` and a test loads each
+entry of `PRIVATE_NAMES`. Other modules take these names from here (`compat.ElasticScalingPolicy`) and import no private
+name themselves. A name is imported from Ray when it is first used: serving searches does not import Ray Train.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ray
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.execution_callback import ExecutionCallback as ExecutionCallback
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE as ENV_VARS_TO_PROPAGATE
+    from ray.train.v2._internal.constants import (
+        WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR as WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR,
+    )
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError as WorkerGroupStartupTimeoutError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError as WorkerHealthCheckFailedError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError as WorkerHealthCheckTimeoutError
+    from ray.train.v2._internal.execution.callback import ControllerCallback as ControllerCallback
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback as WorkerGroupCallback
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
+    from ray.train.v2._internal.execution.failure_handling.default import (
+        RETRYABLE_CONTROLLER_ERRORS as RETRYABLE_CONTROLLER_ERRORS,
+    )
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy as ElasticScalingPolicy
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy as FixedScalingPolicy
+    from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
+    from ray.train.v2._internal.execution.scaling_policy import ResizeDecision as ResizeDecision
+    from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
+
+RAY_VERSIONS = ">=2.60,<2.61"
+
+
+class PrivateName(NamedTuple):
+    """A private name of Ray: `module:attribute`, or `module:Class.attribute`, and why groundray needs it."""
+
+    path: str
+    reason: str
+
+
+_TRAIN = "ray.train.v2._internal"
+PRIVATE_NAMES = {
+    # Ray Train: its policies for scaling and failures are not configurable
+    "ScalingDecision": PrivateName(f"{_TRAIN}.execution.scaling_policy:ScalingDecision", "return type of policies"),
+    "NoopDecision": PrivateName(f"{_TRAIN}.execution.scaling_policy:NoopDecision", "keep the worker group"),
+    "ResizeDecision": PrivateName(f"{_TRAIN}.execution.scaling_policy:ResizeDecision", "change the worker group"),
+    "FixedScalingPolicy": PrivateName(
+        f"{_TRAIN}.execution.scaling_policy:FixedScalingPolicy", "base of FixedWorkers, which limits the wait"
+    ),
+    "ElasticScalingPolicy": PrivateName(
+        f"{_TRAIN}.execution.scaling_policy:ElasticScalingPolicy",
+        "base of ElasticWorkers, which resizes at checkpoints",
+    ),
+    "ElasticScalingPolicy._count_possible_workers": PrivateName(
+        f"{_TRAIN}.execution.scaling_policy:ElasticScalingPolicy._count_possible_workers",
+        "overridden: only world sizes that divide the chunks of a global batch",
+    ),
+    "ScalingConfig._resources_per_worker_not_none": PrivateName(
+        "ray.train:ScalingConfig._resources_per_worker_not_none", "CPUs of a worker; see resources_per_worker()"
+    ),
+    "RayFailurePolicy": PrivateName(
+        f"{_TRAIN}.execution.failure_handling:FailurePolicy", "base of FailurePolicy, which counts failures by progress"
+    ),
+    "FailureDecision": PrivateName(f"{_TRAIN}.execution.failure_handling:FailureDecision", "retry or raise"),
+    "RETRYABLE_CONTROLLER_ERRORS": PrivateName(
+        f"{_TRAIN}.execution.failure_handling.default:RETRYABLE_CONTROLLER_ERRORS", "retried as Ray's own policy does"
+    ),
+    "is_preemption_failure": PrivateName(
+        f"{_TRAIN}.execution.failure_handling.default:_is_preemption_failure", "preemptions do not count as failures"
+    ),
+    "WorkerGroupStartupTimeoutError": PrivateName(
+        f"{_TRAIN}.exceptions:WorkerGroupStartupTimeoutError", "tests of the failure policy"
+    ),
+    "WorkerHealthCheckFailedError": PrivateName(
+        f"{_TRAIN}.exceptions:WorkerHealthCheckFailedError", "tell a dead worker from one that raised"
+    ),
+    "WorkerHealthCheckTimeoutError": PrivateName(
+        f"{_TRAIN}.exceptions:WorkerHealthCheckTimeoutError", "tell a hanging worker from one that raised"
+    ),
+    "TorchTrainer._initialize_and_run_controller": PrivateName(
+        "ray.train.torch:TorchTrainer._initialize_and_run_controller", "overridden: passes our policies and callbacks"
+    ),
+    "ENV_VARS_TO_PROPAGATE": PrivateName(f"{_TRAIN}.constants:ENV_VARS_TO_PROPAGATE", "environment of the controller"),
+    "WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR": PrivateName(
+        f"{_TRAIN}.constants:WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR", "scaling.hang_minutes sets it"
+    ),
+    "ControllerCallback": PrivateName(f"{_TRAIN}.execution.callback:ControllerCallback", "base of PartialGroupCleanup"),
+    "WorkerGroupCallback": PrivateName(
+        f"{_TRAIN}.execution.callback:WorkerGroupCallback", "base of PartialGroupCleanup"
+    ),
+    "TorchBackend": PrivateName("ray.train.torch.config:_TorchBackend", "base of a backend that sets gloo's interface"),
+    "get_train_context": PrivateName(f"{_TRAIN}.execution.context:get_train_context", "see is_preempted()"),
+    "TrainContext.preemption_context": PrivateName(
+        f"{_TRAIN}.execution.context:TrainContext.preemption_context", "see is_preempted()"
+    ),
+    # Ray Data
+    "ExecutionCallback": PrivateName(
+        "ray.data._internal.execution.execution_callback:ExecutionCallback", "base of SchedulingPause"
+    ),
+    "DataContext.custom_execution_callback_classes": PrivateName(
+        "ray.data:DataContext.custom_execution_callback_classes", "see set_execution_callbacks()"
+    ),
+    # Ray Tune
+    "ResultGrid._experiment_analysis": PrivateName(
+        "ray.tune:ResultGrid._experiment_analysis", "trials with their state and configuration; see trials_of()"
+    ),
+    # Ray Serve
+    "get_serve_client": PrivateName("ray.serve.context:_get_global_client", "see http_options()"),
+    # Ray core
+    "ray_state": PrivateName("ray._private.state:state", "see draining_nodes()"),
+    "ray_state.get_draining_nodes": PrivateName(
+        "ray._private.state:GlobalState.get_draining_nodes", "draining_nodes()"
+    ),
+    "HEAD_NODE_RESOURCE_NAME": PrivateName(
+        "ray._common.constants:HEAD_NODE_RESOURCE_NAME", "find the head among nodes"
+    ),
+}
+
+
+def load(name: str) -> Any:
+    """Return the object that an entry of `PRIVATE_NAMES` stands for; None for an attribute that only instances have.
+
+    Raises:
+        ImportError: the installed Ray lacks it.
+    """
+    path = PRIVATE_NAMES[name].path
+    module, _, attributes = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for attribute in attributes.split("."):
+            found = None if _is_instance_attribute(found, attribute) else getattr(found, attribute)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(f"Ray {ray.__version__} lacks {path}; groundray needs ray{RAY_VERSIONS} ({error})") from error
+    return found
+
+
+def _is_instance_attribute(owner: Any, attribute: str) -> bool:
+    """Return True for an attribute that only instances of a class have: a field, or one set in `__init__`."""
+    if not isinstance(owner, type) or hasattr(owner, attribute):
+        return False
+    fields = owner.__dataclass_fields__ if is_dataclass(owner) else ()
+    return attribute in fields or attribute in owner.__init__.__code__.co_names
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PRIVATE_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return load(name)
+
+
+def resources_per_worker(scaling_config: Any) -> dict[str, float]:
+    """Return the resources that a `ray.train.ScalingConfig` asks for each worker, with Ray's defaults filled in."""
+    return scaling_config._resources_per_worker_not_none
+
+
+def is_preempted() -> bool:
+    """Return True in a Ray Train worker whose group has a machine that is about to be taken away.
+
+    The public `ray.train.get_preemption_info` is a barrier of all ranks; this is what Ray has told this rank.
+    """
+    return load("get_train_context")().preemption_context.preemption_info is not None
+
+
+def set_execution_callbacks(context: Any, callbacks: list[type[Any]]) -> None:
+    """Have Ray Data call these `ExecutionCallback` classes for datasets that are executed with a `DataContext`."""
+    context.custom_execution_callback_classes = callbacks
+
+
+def trials_of(grid: Any) -> list[Any]:
+    """Return the `ray.tune` trials of a `ResultGrid`, whose public results lack their state and name."""
+    return grid._experiment_analysis.trials
+
+
+def http_options() -> Any:
+    """Return host and port of the running Ray Serve, which may have been started by someone else."""
+    return load("get_serve_client")().http_config
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of nodes that are about to leave the cluster. `ray.nodes()` does not tell them apart."""
+    return set(load("ray_state").get_draining_nodes())

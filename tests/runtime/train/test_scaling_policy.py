@@ -1,0 +1,82 @@
+"""How many workers a run has and how long it waits for them: decided without a cluster."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+from mailboxes import Mailbox
+from ray.train import ScalingConfig
+
+from groundray.runtime.compat import NoopDecision, ResizeDecision
+from groundray.runtime.train import scaling_policy
+from groundray.runtime.train.scaling_policy import ElasticWorkers, NoWorkers, WaitTimeout
+from groundray.training.worker import Stopped
+
+
+@pytest.fixture
+def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    return Mailbox()
+
+
+def test_a_run_that_waits_says_what_is_missing_and_ends(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(scaling_policy.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
+    wait_timeout = WaitTimeout(120, "2 workers with 1 CPUs each", mailbox)
+    for now[0] in (100.0, 110.0, 131.0, 140.0):
+        wait_timeout.check()
+    assert [event.text for event in mailbox.events] == [
+        "waiting for 2 workers with 1 CPUs each; free in the cluster: 0.5 of 2 CPUs"
+    ]
+    wait_timeout.reset()
+    now[0] = 400.0
+    wait_timeout.check()
+    now[0] = 521.0
+    with pytest.raises(
+        NoWorkers, match=r"waited 121 s \(scaling.wait_minutes\) for 2 workers .* 0.5 of 2 CPUs: free or"
+    ):
+        wait_timeout.check()
+
+
+def elastic(mailbox: Mailbox, counts: tuple[int, ...]) -> ElasticWorkers:
+    scaling = ScalingConfig(num_workers=(counts[0], counts[-1]), resources_per_worker={"CPU": 1})
+    return ElasticWorkers(scaling, WaitTimeout(60, "workers", mailbox), counts)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cluster", "workers"),
+    [(0, 9, 0), (1, 9, 1), (2, 9, 2), (3, 9, 2), (4, 9, 4), (9, 9, 4), (2, 2, 1), (4, 4.8, 4), (4, 4.7, 2)],
+)
+def test_only_numbers_of_workers_that_share_the_chunks_and_can_be_fed(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch, cpus: float, cluster: float, workers: int
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cluster})
+    assert elastic(mailbox, (1, 2, 4))._count_possible_workers({"node": {"CPU": float(cpus)}}) == workers
+
+
+def test_a_run_that_waits_heeds_its_end(mailbox: Mailbox) -> None:
+    wait_timeout = WaitTimeout(60, "workers", mailbox)
+    wait_timeout.check()
+    assert mailbox.withdrawn == 1  # what was wanted of the group before
+    mailbox.end = "stopped"
+    with pytest.raises(Stopped):
+        wait_timeout.check()
+
+
+def test_a_running_group_is_asked_before_it_is_resized(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = elastic(mailbox, (1, 2))
+    decision = ResizeDecision(2, {"CPU": 1.0})
+    monkeypatch.setattr(
+        ElasticWorkers.__base__, "make_decision_for_running_worker_group", lambda *_: decision, raising=True
+    )
+    now = [0.0]
+    monkeypatch.setattr(scaling_policy.time, "monotonic", lambda: now[0])
+    assert isinstance(workers.make_decision_for_running_worker_group(None, None), NoopDecision)
+    assert mailbox.wanted == ["resized"]
+    assert isinstance(workers.make_decision_for_running_worker_group(None, None), NoopDecision)
+    now[0] = scaling_policy.RESIZE_SECONDS + 1
+    assert workers.make_decision_for_running_worker_group(None, None) is decision
+    assert mailbox.withdrawn == 1
+    assert isinstance(workers.make_decision_for_running_worker_group(None, None), NoopDecision)  # of the new group
