@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SmallWorld
-from servers import Server
 
 from groundray import prepare
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
-from groundray.storage.atomic import atomic_folder, is_empty
-from groundray.storage.folder import Folder
 
 
 @pytest.fixture
@@ -201,86 +193,3 @@ def test_broken_captions_are_one_line(source: Path, tmp_path: Path, capsys: pyte
     error = capsys.readouterr().err
     assert "captions.json is not JSON" in error
     assert "Traceback" not in error
-
-
-def test_a_killed_process_leaves_no_half_data_set(tmp_path: Path) -> None:
-    """SIGKILL in the middle of writing; then the same again, to the end."""
-    out = tmp_path / "shards"
-    script = (
-        "import sys\n"
-        "from groundray.storage.atomic import atomic_folder\n"
-        "from groundray.data.shards import write_shards\n"
-        "from groundray.storage.folder import Folder\n"
-        "row = {'image': b'x' * 2**16, 'width': 8, 'height': 8, 'captions': ['a']}\n"
-        "rows = ({'id': str(i), **row} for i in range(int(sys.argv[2])))\n"
-        "with atomic_folder(Folder.at(sys.argv[1]), marker='dataset.json') as aside:\n"
-        "    write_shards(aside, 'captions', rows, {}, {}, row_group_bytes=2**17)\n"
-    )
-    endless = subprocess.Popen([sys.executable, "-c", script, str(out), str(10**9)])
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*/shard-00001.parquet")) and not list(tmp_path.glob(".*/shard-00001.parquet")):
-        assert time.monotonic() < deadline, "no shard was written"
-        time.sleep(0.02)
-    endless.send_signal(signal.SIGKILL)
-    endless.wait()
-    assert not out.exists()
-    assert len(list(tmp_path.iterdir())) == 1  # what it left aside
-
-    subprocess.run([sys.executable, "-c", script, str(out), "5"], check=True)
-    assert list(tmp_path.iterdir()) == [out]
-    assert Dataset.open(str(out)).rows == 5
-
-
-def test_a_folder_appears_whole_or_not_at_all(anywhere: str) -> None:
-    out = Folder.at(anywhere) / "data"
-    with pytest.raises(RuntimeError, match="stop"), atomic_folder(out, "index") as aside:  # noqa: PT012
-        (aside / "part").make().write_bytes("half", b"x")
-        raise RuntimeError("stop")
-    assert out.parent.names() == []
-    assert is_empty(out)
-
-    for round in ("first", "second"):
-        with atomic_folder(out, "index") as aside:
-            (aside / "part").make().write_bytes(round, b"new")
-            (aside / "part").write_bytes("index", b"last")
-            assert out.names() == ([] if round == "first" else ["part"])
-        assert set(out.files()) == {"part/index", f"part/{round}"}
-        assert out.parent.names() == ["data"]
-        assert not is_empty(out)
-
-
-def test_what_a_killed_process_left_aside_goes(anywhere: str) -> None:
-    out = Folder.at(anywhere) / "data"
-    left = out.parent / (".data.writing-999999999" if out.local else ".writing/data-0123abcd")
-    left.make().write_json("begun.json", {"time": time.time() - 8 * 24 * 3600})
-    other = out.parent / ".writing/other-0123abcd"
-    other.make().write_json("begun.json", {"time": 0})
-    with atomic_folder(out, "index") as aside:
-        aside.write_bytes("index", b"")
-        assert not left.exists()
-    assert other.exists("begun.json")  # beside another folder, which may be somebody else's
-
-
-def test_what_was_half_brought_to_a_store_is_nothing(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process was killed while files came to their place: the next one brings all of them."""
-    s3.use(monkeypatch)
-    out = Folder.at(s3.folder())
-    real = Folder.copy
-
-    def killed(folder: Folder, names: Sequence[str], other: Folder) -> None:
-        real(folder, names, other)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Folder, "copy", killed)
-    with pytest.raises(KeyboardInterrupt), atomic_folder(out, "index") as aside:  # noqa: PT012
-        for name in ("index", "shard"):
-            aside.write_bytes(name, b"1")
-    monkeypatch.setattr(Folder, "copy", real)
-    assert "shard" in out.names()
-    assert "index" not in out.names()
-    assert is_empty(out)
-    with atomic_folder(out, "index") as aside:
-        aside.write_bytes("index", b"2")
-    assert out.files() == ["index"]
-    with pytest.raises(ValueError, match="got the bucket itself"), atomic_folder(out.parent, "index"):
-        pass

@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all: written beside its place, and brought there when it is done."""
+"""Atomic folders: a folder that is complete or absent. It is written beside its final path and then moved there."""
 
 from __future__ import annotations
 
@@ -12,90 +12,90 @@ from pathlib import Path
 
 from groundray.storage.folder import Folder
 
-LEFT_SECONDS = 7 * 24 * 3600.0  # after which what lies aside in a store is of a process that was killed
-ASIDE, BEGUN, BRINGING = ".writing", "begun.json", "bringing.json"
+STALE_SECONDS = 7 * 24 * 3600.0  # a staging folder in a store that is older than this belongs to a killed process
+# names in stores; other processes look for them
+STAGING, BEGUN, MOVING = ".writing", "begun.json", "bringing.json"
 
 
 @contextlib.contextmanager
 def atomic_folder(out: Folder, marker: str) -> Iterator[Folder]:
-    """An empty folder to write to, which takes the place of `out` when the block ends without an exception.
+    """Yield an empty staging folder that replaces `out` when the block ends without an exception.
 
-    Until then `out` is as it was. What a killed process left beside it is cleared away by the next one.
+    Until then `out` is unchanged. Staging folders of killed processes are deleted by the next process.
 
     Args:
-        marker: the name of files that say that what lies beside them is whole.
+        marker: name of the files that mark the files beside them as complete. In a store they are copied last.
 
     Raises:
-        OSError: nothing can be written there; before the block begins.
+        OSError: the staging folder cannot be created; raised before the block begins.
     """
-    with _renamed(out) if out.local else _copied(out, marker) as aside:
-        yield aside
+    with _renamed(out) if out.local else _copied(out, marker) as staging:
+        yield staging
 
 
 def is_empty(out: Folder) -> bool:
-    """Whether nothing is at a place, or only what a process that was killed has half brought there."""
+    """Return True if a folder is empty or was only partly moved to its path by a killed process."""
     names = out.names()
-    return not names or BRINGING in names
+    return not names or MOVING in names
 
 
 @contextlib.contextmanager
 def _renamed(folder: Folder) -> Iterator[Folder]:
     out = Path(folder.path)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}{ASIDE}-*"):
-        if not _alive(left.name.rpartition("-")[2]):
-            shutil.rmtree(left)
-    aside = out.parent / f".{out.name}{ASIDE}-{os.getpid()}"
-    aside.mkdir()
+    for stale in out.parent.glob(f".{out.name}{STAGING}-*"):
+        if not _is_running(stale.name.rpartition("-")[2]):
+            shutil.rmtree(stale)
+    staging = out.parent / f".{out.name}{STAGING}-{os.getpid()}"
+    staging.mkdir()
     try:
-        yield Folder.at(aside)
-        before = out.parent / f".{out.name}{ASIDE}-before-{os.getpid()}"
+        yield Folder.at(staging)
+        replaced = out.parent / f".{out.name}{STAGING}-before-{os.getpid()}"
         if out.exists():
-            out.rename(before)
-        aside.rename(out)
-        shutil.rmtree(before, ignore_errors=True)
+            out.rename(replaced)
+        staging.rename(out)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _copied(out: Folder, marker: str) -> Iterator[Folder]:
-    """In a store, which renames nothing: copied there within it, the files called `marker` after all others."""
+    """Stage in a store, which cannot rename: copy within it, the marker files after all others."""
     if "/" not in out.path:
         raise ValueError(f"expected a folder of the bucket, got the bucket itself: write to {out}/FOLDER")
-    beside = out.parent / ASIDE
-    for name in beside.names():
-        if name.rpartition("-")[0] == out.name and _left(beside / name):
-            beside.delete(name)
-    aside = beside / f"{out.name}-{uuid.uuid4().hex[:8]}"
-    aside.write_json(BEGUN, {"time": time.time()})
+    stagings = out.parent / STAGING
+    for name in stagings.names():
+        if name.rpartition("-")[0] == out.name and _is_stale(stagings / name):
+            stagings.delete(name)
+    staging = stagings / f"{out.name}-{uuid.uuid4().hex[:8]}"
+    staging.write_json(BEGUN, {"time": time.time()})
     try:
-        yield aside
-        new = [name for name in aside.files() if name != BEGUN]
-        out.write_json(BRINGING, {"time": time.time()})
-        for name in (*_called(marker, out.files()), *(name for name in out.names() if name != BRINGING)):
+        yield staging
+        new = [name for name in staging.files() if name != BEGUN]
+        out.write_json(MOVING, {"time": time.time()})
+        for name in (*_named(marker, out.files()), *(name for name in out.names() if name != MOVING)):
             out.delete(name)
-        lasts = set(_called(marker, new))
-        aside.copy([name for name in new if name not in lasts], out)
-        aside.copy(sorted(lasts), out)
-        out.delete(BRINGING)
+        markers = set(_named(marker, new))
+        staging.copy([name for name in new if name not in markers], out)
+        staging.copy(sorted(markers), out)
+        out.delete(MOVING)
     finally:
-        aside.delete(".")
+        staging.delete(".")
 
 
-def _called(base: str, names: Sequence[str]) -> list[str]:
-    return [name for name in names if name.rpartition("/")[2] == base]
+def _named(base: str, paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if path.rpartition("/")[2] == base]
 
 
-def _left(aside: Folder) -> bool:
-    """Whether nobody writes there any more."""
+def _is_stale(staging: Folder) -> bool:
     try:
-        return aside.read_json(BEGUN)["time"] < time.time() - LEFT_SECONDS
-    except FileNotFoundError:  # it is the first to be written
+        return staging.read_json(BEGUN)["time"] < time.time() - STALE_SECONDS
+    except FileNotFoundError:  # the first file to be written
         return True
 
 
-def _alive(process: str) -> bool:
+def _is_running(process: str) -> bool:
     try:
         os.kill(int(process), 0)
     except (ValueError, ProcessLookupError):

@@ -1,8 +1,8 @@
-"""A folder on a local path or a URL: the one way groundray reads and writes files that a cluster shares.
+"""Folders on local paths and URLs: all files that a cluster shares are read and written through this module.
 
-`s3://BUCKET/FOLDER` is S3, or whatever speaks its protocol at `AWS_ENDPOINT_URL`, and `gs://BUCKET/FOLDER` Google Cloud
-Storage. Of a store, nothing is asked but what both give: an object is there whole or not at all, and whoever lists a
-folder after that finds it. They have no renaming, and pyarrow no way to create what only one may create.
+`s3://BUCKET/FOLDER` is S3, or a server of its protocol at `AWS_ENDPOINT_URL`; `gs://BUCKET/FOLDER` is Google Cloud
+Storage. Two guarantees are assumed of a store: an object is written completely or not at all, and a listing shows the
+objects that were written before. Stores cannot rename, and pyarrow cannot create a file only if it does not exist.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import pyarrow.fs as pafs
 
 from groundray.storage import object_store
 
-COPIES = 16  # at a time
+COPIES = 16  # concurrent copies
 BLOCK_BYTES = 2**22
-SCHEMES = {"gcs": "gs"}  # that pyarrow calls otherwise
-SEAL = "sha256"  # of everything else that a sealed file says
+SCHEMES = {"gcs": "gs"}  # by pyarrow's name of the filesystem, where the two differ
+SEAL = "sha256"  # key of a sealed file: the checksum of all other keys
 
 
 def _checksum(content: dict[str, Any]) -> str:
@@ -35,17 +35,17 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """Bytes in the unit that suits them."""
+    """Return a number of bytes with three digits and a unit, such as `158 MB`."""
     power = min(3, int(math.log10(max(1, count)) // 3))
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on any filesystem that pyarrow knows (local path, `s3://`, `gs://`).
+    """A folder on any of pyarrow's filesystems (local path, `s3://`, `gs://`).
 
-    Names inside it are relative, with forward slashes. A name that would leave the folder is refused. What a store
-    refuses is an OSError of one line that says what to do.
+    Names inside it are relative, with forward slashes. A name that would leave the folder is a ValueError. A failed
+    request to a store is an OSError whose message is one line with the repair.
     """
 
     filesystem: pafs.FileSystem
@@ -53,10 +53,10 @@ class Folder:
 
     @staticmethod
     def at(url: str | Path) -> Folder:
-        """The folder at a local path (made absolute, `~` expanded) or at a URL; it need not exist yet.
+        """Return the folder at a local path (made absolute, `~` expanded) or at a URL. It need not exist.
 
         Raises:
-            ValueError: it is no URL that can be used.
+            ValueError: the URL has an unknown scheme, or parts other than bucket and folder.
         """
         text = str(url)
         if "://" not in text:
@@ -68,19 +68,18 @@ class Folder:
 
     @staticmethod
     def connect(url: str | Path) -> Folder:
-        """The folder at a path or URL, whose store has answered within seconds.
+        """Return the folder at a path or URL after checking, within seconds, that its store can be used.
 
         Raises:
-            OSError: the store is not there, has no such bucket, or refuses the credentials.
+            OSError: the store does not answer, has no such bucket, or rejects the credentials.
         """
         if object_store.is_store(str(url)):
             object_store.probe(str(url))
         return Folder.at(url)
 
     def __reduce__(self) -> tuple[Callable[[str], Folder], tuple[str]]:
-        return Folder.at, (
-            str(self),
-        )  # opened there, with that machine's credentials: pyarrow's pickle has no patience
+        # reopened with the other machine's credentials; pickled pyarrow filesystems lose timeouts and retries
+        return Folder.at, (str(self),)
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(self.filesystem, self.locate(name))
@@ -102,10 +101,10 @@ class Folder:
         return Folder(self.filesystem, posixpath.dirname(self.path))
 
     def locate(self, name: str) -> str:
-        """The path of `name` on this folder's filesystem.
+        """Return the path of `name` on this folder's filesystem.
 
         Raises:
-            ValueError: the name is absolute or climbs out of the folder.
+            ValueError: the name is absolute or leads out of the folder.
         """
         clean = posixpath.normpath(name)
         if name.startswith("/") or clean == ".." or clean.startswith("../") or "\0" in name:
@@ -113,54 +112,54 @@ class Folder:
         return posixpath.normpath(posixpath.join(self.path, clean))
 
     def exists(self, name: str = ".") -> bool:
-        with self._speaking():
+        with self._readable_errors():
             return self.filesystem.get_file_info(self.locate(name)).type != pafs.FileType.NotFound
 
     def names(self) -> list[str]:
-        """The sorted names of what lies directly in the folder; empty if there is no folder."""
-        if not self.local:  # of folders in a folder, pyarrow lists those in Google's store that somebody has made
+        """Return the sorted names of the files and folders directly inside; empty if the folder does not exist."""
+        if not self.local:  # on Google's store, pyarrow lists only those inner folders that were created explicitly
             return sorted({name.partition("/")[0] for name in self.files()})
-        found = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in found)
+        infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in infos)
 
     def files(self) -> list[str]:
-        """The sorted names of all files in the folder and in those inside it; empty if there is no folder."""
-        with self._speaking():
-            found = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
-        return sorted(posixpath.relpath(info.path, self.path) for info in found if info.is_file)
+        """Return the sorted names of all files at any depth; empty if the folder does not exist."""
+        with self._readable_errors():
+            infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        return sorted(posixpath.relpath(info.path, self.path) for info in infos if info.is_file)
 
     def make(self) -> Folder:
-        """The folder, made where there are such things as folders."""
+        """Create the folder if it is local, and return it. Stores have no empty folders."""
         if self.local:
             self.filesystem.create_dir(self.path, recursive=True)
         return self
 
     def read_bytes(self, name: str) -> bytes:
-        with self._speaking(), self.filesystem.open_input_stream(self.locate(name)) as file:
+        with self._readable_errors(), self.filesystem.open_input_stream(self.locate(name)) as file:
             return file.read()
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all: aside first and then renamed (object stores put whole objects)."""
+        """Write a file atomically: locally under a temporary name and then renamed; a store puts whole objects."""
         path = self.locate(name)
-        # its own: another process may write the same file
-        aside = f"{path}.{uuid.uuid4().hex[:8]}.writing" if self.local else path
-        with self._speaking(writes=True), self.filesystem.open_output_stream(aside) as file:
+        # a unique name: another process may write the same file
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}.writing" if self.local else path
+        with self._readable_errors(writes=True), self.filesystem.open_output_stream(temporary) as file:
             file.write(content)
         if self.local:
-            self.filesystem.move(aside, path)
+            self.filesystem.move(temporary, path)
 
     def write_json(self, name: str, content: Any) -> None:
         self.write_bytes(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     def write_sealed(self, name: str, content: dict[str, Any]) -> None:
-        """Write JSON with a checksum of what it says."""
+        """Write JSON with a checksum of its content."""
         self.write_json(name, {**content, SEAL: _checksum(content)})
 
     def read_sealed(self, name: str) -> dict[str, Any]:
-        """What `write_sealed` wrote.
+        """Return the content that `write_sealed` wrote.
 
         Raises:
             ValueError: the file is damaged; the message names it.
@@ -170,14 +169,14 @@ class Folder:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self}/{name} is damaged: {error}") from None
         if not isinstance(content, dict) or content.pop(SEAL, None) != _checksum(content):
-            raise ValueError(f"{self}/{name} is damaged: it does not say what its checksum was made of")
+            raise ValueError(f"{self}/{name} is damaged: its checksum does not match its content")
         return content
 
     def delete(self, name: str) -> None:
-        """Delete a file or a folder with all that is in it; nothing happens if there is none."""
+        """Delete a file, or a folder with its content. Do nothing if it does not exist."""
         path = self.locate(name)
-        # Google's store misses the folder itself when all that was in it is gone
-        with self._speaking(), contextlib.suppress(FileNotFoundError):
+        # on Google's store, deleting the content of a folder deletes the folder too
+        with self._readable_errors(), contextlib.suppress(FileNotFoundError):
             kind = self.filesystem.get_file_info(path).type
             if kind == pafs.FileType.Directory:
                 self.filesystem.delete_dir(path)
@@ -185,17 +184,17 @@ class Folder:
                 self.filesystem.delete_file(path)
 
     def upload(self, local: Path, name: str = ".") -> None:
-        """Copy a local folder with all that is in it to `name` here."""
-        there = Folder.at(local)
-        there.copy(there.files(), self / name)
+        """Copy the content of a local folder to `name` in this folder."""
+        source = Folder.at(local)
+        source.copy(source.files(), self / name)
 
     def download(self, local: Path, name: str = ".") -> None:
-        """Copy `name` from here, with all that is in it, to a local folder."""
-        there = self / name
-        there.copy(there.files(), Folder.at(local))
+        """Copy the content of `name` in this folder to a local folder."""
+        source = self / name
+        source.copy(source.files(), Folder.at(local))
 
     def copy(self, names: Sequence[str], other: Folder) -> None:
-        """Copy files to another folder; within a store they do not pass through this machine."""
+        """Copy files to another folder. Copies within a store do not pass through this machine."""
         for folder in {posixpath.dirname(name) for name in names}:
             (other / folder).make()
         with ThreadPoolExecutor(COPIES) as pool:
@@ -205,18 +204,18 @@ class Folder:
     def _copy(self, name: str, other: Folder) -> None:
         source, target = self.locate(name), other.locate(name)
         if self.filesystem == other.filesystem:
-            with self._speaking(writes=True):
+            with self._readable_errors(writes=True):
                 self.filesystem.copy_file(source, target)
             return
-        with self._speaking():
+        with self._readable_errors():
             reading = self.filesystem.open_input_stream(source)
-        with reading, other._speaking(writes=True), other.filesystem.open_output_stream(target) as writing:
+        with reading, other._readable_errors(writes=True), other.filesystem.open_output_stream(target) as writing:
             while block := reading.read(BLOCK_BYTES):
                 writing.write(block)
 
     @contextlib.contextmanager
     def local_copy(self) -> Iterator[Path]:
-        """The folder as one of this machine: itself, or a copy that goes afterwards."""
+        """Yield a local path with the folder's content: the folder itself, or a temporary copy."""
         if self.local:
             yield Path(self.path)
             return
@@ -225,8 +224,8 @@ class Folder:
             yield Path(local)
 
     @contextlib.contextmanager
-    def _speaking(self, writes: bool = False) -> Iterator[None]:
-        """Meanwhile, what a store says is said in words for a person."""
+    def _readable_errors(self, writes: bool = False) -> Iterator[None]:
+        """Replace errors of a store by readable ones. A missing file that was to be read stays FileNotFoundError."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Object stores: how one is opened, for how long its answers are waited for, and what its errors mean to a person."""
+"""Object stores: how a store is opened, how often its requests are retried, and its errors in one readable line."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ import pyarrow.fs as pafs
 
 
 class RetryPolicy(NamedTuple):
-    """For how long a store is waited for: attempts, and the seconds of each in which nothing comes.
+    """Number of attempts, and the timeout of each in seconds.
 
-    Between attempts of S3 the pause doubles, up to 20 s.
+    Between attempts S3's client waits twice as long each time, up to 20 s.
     """
 
     attempts: int
     timeout_s: float
 
 
-PROBE_POLICY = RetryPolicy(2, 3.0)  # before anything has started, and somebody waits at the command line
-RUN_POLICY = RetryPolicy(8, 20.0)  # a store that is restarted, or has too much to do, ends no run: about a minute
-MISSING = re.compile(r"NO_SUCH_BUCKET|Bucket '.*' not found|google::cloud::Status\(NOT_FOUND")
-REFUSED = re.compile(
+PROBE_POLICY = RetryPolicy(2, 3.0)  # before a command starts, while its user waits
+RUN_POLICY = RetryPolicy(8, 20.0)  # about a minute: a store that restarts or is overloaded does not end a run
+
+# pyarrow raises a plain OSError for every failure, so errors are told apart by their text
+MISSING_BUCKET = re.compile(r"NO_SUCH_BUCKET|Bucket '.*' not found|google::cloud::Status\(NOT_FOUND")
+ACCESS_DENIED = re.compile(
     r"ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIAL|OAuth2|PERMISSION_DENIED|UNAUTHENTICATED|code: 40[13]"
 )
-# what pyarrow tells besides: which operation on which key, by which request
+# the operation, key and request id that surround the cause
 NOISE = re.compile(r"^.*(with a last message of|Details:) |^.*?(?=AWS Error )| \(Request ID.*| error_info=.*|[.: ]*$")
 
 
@@ -37,25 +39,25 @@ class StoreKind:
     """A kind of object store.
 
     Attributes:
-        open: pyarrow's filesystem for a bucket.
-        cloud: who is asked, where no variable names another endpoint.
-        endpoints: those variables; of several that are set, the first counts.
-        credentials: how a person gives them.
+        open: returns pyarrow's filesystem for a bucket.
+        cloud: name of the provider, for messages where no variable sets an endpoint.
+        endpoint_variables: environment variables that set an endpoint; the first that is set counts.
+        credentials: how to give credentials, for messages.
     """
 
     open: Callable[[str, RetryPolicy], pafs.FileSystem]
     cloud: str
-    endpoints: tuple[str, ...]
+    endpoint_variables: tuple[str, ...]
     credentials: str
 
     @property
     def variable(self) -> str | None:
-        """The variable that names an endpoint."""
-        return next((name for name in self.endpoints if os.environ.get(name)), None)
+        """The environment variable that sets the endpoint, or None."""
+        return next((name for name in self.endpoint_variables if os.environ.get(name)), None)
 
     @property
     def endpoint(self) -> str:
-        """Who is asked."""
+        """The endpoint if one is set, otherwise the name of the provider."""
         return os.environ[self.variable] if self.variable else self.cloud
 
 
@@ -67,7 +69,7 @@ def _s3(bucket: str, retries: RetryPolicy) -> pafs.FileSystem:
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=retries.attempts),
         connect_timeout=retries.timeout_s,
         request_timeout=retries.timeout_s,
-        allow_delayed_open=True,  # a small file is one request, not three
+        allow_delayed_open=True,  # a small file takes one request, not three
     )
 
 
@@ -80,7 +82,7 @@ KINDS = {
         _s3,
         "AWS (AWS_ENDPOINT_URL is not set)",
         ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role of the machine",
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or the machine's role",
     ),
     "gs": StoreKind(
         _gcs,
@@ -92,23 +94,23 @@ KINDS = {
 
 
 def is_store(url: str) -> bool:
-    """Whether a URL is one of an object store."""
+    """Return True if a URL names an object store."""
     return url.partition("://")[0] in KINDS
 
 
 def open_store(url: str, retries: RetryPolicy = RUN_POLICY) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a store's URL, and the path on it.
+    """Return the filesystem of a store's URL, and the path on it.
 
     Raises:
-        ValueError: it is not `SCHEME://BUCKET/FOLDER`.
-        OSError: its region cannot be found out.
+        ValueError: the URL is not of the form `SCHEME://BUCKET/FOLDER`.
+        OSError: the bucket's region cannot be resolved.
     """
     scheme, _, path = url.partition("://")
-    bucket, _, inside = path.partition("/")
-    if not re.fullmatch(r"[\w.\-]+", bucket) or "?" in inside:  # what it is may be a key, and is not repeated
+    bucket, _, key = path.partition("/")
+    if not re.fullmatch(r"[\w.\-]+", bucket) or "?" in key:  # the rest may be a secret, so the URL is not shown
         raise ValueError(
-            f"expected {scheme}://BUCKET/FOLDER and nothing besides, got a URL with more or less: endpoint, region and "
-            f"keys are taken from the environment, for URLs are printed and logged ({KINDS[scheme].credentials})"
+            f"expected {scheme}://BUCKET/FOLDER and nothing else, got a URL with other parts: set endpoint, region and "
+            f"keys in the environment, because URLs are printed and logged ({KINDS[scheme].credentials})"
         )
     try:
         return KINDS[scheme].open(bucket, retries), path
@@ -117,31 +119,31 @@ def open_store(url: str, retries: RetryPolicy = RUN_POLICY) -> tuple[pafs.FileSy
 
 
 def probe(url: str) -> None:
-    """See whether a store answers, knows the bucket and lets us list it; within seconds.
+    """Check within seconds that a store answers, that its bucket exists and that it may be listed.
 
     Raises:
-        OSError: it does not; the message says what to do.
+        OSError: one of these does not hold; the message has the repair.
     """
     filesystem, path = open_store(url, PROBE_POLICY)
     try:
         filesystem.get_file_info(pafs.FileSelector(f"{path.rstrip('/')}/.groundray", allow_not_found=False))
     except OSError as error:
-        nothing = isinstance(error, FileNotFoundError) or "No such file" in str(error)
-        if not nothing or MISSING.search(str(error)):
+        no_such_folder = isinstance(error, FileNotFoundError) or "No such file" in str(error)
+        if not no_such_folder or MISSING_BUCKET.search(str(error)):
             raise readable_error(error, url) from None
 
 
 def readable_error(error: OSError, url: str) -> OSError:
-    """A store's error in words for a person, in one line."""
+    """Return a store's error with a message of one line: expected, got and the repair."""
     scheme, _, path = url.partition("://")
     kind, bucket, text = KINDS[scheme], path.partition("/")[0], " ".join(str(error).split())
-    if MISSING.search(text):
-        return OSError(f"{url}: {kind.endpoint} has no bucket {bucket}: create it, or mend the URL")
-    reason = NOISE.sub("", text)
-    if REFUSED.search(text):
+    if MISSING_BUCKET.search(text):
+        return OSError(f"{url}: {kind.endpoint} has no bucket {bucket}: create it, or correct the URL")
+    cause = NOISE.sub("", text)
+    if ACCESS_DENIED.search(text):
         return OSError(
-            f"{url}: expected credentials that may list, read and write it, got {reason}: give others "
+            f"{url}: expected credentials that may list, read and write it, got {cause}: give others "
             f"({kind.credentials})"
         )
-    repair = f"see to the network, and to {kind.variable}" if kind.variable else "see to the network"
-    return OSError(f"{url}: expected an answer of {kind.endpoint}, got {reason}: {repair}")
+    repair = f"check the network and {kind.variable}" if kind.variable else "check the network"
+    return OSError(f"{url}: expected an answer from {kind.endpoint}, got {cause}: {repair}")
