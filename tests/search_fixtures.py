@@ -13,8 +13,8 @@ from torch import nn
 from groundray import config
 from groundray.image_search.query import Search
 from groundray.model import export
-from groundray.model.grounded import build, build_head
-from groundray.model.language_stream import load_tokenizer
+from groundray.model.build import build_head, build_model
+from groundray.model.pretrained import load_tokenizer
 
 STAGES = ("grounding", "relational", "retrieval")
 
@@ -42,7 +42,7 @@ def write_model(folder: Path, world: Any, stages: Sequence[str] = STAGES, seed: 
     words = {"classes": ("circle", "star"), "predicates": ("above",)}
     settings = config.load("demo", world.settings(stages=",".join(STAGES)))
     torch.manual_seed(seed)
-    model = build(settings.model)
+    model = build_model(settings.model)
     writer = export.Writer(folder, settings, load_tokenizer(settings.model.language), model, {})
     heads = {stage: build_head(stage, settings.model, model, words, seed) for stage in STAGES}
     needs = {"retrieval": ("relational", "retrieval")}

@@ -6,13 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from groundray.stage.contrastive import Encoded, concatenate
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from groundray.config import Settings
 from groundray.loss.grounding_loss import global_similarity
+from groundray.stage.contrastive import Encoded, concatenate
 from groundray.stage.grounding import GroundingStage
 from groundray.stage.protocol import Metrics
 

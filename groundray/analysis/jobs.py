@@ -34,7 +34,7 @@ from groundray.data.stream import Source, stream
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.model import export
 from groundray.model.export import About
-from groundray.stage.grounding import captions
+from groundray.stage.contrastive import captioned_images
 from groundray.stage.protocol import vocabulary_of
 from groundray.stage.relational import scene_graphs
 from groundray.storage.folder import Folder
@@ -204,7 +204,7 @@ def _through_images(wanted: Wanted) -> Plan:
             exported.model,
             WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
             [*(phrases.phrase[row] for row in own.rows), *kept],
-            _batches(captions(settings, stage, exported.tokenizer, shards, shuffle=False)),
+            _batches(captioned_images(settings, stage, exported.tokenizer, shards, shuffle=False)),
             stage.similarity,
             stage.special_tokens,
         )
@@ -300,7 +300,9 @@ def retrieved(checkpoint: str, images: str | None, batch_size: int) -> dict[str,
         exported = export.load(checkpoint, name)
         settings = _settings(about, name, batch_size)
         stage = settings.stage(name)
-        batches = _batches(captions(settings, stage, exported.tokenizer, _shards(stage.val, images), shuffle=False))
+        batches = _batches(
+            captioned_images(settings, stage, exported.tokenizer, _shards(stage.val, images), shuffle=False)
+        )
         with torch.no_grad():
             found[name] = (
                 image_text_retrieval.by_match_map(exported.model, batches, stage.similarity, stage.special_tokens)

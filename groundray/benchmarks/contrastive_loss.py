@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from groundray.benchmarks.measure import NO_GPU, Missing, Report, Row, machine
 from groundray.benchmarks.published_losses import OURS, PARTS, Contender, Problem, columns, compare
 from groundray.loss.grounding_loss import grounding_loss
-from groundray.loss.nt_xent import two_way_nt_xent
 
 BASELINE = "einsum + max"
 TEMPERATURE = 0.1
@@ -63,6 +63,12 @@ def _contrast(M: Tensor, valid: Tensor) -> Tensor:
     """The loss, given the match maps M [image caption token position]."""
     S = (M.max(dim=-1).values * valid).sum(dim=-1) / valid.sum(dim=-1)
     return two_way_nt_xent(S, TEMPERATURE)
+
+
+def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:
+    """Return the mean over i of  -log softmax_j(S_ij / temperature)[i] - log softmax_j(S_ji / temperature)[i]."""
+    logits = S / temperature
+    return (-F.log_softmax(logits, dim=1).diagonal() - F.log_softmax(logits, dim=0).diagonal()).mean()
 
 
 def contenders(of: Shape) -> dict[str, Contender]:

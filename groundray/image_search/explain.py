@@ -21,7 +21,7 @@ from groundray.image_search.uploads import model_input
 from groundray.loss.match_map import Kind, match_map, similarity
 from groundray.model import export
 from groundray.model.grounded import GroundedModel
-from groundray.stage.grounding import encode
+from groundray.stage.contrastive import encode_for_match_map
 
 STAGE = "grounding"
 
@@ -112,7 +112,8 @@ class Matcher:
             raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no words")
         pixels = model_input(encoded, self.crop)[None]
         ids, lengths = self.tokenizer.encode([text])
-        V, W, valid = encode(self.model, CaptionBatch.of([""], pixels, ids, lengths), self.special_tokens)
+        batch = CaptionBatch.of([""], pixels, ids, lengths)
+        V, W, valid = encode_for_match_map(self.model, batch, self.special_tokens)
         side = round(V.shape[1] ** 0.5)
         maps = match_map(V[0], W[0], self.kind).T.unflatten(1, (side, side)).numpy()
         return Match(

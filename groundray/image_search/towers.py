@@ -19,7 +19,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.model.heads import RetrievalHeads
 from groundray.model.relation_module import RelationalModule
 from groundray.model.weights import digest
-from groundray.stage.retrieval import image_vectors, text_vectors
+from groundray.stage.contrastive import image_vectors, text_vectors
 
 STAGE = "retrieval"
 

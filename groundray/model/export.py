@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from groundray import config
+from groundray.model.build import build_head, build_visual
 from groundray.model.card import card
-from groundray.model.grounded import GroundedModel, build_head
+from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
-from groundray.model.language_stream import LanguageStream, load_tokenizer, quiet
-from groundray.model.visual_stream import build_visual
+from groundray.model.language_stream import LanguageStream
+from groundray.model.pretrained import load_tokenizer, quiet
 from groundray.model.weights import fill
 from groundray.storage.folder import Folder
 
@@ -133,7 +134,7 @@ def _load(folder: Path, told: About, stage: StageModel) -> Exported:
     with quiet():
         bert = BertModel.from_pretrained(folder / stage.language, add_pooling_layer=False)
     language = LanguageStream(bert)
-    model = GroundedModel(build_visual(settings, language.width, weights=False), language)
+    model = GroundedModel(build_visual(settings, language.width, pretrained=False), language)
     _fill(model.visual, folder / stage.visual)
     for name, file in stage.heads.items():
         head = build_head(name, settings, model, told.vocabulary[name])

@@ -1,28 +1,31 @@
-"""What each stage adds to the two streams: its head, by the stage's name."""
+"""The heads that stages add to the two streams (the relational stage's is in `relation_module.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from groundray import config
-from groundray.model.language_stream import LanguageStream
-from groundray.model.relation_module import RelationalModule
-from groundray.model.visual_stream import VisualStream
-
-Vocabulary = Mapping[str, tuple[str, ...]]  # what the numbers of a stage's data stand for: `classes`, `predicates`
+# The names behind the numbers of a stage's data, by kind: `classes`, `predicates`.
+Vocabulary = Mapping[str, tuple[str, ...]]
 
 
 class Classifier(nn.Module):
-    """The class of an image: 2x2 max-pool of the positions, then two hidden layers (paper, visual stage).
+    """Classifier of images: 2x2 max-pool of the positions, then two hidden layers (paper, visual stage).
 
-    Without hidden layers it is a linear map of the maximum over all positions, so that a class is what lies anywhere
-    in the image, as a word of the match map will be.
+    With `hidden` = 0 it is a linear map of the maximum over all positions: a class may show anywhere in the image, as
+    a word does in the match map.
+
+    Args:
+        width: dimension of an embedding.
+        positions: number of positions of an image, a square number.
+        hidden: width of the hidden layers; 0 for none.
+        classes: number of classes.
     """
 
     def __init__(self, width: int, positions: int, hidden: int, classes: int):
@@ -44,39 +47,44 @@ class Classifier(nn.Module):
             else nn.Sequential(nn.Linear(pooled, classes))
         )
         for layer in self.layers[:-1]:
-            if isinstance(layer, nn.Linear):  # torch's own start shrinks what passes a ReLU to 0.4 of its size
+            if isinstance(layer, nn.Linear):  # torch's default shrinks activations to 0.4 at each ReLU
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
-    def set_dropout(self, share: float) -> None:
-        """Set the dropout between its layers, a share from 0 to 1."""
-        _set_dropout(self, share)
+    def set_dropout(self, rate: float) -> None:
+        """Set the dropout rate between the layers, 0 to 1."""
+        _set_dropout(self, rate)
 
     def forward(self, V: Float[Tensor, "image position dim"]) -> Float[Tensor, "image class"]:
-        """The logits of each class."""
+        """Return the logits of the classes."""
         grid = V.transpose(1, 2).unflatten(2, (self.side, self.side))
         return self.layers(F.max_pool2d(grid, self.window).flatten(1))
 
 
 class MaskedLanguageHead(nn.Module):
-    """Which word piece stood at a place (Devlin et al. 2019); its output matrix is the word embeddings' own."""
+    """Masked language head (Devlin et al. 2019). Its output matrix is tied to the word embeddings."""
 
-    def __init__(self, language: LanguageStream):
+    def __init__(self, bert: BertConfig):
         super().__init__()
-        self.transform = BertPredictionHeadTransform(language.bert.config)
-        self.bias = nn.Parameter(torch.zeros(language.bert.config.vocab_size))
+        self.transform = BertPredictionHeadTransform(bert)
+        self.bias = nn.Parameter(torch.zeros(bert.vocab_size))
 
     def forward(
-        self, hidden: Float[Tensor, "place dim"], embeddings: Float[Tensor, "word dim"]
-    ) -> Float[Tensor, "place word"]:
-        """The logits of each word piece of the vocabulary."""
+        self, hidden: Float[Tensor, "token dim"], embeddings: Float[Tensor, "word dim"]
+    ) -> Float[Tensor, "token word"]:
+        """Return the logits of all word pieces at some tokens.
+
+        Args:
+            hidden: last hidden states of the masked tokens.
+            embeddings: word embeddings of the language stream.
+        """
         return F.linear(self.transform(hidden), embeddings, self.bias)
 
 
 class GroundingHeads(nn.Module):
-    """A linear map on each stream, into the space of the match map.
+    """A linear map of each stream into the space of the match map.
 
-    Both start as the identity, so that what a pretrained stream knows is where training begins.
+    Both start as the identity, so that training starts from the pretrained streams' embeddings.
     """
 
     def __init__(self, width: int):
@@ -89,10 +97,10 @@ class GroundingHeads(nn.Module):
 
 
 class RetrievalHeads(nn.Module):
-    """One vector an image and one a caption, of length 1, for image search.
+    """One unit vector for each image and each caption, for image search (paper, retrieval).
 
-    A two-layer MLP on the cross-modal attention's keys at each position, another on its query at each token; then the
-    mean over positions, or over the tokens that count (paper, retrieval).
+    A two-layer MLP is applied to the cross-modal attention's key at each position, another to its query at each token;
+    then the mean is taken over positions, or over the counted tokens.
     """
 
     def __init__(self, width: int):
@@ -102,46 +110,28 @@ class RetrievalHeads(nn.Module):
             for _ in range(2)
         )
 
-    def set_dropout(self, share: float) -> None:
-        """Set the dropout between each head's layers, a share from 0 to 1."""
-        _set_dropout(self, share)
+    def set_dropout(self, rate: float) -> None:
+        """Set the dropout rate between the layers, 0 to 1."""
+        _set_dropout(self, rate)
 
     def images(self, keys: Float[Tensor, "image position dim"]) -> Float[Tensor, "image dim"]:
+        """Return a unit vector for each image, given the attention's keys at its positions."""
         return F.normalize(self.image(keys).mean(dim=1), dim=-1)
 
     def texts(
         self, queries: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]
     ) -> Float[Tensor, "text dim"]:
-        return F.normalize(pooled(self.text(queries), valid), dim=-1)
+        """Return a unit vector for each text, given the attention's queries at its tokens and the counted tokens."""
+        return F.normalize(mean_of_valid(self.text(queries), valid), dim=-1)
 
 
-def _set_dropout(head: nn.Module, share: float) -> None:
+def _set_dropout(head: nn.Module, rate: float) -> None:
     for layer in head.modules():
         if isinstance(layer, nn.Dropout):
-            layer.p = share
+            layer.p = rate
 
 
-def pooled(x: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]) -> Float[Tensor, "text dim"]:
-    """The mean over the tokens that count; 0 where none does."""
+def mean_of_valid(x: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]) -> Float[Tensor, "text dim"]:
+    """Return the mean over each text's valid tokens; 0 for a text without one."""
     counts = valid.sum(dim=1, keepdim=True).clamp(min=1)
     return (x * valid[:, :, None]).sum(dim=1) / counts
-
-
-Build = Callable[[config.Model, VisualStream, LanguageStream, Vocabulary], nn.Module]
-
-HEADS: dict[str, Build] = {
-    "visual": lambda settings, visual, language, words: Classifier(
-        language.width, visual.positions, settings.classifier, len(words["classes"])
-    ),
-    "language": lambda settings, visual, language, words: MaskedLanguageHead(language),
-    "grounding": lambda settings, visual, language, words: GroundingHeads(language.width),
-    "relational": lambda settings, visual, language, words: RelationalModule(
-        language.width,
-        predicates=len(words["predicates"]),
-        classes=len(words["classes"]),
-        heads=settings.relational.attention_heads,
-        space=settings.relational.space,
-        hidden=settings.relational.hidden,
-    ),
-    "retrieval": lambda settings, visual, language, words: RetrievalHeads(language.width),
-}

@@ -1,4 +1,4 @@
-"""Trunks: the convolutional part of the visual stream, from pixels to a feature map."""
+"""Trunks: convolutional networks from pixels to a feature map, the first part of the visual stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from groundray import config
 from groundray.storage.folder import Folder
 from groundray.storage.object_store import is_store
 
@@ -22,16 +21,19 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Trunk(nn.Module):
-    """Layers that turn pixels into a feature map, with the normalisation that their weights expect.
+    """Layers that turn pixels into a feature map, with the pixel normalisation that their weights expect.
 
-    Batch norm never looks at the batch: a chunk's result must not depend on what else is in it, so it stays in eval
-    mode while everything else trains.
+    Batch norm stays in eval mode during training: a sample's features must not depend on the rest of its chunk.
+
+    Args:
+        layers: from normalised pixels to the feature map.
+        pixels: mean and standard deviation of each colour, in units of 255.
 
     Attributes:
-        channels: of the feature map.
+        channels: channels of the feature map.
         stride: pixels from one position to the next.
-        first: pixels from the image's edge to the middle of what the first position sees. It is half a stride only
-            where the layers pad evenly.
+        first: pixels from the image's edge to the centre of the first position's receptive field. It is half a stride
+            only where the layers pad evenly.
     """
 
     mean: Tensor
@@ -41,15 +43,15 @@ class Trunk(nn.Module):
         self, layers: nn.Module, channels: int, stride: int, pixels: tuple[tuple[float, ...], tuple[float, ...]]
     ):
         super().__init__()
-        self.layers = layers.to(memory_format=torch.channels_last)  # a third faster on a CPU, and what GPUs like
+        self.layers = layers.to(memory_format=torch.channels_last)  # a third faster on a CPU
         self.channels = channels
         self.stride = stride
-        self.first = _first(layers)
+        self.first = _first_centre(layers)
         self.register_buffer("mean", 255 * torch.tensor(pixels[0]).view(3, 1, 1), persistent=False)
         self.register_buffer("sd", 255 * torch.tensor(pixels[1]).view(3, 1, 1), persistent=False)
 
     def forward(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample channel row column"]:
-        """The feature map of images with pixels 0-255."""
+        """Return the feature maps of images with pixels 0-255."""
         pixels = (images.to(self.mean.dtype) - self.mean) / self.sd
         return self.layers(pixels.contiguous(memory_format=torch.channels_last))
 
@@ -61,32 +63,39 @@ class Trunk(nn.Module):
         return self
 
 
-def _first(layers: nn.Module) -> float:
-    """The middle of what the first position of the feature map sees, in pixels from the edge: each layer moves it by
-    half of its kernel less what it pads before (Dumoulin and Visin 2016). The padding is that of the top and left."""
-    middle, pitch = 0.5, 1
+def _first_centre(layers: nn.Module) -> float:
+    """Return the centre of the first position's receptive field, in pixels from the edge.
+
+    Each layer moves it by half of its kernel less its padding at the top and left (Dumoulin and Visin 2016).
+    """
+    centre, pitch = 0.5, 1
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             kernel, stride, padding = (
-                one if isinstance(one, int) else int(one[0]) for one in (layer.kernel_size, layer.stride, layer.padding)
+                size if isinstance(size, int) else int(size[0])
+                for size in (layer.kernel_size, layer.stride, layer.padding)
             )
-            same = getattr(layer, "static_padding", None)  # of the EfficientNets, beside the layer's own
+            same = getattr(layer, "static_padding", None)  # EfficientNets pad in a layer of its own
             padding += same.padding[0] if isinstance(same, nn.ZeroPad2d) else 0
-            middle += pitch * ((kernel - 1) / 2 - padding)
+            centre += pitch * ((kernel - 1) / 2 - padding)
             pitch *= stride
-    return middle
+    return centre
 
 
-def build_trunk(settings: config.Trunk, weights: bool = True) -> Trunk:
-    """The trunk that the settings name; without `weights` its parameters are random whatever the settings say.
+def build_trunk(name: str, weights: str = "none") -> Trunk:
+    """Build a trunk.
+
+    Args:
+        name: a key of `TRUNKS`.
+        weights: "none" for random ones, "published", or the path or URL of a safetensors or PyTorch file.
 
     Raises:
         ValueError: the weights are missing, unreadable, or not those of the trunk.
     """
-    trunk = TRUNKS[settings.name]()
-    if weights and settings.weights != "none":
-        state = _published(settings.name) if settings.weights == "published" else _given(settings.weights)
-        _fill(trunk.layers, state, settings)
+    trunk = TRUNKS[name]()
+    if weights != "none":
+        state = _published(name) if weights == "published" else _read_location(weights)
+        _load(trunk.layers, state, name, weights)
     return trunk
 
 
@@ -110,7 +119,7 @@ def _efficientnet_lite0() -> Trunk:
 
 
 class _Features(nn.Module):
-    """An EfficientNet as a feature extractor; its classifier goes."""
+    """An EfficientNet without its classifier."""
 
     def __init__(self, network: Any):
         super().__init__()
@@ -122,23 +131,24 @@ class _Features(nn.Module):
 
 
 class _Block(nn.Sequential):
-    """A convolution, normalised, and what it was given beside it where both have the same size (He et al. 2016)."""
+    """Convolution, group norm and ReLU, with a residual connection where input and output have the same shape."""
 
     def __init__(self, before: int, after: int, stride: int):
         super().__init__(nn.Conv2d(before, after, 3, stride, padding=1), nn.GroupNorm(8, after), nn.ReLU())
-        self.beside = before == after and stride == 1
+        self.residual = before == after and stride == 1
 
     def forward(self, input: Tensor) -> Tensor:
-        found = super().forward(input)
-        return input + found if self.beside else found
+        output = super().forward(input)
+        return input + output if self.residual else output
 
 
 class _Hypercolumns(nn.Module):
-    """What the last layers see, and beside it the strongest of what the first ones see in the same places (Hariharan
-    et al. 2015): what is trained to tell shapes has forgotten colours by its end.
+    """Features of the last layers concatenated with max-pooled features of the first (Hariharan et al. 2015).
 
-    Channels are those of the last layers, then those of the first. The last layers have a stride of 4 together; a
-    pooled place lies two pixels further in than what they see (`Trunk.first` is theirs).
+    Without the early features colours are lost: layers trained to tell shapes no longer hold them at the end.
+
+    Channels are those of the last layers, then those of the first. The last layers have a total stride of 4; a pooled
+    window is centred two pixels further in than their receptive field (`Trunk.first` is the latter).
     """
 
     def __init__(self, first: nn.Sequential, last: nn.Sequential):
@@ -155,8 +165,8 @@ class _Hypercolumns(nn.Module):
 def _tiny() -> Trunk:
     """A small convnet for small images, trained from scratch: 160 channels, a position every 16 pixels.
 
-    Shapes are told apart every 8 pixels, and a position keeps the strongest sign of each that lies in it: things of 20
-    pixels are learned in a quarter of the steps that a last convolution with a stride of 2 takes, at the same cost.
+    The last convolutions have a stride of 8, followed by a max-pool: objects of 20 pixels are learned in a quarter of
+    the steps that a last convolution with a stride of 2 takes, at the same cost.
     """
     first = nn.Sequential(_Block(3, 16, stride=2), _Block(16, 32, stride=2))
     last = nn.Sequential(
@@ -168,7 +178,7 @@ def _tiny() -> Trunk:
     )
     layers = _Hypercolumns(first, last)
     for layer in layers.modules():
-        if isinstance(layer, nn.Conv2d):  # learns in half the steps of torch's own start
+        if isinstance(layer, nn.Conv2d):  # takes half the steps of torch's default
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return Trunk(layers, channels=160, stride=16, pixels=HALF)
 
@@ -195,20 +205,20 @@ def _published(name: str) -> dict[str, Tensor]:
     raise ValueError(f"trunk {name} has no published weights: set model.trunk.weights to none or to a file")
 
 
-def _given(place: str) -> dict[str, Tensor]:
-    """The tensors of the file at a path or URL."""
-    if not is_store(place):
-        return _read(Path(place))
-    file = Folder.at(place)
+def _read_location(location: str) -> dict[str, Tensor]:
+    """Return the tensors of the file at a path or URL."""
+    if not is_store(location):
+        return _read(Path(location))
+    file = Folder.at(location)
     if not file.exists():
-        raise ValueError(f"model.trunk.weights: there is no file {place}")
-    with tempfile.TemporaryDirectory() as here:
-        file.parent.copy([file.name], Folder.at(here))
-        return _read(Path(here) / file.name)
+        raise ValueError(f"model.trunk.weights: there is no file {location}")
+    with tempfile.TemporaryDirectory() as folder:
+        file.parent.copy([file.name], Folder.at(folder))
+        return _read(Path(folder) / file.name)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file; nothing else in it is unpickled."""
+    """Return the tensors of a safetensors or PyTorch file. Nothing but tensors is unpickled."""
     if not file.is_file():
         raise ValueError(f"model.trunk.weights: there is no file {file}")
     if file.suffix == ".safetensors":
@@ -217,16 +227,16 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _vgg16_features(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("features."): tensor for name, tensor in state.items() if name.startswith("features.")}
+    return {key.removeprefix("features."): tensor for key, tensor in state.items() if key.startswith("features.")}
 
 
-def _fill(layers: nn.Module, state: dict[str, Tensor], settings: config.Trunk) -> None:
-    if settings.name == "vgg16" and any(name.startswith("features.") for name in state):
+def _load(layers: nn.Module, state: dict[str, Tensor], name: str, weights: str) -> None:
+    if name == "vgg16" and any(key.startswith("features.") for key in state):
         state = _vgg16_features(state)
-    if settings.name == "efficientnet_lite0":
-        state = {f"network.{name.removeprefix('network.')}": tensor for name, tensor in state.items()}
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("network._fc.")}
+    if name == "efficientnet_lite0":
+        state = {f"network.{key.removeprefix('network.')}": tensor for key, tensor in state.items()}
+        state = {key: tensor for key, tensor in state.items() if not key.startswith("network._fc.")}
     try:
         layers.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"the weights {settings.weights!r} are not those of trunk {settings.name}: {error}") from None
+        raise ValueError(f"model.trunk.weights: {weights!r} does not fit trunk {name}: {error}") from None

@@ -1,4 +1,4 @@
-"""The visual stream: trunk, embedder and spatial attention, an embedding for each position of the image."""
+"""The visual stream: trunk, embedder and spatial attention give an embedding for each position of the image."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import torch
 from jaxtyping import BFloat16, Float, UInt8
 from torch import Tensor, nn
 
-from groundray import config
-from groundray.model.trunk import Trunk, build_trunk
+from groundray.model.trunk import Trunk
 
 
 class SpatialAttention(nn.Module):
     """One post-norm transformer block over the positions of the image.
 
-    A learned position table is added to the attention's input; the residual takes the input without it. Dropout comes
-    after the attention's output and after the feed-forward part. The table starts as sines and cosines of row and
-    column: started near zero, relations such as `left of` took thousands of steps to be seen instead of 150. What the
-    block adds to its input starts at zero (Zhang et al. 2019), so that at first each position tells what is there:
-    started at random, small shapes took twice the steps.
+    A learned position table is added to the attention's input; the residual takes the input without it. Dropout
+    follows the attention's output and the feed-forward layer.
+
+    The table is initialised with sines and cosines of row and column: initialised near zero, relations such as
+    `left of` took thousands of steps to be learned instead of 150. Both residual branches are initialised to zero
+    (Zhang et al. 2019), so that at first each position holds its own features: with random weights, small shapes took
+    twice the steps.
     """
 
     def __init__(self, width: int, side: int, heads: int, ffn: int, dropout: float = 0.1):
@@ -33,25 +34,26 @@ class SpatialAttention(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "sample position dim"]) -> Float[Tensor, "sample position dim"]:
-        placed = x + self.positions
-        attended, _ = self.attention(placed, placed, placed, need_weights=False)
+        positioned = x + self.positions
+        attended, _ = self.attention(positioned, positioned, positioned, need_weights=False)
         x = self.attention_norm(x + self.dropout(attended))
         return self.ffn_norm(x + self.dropout(self.ffn(x)))
 
 
 def sine_table(side: int, width: int) -> Float[Tensor, "position dim"]:
-    """Sines and cosines of the column, then of the row, of each position of a square, row by row.
+    """Return sines and cosines of the column, then of the row, of each position of a square, row by row.
 
-    Their frequencies go from half a period over the whole side to half a period a position. What remains of a width
-    that is no multiple of four is 0.
+    Frequencies range from half a period over the whole side to half a period from one position to the next. The last
+    `width` modulo 4 dimensions are 0.
     """
     frequencies = np.pi / side * np.geomspace(1, side, width // 4)
     row, column = np.indices((side, side)).reshape(2, -1, 1)
-    waves = [wave(place * frequencies) for place in (column, row) for wave in (np.sin, np.cos)]
+    waves = [wave(axis * frequencies) for axis in (column, row) for wave in (np.sin, np.cos)]
     table = np.concatenate([*waves, np.zeros((side * side, width % 4))], axis=1)
     return torch.from_numpy(table).float()
 
 
+# Pixels 0-255, or feature maps of the trunk that were computed before.
 Images = UInt8[Tensor, "sample 3 height width"] | BFloat16[Tensor, "sample channel row column"]
 
 
@@ -59,7 +61,7 @@ class VisualStream(nn.Module):
     """An embedding for each position of an image.
 
     Attributes:
-        positions: how many positions an image of the stream's size has, row by row.
+        positions: number of positions of an image, counted row by row.
     """
 
     def __init__(self, trunk: Trunk, width: int, image_size: int, heads: int, ffn: int):
@@ -72,13 +74,13 @@ class VisualStream(nn.Module):
         self.attention = SpatialAttention(width, side, heads, ffn)
 
     def forward(self, images: Images) -> Float[Tensor, "sample position dim"]:
-        """The embeddings of images, given their pixels or what `features` has made of them."""
+        """Return the embeddings of images, given their pixels or their feature maps (`features`)."""
         if images.is_floating_point():
             return self.attend(images.to(self.embedder.weight.dtype))
         return self.attend(self.features(images))
 
     def blank(self, images: Images) -> Images:
-        """As many images of the mean colour: pixels, or the feature maps of these, as the given ones are."""
+        """Return as many images of the trunk's mean colour: pixels or feature maps, as the given images are."""
         colour = self.trunk.mean.round().to(torch.uint8)
         if not images.is_floating_point():
             return colour.expand_as(images)
@@ -86,30 +88,15 @@ class VisualStream(nn.Module):
         return self.features(colour.expand(1, 3, side, side)).to(images.dtype).expand_as(images)
 
     def empty(self) -> Float[Tensor, "0 position dim"]:
-        """The embeddings of no image."""
+        """Return the embeddings of an empty batch."""
         return self.embedder.weight.new_zeros(0, self.positions, self.embedder.out_channels)
 
     def features(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample channel row column"]:
-        """The trunk's feature map, without a graph where the trunk is frozen."""
+        """Return the trunk's feature maps, without an autograd graph if the trunk is frozen."""
         frozen = not any(parameter.requires_grad for parameter in self.trunk.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             return self.trunk(images)
 
     def attend(self, features: Float[Tensor, "sample channel row column"]) -> Float[Tensor, "sample position dim"]:
-        """The embeddings of a feature map."""
+        """Return the embeddings of feature maps."""
         return self.attention(self.embedder(self.channel_dropout(features)).flatten(2).transpose(1, 2))
-
-
-def build_visual(settings: config.Model, width: int, weights: bool = True) -> VisualStream:
-    """The visual stream that the settings describe, as wide as the language stream."""
-    if width % settings.attention_heads:
-        raise ValueError(
-            f"model.attention_heads: {settings.attention_heads} heads cannot share a width of {width} evenly"
-        )
-    trunk = build_trunk(settings.trunk, weights)
-    if settings.image_size % trunk.stride:
-        raise ValueError(
-            f"model.image_size: expected a multiple of {trunk.stride} pixels for trunk {settings.trunk.name}, "
-            f"got {settings.image_size}"
-        )
-    return VisualStream(trunk, width, settings.image_size, settings.attention_heads, settings.attention_ffn)

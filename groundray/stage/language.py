@@ -1,7 +1,7 @@
 """The language stage: masked language modelling on text alone (paper, stage 1; Devlin et al. 2019).
 
-From scratch it pretrains the language stream; from published weights, on captions, it is the text-only control that
-grounding has to be better than.
+From random weights it pretrains the language stream. From published weights, on captions, it gives the text-only
+control with which grounded models are compared.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from groundray.distributed import sum_over_chunks
 from groundray.model.freezing import freeze
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead, Vocabulary
+from groundray.stage.contrastive import at_least_float32
 from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics, source
 
 
 class Predicted(NamedTuple):
-    """The logits at each masked place, and the word piece that stood there."""
+    """Logits at each masked token, and the id of its word piece before it was masked."""
 
-    logits: Float[Tensor, "place word"]
-    targets: Int[Tensor, " place"]
+    logits: Float[Tensor, "token word"]
+    targets: Int[Tensor, " token"]
 
 
 @dataclass(frozen=True)
 class LanguageStage:
-    """Cross-entropy of the masked word pieces, the mean over those of the global batch."""
+    """Cross-entropy of the masked word pieces, the mean over those of the global batch, on text or captions."""
 
     settings: config.MaskedLanguage
     train: Source
@@ -52,10 +53,11 @@ class LanguageStage:
 
     @staticmethod
     def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> LanguageStage:
-        """The stage over its shards, of text or of captions.
+        """Open the stage over its shards.
 
         Raises:
-            FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch.
+            FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch; or the tokenizer
+                has no [MASK].
         """
         stage: config.MaskedLanguage = settings.stage("language")
         word_pieces = WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
@@ -81,27 +83,31 @@ class LanguageStage:
             return Predicted(embeddings.new_zeros(0, len(embeddings)), batch.targets[masked])
         hidden = model.language(batch.tokens, batch.attention_mask)[masked]
         logits = model.head(MaskedLanguageHead)(hidden, embeddings)
-        return Predicted(logits.float() if logits.dtype == torch.bfloat16 else logits, batch.targets[masked])
+        return Predicted(at_least_float32(logits), batch.targets[masked])
 
     def loss(self, encoded: list[Predicted]) -> tuple[Tensor, Metrics]:
-        loss, places = sum_over_chunks([_sums(one) for one in encoded])
-        return loss / places.clamp(min=1), {}
+        loss, tokens = sum_over_chunks([_loss_and_count(chunk) for chunk in encoded])
+        return loss / tokens.clamp(min=1), {}
 
     def validate(self, encode: Callable[[TextBatch], Predicted], steps: Iterable[Step]) -> Metrics:
-        """Loss a masked word piece, its exponential (perplexity), and the share of them that are predicted right."""
-        counted = []
+        """Return the mean loss over masked word pieces, its exponential (perplexity), and the accuracy, from 0 to 1.
+
+        Raises:
+            ValueError: no word piece is masked.
+        """
+        sums = []
         for step in steps:
             for _, batch in step.chunks:
-                one = encode(batch)
-                right = (one.logits.argmax(dim=1) == one.targets).sum()
-                counted.append(torch.cat([_sums(one), right[None]]))
-        loss, places, right = sum_over_chunks([torch.stack(counted).double().sum(dim=0)]).tolist()
-        if places == 0:
+                predicted = encode(batch)
+                correct = (predicted.logits.argmax(dim=1) == predicted.targets).sum()
+                sums.append(torch.cat([_loss_and_count(predicted), correct[None]]))
+        loss, tokens, correct = sum_over_chunks([torch.stack(sums).double().sum(dim=0)]).tolist()
+        if tokens == 0:
             raise ValueError(f"{self.settings.val}: no word piece is masked: validate on more text")
-        return {"loss": loss / places, "perplexity": math.exp(min(loss / places, 700.0)), "accuracy": right / places}
+        return {"loss": loss / tokens, "perplexity": math.exp(min(loss / tokens, 700.0)), "accuracy": correct / tokens}
 
 
-def _sums(one: Predicted) -> Tensor:
-    """The sum of losses, and how many there are."""
-    loss = F.cross_entropy(one.logits, one.targets, reduction="sum")
-    return torch.stack([loss, loss.new_tensor(len(one.targets))])
+def _loss_and_count(predicted: Predicted) -> Tensor:
+    """Return the sum of the losses of masked tokens, and their number."""
+    loss = F.cross_entropy(predicted.logits, predicted.targets, reduction="sum")
+    return torch.stack([loss, loss.new_tensor(len(predicted.targets))])

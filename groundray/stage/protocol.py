@@ -1,4 +1,8 @@
-"""What a stage is to the loop: data, model, loss and metrics. The loop never asks which stage it is."""
+"""The interface between a stage of training and the loop: data, model, loss and metrics.
+
+The loop does not know which stage it runs. To add a stage, implement `Stage` in a file of its own and add it to
+`stages.STAGES`, its head to `model.build.HEADS`, and its settings to `config.schema`.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,18 @@ Metrics = dict[str, float]
 
 
 class Best(NamedTuple):
-    """How the best epoch of a stage is known: a validation metric, and whether less or more of it is better."""
+    """How the best epoch of a stage is chosen.
+
+    Attributes:
+        metric: a name among the stage's `metric_names`.
+        mode: whether the lowest or the highest value is best.
+    """
 
     metric: str
     mode: Literal["min", "max"]
 
     def beats(self, new: float, old: float | None) -> bool:
+        """Return whether a new value is better than the best so far (None before the first validation)."""
         return old is None or (new < old if self.mode == "min" else new > old)
 
 
@@ -35,64 +45,94 @@ HIGHEST_PREDICATE_TOP1 = Best("predicate/top1", "max")
 class Stage(Protocol):
     """A stage of training, bound to its settings and its data.
 
-    A step goes `encode` a chunk at a time, each with its own dropout, then `loss` over the global batch. `loss` and
-    `validate` talk to the other ranks through `loss.collectives`; `encode` never does.
+    A training step calls `encode` for each chunk of a rank, each with its own dropout, then `loss` once over the
+    global batch. `loss` and `validate` communicate with other ranks through `groundray.distributed`; `encode` must
+    not.
     """
 
     @property
     def name(self) -> str:
-        """Of the stage, and of the head that it trains (a key of `model.heads.HEADS`)."""
+        """Name of the stage and of the head that it trains: a key of `stages.STAGES` and of `model.build.HEADS`."""
         ...
 
     @property
-    def settings(self) -> config.Stage: ...
+    def settings(self) -> config.Stage:
+        """Settings of the stage: its section of the configuration."""
+        ...
 
     @property
-    def train(self) -> Source: ...
+    def train(self) -> Source:
+        """Training data, shuffled, in whole batches."""
+        ...
 
     @property
-    def val(self) -> Source: ...
+    def val(self) -> Source:
+        """Validation data in the data set's order; the last batch may be short, and chunks of it empty."""
+        ...
 
     @property
-    def best(self) -> Best: ...
+    def best(self) -> Best:
+        """Validation metric that chooses the epoch whose weights are kept."""
+        ...
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The names of the metrics that `validate` gives."""
+        """Names of the metrics that `validate` returns."""
         ...
 
     @property
     def sees_images(self) -> bool:
-        """Whether there is an image to withhold, to tell what is known without looking."""
+        """Whether batches hold images. If so, the best epoch is validated a second time with blank images."""
         ...
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What the numbers of its data stand for, which fixes the size of its head."""
+        """Names of the data's classes and predicates, which fix the size of the head; empty if there are none."""
         ...
 
     def prepare(self, model: GroundedModel) -> None:
-        """Freeze what this stage does not train, and set its dropout."""
+        """Freeze the parameters that the stage does not train, and set its dropout rates."""
         ...
 
     def encode(self, model: GroundedModel, batch: Any) -> Any:
-        """What the loss needs of a chunk: its embeddings, scores or logits, in at least float32."""
+        """Return what the loss needs of a chunk: embeddings, scores or logits, in at least float32.
+
+        Args:
+            batch: a batch of the stage's kind of data; it may hold no sample.
+
+        Returns:
+            A pytree of tensors, such as a NamedTuple.
+        """
         ...
 
     def loss(self, encoded: list[Any]) -> tuple[Tensor, Metrics]:
-        """The loss over the global batch, the same on every rank, and what else is worth logging of the step.
+        """Return the loss over the global batch, and other metrics to log for the step.
 
-        The gradient of a parameter is the sum over ranks of what its backward leaves there.
+        The loss is the same on every rank. The gradient of a parameter is the sum over ranks of the gradients that
+        `backward` leaves on each of them (see `groundray.distributed`).
+
+        Args:
+            encoded: one result of `encode` for each of the rank's chunks.
         """
         ...
 
     def validate(self, encode: Callable[[Any], Any], steps: Iterable[Step]) -> Metrics:
-        """The metrics of the whole validation set, the same on every rank; `encode` is bound to the model."""
+        """Return the metrics of the whole validation set, the same on every rank.
+
+        Args:
+            encode: the stage's `encode`, bound to the model in eval mode.
+            steps: the rank's part of each validation batch.
+        """
         ...
 
 
 def source(settings: config.Settings, stage: config.Stage, dataset: Dataset, samples: Samples, shuffle: bool) -> Source:
-    """What a stage reads: shuffled and in whole batches to train on, or all of it in its own order to validate on."""
+    """Return what a stage reads of a data set.
+
+    Args:
+        samples: how rows become batches.
+        shuffle: True for training (shuffled, without the last short batch), False for validation (all rows in order).
+    """
     plan = Plan(
         group_sizes=tuple(dataset.group_sizes.tolist()),
         batch_size=stage.batch_size,
@@ -106,32 +146,32 @@ def source(settings: config.Settings, stage: config.Stage, dataset: Dataset, sam
 
 
 def check_vocabulary(train: Dataset, val: Dataset, **expected: int | None) -> Vocabulary:
-    """The vocabulary of a stage's training shards, which must be that of its validation shards too.
+    """Return the vocabulary that a stage's training and validation shards share.
 
     Args:
-        expected: how many words of a kind there must be, where the settings say so.
+        expected: number of words of a kind that the settings ask for; None for any number.
 
     Raises:
-        ValueError: the two differ, or a number is not the expected one; the message names the repair.
+        ValueError: the vocabularies differ, or a number is not the expected one; the message names the repair.
     """
     for kind, words in train.vocabulary.items():
         others = val.vocabulary.get(kind, ())
         if words != others:
-            odd = ", ".join(sorted(set(words) ^ set(others))[:5])
+            unshared = ", ".join(sorted(set(words) ^ set(others))[:5])
             raise ValueError(
-                f"{train.folder} and {val.folder} number their {kind} differently ({len(words)} and {len(others)} of "
-                f"them{f'; only one has {odd}' if odd else ''}): prepare both in one go, or the second "
-                "with --vocabulary of the first"
+                f"{train.folder} and {val.folder} have different {kind} ({len(words)} and {len(others)}"
+                f"{f'; in only one of them: {unshared}' if unshared else ', in another order'}): prepare both with one "
+                "command, or the second with --vocabulary of the first"
             )
     vocabulary = vocabulary_of(train)
     for kind, count in expected.items():
         if count is not None and count != len(vocabulary[kind]):
             raise ValueError(
-                f"{train.folder}: expected {count} {kind} as the settings say, got {len(vocabulary[kind])}"
+                f"{train.folder}: expected {count} {kind}, as the settings say, got {len(vocabulary[kind])}"
             )
     return vocabulary
 
 
 def vocabulary_of(dataset: Dataset) -> Vocabulary:
-    """The vocabulary of a data set, without the `none` that scene graphs have at 0."""
+    """Return the vocabulary of a data set, without the `none` at index 0 of scene graphs."""
     return {kind: words[1:] if dataset.kind == "scene_graphs" else words for kind, words in dataset.vocabulary.items()}

@@ -1,4 +1,4 @@
-"""The relational stage: pairs of objects, each seen by its phrase, are scored for every predicate (paper, stage 3)."""
+"""The relational stage: pairs of visually grounded objects are scored for every predicate (paper, stage 3)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from groundray.distributed import sum_over_chunks
 from groundray.loss.relation_loss import RelationLoss, Scored, annotated_with, relation_loss
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
-from groundray.model.heads import Vocabulary, pooled
+from groundray.model.heads import Vocabulary, mean_of_valid
 from groundray.model.relation_module import RelationalModule
-from groundray.stage.grounding import counted_tokens
+from groundray.stage.contrastive import at_least_float32, counted_tokens
+from groundray.stage.metrics import TOP_K, top_k_counts
 from groundray.stage.protocol import HIGHEST_PREDICATE_TOP1, Best, Metrics, check_vocabulary, source, vocabulary_of
-from groundray.stage.topk import TOP, hits
 
 
 @dataclass(frozen=True)
 class RelationalStage:
-    """Loss_rel, Loss_obj and the objects' cross-entropy over the global batch, on scene graphs."""
+    """Weighted sum of Loss_rel, Loss_obj and the objects' cross-entropy over the global batch, on scene graphs."""
 
     settings: config.Relational
     train: Source
@@ -37,24 +37,25 @@ class RelationalStage:
     vocabulary: Vocabulary
     name: str = "relational"
     best: Best = HIGHEST_PREDICATE_TOP1
-    metric_names: tuple[str, ...] = ("loss", *(f"{what}/top{k}" for what in ("predicate", "object") for k in TOP))
+    metric_names: tuple[str, ...] = ("loss", *(f"{what}/top{k}" for what in ("predicate", "object") for k in TOP_K))
     sees_images: bool = True
 
     @staticmethod
     def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> RelationalStage:
-        """The stage over its shards.
+        """Open the stage over its shards.
 
         Raises:
-            FileNotFoundError, ValueError: shards are missing, of another kind or vocabulary, or fewer than a batch.
+            FileNotFoundError, ValueError: shards are missing, of another kind, with other vocabularies, or fewer than
+                a batch.
         """
         stage: config.Relational = settings.stage("relational")
         train, val = (Dataset.open(shards, "scene_graphs") for shards in (stage.train, stage.val))
-        words = check_vocabulary(train, val, predicates=stage.predicates, classes=stage.classes)
+        vocabulary = check_vocabulary(train, val, predicates=stage.predicates, classes=stage.classes)
         return RelationalStage(
             stage,
             scene_graphs(settings, stage, tokenizer, train, shuffle=True),
             scene_graphs(settings, stage, tokenizer, val, shuffle=False),
-            words,
+            vocabulary,
         )
 
     def prepare(self, model: GroundedModel) -> None:
@@ -65,13 +66,13 @@ class RelationalStage:
         return encode(model, batch, self.settings.special_tokens)
 
     def loss(self, encoded: list[Scored]) -> tuple[Tensor, Metrics]:
-        found = self._loss(encoded)
-        parts = {"predicate": found.predicate, "pair": found.pair, "object": found.object}
-        return found.total, {f"{name}/loss": loss.item() for name, loss in parts.items()}
+        loss = self._loss(encoded)
+        parts = {"predicate": loss.predicate, "pair": loss.pair, "object": loss.object}
+        return loss.total, {f"{name}/loss": part.item() for name, part in parts.items()}
 
     def validate(self, encode: Callable[[SceneGraphBatch], Scored], steps: Iterable[Step]) -> Metrics:
-        """Loss a batch in the training size, and top-k of each triplet's predicate and each object's class."""
-        counts, losses = Counts(), []
+        """Return the mean of the batches' training losses, and top-k accuracies of predicates and object classes."""
+        counts, losses = TopKCounts(), []
         for step in steps:
             scored = [encode(batch) for _, batch in step.chunks]
             losses.append(self._loss(scored).total.item())
@@ -95,52 +96,55 @@ def scene_graphs(
     dataset: Dataset,
     shuffle: bool,
 ) -> Source:
-    """Scene graphs: shuffled, or in their own order."""
-    words = vocabulary_of(dataset)
+    """Return a source of scene graphs, shuffled or in the data set's order."""
+    vocabulary = vocabulary_of(dataset)
     samples = SceneGraphSamples(
         tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
         image_inputs=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
-        predicates=len(words["predicates"]),
-        classes=len(words["classes"]),
+        predicates=len(vocabulary["predicates"]),
+        classes=len(vocabulary["classes"]),
     )
     return source(settings, stage, dataset, samples, shuffle)
 
 
 def encode(model: GroundedModel, batch: SceneGraphBatch, special_tokens: bool) -> Scored:
-    """The scores of a batch's triplets and the logits of its objects; it may have none of either."""
+    """Return the scores of a batch's triplets and the logits of its objects. The batch may have none of either.
+
+    Args:
+        special_tokens: whether the mean over a phrase includes [CLS] and [SEP].
+    """
     module = model.head(RelationalModule)
     V = model.visual(batch.images) if len(batch) else model.visual.empty()
     if len(batch.tokens):
         tokens = model.language(batch.tokens, batch.attention_mask)
-        phrases = pooled(tokens, counted_tokens(batch.attention_mask, special_tokens))
+        phrases = mean_of_valid(tokens, counted_tokens(batch.attention_mask, special_tokens))
     else:
         phrases = V.new_zeros(0, model.width)
-    seen = module.attention(phrases, V, batch.image)
-    S, logits = module.scores(module.space(seen), batch.pairs), module.classifier(seen)
-    if S.dtype == torch.bfloat16:
-        S, logits = S.float(), logits.float()
+    objects = module.attention(phrases, V, batch.image)
+    S = at_least_float32(module.scores(module.space(objects), batch.pairs))
+    logits = at_least_float32(module.classifier(objects))
     annotated = annotated_with(batch.pairs, batch.predicate, S.shape[1])
     return Scored(S, batch.predicate, annotated, logits, batch.classes, len(batch))
 
 
-class Counts:
-    """How many predicates and objects a model finds, added up over batches."""
+class TopKCounts:
+    """Number of predicates and object classes among the k highest scores, added up over batches."""
 
     def __init__(self) -> None:
-        self._parts: list[Tensor] = []
+        self._counts: list[Tensor] = []
 
     def add(self, scored: Iterable[Scored]) -> None:
-        for one in scored:
-            right = [hits(one.S, one.predicate), hits(one.logits, one.classes)]
-            totals = right[0].new_tensor([len(one.S), len(one.classes)])
-            self._parts.append(torch.cat([*right, totals]))
+        """Add the counts of some chunks."""
+        for chunk in scored:
+            correct = [top_k_counts(chunk.S, chunk.predicate), top_k_counts(chunk.logits, chunk.classes)]
+            totals = correct[0].new_tensor([len(chunk.S), len(chunk.classes)])
+            self._counts.append(torch.cat([*correct, totals]))
 
     def metrics(self) -> Metrics:
-        """`predicate/top1` and so on, over all ranks: shares from 0 to 1; of nothing at all the share is 0."""
-        found = sum_over_chunks([torch.stack(self._parts).sum(dim=0)]).tolist()
-        *right, triplets, objects = found
-        names = [(what, k) for what in ("predicate", "object") for k in TOP]
+        """Return accuracies over all ranks, `predicate/top1` and so on, from 0 to 1; 0 where nothing was counted."""
+        *correct, triplets, objects = sum_over_chunks([torch.stack(self._counts).sum(dim=0)]).tolist()
+        names = [(what, k) for what in ("predicate", "object") for k in TOP_K]
         return {
             f"{what}/top{k}": count / max(1, triplets if what == "predicate" else objects)
-            for (what, k), count in zip(names, right, strict=True)
+            for (what, k), count in zip(names, correct, strict=True)
         }

@@ -1,4 +1,4 @@
-"""The stages there are, by name, in the order of the method."""
+"""The stages by name, in the order of the paper's method. A new stage is a line here, a file and a config section."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ STAGES: dict[str, Callable[[Settings, PreTrainedTokenizerFast], Stage]] = {
     "retrieval": RetrievalStage.open,
 }
 
-# The heads of other stages that a stage works with: it cannot run before they are trained.
+# The stages whose heads a stage uses, and which must be trained before it.
 NEEDS: dict[str, tuple[str, ...]] = {"retrieval": ("relational",)}

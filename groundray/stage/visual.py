@@ -1,4 +1,4 @@
-"""The visual stage: images are classified, which teaches the visual stream (paper, stage 1)."""
+"""The visual stage: image classification trains the visual stream (paper, stage 1)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from groundray.distributed import sum_over_chunks
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Classifier, Vocabulary
+from groundray.stage.contrastive import at_least_float32
+from groundray.stage.metrics import top_k_counts
 from groundray.stage.protocol import HIGHEST_TOP1, Best, Metrics, check_vocabulary, source
-from groundray.stage.topk import hits
 
-AT = (1, 5)
+TOP_K = (1, 5)
 
 
 class Classified(NamedTuple):
-    """The logits of each image, and its class."""
+    """Logits and true class of each image."""
 
     logits: Float[Tensor, "image class"]
     labels: Int[Tensor, " image"]
@@ -37,7 +38,7 @@ class Classified(NamedTuple):
 
 @dataclass(frozen=True)
 class VisualStage:
-    """Cross-entropy of the class, on images of one thing each."""
+    """Cross-entropy of the class, the mean over the global batch, on labelled images."""
 
     settings: config.Visual
     train: Source
@@ -45,27 +46,28 @@ class VisualStage:
     vocabulary: Vocabulary
     name: str = "visual"
     best: Best = HIGHEST_TOP1
-    metric_names: tuple[str, ...] = ("loss", *(f"top{k}" for k in AT))
+    metric_names: tuple[str, ...] = ("loss", *(f"top{k}" for k in TOP_K))
     sees_images: bool = True
 
     @staticmethod
     def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> VisualStage:
-        """The stage over its shards.
+        """Open the stage over its shards.
 
         Raises:
-            FileNotFoundError, ValueError: shards are missing, of another kind or other classes, or fewer than a batch.
+            FileNotFoundError, ValueError: shards are missing, of another kind, with other classes, or fewer than
+                a batch.
         """
         stage: config.Visual = settings.stage("visual")
         train, val = (Dataset.open(shards, "labelled_images") for shards in (stage.train, stage.val))
-        words = check_vocabulary(train, val, classes=stage.classes)
-        size, classes = settings.model.image_size, len(words["classes"])
-        seen = LabelledSamples(RandomCrop(size, stage.crop_area, stage.flip, settings.run.seed), classes)
-        held_out = LabelledSamples(CentreCrop(stage.resize or size, size), classes)
+        vocabulary = check_vocabulary(train, val, classes=stage.classes)
+        size, classes = settings.model.image_size, len(vocabulary["classes"])
+        augmented = LabelledSamples(RandomCrop(size, stage.crop_area, stage.flip, settings.run.seed), classes)
+        centred = LabelledSamples(CentreCrop(stage.resize or size, size), classes)
         return VisualStage(
             stage,
-            source(settings, stage, train, seen, shuffle=True),
-            source(settings, stage, val, held_out, shuffle=False),
-            words,
+            source(settings, stage, train, augmented, shuffle=True),
+            source(settings, stage, val, centred, shuffle=False),
+            vocabulary,
         )
 
     def prepare(self, model: GroundedModel) -> None:
@@ -77,20 +79,19 @@ class VisualStage:
         classifier = model.head(Classifier)
         if len(batch) == 0:
             return Classified(model.visual.empty().new_zeros(0, len(self.vocabulary["classes"])), batch.labels)
-        logits = classifier(model.visual(batch.images))
-        return Classified(logits.float() if logits.dtype == torch.bfloat16 else logits, batch.labels)
+        return Classified(at_least_float32(classifier(model.visual(batch.images))), batch.labels)
 
     def loss(self, encoded: list[Classified]) -> tuple[Tensor, Metrics]:
-        sums = [F.cross_entropy(one.logits, one.labels, reduction="sum") for one in encoded]
+        sums = [F.cross_entropy(chunk.logits, chunk.labels, reduction="sum") for chunk in encoded]
         return sum_over_chunks(sums) / self.train.plan.batch_size, {}
 
     def validate(self, encode: Callable[[LabelledBatch], Classified], steps: Iterable[Step]) -> Metrics:
-        """Loss an image, and the share of images whose class is among the k most probable."""
-        counted = []
+        """Return the mean loss and the top-k accuracy, a fraction from 0 to 1."""
+        sums = []
         for step in steps:
             for _, batch in step.chunks:
-                one = encode(batch)
-                loss = F.cross_entropy(one.logits, one.labels, reduction="sum")
-                counted.append(torch.cat([loss[None], hits(one.logits, one.labels, AT), loss.new_tensor([len(batch)])]))
-        loss, *right, images = sum_over_chunks([torch.stack(counted).double().sum(dim=0)]).tolist()
-        return {"loss": loss / images, **{f"top{k}": found / images for k, found in zip(AT, right, strict=True)}}
+                logits, labels = encode(batch)
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                sums.append(torch.cat([loss[None], top_k_counts(logits, labels, TOP_K), loss.new_tensor([len(batch)])]))
+        loss, *correct, images = sum_over_chunks([torch.stack(sums).double().sum(dim=0)]).tolist()
+        return {"loss": loss / images, **{f"top{k}": count / images for k, count in zip(TOP_K, correct, strict=True)}}

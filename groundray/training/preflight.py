@@ -10,8 +10,8 @@ import torch
 from groundray.config import Settings
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
+from groundray.model.build import build_head, build_model
 from groundray.model.freezing import freeze, trainable_counts
-from groundray.model.grounded import build, build_head
 from groundray.model.heads import Vocabulary
 from groundray.model.trunk import build_trunk
 from groundray.stage.protocol import Stage, vocabulary_of
@@ -88,7 +88,7 @@ def _features(stage: Stage, settings: Settings) -> str:
     if reason := refusal(stage, settings):
         return f"trunk features: not used, {reason}"
     with torch.device("meta"):
-        shape = map_shape(build_trunk(settings.model.trunk, weights=False), settings.model.image_size)
+        shape = map_shape(build_trunk(settings.model.trunk.name), settings.model.image_size)
     images = stage.train.dataset.rows + stage.val.dataset.rows
     size = format_bytes(2 * prod(shape) * images)
     return f"trunk features: {images:,} images, {size}, in {folder_of(settings)}; made once"
@@ -108,7 +108,7 @@ def _trainable(settings: Settings, name: str, words: Vocabulary | None) -> dict[
     counts = {kind: getattr(stage, kind, None) for kind in ("classes", "predicates")}
     expected = {kind: ("?",) * count for kind, count in counts.items() if count}
     with torch.device("meta"):
-        model = build(settings.model, weights=False)
+        model = build_model(settings.model, pretrained=False)
         model.heads[name] = build_head(name, settings.model, model, {**expected, **(words or {})})
     freeze(model, name, getattr(stage, "trains", None))
     return trainable_counts(model)

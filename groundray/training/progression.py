@@ -27,9 +27,10 @@ from groundray.config import Settings, SettingsError, StageName, differences, fl
 from groundray.data.schema import Dataset
 from groundray.data.shards import verify_shards
 from groundray.model import export
-from groundray.model.grounded import GroundedModel, build, build_head
+from groundray.model.build import build_head, build_model
+from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead, Vocabulary
-from groundray.model.language_stream import load_tokenizer, masked_language_weights
+from groundray.model.pretrained import load_masked_language_head, load_tokenizer
 from groundray.model.weights import fill
 from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS, STAGES
@@ -182,9 +183,9 @@ def begin(settings: Settings) -> tuple[GroundedModel, dict[str, nn.Module]]:
     """
     torch.manual_seed(settings.run.seed)
     if settings.run.start_from is None:
-        return build(settings.model), {}
+        return build_model(settings.model), {}
     exported = export.load(settings.run.start_from, settings.run.start_stage)
-    model = build(settings.model, weights=False)
+    model = build_model(settings.model, pretrained=False)
     for part, there in ((model.visual, exported.model.visual), (model.language, exported.model.language)):
         fill(part, there.float().state_dict(), f"run.start_from: {settings.run.start_from}")
     return model, {name: head.float() for name, head in exported.model.heads.items()}
@@ -199,7 +200,7 @@ def enter(stage: Stage, model: GroundedModel, heads: dict[str, nn.Module], setti
     if stage.name not in heads or stage.settings.new_head:
         head = build_head(stage.name, settings.model, model, stage.vocabulary, settings.run.seed)
         begins = isinstance(head, MaskedLanguageHead) and settings.run.start_from is None
-        if begins and (published := masked_language_weights(settings.model.language)):
+        if begins and (published := load_masked_language_head(settings.model.language)):
             fill(head, published, "the published masked language head")
         heads[stage.name] = head
     model.heads = nn.ModuleDict({name: heads[name] for name in (*NEEDS.get(stage.name, ()), stage.name)})

@@ -14,7 +14,7 @@ from groundray.data.batches import CaptionBatch
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
-from groundray.model.language_stream import load_tokenizer
+from groundray.model.pretrained import load_tokenizer
 from groundray.training import progression
 
 TEXTS = ("circle", "striped circle", "a red heart above a small star")

@@ -19,6 +19,22 @@ def grounding_problem() -> Problem:
     return Problem((V, W, valid), (V, W))
 
 
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_nt_xent_is_its_twin(temperature: float) -> None:
+    S = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    ours, twins = contrastive_loss.two_way_nt_xent(S, temperature), reference.two_way_nt_xent(S, temperature)
+    torch.testing.assert_close(ours, twins, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, S)[0], torch.autograd.grad(twins, S)[0], rtol=1e-10, atol=1e-14
+    )
+
+
+def test_nt_xent_does_not_underflow() -> None:
+    """Softmax and then log gives infinity here: the right caption is far behind."""
+    S = torch.tensor([[0.0, 90.0], [90.0, 0.0]])
+    assert contrastive_loss.two_way_nt_xent(S, 0.1).item() == pytest.approx(1800.0)
+
+
 @pytest.mark.parametrize("name", list(contrastive_loss.contenders(SMALL)))
 def test_each_form_of_the_grounding_loss_is_its_twin(name: str) -> None:
     contender, problem = contrastive_loss.contenders(SMALL)[name], grounding_problem()

@@ -23,9 +23,10 @@ from groundray import config
 from groundray.data.scenes.drawing import jpeg
 from groundray.data.scenes.scene import Object, Scene, make_scene
 from groundray.model import export
-from groundray.model.grounded import GroundedModel, build, build_head
+from groundray.model.build import build_head, build_model
+from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
-from groundray.model.language_stream import load_tokenizer
+from groundray.model.pretrained import load_tokenizer
 
 STAGES = ("grounding", "relational", "retrieval")
 VOCABULARY = {"classes": ("none",), "predicates": ("none",)}  # of the relational stage
@@ -61,7 +62,7 @@ def teach(folder: Path, world: SmallWorld) -> None:
     torch.set_num_threads(1)  # as quick for a model of this size, and far quicker on a machine that is shared
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build(settings.model)
+        model = build_model(settings.model)
         heads = {name: build_head(name, settings.model, model, VOCABULARY) for name in STAGES}
         writer = export.Writer(folder, settings, tokenizer, model, heads)
         for name, head in heads.items():

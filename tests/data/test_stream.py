@@ -23,7 +23,7 @@ from groundray.data.plan import Cursor
 from groundray.data.schema import KINDS, Dataset
 from groundray.data.shards import read_rows, write_shards
 from groundray.data.stream import CachedBatches, Source, Step, assemble, decode, empty_arrays, read, stream, windows
-from groundray.model.language_stream import load_tokenizer
+from groundray.model.pretrained import load_tokenizer
 from groundray.runtime.data import ray_stream as runtime
 from groundray.runtime.train import failure_policy
 from groundray.runtime.train.resources import DataCpuBudget

@@ -13,8 +13,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from groundray import config
 from groundray.model import export
-from groundray.model.grounded import GroundedModel, build, build_head
-from groundray.model.language_stream import load_tokenizer
+from groundray.model.build import build_head, build_model
+from groundray.model.grounded import GroundedModel
+from groundray.model.pretrained import load_tokenizer
 
 WORDS = {"classes": ("circle", "star"), "predicates": ("above",)}
 DATA = {"grounding.train": "shards/train (72 images)", "relational.train": "shards/graphs (72 images)"}
@@ -37,7 +38,7 @@ def changed(model: GroundedModel, *parts: nn.Module) -> dict[str, torch.Tensor]:
 def write(folder: Path, settings: config.Settings) -> dict[str, dict[str, torch.Tensor]]:
     """Export a model that was grounded, then taught relations, then given heads for retrieval; its states by stage."""
     torch.manual_seed(0)
-    model = build(settings.model)
+    model = build_model(settings.model)
     writer = export.Writer(folder, settings, load_tokenizer(settings.model.language), model, {})
     states = {}
     relational = build_head("relational", settings.model, model, WORDS)
@@ -157,7 +158,7 @@ def test_every_trunk_is_exported(world: SmallWorld, tmp_path: Path, trunk: str) 
         pytest.importorskip("efficientnet_lite_pytorch", reason="extra `pretrained` is not installed")
     words = [f"--model.trunk.name={trunk}", "--model.image_size=32"]
     settings = config.load("demo", world.settings(*words))
-    model = build(settings.model).double()  # whatever precision it was trained in, float32 is exported
+    model = build_model(settings.model).double()  # whatever precision it was trained in, float32 is exported
     model.heads["grounding"] = build_head("grounding", settings.model, model, {})
     writer = export.Writer(tmp_path, settings, load_tokenizer(settings.model.language), model, {})
     writer.add("grounding", model.state_dict(), {}, {})

@@ -1,4 +1,4 @@
-"""The heads of the stages against what the paper says of them."""
+"""The heads of the stages: shapes, pooling, initialisation and dropout."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from conftest import SmallWorld
 from transformers import BertConfig, BertForMaskedLM
 
 from groundray import config
-from groundray.model.grounded import GroundedModel, build, build_head
-from groundray.model.heads import Classifier, GroundingHeads, MaskedLanguageHead, RetrievalHeads, pooled
-from groundray.model.language_stream import build_language, masked_language_weights
+from groundray.model.build import build_head, build_language, build_model
+from groundray.model.grounded import GroundedModel
+from groundray.model.heads import Classifier, GroundingHeads, MaskedLanguageHead, RetrievalHeads, mean_of_valid
+from groundray.model.pretrained import load_masked_language_head
 from groundray.model.weights import fill
 
 
@@ -25,11 +26,11 @@ def settings(world: SmallWorld) -> config.Model:
 @pytest.fixture
 def model(settings: config.Model) -> GroundedModel:
     torch.manual_seed(0)
-    return build(settings)
+    return build_model(settings)
 
 
-def test_the_classifier_pools_two_by_two() -> None:
-    """7 x 7 positions become 3 x 3: the maximum of each window, the last row and column aside."""
+def test_classifier_pools_two_by_two() -> None:
+    """7 x 7 positions become 3 x 3 maxima; the last row and column are ignored."""
     classifier = Classifier(width=2, positions=49, hidden=5, classes=3)
     classifier.layers = torch.nn.Identity()
     V = torch.randn(1, 49, 2, generator=torch.Generator().manual_seed(0))
@@ -44,9 +45,9 @@ def test_the_classifier_pools_two_by_two() -> None:
     assert Classifier(width=4, positions=1, hidden=5, classes=3)(torch.zeros(2, 1, 4)).shape == (2, 3)
 
 
-def test_without_hidden_layers_a_class_may_lie_anywhere() -> None:
+def test_classifier_without_hidden_layers_takes_the_maximum_over_positions() -> None:
     classifier = Classifier(width=2, positions=49, hidden=0, classes=3)
-    classifier.set_dropout(0.5)  # there is nothing to drop
+    classifier.set_dropout(0.5)  # no dropout layer: no effect
     V = torch.randn(4, 49, 2, generator=torch.Generator().manual_seed(0))
     (linear,) = classifier.layers
     expected = V.amax(dim=1) @ linear.weight.T + linear.bias
@@ -55,7 +56,7 @@ def test_without_hidden_layers_a_class_may_lie_anywhere() -> None:
     assert Classifier(width=4, positions=1, hidden=0, classes=3)(torch.zeros(2, 1, 4)).shape == (2, 3)
 
 
-def test_the_masked_language_head_shares_the_word_embeddings(model: GroundedModel, settings: config.Model) -> None:
+def test_masked_language_head_is_tied_to_the_word_embeddings(model: GroundedModel, settings: config.Model) -> None:
     head = build_head("language", settings, model, {})
     assert isinstance(head, MaskedLanguageHead)
     embeddings = model.language.bert.embeddings.word_embeddings.weight
@@ -64,13 +65,13 @@ def test_the_masked_language_head_shares_the_word_embeddings(model: GroundedMode
     assert embeddings.grad is not None
 
 
-def test_pooling_counts_the_tokens_that_count() -> None:
+def test_mean_of_valid_ignores_other_tokens() -> None:
     x = torch.tensor([[[1.0], [3.0], [8.0]], [[5.0], [7.0], [9.0]], [[1.0], [1.0], [1.0]]])
     valid = torch.tensor([[True, True, False], [False, True, True], [False, False, False]])
-    assert pooled(x, valid).tolist() == [[2.0], [8.0], [0.0]]
+    assert mean_of_valid(x, valid).tolist() == [[2.0], [8.0], [0.0]]
 
 
-def test_retrieval_vectors_are_their_twins() -> None:
+def test_retrieval_vectors_equal_their_naive_twins() -> None:
     torch.manual_seed(0)
     heads = RetrievalHeads(6).double().eval()
     keys = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
@@ -92,18 +93,18 @@ def test_retrieval_vectors_are_their_twins() -> None:
         torch.testing.assert_close(gradient, expected)
 
 
-def test_retrieval_drops_as_much_as_its_stage_says() -> None:
+def test_retrieval_dropout_rate_is_set() -> None:
     torch.manual_seed(0)
     heads = RetrievalHeads(64).train()
     keys, queries = torch.randn(3, 4, 64), torch.randn(3, 2, 64)
     valid = torch.ones(3, 2, dtype=torch.bool)
-    for share, same in ((0.0, True), (0.5, False)):
-        heads.set_dropout(share)
+    for rate, same in ((0.0, True), (0.5, False)):
+        heads.set_dropout(rate)
         assert torch.equal(heads.images(keys), heads.images(keys)) is same
         assert torch.equal(heads.texts(queries, valid), heads.texts(queries, valid)) is same
 
 
-def test_a_head_is_the_same_for_the_same_seed(model: GroundedModel, settings: config.Model) -> None:
+def test_head_weights_depend_only_on_the_seed(model: GroundedModel, settings: config.Model) -> None:
     words = {"classes": ("a", "b"), "predicates": ("c",)}
     torch.manual_seed(1)
     first = build_head("relational", settings, model, words, seed=4).state_dict()
@@ -114,20 +115,20 @@ def test_a_head_is_the_same_for_the_same_seed(model: GroundedModel, settings: co
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["operators"], other["operators"])
     torch.manual_seed(1)
-    assert torch.equal(torch.rand(1), drawn)  # building a head draws nothing from the generator
+    assert torch.equal(torch.rand(1), drawn)  # building a head leaves the default generator as it was
 
 
-def test_words_that_nobody_tells_are_asked_for(model: GroundedModel, settings: config.Model) -> None:
-    with pytest.raises(ValueError, match="the head of stage visual is for the classes of shards, which tell none"):
+def test_head_without_its_vocabulary_is_refused(model: GroundedModel, settings: config.Model) -> None:
+    with pytest.raises(ValueError, match="the head of stage visual needs the classes"):
         build_head("visual", settings, model, {})
 
 
-def test_a_missing_head_is_named(model: GroundedModel) -> None:
-    with pytest.raises(KeyError, match="the model has no GroundingHeads; it has the heads of nothing"):
+def test_missing_head_is_named(model: GroundedModel) -> None:
+    with pytest.raises(KeyError, match="the model has no GroundingHeads"):
         model.head(GroundingHeads)
 
 
-def test_weights_that_do_not_fit_are_named() -> None:
+def test_weights_that_do_not_fit_are_listed() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1, bias=False))
     weights = {"0.weight": torch.zeros(3, 2), "1.weight": torch.zeros(1, 4), "2.bias": torch.zeros(1)}
     with pytest.raises(ValueError, match="the file is not of this model") as caught:
@@ -137,7 +138,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
     )
 
 
-def test_a_published_masked_language_head_is_taken_where_there_is_one(tmp_path: Path) -> None:
+def test_published_masked_language_head_is_loaded_if_there_is_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tiny = BertConfig(vocab_size=90, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     published = BertForMaskedLM(tiny)
@@ -145,14 +146,14 @@ def test_a_published_masked_language_head_is_taken_where_there_is_one(tmp_path: 
     published.save_pretrained(tmp_path / "masked")
     published.bert.save_pretrained(tmp_path / "alone")
 
-    weights = masked_language_weights(config.Language(name=str(tmp_path / "masked")))
+    weights = load_masked_language_head(config.Language(name=str(tmp_path / "masked")))
     language = build_language(config.Language(name=str(tmp_path / "masked")))
-    head = MaskedLanguageHead(language)
+    head = MaskedLanguageHead(language.bert.config)
     fill(head, weights, "the test")
     tokens = torch.tensor([[2, 10, 11, 3]])
     with torch.no_grad():
         hidden = language.eval()(tokens, tokens > 0)[0]
         ours = head(hidden, language.bert.embeddings.word_embeddings.weight)
         torch.testing.assert_close(ours, published.eval()(tokens).logits[0], rtol=1e-5, atol=1e-5)
-    assert masked_language_weights(config.Language(name=str(tmp_path / "alone"))) == {}
-    assert masked_language_weights(config.Language(name=str(tmp_path / "masked"), weights="none")) == {}
+    assert load_masked_language_head(config.Language(name=str(tmp_path / "alone"))) == {}
+    assert load_masked_language_head(config.Language(name=str(tmp_path / "masked"), weights="none")) == {}

@@ -8,11 +8,10 @@ from conftest import SmallWorld
 from torch import optim
 
 from groundray import config
+from groundray.model.build import build_head, build_language, build_model, build_visual
 from groundray.model.freezing import freeze
-from groundray.model.grounded import GroundedModel, build, build_head
+from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
-from groundray.model.language_stream import build_language
-from groundray.model.visual_stream import build_visual
 from groundray.training.loop import make_optimizer, set_learning_rate
 
 
@@ -29,7 +28,7 @@ def test_the_language_stream_learns_at_its_own_rate(world: SmallWorld, language_
     )
     stage = settings.stage("grounding")
     torch.manual_seed(0)
-    model = build(settings.model)
+    model = build_model(settings.model)
     model.heads["grounding"] = build_head("grounding", settings.model, model, {})
     freeze(model, "grounding", stage.trains)
     optimizer = make_optimizer(model, stage.optimizer)
@@ -72,8 +71,8 @@ def test_sgd_has_momentum_and_decay() -> None:
 def make_optimizer_of(settings: config.Optimizer) -> optim.Optimizer:
     """The optimiser of a model whose only trained part is a head of grounding."""
     with torch.device("meta"):
-        language = build_language(config.Language(name="bert-base-uncased"), weights=False)
-        model = GroundedModel(build_visual(config.Model(), language.width, weights=False), language)
+        language = build_language(config.Language(name="bert-base-uncased"), pretrained=False)
+        model = GroundedModel(build_visual(config.Model(), language.width, pretrained=False), language)
     model.heads["grounding"] = GroundingHeads(2)
     freeze(model, "grounding")
     return make_optimizer(model, settings)

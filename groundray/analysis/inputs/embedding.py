@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from groundray.model import export
-from groundray.model.language_stream import on_this_machine, place_of, quiet
+from groundray.model.pretrained import local_copy, locate, quiet
 from groundray.storage.folder import Folder
 
 SLOT = "{}"
@@ -119,7 +119,7 @@ class Embedder:
         Raises:
             ValueError: there is no model, it lacks weights or a tokenizer, or the options do not fit it.
         """
-        with on_this_machine(_stream(place_of(str(place)))) as local:
+        with local_copy(_stream(locate(str(place)))) as local:
             return _load(str(place), local, options)
 
     def known(self, texts: Sequence[str]) -> Bool[np.ndarray, " text"]:

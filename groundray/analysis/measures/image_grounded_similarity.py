@@ -13,7 +13,7 @@ from groundray.data.tokenization import WordPieceTokenizer
 from groundray.loss.match_map import Kind, normalised, similarity_to_words
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
-from groundray.stage.grounding import counted_tokens
+from groundray.stage.contrastive import counted_tokens
 
 TEXTS = 512  # encoded at once
 

@@ -10,8 +10,8 @@ from groundray.analysis.result import Analysis, Cell, Measure, Table
 from groundray.data.batches import CaptionBatch
 from groundray.loss.match_map import Kind, similarity
 from groundray.model.grounded import GroundedModel
-from groundray.stage import grounding, retrieval
-from groundray.stage.recall import recalls
+from groundray.stage.contrastive import Encoded, concatenate, encode_for_match_map, encode_for_retrieval
+from groundray.stage.metrics import recalls
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ HOW = {"grounding": "match map", "retrieval": "retrieval heads"}
 
 def by_match_map(model: GroundedModel, batches: Iterable[CaptionBatch], kind: Kind, special_tokens: bool) -> Retrieval:
     """Retrieval of a model of the grounding stage, by the match map's similarity, over all images of some batches."""
-    return _retrieval([grounding.encode(model, batch, special_tokens) for batch in batches], kind)
+    return _retrieval([encode_for_match_map(model, batch, special_tokens) for batch in batches], kind)
 
 
 def by_heads(model: GroundedModel, batches: Iterable[CaptionBatch], special_tokens: bool) -> Retrieval:
     """Retrieval of a model of the retrieval stage, by one vector an image and one a caption."""
-    return _retrieval([retrieval.encode(model, batch, special_tokens) for batch in batches], "cosine")
+    return _retrieval([encode_for_retrieval(model, batch, special_tokens) for batch in batches], "cosine")
 
 
-def _retrieval(encoded: list[grounding.Encoded], kind: Kind) -> Retrieval:
-    S = similarity(*grounding.concatenate(encoded), kind)
+def _retrieval(encoded: list[Encoded], kind: Kind) -> Retrieval:
+    S = similarity(*concatenate(encoded), kind)
     return Retrieval(len(S), recalls(S), min(1.0, 10 / len(S)))
 
 

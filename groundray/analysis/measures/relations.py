@@ -14,7 +14,7 @@ from groundray.analysis.result import Analysis, Measure, Table
 from groundray.data.batches import SceneGraphBatch
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
-from groundray.stage.relational import Counts, encode
+from groundray.stage.relational import TopKCounts, encode
 
 UNKNOWN = -1
 
@@ -63,7 +63,7 @@ def relations(
             f"it was trained with {', '.join(taught['predicates'][:5])}"
         )
     model.eval()
-    seen, blind = Counts(), Counts()
+    seen, blind = TopKCounts(), TopKCounts()
     truth: dict[str, list[Tensor]] = {"predicate": [], "object": []}
     unknown = {"triplets": 0, "objects": 0}
     for batch in batches:

