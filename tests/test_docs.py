@@ -40,8 +40,7 @@ def page(request: pytest.FixtureRequest) -> Path:
 
 def test_every_path_of_the_repository_exists(page: Path) -> None:
     text = LINK.sub("", page.read_text())
-    paths = {path.rstrip(".") for path in PATH.findall(text) if not path.endswith("/NAME.py")}
-    wrong = sorted(path for path in paths if not (ROOT / path).exists())
+    wrong = [path for path in PATH.findall(text) if not (ROOT / path.rstrip(".")).exists()]
     assert wrong == []
 
 
@@ -107,16 +106,15 @@ def parse(command: str, argv: list[str], scripted: bool) -> None:
     from groundray import config
 
     module = importlib.import_module(f"groundray.{command}")
-    parser = getattr(module, "arguments", None) or module._parser
     if command == "sweep":
         space, metric = (["grounding.temperature=choice:0.1,1"], "grounding/loss") if scripted else ([], None)
-        options, settings = parser("", space, metric).parse_known_args(argv)
+        options, settings = module._parser("", space, metric).parse_known_args(argv)
         config.load(options.config or "demo", settings)
         return
     if command != "train":
-        parser().parse_args(argv)
+        module._parser().parse_args(argv)
         return
-    options, settings = parser().parse_known_args(argv)
+    options, settings = module._parser().parse_known_args(argv)
     config.load("photos" if options.config.endswith(".yaml") else options.config, settings)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -110,16 +111,30 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
-def add_arguments(parser: argparse.ArgumentParser, model: type[BaseSettings] = Settings) -> CliSettingsSource[Any]:
-    """Add an argument for every setting, in a group for each section, and return the source that reads their values."""
+def add_arguments(
+    parser: argparse.ArgumentParser, model: type[BaseSettings] = Settings, choices: bool = False
+) -> CliSettingsSource[Any]:
+    """Add an argument for every setting, in a group for each section, and return the source that reads their values.
+
+    Args:
+        choices: let argparse know the possible values, for shell completion. Otherwise only the schema checks them.
+    """
 
     def add(group: Any, *flags: str, **kwargs: Any) -> Any:
         kwargs["help"] = kwargs["help"].replace("(default: None)", "(default: null)")  # as it is typed
+        if choices:
+            kwargs["choices"] = _choices(kwargs["metavar"])
         return group.add_argument(*flags, **kwargs)
 
     return CliSettingsSource(
         model, root_parser=parser, add_argument_method=add, cli_hide_none_type=True, cli_use_class_docs_for_groups=True
     )
+
+
+def _choices(metavar: str) -> tuple[str, ...] | None:
+    if metavar == "bool":
+        return "true", "false"
+    return tuple(metavar[1:-1].split(",")) if re.fullmatch(r"\{\w+(,\w+)*\}", metavar) else None
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -432,9 +432,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 class Settings(BaseSettings):
     """All settings of a training run."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", cli_prog_name="python -m groundray.train", cli_implicit_flags=False
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
     run: Run = Run()
     stages: Annotated[tuple[StageName, ...], AfterValidator(_distinct)] = Field(

@@ -1,0 +1,170 @@
+"""The public Python API, which `groundray` itself offers: `from groundray import load_settings, fit, open_model, ...`.
+
+Each function imports what it needs when it is called, so that importing groundray is fast. None is named after a
+command: `groundray.train`, `groundray.analyse` and `groundray.search` are modules, and importing one would replace a
+function of that name in the package.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from groundray import config
+from groundray.config import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+
+    from groundray.image_search.query import Search
+    from groundray.model.export import Exported
+    from groundray.training.events import Event
+
+
+def load_settings(config_or_file: str | Path = "demo", overrides: Mapping[str, Any] | Sequence[str] = ()) -> Settings:
+    """Load the settings of a preset or YAML file.
+
+    Args:
+        config_or_file: name of a preset, or path of a YAML file.
+        overrides: values by dotted name, such as `{"grounding.epochs": 3}`, or the command line's arguments, such as
+            `["--grounding.epochs", "3"]`.
+
+    Raises:
+        SettingsError: the file, a name or a value cannot be used; the message names it and gives a repair.
+    """
+    if isinstance(overrides, Mapping):
+        return config.changed(config.load(config_or_file), overrides)
+    return config.load(config_or_file, overrides)
+
+
+def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> dict[str, Any]:
+    """Train all stages, as `groundray train` does, and return the content of the run's result.json.
+
+    Trains on Ray workers, or in this process if `scaling.num_workers` is 0. Calling it again with the same storage and
+    name resumes the run. The finished model is in `<run.storage>/<run.name>/model`; `analyse_model` reports on it.
+
+    Args:
+        observe: called with each event of the run (`groundray.training.events`); by default, progress is printed.
+
+    Raises:
+        SettingsError, ValueError, OSError: settings or data cannot be used, or the cluster has too few resources.
+        RunFailed: a worker failed; the checkpoints so far are kept.
+        ArithmeticError: a loss or gradient was not finite.
+    """
+    from groundray.cli.progress import Reporter
+    from groundray.runtime.train import launch
+    from groundray.tracking import Tracker
+    from groundray.training import progression as preflight
+
+    preflight.reach(settings)
+    run = preflight.check(settings)
+    preflight.claim(settings, run)
+    reporter = Reporter()
+    observers = [observe or reporter.observe]
+    tracker = Tracker.of(settings, run, warnings.warn) if settings.tracking.enabled else None
+    if tracker:
+        observers.append(tracker.observe)
+
+    def notify(event: Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    def close(result: dict[str, Any] | None) -> None:
+        reporter.close()
+        if tracker:
+            tracker.close(result, "FINISHED" if result else "FAILED")
+
+    try:
+        result = launch.fit(settings, notify)
+    except BaseException:
+        close(None)
+        raise
+    close(result)
+    return result
+
+
+def open_model(path: str | Path, stage: str | None = None) -> Exported:
+    """Load an exported model, in eval mode: `model`, `tokenizer`, `about` (its settings) and `stage`.
+
+    Args:
+        path: folder or URL of a finished run's model/.
+        stage: the model as it was after this stage, by default the last.
+
+    Raises:
+        FileNotFoundError: there is no exported model.
+        ValueError: the model has another format, or no such stage.
+    """
+    from groundray.model import export
+
+    return export.load(path, stage)
+
+
+def embed(model: Exported | str | Path, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
+    """Return the vector of each text: the mean of the language stream's last hidden state over the text's tokens.
+
+    Args:
+        model: a model from `open_model`; or the path, URL or name of any language model that transformers can load.
+        texts: words or phrases, each embedded on its own, without [CLS] and [SEP].
+
+    Raises:
+        ValueError: there is no such model, or it does not know all words of a text.
+    """
+    from groundray.analysis.inputs.embedding import Embedder
+
+    if isinstance(model, str | Path):
+        return Embedder.load(model).embed(texts)
+    name = f"{model.about.settings['run']['name']} ({model.stage.name})"
+    # the embedder switches off the padding and truncation of its tokenizer
+    return Embedder(name, model.model.language.bert, copy.deepcopy(model.tokenizer)).embed(texts)
+
+
+def analyse_model(
+    checkpoint: str | Path, norms: str | Path | None = None, analyses: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Analyse the language streams of an exported model, and return the numbers of `groundray analyse --json`.
+
+    Args:
+        checkpoint: folder or URL of a finished run's model/.
+        norms: folder or URL of norms and word sets; by default those of the run's setting `analysis.norms`.
+        analyses: names of analyses, such as `["axes", "norms"]`; by default all that there is data for.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no model or an unknown analysis, or data of a named analysis is missing.
+    """
+    from groundray.analysis.inputs.catalog import Norms
+    from groundray.analysis.jobs import ANALYSES, Wanted
+    from groundray.analysis.report.document import as_json
+    from groundray.cli.reports import report as make_report
+
+    if unknown := [name for name in analyses if name not in ANALYSES]:
+        raise ValueError(
+            f"expected analyses of {', '.join(ANALYSES)}, got {unknown[0]!r}"
+            + config.did_you_mean(unknown[0], ANALYSES)
+        )
+    request = Wanted(checkpoint=str(checkpoint), norms=Norms.at(str(norms)) if norms else None)
+    names = [name for name in ANALYSES if name in analyses] if analyses else list(ANALYSES)
+    report, _ = make_report(
+        names, request, lambda embedder, texts: embedder.embed(texts), lambda *_: None, frozenset(analyses)
+    )
+    return as_json(report)
+
+
+def open_search(checkpoint: str | Path, images: str | Path, index: str | None = None) -> Search:
+    """Open a pool of images for search; `find(text, image, alpha, k)` returns the nearest images.
+
+    Args:
+        checkpoint: folder or URL of a model with the retrieval stage.
+        images: folder or URL of shards with images.
+        index: folder or URL that keeps indexes, by default index/ beside the model. A missing index is built in this
+            process.
+
+    Raises:
+        FileNotFoundError, ValueError: the model cannot search, or there are no such images.
+    """
+    from groundray.image_search.query import Search
+
+    return Search.open(str(checkpoint), str(images), index)
