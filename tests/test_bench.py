@@ -60,7 +60,7 @@ def test_contenders_that_disagree_are_a_failure(
     [
         (["loss", "--only", "nobody"], "--only: expected some of 'groundray', 'einsum + max'"),
         (["loss", "--batch", "2", "--tokens", "40"], "--tokens: expected 1 to 32"),
-        (["input", "--data", "nowhere"], "found no dataset.json there"),
+        (["input", "--data", "nowhere"], "no dataset.json"),
     ],
 )
 def test_what_cannot_be_used_is_exit_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
-"""The batches that a stream yields: named tensors, a chunk of the global batch at a time.
+"""Batches: the named tensors of one chunk of a global batch.
 
-Each may hold no sample at all, at the end of a validation epoch. Images are pixels 0-255, resized and cropped, not yet
-normalised, or what a frozen trunk made of those, a feature map in bfloat16; tokens are word piece ids, padded to the
-longest text of the chunk, [CLS] and [SEP] included; an attention mask is True on word pieces and False on padding.
+A batch may be empty at the end of a validation epoch. Images are pixels 0-255, resized and cropped but not normalised,
+or a frozen trunk's feature maps of them in bfloat16. Tokens are word piece ids, padded to the longest text of the
+chunk, [CLS] and [SEP] included. An attention mask is True on word pieces and False on padding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ImageArrays = UInt8[np.ndarray, "sample 3 height width"] | UInt16[np.ndarray, "s
 
 @dataclass(frozen=True)
 class Batch:
-    """A chunk of samples: their ids, and tensors."""
+    """The ids and tensors of a chunk's samples."""
 
     ids: tuple[str, ...]
 
@@ -34,11 +34,11 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Size of its tensors in bytes."""
         return sum(getattr(self, field.name).nbytes for field in fields(self) if field.name != "ids")
 
     def to(self: Some, device: str) -> Some:
-        """The batch with its tensors on a device."""
+        """Return the batch with its tensors on a device."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ids"}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
@@ -50,13 +50,13 @@ class ImageBatch(Batch):
     images: Pixels | FeatureMaps
 
     def without_images(self: Images, blank: Callable[[Tensor], Tensor]) -> Images:
-        """The batch with blank images (`VisualStream.blank`): what a model says of it, it knows without looking."""
+        """Return the batch with blank images (`VisualStream.blank`), to see what a model predicts without vision."""
         return replace(self, images=blank(self.images))
 
 
 @dataclass(frozen=True)
 class CaptionBatch(ImageBatch):
-    """Images and one caption each."""
+    """Images with one caption each."""
 
     tokens: Int[Tensor, "sample token"]
     attention_mask: Bool[Tensor, "sample token"]
@@ -68,25 +68,25 @@ class CaptionBatch(ImageBatch):
         tokens: Int[np.ndarray, "sample slot"],
         lengths: Int[np.ndarray, " sample"],
     ) -> CaptionBatch:
-        """The batch of decoded rows; slots beyond the longest caption are cut off."""
+        """Return the batch of decoded rows, truncated to the longest caption."""
         return CaptionBatch(tuple(ids), _images(images), *_texts(tokens, lengths))
 
 
 @dataclass(frozen=True)
 class LabelledBatch(ImageBatch):
-    """Images of one thing each, and its class, counted from 0."""
+    """Images with one class each, counted from 0."""
 
     labels: Int[Tensor, " sample"]
 
     @staticmethod
     def of(ids: list[str], images: ImageArrays, labels: Int[np.ndarray, " sample"]) -> LabelledBatch:
-        """The batch of decoded rows."""
+        """Return the batch of decoded rows."""
         return LabelledBatch(tuple(ids), _images(images), _tensor(labels))
 
 
 @dataclass(frozen=True)
 class TextBatch(Batch):
-    """Texts with some word pieces masked; `targets` holds what stood there, and -100 elsewhere."""
+    """Texts with some word pieces masked; `targets` holds the masked ids, and -100 elsewhere."""
 
     tokens: Int[Tensor, "sample token"]
     attention_mask: Bool[Tensor, "sample token"]
@@ -99,21 +99,21 @@ class TextBatch(Batch):
         lengths: Int[np.ndarray, " sample"],
         targets: Int[np.ndarray, "sample slot"],
     ) -> TextBatch:
-        """The batch of decoded rows; slots beyond the longest text are cut off."""
-        cut, mask = _texts(tokens, lengths)
-        return TextBatch(tuple(ids), cut, mask, _tensor(targets[:, : cut.shape[1]].astype(np.int64)))
+        """Return the batch of decoded rows, truncated to the longest text."""
+        truncated, mask = _texts(tokens, lengths)
+        return TextBatch(tuple(ids), truncated, mask, _tensor(targets[:, : truncated.shape[1]].astype(np.int64)))
 
 
 @dataclass(frozen=True)
 class SceneGraphBatch(ImageBatch):
-    """Images, the phrases of all their objects, and the relations between those.
+    """Images, the phrases of their objects, and the relations between the objects.
 
     Attributes:
-        tokens, attention_mask: of each object's phrase.
-        image: place in the batch of each object's image; objects of an image stand together.
-        classes: of each object, counted from 0.
-        pairs: places in the batch of each triplet's subject and object.
-        predicate: of each triplet, counted from 0.
+        tokens, attention_mask: each object's phrase.
+        image: index of each object's image in the batch; the objects of an image are adjacent.
+        classes: class of each object, counted from 0.
+        pairs: indices of each triplet's subject and object in the batch.
+        predicate: predicate of each triplet, counted from 0.
     """
 
     tokens: Int[Tensor, "object token"]
@@ -134,7 +134,7 @@ class SceneGraphBatch(ImageBatch):
         pairs: Int[np.ndarray, "triplet 2"],
         predicate: Int[np.ndarray, " triplet"],
     ) -> SceneGraphBatch:
-        """The batch of decoded rows; slots beyond the longest phrase are cut off."""
+        """Return the batch of decoded rows, truncated to the longest phrase."""
         return SceneGraphBatch(
             tuple(ids),
             _images(images),
@@ -149,17 +149,17 @@ class SceneGraphBatch(ImageBatch):
 def _texts(
     tokens: Int[np.ndarray, "text slot"], lengths: Int[np.ndarray, " text"]
 ) -> tuple[Int[Tensor, "text token"], Bool[Tensor, "text token"]]:
-    """Tokens and attention mask, cut to the longest text."""
+    """Return tokens and attention mask, truncated to the longest text."""
     longest = int(lengths.max(initial=0))
     return _tensor(tokens[:, :longest].astype(np.int64)), torch.from_numpy(np.arange(longest) < lengths[:, None])
 
 
 def _images(array: ImageArrays) -> Tensor:
-    """Pixels as they are; the bits of feature maps as bfloat16, a type that numpy has not."""
+    """Return pixels unchanged, and the bits of feature maps as bfloat16, a type that numpy lacks."""
     images = _tensor(array)
     return images.view(torch.bfloat16) if images.dtype == torch.uint16 else images
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    # what Ray brings lies in shared, read-only memory
+    # arrays from Ray lie in shared, read-only memory
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))

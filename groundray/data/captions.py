@@ -1,4 +1,4 @@
-"""Captioned images as batches: an image and one of its captions a sample."""
+"""Batches of captioned images: each sample is an image with one of its captions."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class CaptionSamples:
     """Samples of kind `captions`.
 
     Attributes:
-        tokenizer: how captions become word pieces.
+        tokenizer: turns captions into word piece ids.
         image_inputs: how the images become arrays.
-        seed: of the draw of captions; None takes each image's first caption, as validation does.
+        seed: seed of the draw of captions; None takes each image's first caption, as validation does.
     """
 
     tokenizer: WordPieceTokenizer
@@ -37,12 +37,12 @@ class CaptionSamples:
     columns: tuple[str, ...] = ("id", "image", "captions")
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
-        """`id`, `image` and the `caption` drawn for this epoch by (seed, epoch, id)."""
+        """Return `id`, `image` and the epoch's `caption`, drawn by (seed, epoch, id)."""
         drawn = table.select(["id", "image"]).append_column("caption", drawn_captions(table, self.seed, epoch))
         return self.image_inputs.draw(drawn, epoch)
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        """`id`, `image`, `tokens` (int32 [sample max_tokens]) and `length` of each row."""
+        """Return `id`, `image`, `tokens` (int32 [sample max_tokens]) and `length` of each row."""
         tokens, lengths = self.tokenizer.encode(table["caption"].to_pylist())
         return {
             "id": np.array(table["id"].to_pylist(), dtype=np.str_),
@@ -52,14 +52,14 @@ class CaptionSamples:
         }
 
     def collate(self, arrays: Mapping[str, npt.NDArray[Any]]) -> CaptionBatch:
-        """The batch of some decoded rows, padded to the longest caption among them."""
-        from groundray.data.batches import CaptionBatch  # brings torch, which decoding processes never load
+        """Return the batch of decoded rows, padded to the longest caption."""
+        from groundray.data.batches import CaptionBatch  # imports torch, which decoding processes do not load
 
         return CaptionBatch.of(arrays["id"].tolist(), arrays["image"], arrays["tokens"], arrays["length"])
 
 
 def drawn_captions(table: pa.Table, seed: int | None, epoch: int) -> pa.Array:
-    """One of each row's `captions`, by (seed, epoch, id); without a seed the first."""
+    """Return one of each row's `captions`, drawn by (seed, epoch, id); without a seed, the first."""
     choices = table["captions"].to_pylist()
     if seed is None:
         return pa.array([options[0] for options in choices], pa.string())

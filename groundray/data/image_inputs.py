@@ -1,4 +1,4 @@
-"""What a model is given of an image: pixels that are cut out of it, or what a frozen trunk made of them."""
+"""Image inputs of a model: cropped pixels, or a frozen trunk's feature maps of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8, UInt16
 
-from groundray.data.transforms import centre_crop, random_crop, stacked
+from groundray.data.transforms import centre_crop, random_crop, stack_images
 from groundray.rng import hash64, hash_name
 
 _CROP = 4  # keeps the draw of crops independent of other draws
@@ -19,21 +19,21 @@ class ImageInputs(Protocol):
     """How the column `image` of some rows becomes an array."""
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
-        """The table with what is random about a picture decided, by (seed, epoch, sample id)."""
+        """Return the table with the random choices of each image, fixed by (seed, epoch, sample id)."""
         ...
 
     def arrays(self, table: pa.Table) -> np.ndarray:
-        """An entry for each of the drawn rows."""
+        """Return an array with one entry per drawn row."""
         ...
 
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The middle of an image, the same each time.
+    """The centre of an image, the same at each visit.
 
     Attributes:
         resize: short side before the crop, in pixels.
-        crop: side of the square that is left, in pixels.
+        crop: side of the cropped square, in pixels.
     """
 
     resize: int
@@ -43,18 +43,20 @@ class CentreCrop:
         return table
 
     def arrays(self, table: pa.Table) -> UInt8[np.ndarray, "sample 3 {self.crop} {self.crop}"]:
-        return stacked((centre_crop(encoded.as_py(), self.resize, self.crop) for encoded in table["image"]), self.crop)
+        return stack_images(
+            (centre_crop(encoded.as_py(), self.resize, self.crop) for encoded in table["image"]), self.crop
+        )
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A part of an image, another at each visit.
+    """A random part of an image, another at each visit.
 
     Attributes:
-        crop: side of the square that is left, in pixels.
-        area: least and largest share of the image that it takes.
-        flip: whether half of the crops are mirrored.
-        seed: of the draw.
+        crop: side of the cropped square, in pixels.
+        area: minimum and maximum fraction of the image's area.
+        flip: mirror half of the crops.
+        seed: seed of the draw.
     """
 
     crop: int
@@ -63,21 +65,21 @@ class RandomCrop:
     seed: int
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
-        """With the `crop` of this epoch, a key that (seed, epoch, id) fixes."""
+        """Return the table with the column `crop`, this epoch's key, fixed by (seed, epoch, id)."""
         keys = [int(hash64(self.seed, _CROP, epoch, hash_name(sample))) for sample in table["id"].to_pylist()]
         return table.append_column("crop", pa.array(keys, pa.uint64()))
 
     def arrays(self, table: pa.Table) -> UInt8[np.ndarray, "sample 3 {self.crop} {self.crop}"]:
-        cut = (
+        crops = (
             random_crop(encoded.as_py(), self.crop, self.area, self.flip, key.as_py())
             for encoded, key in zip(table["image"], table["crop"], strict=True)
         )
-        return stacked(cut, self.crop)
+        return stack_images(crops, self.crop)
 
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """A trunk's feature maps, the bits of bfloat16 numbers.
+    """A trunk's feature maps, as the bits of bfloat16 numbers.
 
     Attributes:
         shape: channels, rows and columns.
@@ -90,6 +92,6 @@ class FeatureMaps:
 
     def arrays(self, table: pa.Table) -> UInt16[np.ndarray, "sample channel row column"]:
         maps = np.empty((len(table), *self.shape), np.uint16)
-        for place, bits in enumerate(table["image"]):
-            maps[place] = np.frombuffer(bits.as_buffer(), np.uint16).reshape(self.shape)
+        for row, bits in enumerate(table["image"]):
+            maps[row] = np.frombuffer(bits.as_buffer(), np.uint16).reshape(self.shape)
         return maps

@@ -1,4 +1,4 @@
-"""Images of one thing each as batches: an image and its class a sample."""
+"""Batches of labelled images: each sample is an image with its class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LabelledSamples:
 
     Attributes:
         image_inputs: how the images become arrays.
-        classes: how many there are.
+        classes: number of classes.
     """
 
     image_inputs: ImageInputs
@@ -31,28 +31,28 @@ class LabelledSamples:
     columns: tuple[str, ...] = ("id", "image", "label")
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
-        """The table with its pictures drawn."""
+        """Return the table with the random choices of its images."""
         return self.image_inputs.draw(table, epoch)
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        """`id`, `image` and `label` (int64) of each row.
+        """Return `id`, `image` and `label` (int64) of each row.
 
         Raises:
-            ValueError: a label is of no class.
+            ValueError: a label is not the index of a class.
         """
         labels = table["label"].to_numpy().astype(np.int64)
         wrong = (labels < 0) | (labels >= self.classes)
         if wrong.any():
-            place = int(wrong.argmax())
+            row = int(wrong.argmax())
             raise ValueError(
-                f"image {table['id'][place].as_py()} has label {labels[place]}: expected 0 to {self.classes - 1}; "
+                f"image {table['id'][row].as_py()} has label {labels[row]}: expected 0 to {self.classes - 1}; "
                 "run `python -m groundray.prepare image-folder` again"
             )
         ids = np.array(table["id"].to_pylist(), dtype=np.str_)
         return {"id": ids, "image": self.image_inputs.arrays(table), "label": labels}
 
     def collate(self, arrays: Mapping[str, npt.NDArray[Any]]) -> LabelledBatch:
-        """The batch of some decoded rows."""
-        from groundray.data.batches import LabelledBatch  # brings torch, which decoding processes never load
+        """Return the batch of decoded rows."""
+        from groundray.data.batches import LabelledBatch  # imports torch, which decoding processes do not load
 
         return LabelledBatch.of(arrays["id"].tolist(), arrays["image"], arrays["label"])

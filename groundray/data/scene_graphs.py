@@ -1,4 +1,4 @@
-"""Scene graphs as batches: an image, its objects' phrases and classes, and the relations between them a sample."""
+"""Batches of scene graphs: each sample is an image with its objects' phrases and classes, and their relations."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class SceneGraphSamples:
     """Samples of kind `scene_graphs`.
 
-    An image has any number of objects and relations, so these travel as the bytes of int32 arrays.
+    An image has any number of objects and relations, so decoded rows hold these as bytes of int32 arrays.
 
     Attributes:
-        tokenizer: how phrases become word pieces.
+        tokenizer: turns phrases into word piece ids.
         image_inputs: how the images become arrays.
-        predicates, classes: how many there are, `none` (index 0) aside.
+        predicates, classes: their numbers, without `none` (index 0).
     """
 
     tokenizer: WordPieceTokenizer
@@ -37,15 +37,15 @@ class SceneGraphSamples:
     columns: tuple[str, ...] = ("id", "image", "objects", "relations")
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
-        """The table with its pictures drawn: nothing about a scene graph is random."""
+        """Return the table with the random choices of its images. Nothing else about a scene graph is random."""
         return self.image_inputs.draw(table, epoch)
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        """`id` and `image` of each row, and as bytes of int32 `classes` [object],
+        """Return `id` and `image` of each row, and as bytes of int32 arrays `classes` [object],
         `tokens` [object max_tokens], `lengths` [object] and `relations` [relation 3], all counted from 0.
 
         Raises:
-            ValueError: a relation names an object that its image has not, or a class or predicate that there is not.
+            ValueError: an object, class or predicate does not exist.
         """
         rows = table.select(["id", "objects", "relations"]).to_pylist()
         for row in rows:
@@ -56,65 +56,68 @@ class SceneGraphSamples:
         return {
             "id": np.array([row["id"] for row in rows], dtype=np.str_),
             "image": self.image_inputs.arrays(table),
-            "tokens": _bytes(np.split(tokens, ends) if rows else []),
-            "lengths": _bytes(np.split(lengths, ends) if rows else []),
-            "classes": _bytes([[item["class"] - 1 for item in row["objects"]] for row in rows]),
-            "relations": _bytes(
-                [[(one["subject"], one["predicate"] - 1, one["object"]) for one in row["relations"]] for row in rows]
+            "tokens": _pack(np.split(tokens, ends) if rows else []),
+            "lengths": _pack(np.split(lengths, ends) if rows else []),
+            "classes": _pack([[item["class"] - 1 for item in row["objects"]] for row in rows]),
+            "relations": _pack(
+                [
+                    [(item["subject"], item["predicate"] - 1, item["object"]) for item in row["relations"]]
+                    for row in rows
+                ]
             ),
         }
 
     def collate(self, arrays: Mapping[str, npt.NDArray[Any]]) -> SceneGraphBatch:
-        """The batch of some decoded rows, its phrases padded to the longest among them."""
-        from groundray.data.batches import SceneGraphBatch  # brings torch, which decoding processes never load
+        """Return the batch of decoded rows, padded to the longest phrase."""
+        from groundray.data.batches import SceneGraphBatch  # imports torch, which decoding processes do not load
 
-        classes = _ragged(arrays["classes"])
+        classes = _unpack(arrays["classes"])
         counts = np.array([len(of_image) for of_image in classes], dtype=np.int64)
-        relations = [of_image.reshape(-1, 3) for of_image in _ragged(arrays["relations"])]
+        relations = [of_image.reshape(-1, 3) for of_image in _unpack(arrays["relations"])]
         first = np.repeat(np.cumsum(counts) - counts, [len(of_image) for of_image in relations])
         triplets = np.concatenate([np.zeros((0, 3), np.int32), *relations]).astype(np.int64)
         return SceneGraphBatch.of(
             ids=arrays["id"].tolist(),
             images=arrays["image"],
-            tokens=_joined(_ragged(arrays["tokens"])).reshape(-1, self.tokenizer.max_tokens),
-            lengths=_joined(_ragged(arrays["lengths"])),
+            tokens=_concatenate(_unpack(arrays["tokens"])).reshape(-1, self.tokenizer.max_tokens),
+            lengths=_concatenate(_unpack(arrays["lengths"])),
             image=np.repeat(np.arange(len(counts)), counts),
-            classes=_joined(classes).astype(np.int64),
+            classes=_concatenate(classes).astype(np.int64),
             pairs=triplets[:, [0, 2]] + first[:, None],
             predicate=triplets[:, 1],
         )
 
     def _check(self, row: Mapping[str, Any]) -> None:
         count = len(row["objects"])
-        again = "run `python -m groundray.prepare visual-genome` again"
+        repair = "run `python -m groundray.prepare visual-genome` again"
         for item in row["objects"]:
             if not 1 <= item["class"] <= self.classes:
                 raise ValueError(
-                    f"image {row['id']} has an object of class {item['class']}: expected 1 to {self.classes}; {again}"
+                    f"image {row['id']} has an object of class {item['class']}: expected 1 to {self.classes}; {repair}"
                 )
-        for one in row["relations"]:
-            if not (0 <= one["subject"] < count and 0 <= one["object"] < count):
+        for item in row["relations"]:
+            if not (0 <= item["subject"] < count and 0 <= item["object"] < count):
                 raise ValueError(
-                    f"image {row['id']} relates objects {one['subject']} and {one['object']}: it has {count} objects, "
-                    f"counted from 0; {again}"
+                    f"image {row['id']} relates objects {item['subject']} and {item['object']}: "
+                    f"expected 0 to {count - 1}; {repair}"
                 )
-            if not 1 <= one["predicate"] <= self.predicates:
+            if not 1 <= item["predicate"] <= self.predicates:
                 raise ValueError(
-                    f"image {row['id']} has predicate {one['predicate']}: expected 1 to {self.predicates}; {again}"
+                    f"image {row['id']} has predicate {item['predicate']}: expected 1 to {self.predicates}; {repair}"
                 )
 
 
-def _bytes(parts: Sequence[Any]) -> npt.NDArray[Any]:
-    """Each array as the bytes of its int32 numbers."""
-    packed = np.empty(len(parts), dtype=object)
-    packed[:] = [np.asarray(part, dtype=np.int32).tobytes() for part in parts]
+def _pack(arrays: Sequence[Any]) -> npt.NDArray[Any]:
+    """Return the bytes of each array as int32."""
+    packed = np.empty(len(arrays), dtype=object)
+    packed[:] = [np.asarray(array, dtype=np.int32).tobytes() for array in arrays]
     return packed
 
 
-def _ragged(packed: npt.NDArray[Any]) -> list[npt.NDArray[np.int32]]:
-    """What `_bytes` packed, each array flat."""
-    return [np.frombuffer(part, dtype=np.int32) for part in packed]
+def _unpack(packed: npt.NDArray[Any]) -> list[npt.NDArray[np.int32]]:
+    """Return the arrays that `_pack` packed, flattened."""
+    return [np.frombuffer(content, dtype=np.int32) for content in packed]
 
 
-def _joined(parts: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-    return np.concatenate([np.zeros(0, np.int32), *parts])
+def _concatenate(arrays: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    return np.concatenate([np.zeros(0, np.int32), *arrays])

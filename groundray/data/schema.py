@@ -1,10 +1,10 @@
-"""What a data set on disk looks like: Parquet shards of one Arrow schema, and `dataset.json`, their index.
+"""Data sets on disk: Parquet shards of one Arrow schema, and their index `dataset.json`.
 
     DIR/shard-00000.parquet ...   rows, in row groups of about 32 MB, with page checksums
-    DIR/dataset.json              schema version, kind, counts, where it came from, the row groups of each shard
-    DIR/rejected.jsonl            one line for each thing of the source that could not be used, with its reason
+    DIR/dataset.json              schema version, kind, counts, source, the row groups of each shard
+    DIR/rejected.jsonl            one line for each item of the source that cannot be used, with the reason
 
-A reader needs `dataset.json` alone to know which row lies where, so that planning an epoch opens no shard.
+`dataset.json` alone locates every row, so planning an epoch opens no shard.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INDEX = "dataset.json"
 REJECTED = "rejected.jsonl"
 ROW_GROUP_BYTES = 32 * 2**20
 
-# `image` is the encoded file, as the source has it
+# `image` is the source's encoded file, unchanged
 IMAGE = (
     pa.field("id", pa.string(), nullable=False),
     pa.field("image", pa.binary(), nullable=False),
@@ -46,7 +46,7 @@ KINDS: dict[str, pa.Schema] = {
         ]
     ),
     # an image with its objects and their relations; classes and predicates are indices of the data set's vocabulary
-    # (0 = none), subject and object are places in `objects`
+    # (0 = none), subject and object are indices of `objects`
     "scene_graphs": pa.schema(
         [
             *IMAGE,
@@ -54,13 +54,12 @@ KINDS: dict[str, pa.Schema] = {
             _list("relations", pa.struct([(name, pa.int32()) for name in ("subject", "predicate", "object")])),
         ]
     ),
-    # an image of one thing; `label` is an index of the data set's vocabulary
+    # an image with one class; `label` is an index of the data set's vocabulary
     "labelled_images": pa.schema([*IMAGE, pa.field("label", pa.int32(), nullable=False)]),
-    # the feature map that a trunk makes of an image: the bits of bfloat16 numbers, channel by channel, row by row; rows
-    # are numbered as those of the images' own data set
+    # a trunk's feature map of an image: the bits of bfloat16 numbers, channel by channel, row by row; row numbers are
+    # those of the image data set
     "trunk_features": pa.schema([pa.field("image", pa.large_binary(), nullable=False)]),
-    # an image as search knows it: a vector of length 1 and a small JPEG; rows are numbered as those of the images' own
-    # data set
+    # an image for search: a vector of length 1 and a small JPEG; row numbers are those of the image data set
     "image_vectors": pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
@@ -76,13 +75,13 @@ KINDS: dict[str, pa.Schema] = {
 
 
 def arrow_schema(kind: str) -> pa.Schema:
-    """The Arrow schema of a kind of data set, with its version in the metadata."""
+    """Return the Arrow schema of a kind of data set, with the schema version in its metadata."""
     return KINDS[kind].with_metadata({"groundray.kind": kind, "groundray.schema": str(VERSION)})
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file: its name in the data set's folder, and the rows of each of its row groups."""
+    """A Parquet file: its name in the data set's folder, and the number of rows of each row group."""
 
     file: str
     row_groups: tuple[int, ...]
@@ -92,10 +91,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set on disk, as `dataset.json` tells of it.
+    """A data set on disk, as `dataset.json` describes it.
 
-    Rows are numbered from 0 in the order of shards and row groups; this *row number* is how the plan names a sample.
-    `vocabulary` holds what the numbers in the rows stand for, such as `classes` and `predicates`.
+    Rows are numbered from 0 in the order of shards and row groups; the plan refers to samples by this *row number*.
+    `vocabulary` gives the names of indices in the rows, such as `classes` and `predicates`.
     """
 
     folder: Folder
@@ -108,16 +107,16 @@ class Dataset:
 
     @staticmethod
     def open(url: str, *kinds: str) -> Dataset:
-        """The data set at a folder or URL.
+        """Return the data set at a folder or URL.
 
         Raises:
-            FileNotFoundError: no finished data set is there.
-            ValueError: it is of another schema version, or of none of the `kinds` asked for.
+            FileNotFoundError: the folder holds no complete data set.
+            ValueError: the data set has another schema version, or none of the expected `kinds`.
         """
         folder = Folder.at(url)
         if not folder.exists(INDEX):
             raise FileNotFoundError(
-                f"expected shards at {folder}, found no {INDEX} there: write them with `python -m groundray.prepare`"
+                f"expected shards at {folder}, got no {INDEX}: write them with `python -m groundray.prepare`"
             )
         index = folder.read_json(INDEX)
         if index.get("schema") != VERSION:
@@ -126,8 +125,8 @@ class Dataset:
                 "run `python -m groundray.prepare` again"
             )
         if kinds and index["kind"] not in kinds:
-            asked = " or ".join(map(repr, kinds))
-            raise ValueError(f"expected shards of kind {asked} at {folder}, found kind {index['kind']!r}")
+            expected = " or ".join(map(repr, kinds))
+            raise ValueError(f"expected shards of kind {expected} at {folder}, got kind {index['kind']!r}")
         shards = tuple(
             Shard(shard["file"], tuple(shard["row_groups"]), shard["bytes"], shard["sha256"])
             for shard in index["shards"]
@@ -138,7 +137,7 @@ class Dataset:
         )
 
     def write_index(self) -> None:
-        """Write `dataset.json`; it comes last, so that a folder that has one is whole."""
+        """Write `dataset.json`. It is written last: a folder that has one is complete."""
         self.folder.write_json(
             INDEX,
             {
@@ -163,5 +162,5 @@ class Dataset:
 
     @cached_property
     def group_sizes(self) -> npt.NDArray[np.int64]:
-        """Rows in each of `groups`."""
+        """Number of rows of each of `groups`."""
         return np.array([rows for shard in self.shards for rows in shard.row_groups], dtype=np.int64)

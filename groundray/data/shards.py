@@ -1,4 +1,4 @@
-"""Writing and reading shards: Parquet files whose row groups are bounded in bytes and whose pages are checked."""
+"""Shards: Parquet files whose row groups have a bounded size and whose pages have checksums."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from groundray.data.schema import ROW_GROUP_BYTES, Dataset, Shard, arrow_schema
+from groundray.data.schema import INDEX, ROW_GROUP_BYTES, Dataset, Shard, arrow_schema
 from groundray.storage.folder import Folder
 
 GROUPS_PER_SHARD = 16
-READS = 8  # at a time; a store takes its time to answer, and hardly longer for many
-# data sets that nobody has to prepare
-MADE_AGAIN = {
-    "trunk_features": "the run makes them again",
-    "image_vectors": "the next search makes it again",
+READS = 8  # concurrent reads: a store takes hardly longer for several
+# derived data sets, and who rebuilds them
+REBUILT_BY = {
+    "trunk_features": "the run rebuilds it",
+    "image_vectors": "the next search rebuilds it",
 }
-# encoded images and feature maps do not get smaller, and a dictionary of them would only cost memory
+# encoded images and feature maps do not compress, and a dictionary of them would only take memory
 OPTIONS: dict[str, Any] = {
     "compression": "none",
     "use_dictionary": False,
@@ -41,9 +41,9 @@ def write_shards(
     vocabulary: dict[str, tuple[str, ...]] | None = None,
     row_group_bytes: int = ROW_GROUP_BYTES,
 ) -> Dataset:
-    """The data set made of some rows of a kind, written to an empty folder; `dataset.json` comes last.
+    """Write rows of a kind to an empty folder, `dataset.json` last, and return the data set.
 
-    A row group ends before it would exceed `row_group_bytes` of encoded samples (a single larger sample has a row
+    A row group ends before it would exceed `row_group_bytes` of encoded samples (a single larger sample gets a row
     group of its own). The same rows give the same bytes. Memory: one row group.
     """
     schema = arrow_schema(kind)
@@ -60,7 +60,7 @@ def write_shards(
 
 
 def index_shards(folder: Folder, kind: str, files: Sequence[str], source: dict[str, Any]) -> Dataset:
-    """The data set made of the shards of a kind that lie in a folder, whose `dataset.json` is written."""
+    """Write the `dataset.json` of shards that lie in a folder, and return the data set."""
     with ThreadPoolExecutor(READS) as pool:
         shards = tuple(pool.map(lambda file: _shard(folder, file), files))
     fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
@@ -71,7 +71,7 @@ def index_shards(folder: Folder, kind: str, files: Sequence[str], source: dict[s
 
 
 def encode_shard(kind: str, columns: Mapping[str, Any], rows_per_group: int | None = None) -> bytes:
-    """A shard of one row group, or of row groups of so many rows."""
+    """Return the bytes of a shard with one row group, or with row groups of `rows_per_group` rows."""
     table = pa.table(columns, schema=arrow_schema(kind))
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, **OPTIONS) as writer:
@@ -80,10 +80,10 @@ def encode_shard(kind: str, columns: Mapping[str, Any], rows_per_group: int | No
 
 
 def verify_shards(dataset: Dataset) -> None:
-    """Compare every byte of a data set's shards with what was written.
+    """Compare the checksums of a data set's shards with `dataset.json`.
 
     Raises:
-        ValueError: a shard is damaged or missing; the message names it, its damaged row group and the repair.
+        ValueError: a shard is damaged or missing; the message has the shard, the damaged row group and the repair.
     """
     first = 0
     for shard in dataset.shards:
@@ -95,44 +95,45 @@ def verify_shards(dataset: Dataset) -> None:
         if (size, digest) == (shard.bytes, shard.sha256):
             continue
         for group in groups:
-            read_group(dataset, group, arrow_schema(dataset.kind).names)  # names the one that is damaged
+            read_group(dataset, group, arrow_schema(dataset.kind).names)  # raises for the damaged one
         raise ValueError(
-            f"{dataset.folder}/{shard.file} is not the file that was prepared ({size} bytes of {shard.bytes}, another "
-            f"checksum), though its {len(groups)} row groups can be read: restore the file, or {_repair(dataset)}"
+            f"{dataset.folder}/{shard.file}: expected {shard.bytes} bytes with the checksum in {INDEX}, got "
+            f"{size} bytes with another (its {len(groups)} row groups can be read): restore the file, "
+            f"or {_repair(dataset)}"
         )
 
 
 def read_rows(dataset: Dataset, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-    """The rows with these row numbers, in the order asked for; each row group is opened once.
+    """Return the rows with these row numbers, in this order. Each row group is read once.
 
     Raises:
-        ValueError: a row group is damaged; the message names shard, row group and repair.
+        ValueError: a row group is damaged; the message has the shard, the row group and the repair.
     """
     ends = np.cumsum(dataset.group_sizes)
-    needed, place = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
-    tables = [read_group(dataset, int(group), columns) for group in needed]
+    groups, index = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
+    tables = [read_group(dataset, int(group), columns) for group in groups]
     if not tables:
         return arrow_schema(dataset.kind).empty_table().select(list(columns))
     starts = np.cumsum([0, *(len(table) for table in tables[:-1])])
-    first = (ends - dataset.group_sizes)[needed]
-    return pa.concat_tables(tables).take(pa.array(starts[place] + rows - first[place]))
+    first = (ends - dataset.group_sizes)[groups]
+    return pa.concat_tables(tables).take(pa.array(starts[index] + rows - first[index]))
 
 
 def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table:
-    """A row group of a data set, counted over all of its shards.
+    """Return a row group, numbered over all shards of the data set.
 
     Raises:
-        ValueError: it is damaged, or its shard is.
+        ValueError: the row group or its shard is damaged.
     """
     file, number = dataset.groups[group]
     repair = _repair(dataset)
-    path, stored = dataset.folder.locate(file), not dataset.folder.local
+    path, remote = dataset.folder.locate(file), not dataset.folder.local
     try:
         with pq.ParquetFile(
             path,
             filesystem=dataset.folder.filesystem,
             page_checksum_verification=True,
-            pre_buffer=stored,  # a request for all columns, not one for each
+            pre_buffer=remote,  # one request for all columns, not one for each
         ) as shard:
             table = shard.read_row_group(number, columns=list(columns))
     except (OSError, pa.ArrowException, IndexError, UnicodeDecodeError) as error:
@@ -140,10 +141,10 @@ def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table
             f"{dataset.folder}/{file}, row group {number} cannot be read ({error}): restore the file, or {repair}"
         ) from error
     expected = pa.schema([arrow_schema(dataset.kind).field(name) for name in columns])
-    if not table.schema.equals(expected):  # columns that pyarrow does not find are left out without a word
+    if not table.schema.equals(expected):  # pyarrow silently omits columns that do not exist
         raise ValueError(
-            f"{dataset.folder}/{file}, row group {number}: expected columns {_said(expected)}, got "
-            f"{_said(table.schema)}: restore the file, or {repair}"
+            f"{dataset.folder}/{file}, row group {number}: expected columns {_describe(expected)}, got "
+            f"{_describe(table.schema)}: restore the file, or {repair}"
         )
     if len(table) != dataset.group_sizes[group]:
         raise ValueError(
@@ -153,23 +154,23 @@ def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table
     return table
 
 
-def _said(schema: pa.Schema) -> str:
+def _describe(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
 def _repair(dataset: Dataset) -> str:
-    if dataset.kind in MADE_AGAIN:
-        return f"delete the folder, and {MADE_AGAIN[dataset.kind]}"
+    if dataset.kind in REBUILT_BY:
+        return f"delete the folder, and {REBUILT_BY[dataset.kind]}"
     return "delete the folder and run `python -m groundray.prepare` again"
 
 
-def _groups(rows: Iterable[dict[str, Any]], most: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows in groups of at most `most` bytes."""
+def _groups(rows: Iterable[dict[str, Any]], max_bytes: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows in groups of at most `max_bytes`."""
     group: list[dict[str, Any]] = []
     size = 0
     for row in rows:
         bytes_of_row = sum(_bytes(value) for value in row.values())
-        if group and size + bytes_of_row > most:
+        if group and size + bytes_of_row > max_bytes:
             yield group
             group, size = [], 0
         group.append(row)
@@ -179,7 +180,7 @@ def _groups(rows: Iterable[dict[str, Any]], most: int) -> Iterator[list[dict[str
 
 
 def _shards(groups: Iterator[list[dict[str, Any]]]) -> Iterator[Iterator[list[dict[str, Any]]]]:
-    """The groups in shards of GROUPS_PER_SHARD; each must be used up before the next is asked for."""
+    """Yield the groups in shards of GROUPS_PER_SHARD. Each shard must be exhausted before the next is taken."""
 
     def rest_of_shard(first: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield first
@@ -200,7 +201,7 @@ def _write_shard(folder: Folder, name: str, schema: pa.Schema, groups: Iterator[
 
 
 def _shard(folder: Folder, name: str) -> Shard:
-    """A shard that has been written, as the index tells of it."""
+    """Return the index entry of a shard file."""
     path = folder.locate(name)
     with pq.ParquetFile(path, filesystem=folder.filesystem) as file:
         metadata = file.metadata
@@ -209,7 +210,7 @@ def _shard(folder: Folder, name: str) -> Shard:
 
 
 def _digest(folder: Folder, name: str) -> tuple[int, str]:
-    """Size and SHA-256 of a file."""
+    """Return size and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with folder.filesystem.open_input_stream(folder.locate(name)) as stream:
         while block := stream.read(2**22):
@@ -219,7 +220,7 @@ def _digest(folder: Folder, name: str) -> tuple[int, str]:
 
 
 def _bytes(value: Any) -> int:
-    """About how many bytes a value takes in a shard."""
+    """Return the approximate size of a value in a shard."""
     if isinstance(value, bytes | str):
         return len(value)
     if isinstance(value, list):

@@ -1,10 +1,10 @@
-"""From shards to batches, in the order of the plan, in one process (`runtime/data/ray_stream.py`: on Ray).
+"""Streams from shards to batches in the order of the plan, in one process (`runtime/data/ray_stream.py`: on Ray).
 
-Both are built of the same three steps, so that they cannot disagree:
+Both streams consist of the same three functions, so that they give the same batches:
 
-    read      a window of the plan   -> a table of encoded samples, step after step
-    decode    a few rows of it       -> arrays
-    assemble  the arrays of a step   -> its chunks
+    read      a window of the plan      -> a table of encoded samples, step by step
+    decode    some rows of that table   -> arrays
+    assemble  the arrays of a step      -> its chunks
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class Samples(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is read of a row."""
+        """Columns that are read."""
         ...
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
-        """The table with what is random about a sample decided (its caption), by (seed, epoch, sample id)."""
+        """Return the table with the random choices of each sample (its caption), fixed by (seed, epoch, sample id)."""
         ...
 
     def decode(self, table: pa.Table) -> Arrays:
-        """Arrays of the drawn rows, `id` among them, each with one entry a row."""
+        """Return arrays of the drawn rows, among them `id`, each with one entry per row."""
         ...
 
     def collate(self, arrays: Arrays) -> Any:
-        """The batch of some rows (possibly none)."""
+        """Return the batch of some rows (possibly none)."""
         ...
 
 
@@ -55,7 +55,7 @@ class Source:
     """What a stage reads: a data set, how its rows become batches, and in which order.
 
     Attributes:
-        features: a frozen trunk's feature maps of the same rows, which are read instead of the images.
+        features: a frozen trunk's feature maps of the same rows, read instead of the images.
     """
 
     dataset: Dataset
@@ -75,7 +75,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Step:
-    """A rank's part of a global batch: the chunks that it encodes, with their numbers."""
+    """A rank's part of a global batch: (number, batch) of each chunk that it encodes."""
 
     epoch: int
     step: int
@@ -84,15 +84,15 @@ class Step:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its batches."""
+        """Size of its batches in bytes."""
         return sum(batch.nbytes for _, batch in self.chunks)
 
     def to(self, device: str) -> Step:
-        """The step with its batches on a device."""
+        """Return the step with its batches on a device."""
         return replace(self, chunks=tuple((chunk, batch.to(device)) for chunk, batch in self.chunks))
 
     def without_images(self, blank: Callable[[Any], Any]) -> Step:
-        """The step with blank images (see `batches.ImageBatch`)."""
+        """Return the step with blank images (see `batches.ImageBatch`)."""
         return replace(self, chunks=tuple((chunk, batch.without_images(blank)) for chunk, batch in self.chunks))
 
 
@@ -124,7 +124,7 @@ class CachedBatches:
 
 
 def windows(plan: Plan, cursor: Cursor, epochs: int) -> Iterator[Window]:
-    """The windows from the cursor to the end of the last epoch."""
+    """Yield the windows from the cursor to the end of the last epoch."""
     for epoch in range(cursor.epoch, epochs):
         first = cursor.step if epoch == cursor.epoch else 0
         while first < plan.steps:
@@ -134,12 +134,12 @@ def windows(plan: Plan, cursor: Cursor, epochs: int) -> Iterator[Window]:
 
 
 def rows_of(plan: Plan, epoch: int, step: int, chunks: range) -> npt.NDArray[np.int64]:
-    """The row numbers of a rank's part of a global batch, chunk after chunk."""
+    """Return the row numbers of a rank's part of a global batch, chunk by chunk."""
     return np.concatenate([plan.chunk(epoch, step, chunk) for chunk in chunks])
 
 
 def read(source: Source, window: Window, chunks: range) -> pa.Table:
-    """The encoded, drawn samples of a window, in the order of its steps, with their `row` numbers."""
+    """Return the encoded, drawn samples of a window, in the order of its steps, with their `row` numbers."""
     rows = np.concatenate(
         [rows_of(source.plan, window.epoch, step, chunks) for step in range(window.first, window.last)]
     )
@@ -153,7 +153,7 @@ def read(source: Source, window: Window, chunks: range) -> pa.Table:
 
 
 def decode(source: Source, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of some rows of what `read` gave.
+    """Return the arrays of some rows of a table that `read` returned.
 
     Raises:
         ValueError: a sample cannot be decoded; the message names it.
@@ -165,35 +165,35 @@ def decode(source: Source, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
 
 
 def _undecodable(source: Source, table: pa.Table, error: Exception) -> str:
-    """Which of some rows cannot be decoded, and why."""
-    for place in range(len(table)):
-        row = table.slice(place, 1)
+    """Return a message that names the first row that cannot be decoded, and why."""
+    for index in range(len(table)):
+        row = table.slice(index, 1)
         try:
             source.samples.decode(row)
-        except (OSError, ValueError) as of_row:
+        except (OSError, ValueError) as cause:
             sample, number = row["id"][0].as_py(), row["row"][0].as_py()
-            return f"{source.dataset.folder}: sample {sample!r} (row {number}) cannot be decoded: {of_row}"
+            return f"{source.dataset.folder}: sample {sample!r} (row {number}) cannot be decoded: {cause}"
     return f"{source.dataset.folder}: some of {len(table)} samples cannot be decoded: {error}"
 
 
 def empty_arrays(source: Source) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of no row at all."""
+    """Return the arrays of zero rows."""
     empty = arrow_schema(source.samples.kind).empty_table().select(list(source.samples.columns))
     rows = pa.array([], pa.int64())
     return decode(source, source.samples.draw(empty, epoch=0).append_column("row", rows))
 
 
 def assemble(source: Source, epoch: int, step: int, chunks: range, arrays: Arrays) -> Step:
-    """A step made of its decoded rows.
+    """Return a step from its decoded rows.
 
     Raises:
-        RuntimeError: the rows are not those that the plan names (so a stream can never train on the wrong ones).
+        RuntimeError: the rows are not the planned ones, so that no stream can train on wrong rows.
     """
     planned = rows_of(source.plan, epoch, step, chunks)
     if not np.array_equal(arrays["row"], planned):
         raise RuntimeError(
-            f"epoch {epoch} step {step}: the plan names rows {planned[:4]}... ({len(planned)}), "
-            f"the stream brought {arrays['row'][:4]}... ({len(arrays['row'])})"
+            f"epoch {epoch} step {step}: expected rows {planned[:4]}... ({len(planned)}), "
+            f"got {arrays['row'][:4]}... ({len(arrays['row'])})"
         )
     parts = []
     start = 0
@@ -205,7 +205,7 @@ def assemble(source: Source, epoch: int, step: int, chunks: range, arrays: Array
 
 
 def stream(source: Source, cursor: Cursor, epochs: int, rank: int = 0, world_size: int = 1) -> Iterator[Step]:
-    """A rank's steps from the cursor to the end of the last epoch, read in this process."""
+    """Yield a rank's steps from the cursor to the end of the last epoch, reading in this process."""
     chunks = source.plan.owned(rank, world_size)
     for window in windows(source.plan, cursor, epochs):
         table = read(source, window, chunks)

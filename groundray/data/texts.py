@@ -1,4 +1,4 @@
-"""Texts as batches for masked language modelling: a line of text, or one of an image's captions, a sample."""
+"""Batches of texts for masked language modelling: each sample is a line of text, or one of an image's captions."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from groundray.data.batches import TextBatch
 
 _MASK, _ACTION, _REPLACEMENT = 5, 6, 7  # keep these draws independent of each other and of others
-IGNORE_INDEX = -100  # the target of a word piece that is not to be predicted (torch's `ignore_index`)
+IGNORE_INDEX = -100  # the target of word pieces that are not predicted (torch's `ignore_index`)
 
 
 @dataclass(frozen=True)
 class TextSamples:
     """Samples of kind `text` or `captions`, with some of their word pieces masked (Devlin et al. 2019).
 
-    Of the word pieces that are drawn 80% become [MASK], 10% a random word piece and 10% stay; the model predicts what
-    stood there. [CLS] and [SEP] are never drawn.
+    Of the selected word pieces 80% become [MASK], 10% a random word piece, and 10% are unchanged; the model predicts
+    the original. [CLS] and [SEP] are never selected.
 
     Attributes:
         kind: `text`, or `captions` (their images are not read).
-        tokenizer: how texts become word pieces.
-        mask_fraction: fraction of the word pieces that are masked.
-        seed: of the masks, and of the draw of captions; None takes each image's first caption and masks the same word
-            pieces at every visit, as validation does.
+        tokenizer: turns texts into word piece ids.
+        mask_fraction: fraction of the word pieces that are selected.
+        seed: seed of the masks and of the draw of captions; None takes each image's first caption and masks the same
+            word pieces at every visit, as validation does.
     """
 
     kind: str
@@ -47,46 +47,46 @@ class TextSamples:
         return ("id", "text" if self.kind == "text" else "captions")
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
-        """`id`, the `text`, and the `mask` of this epoch, a key that (seed, epoch, id) fixes."""
+        """Return `id`, `text` and the epoch's `mask`, a key fixed by (seed, epoch, id)."""
         texts = table["text"] if self.kind == "text" else drawn_captions(table, self.seed, epoch)
         seed = (0, 0) if self.seed is None else (1 + self.seed, epoch)
         keys = [int(hash64(*seed, _MASK, hash_name(sample))) for sample in table["id"].to_pylist()]
         return pa.table({"id": table["id"], "text": texts, "mask": pa.array(keys, pa.uint64())})
 
     def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        """`id`, `tokens` (int32 [sample max_tokens], masked), `length`, and `target` (int32, as `tokens`; IGNORE_INDEX
-        where nothing is to be predicted) of each row."""
+        """Return `id`, `tokens` (int32 [sample max_tokens], masked), `length` and `target` (int32 [sample max_tokens],
+        IGNORE_INDEX where nothing is predicted) of each row."""
         tokens, lengths = self.tokenizer.encode(table["text"].to_pylist())
-        places = np.arange(tokens.shape[1], dtype=np.uint64)
+        positions = np.arange(tokens.shape[1], dtype=np.uint64)
         keys = table["mask"].to_numpy()[:, None]
-        inner = (places > 0) & (places < lengths[:, None].astype(np.uint64) - np.uint64(1))
-        drawn = inner & (_uniform(hash64(keys, places)) < self.mask_fraction)
-        action = _uniform(hash64(keys, _ACTION, places))
-        other = self._words[pick(len(self._words), keys, _REPLACEMENT, places)]
+        inner = (positions > 0) & (positions < lengths[:, None].astype(np.uint64) - np.uint64(1))
+        selected = inner & (_uniform(hash64(keys, positions)) < self.mask_fraction)
+        action = _uniform(hash64(keys, _ACTION, positions))
+        other = self._words[pick(len(self._words), keys, _REPLACEMENT, positions)]
         masked = np.where(action < 0.8, self._mask, np.where(action < 0.9, other, tokens))
         return {
             "id": np.array(table["id"].to_pylist(), dtype=np.str_),
-            "tokens": np.where(drawn, masked, tokens).astype(np.int32),
+            "tokens": np.where(selected, masked, tokens).astype(np.int32),
             "length": lengths,
-            "target": np.where(drawn, tokens, IGNORE_INDEX).astype(np.int32),
+            "target": np.where(selected, tokens, IGNORE_INDEX).astype(np.int32),
         }
 
     def collate(self, arrays: Mapping[str, npt.NDArray[Any]]) -> TextBatch:
-        """The batch of some decoded rows, padded to the longest text among them."""
-        from groundray.data.batches import TextBatch  # brings torch, which decoding processes never load
+        """Return the batch of decoded rows, padded to the longest text."""
+        from groundray.data.batches import TextBatch  # imports torch, which decoding processes do not load
 
         return TextBatch.of(arrays["id"].tolist(), arrays["tokens"], arrays["length"], arrays["target"])
 
     @cached_property
     def _mask(self) -> int:
-        found = self.tokenizer.backend.token_to_id("[MASK]")
-        if found is None:
-            raise ValueError("masked language modelling needs a tokenizer with [MASK]")
-        return found
+        id = self.tokenizer.backend.token_to_id("[MASK]")
+        if id is None:
+            raise ValueError("masked language modelling: expected a tokenizer with [MASK], got one without")
+        return id
 
     @cached_property
     def _words(self) -> npt.NDArray[np.int32]:
-        """The ids of what can stand in a text: everything but special tokens."""
+        """The ids of all word pieces that are not special tokens."""
         tokenizer = self.tokenizer.backend
         special = [id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special]
         return np.setdiff1d(np.arange(tokenizer.get_vocab_size(), dtype=np.int32), special).astype(np.int32)
@@ -95,6 +95,6 @@ class TextSamples:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
-def _uniform(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Numbers from 0 to 1."""
-    return words / 2.0**64
+def _uniform(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """Return numbers from 0 to 1."""
+    return hashes / 2.0**64

@@ -182,16 +182,16 @@ def test_rows_that_are_not_the_planned_ones_are_refused(stage: GroundingStage) -
     window = next(windows(stage.train.plan, Cursor(), 1))
     chunks = range(2)
     arrays = decode(stage.train, read(stage.train, window, chunks).slice(8, 8))
-    with pytest.raises(RuntimeError, match="epoch 0 step 0: the plan names rows"):
+    with pytest.raises(RuntimeError, match="epoch 0 step 0: expected rows"):
         assemble(stage.train, 0, 0, chunks, arrays)
-    with pytest.raises(RuntimeError, match="the stream brought"):
+    with pytest.raises(RuntimeError, match=r"got .* \(0\)"):
         assemble(stage.train, 0, 0, chunks, empty_arrays(stage.train))
 
 
 def test_shards_of_another_kind_or_place_are_refused(world: SmallWorld) -> None:
-    with pytest.raises(ValueError, match=r"expected shards of kind 'text'.*found kind 'captions'"):
+    with pytest.raises(ValueError, match=r"expected shards of kind 'text'.*kind 'captions'"):
         Dataset.open(str(world.shards / "captions" / "train"), "text")
-    with pytest.raises(FileNotFoundError, match=r"found no dataset\.json there: write them with"):
+    with pytest.raises(FileNotFoundError, match=r"no dataset\.json.*groundray\.prepare"):
         Dataset.open(str(world.shards))
 
 

@@ -1,4 +1,4 @@
-"""The COCO captions format: one JSON file with `images` (id, file_name) and `annotations` (id, image_id, caption)."""
+"""COCO captions: a JSON file with `images` (id, file_name) and `annotations` (id, image_id, caption)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from groundray.data.sources.rejected import Rejected
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image of the source with all of its usable captions, in the order of the file."""
+    """An image with all of its usable captions, in the order of the file."""
 
     id: str
     file_names: tuple[str, ...]
@@ -23,34 +23,34 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class Captions:
-    """What a captions file holds: images in the order of their ids, and what of it cannot be used."""
+    """The content of a captions file: images ordered by id, and the items that cannot be used."""
 
     images: tuple[CaptionedImage, ...]
     rejected: tuple[Rejected, ...]
 
 
 def read_captions(file: Path) -> Captions:
-    """The captioned images that a COCO captions file names; no image is opened yet.
+    """Return the captioned images of a COCO captions file. No image is opened.
 
     Raises:
-        ValueError: it is no captions file at all; the message names the place.
+        ValueError: the file is not a captions file.
     """
     images, annotations = _entries(file)
     rejected: list[Rejected] = []
     files: dict[int | str, str] = {}
-    for place, entry in enumerate(images):
+    for number, entry in enumerate(images):
         problem = _image_problem(entry, files)
         if problem:
-            rejected.append(Rejected("image", _id(entry, place), *problem))
+            rejected.append(Rejected("image", _id(entry, number), *problem))
         else:
             files[entry["id"]] = entry["file_name"]
 
     captions: dict[int | str, list[str]] = {key: [] for key in files}
     seen: set[int | str] = set()
-    for place, entry in enumerate(annotations):
+    for number, entry in enumerate(annotations):
         problem = _caption_problem(entry, files, seen)
         if problem:
-            rejected.append(Rejected("caption", _id(entry, place), *problem))
+            rejected.append(Rejected("caption", _id(entry, number), *problem))
         else:
             seen.add(entry["id"])
             captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
@@ -67,12 +67,12 @@ def read_captions(file: Path) -> Captions:
 def _entries(file: Path) -> tuple[list[Any], list[Any]]:
     try:
         content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError also for a number with thousands of digits
         raise ValueError(f"{file} is not JSON: {error}") from None
     lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
-    for key, found in zip(("images", "annotations"), lists, strict=True):
-        if not isinstance(found, list):
-            raise ValueError(f"{file}: expected COCO captions with a list {key!r}, found none")
+    for key, entries in zip(("images", "annotations"), lists, strict=True):
+        if not isinstance(entries, list):
+            raise ValueError(f"{file}: expected COCO captions with a list {key!r}, got none")
     return lists[0] or [], lists[1] or []
 
 
@@ -80,7 +80,7 @@ def _image_problem(entry: Any, files: dict[int | str, str]) -> tuple[str, str] |
     if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not _is_text(entry.get("file_name")):
         return "malformed", f"expected an object with id and file_name, got {_short(entry)}"
     if entry["id"] in files:
-        return "duplicate id", f"the id of {files[entry['id']]!r} stands again at {entry['file_name']!r}"
+        return "duplicate id", f"the id of {files[entry['id']]!r} is repeated at {entry['file_name']!r}"
     return None
 
 
@@ -88,7 +88,7 @@ def _caption_problem(entry: Any, files: dict[int | str, str], seen: set[int | st
     if not isinstance(entry, dict) or not all(_is_id(entry.get(key)) for key in ("id", "image_id")):
         return "malformed", f"expected an object with id, image_id and caption, got {_short(entry)}"
     if entry["id"] in seen:
-        return "duplicate id", f"the id stands again at {_short(entry)}"
+        return "duplicate id", f"the id is repeated at {_short(entry)}"
     if entry["image_id"] not in files:
         return "unknown image", f"no usable image has the id {entry['image_id']!r}"
     caption = entry.get("caption")
@@ -104,13 +104,13 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
-    """Whether it is a text that can be written: half of an emoji, as `\\ud83d` alone, is none."""
+    """Return True for text that can be encoded. A lone surrogate such as `\\ud83d`, half of an emoji, cannot."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _id(entry: Any, place: int) -> str:
-    known = entry.get("id") if isinstance(entry, dict) else None
-    return str(known) if _is_id(known) else f"entry {place}"
+def _id(entry: Any, number: int) -> str:
+    id = entry.get("id") if isinstance(entry, dict) else None
+    return str(id) if _is_id(id) else f"entry {number}"
 
 
 def _short(value: Any) -> str:
@@ -119,6 +119,6 @@ def _short(value: Any) -> str:
 
 
 def rows(images: Iterable[tuple[CaptionedImage, CheckedImage]]) -> Iterator[dict[str, Any]]:
-    """Rows of kind `captions` of images and their checked files."""
+    """Yield rows of kind `captions` from images and their checked files."""
     for image, checked in images:
         yield {**checked.row(image.id), "captions": list(image.captions)}

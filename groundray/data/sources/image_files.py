@@ -1,4 +1,4 @@
-"""Image files of a source: read whole, and decoded once to be sure of them."""
+"""Image files of a source: read, and decoded once to make sure that they can be used."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from PIL import Image, UnidentifiedImageError
 
 from groundray.storage.folder import Folder
 
-MAX_PIXELS = 178_956_970  # PIL's own limit, above which it speaks of a decompression bomb
+MAX_PIXELS = 178_956_970  # PIL's own limit, above which it warns of a decompression bomb
 
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """An image file that can be used: its bytes as they are on disk, and its size in pixels."""
+    """A usable image file: its bytes on disk, and its size in pixels."""
 
     encoded: bytes
     width: int
     height: int
 
     def row(self, id: str) -> dict[str, Any]:
-        """The columns that every kind of data set with images has (`schema.IMAGE`)."""
+        """Return the columns that all kinds of image data sets share (`schema.IMAGE`)."""
         return {"id": id, "image": self.encoded, "width": self.width, "height": self.height}
 
 
 class UnusableImage(Exception):
-    """An image that cannot be used: `reason` is a word for counting, the message is for a person."""
+    """An image cannot be used; `reason` is a short category, the message has the details."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -38,10 +38,10 @@ class UnusableImage(Exception):
 
 
 def check_image(folder: Folder, names: Sequence[str]) -> CheckedImage:
-    """The image file in a folder that has the first of `names` that is there, after it has been decoded in full.
+    """Return the first existing file of `names` in a folder, after decoding it completely.
 
     Raises:
-        UnusableImage: it is outside the folder, missing, empty, not an image, truncated, or far too large.
+        UnusableImage: the file is outside the folder, missing, empty, not an image, truncated, or too large.
     """
     for name in names:
         if (encoded := _read(folder, name)) is not None:
@@ -50,18 +50,18 @@ def check_image(folder: Folder, names: Sequence[str]) -> CheckedImage:
 
 
 def _read(folder: Folder, name: str) -> bytes | None:
-    """The bytes of a file; None where there is none."""
+    """Return the bytes of a file, or None if it does not exist."""
     try:
         path = Path(folder.locate(name))
         if folder.local and not path.resolve().is_relative_to(Path(folder.path).resolve()):
-            raise UnusableImage("outside", f"{name!r} leads out of {folder} by a link")
-        there = not folder.local or path.is_file()
+            raise UnusableImage("outside", f"{name!r} is a link out of {folder}")
+        exists = not folder.local or path.is_file()
     except ValueError as error:
         raise UnusableImage("outside", str(error)) from None
-    except OSError as error:  # too long
-        raise UnusableImage("missing", f"there can be no file {name!r} in {folder}: {error}") from None
+    except OSError as error:  # the name is too long
+        raise UnusableImage("missing", f"a file {name!r} cannot exist in {folder}: {error}") from None
     try:
-        return folder.read_bytes(name) if there else None
+        return folder.read_bytes(name) if exists else None
     except FileNotFoundError:
         return None
 
@@ -69,7 +69,7 @@ def _read(folder: Folder, name: str) -> bytes | None:
 def _decoded(encoded: bytes, path: str) -> CheckedImage:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which does no harm
+            warnings.simplefilter("ignore")  # warnings of unusual metadata, which is harmless
             with Image.open(io.BytesIO(encoded)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnusableImage("too large", f"{path} has {image.width} x {image.height} pixels")
@@ -78,6 +78,8 @@ def _decoded(encoded: bytes, path: str) -> CheckedImage:
     except Image.DecompressionBombError:
         raise UnusableImage("too large", f"{path} has more than {MAX_PIXELS} pixels") from None
     except UnidentifiedImageError:
-        raise UnusableImage("not an image", f"{path} ({len(encoded)} bytes) is no image that PIL knows") from None
+        raise UnusableImage(
+            "not an image", f"{path} ({len(encoded)} bytes) is not an image that PIL can read"
+        ) from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise UnusableImage("truncated", f"{path} cannot be decoded: {error}") from None

@@ -13,7 +13,7 @@ from groundray.data.sources.rejected import Rejected
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image file of a class; `label` is an index of the classes, in the order of the alphabet."""
+    """An image file of a class; `label` is an index of the classes in alphabetical order."""
 
     id: str
     file_names: tuple[str, ...]
@@ -22,7 +22,7 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a folder of class folders holds."""
+    """The content of a folder of class folders."""
 
     images: tuple[LabelledImage, ...]
     classes: tuple[str, ...]
@@ -30,23 +30,23 @@ class Labelled:
 
 
 def read_folder(root: Path, classes: Sequence[str] | None = None) -> Labelled:
-    """The images of the class folders in `root`; no image is opened yet.
+    """Return the images of the class folders in `root`. No image is opened.
 
     Args:
-        classes: those of the training images, for validation images: other classes are rejected.
+        classes: the classes of the training images, for validation images: images of other classes are rejected.
 
     Raises:
-        FileNotFoundError: there is no folder, or no class folder in it.
+        FileNotFoundError: the folder does not exist or has no class folder.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"expected a folder of class folders at {root}, found none")
+        raise FileNotFoundError(f"expected a folder of class folders at {root}, got none")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
-        raise FileNotFoundError(f"expected class folders such as {root / 'dog'}, found none")
+        raise FileNotFoundError(f"expected class folders such as {root / 'dog'}, got none")
     known = tuple(classes) if classes is not None else tuple(path.name for path in folders)
     images: list[LabelledImage] = []
     rejected = [
-        Rejected("file", path.name, "in no class", f"{path} lies beside the class folders")
+        Rejected("file", path.name, "in no class", f"{path} is not in a class folder")
         for path in sorted(root.iterdir())
         if path.is_file() and not path.name.startswith(".")
     ]
@@ -58,11 +58,13 @@ def read_folder(root: Path, classes: Sequence[str] | None = None) -> Labelled:
             if folder.name in known:
                 images.append(LabelledImage(name, (name,), known.index(folder.name)))
             else:
-                rejected.append(Rejected("image", name, "unknown class", f"no training image is of {folder.name!r}"))
+                rejected.append(
+                    Rejected("image", name, "unknown class", f"no training image has the class {folder.name!r}")
+                )
     return Labelled(tuple(images), known, tuple(rejected))
 
 
 def rows(images: Iterable[tuple[LabelledImage, CheckedImage]]) -> Iterator[dict[str, Any]]:
-    """Rows of kind `labelled_images` of images and their checked files."""
+    """Yield rows of kind `labelled_images` from images and their checked files."""
     for image, checked in images:
         yield {**checked.row(image.id), "label": image.label}

@@ -1,4 +1,4 @@
-"""What a source holds that cannot be used: each thing with its reason, none of it lost silently."""
+"""Rejected items: what a source holds that cannot be used, each with its reason. Nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Rejected:
-    """Something of a source that is not in the shards.
+    """An item of a source that is not in the shards.
 
     Attributes:
-        what: `image` or `caption`.
+        what: kind of the item, such as `image` or `caption`.
         id: its id in the source, as text.
-        reason: one of a few words, for counting.
-        detail: what was found, for a person.
+        reason: short category, for counting.
+        detail: what is wrong with it.
     """
 
     what: str
@@ -28,5 +28,5 @@ class Rejected:
 
 
 def tally(rejected: Iterable[Rejected]) -> dict[str, int]:
-    """How many of each kind and reason, such as `image: missing`."""
+    """Return the number of items by kind and reason, such as `image: missing`."""
     return dict(sorted(Counter(f"{item.what}: {item.reason}" for item in rejected).items()))

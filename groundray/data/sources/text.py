@@ -1,4 +1,4 @@
-"""Plain text: a sentence or paragraph a line."""
+"""Plain text files with one sentence or paragraph per line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from groundray.data.sources.rejected import Rejected
 
 
 def read_lines(files: Sequence[Path], rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
-    """Rows of kind `text`, one for each line that says something; what cannot be read is added to `rejected`.
+    """Yield a row of kind `text` for each line that is not blank. Lines that cannot be decoded are added to `rejected`.
 
-    A line's id is `FILE:NUMBER`, counted from 1. Blank lines are no lines. Memory: a line.
+    A line's id is `FILE:NUMBER`, counted from 1. Memory: one line.
     """
     for file in files:
         with file.open("rb") as lines:

@@ -1,7 +1,7 @@
-"""Visual Genome's scene graphs: which objects an image has, what is said of them, and how they are related.
+"""Visual Genome: scene graphs of an image's objects, their attributes and their relations.
 
-Four JSON files, each a list with an entry an image, in the layouts of versions 1.0 (`id`, `name`) and later
-(`image_id`, `object_id`, `names`, `synsets`). The files are read as streams, and what they say is kept as numbers.
+The source is four JSON files, each a list with one entry per image, in the layouts of version 1.0 (`id`, `name`) and of
+later versions (`image_id`, `object_id`, `names`, `synsets`). Files are read as streams and stored as integer columns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import ijson
 from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.rejected import Rejected
 
-NONE = "none"  # what index 0 of predicates and classes stands for
+NONE = "none"  # the name of index 0 of predicates and classes
 By = Literal["synset", "name"]
 
 
@@ -35,15 +35,14 @@ class Files:
 
 @dataclass(frozen=True)
 class Filter:
-    """What is kept.
+    """Which objects and relations are kept.
 
     Attributes:
-        predicates, classes: how many of each, the most frequent ones.
-        max_objects: of an image; those that take part in more kept relations stay first.
-        by: what makes two objects the same class (and two relations the same predicate): their synset, or where there
-            is none their name; or always their name.
-        object_aliases, predicate_aliases: the name that another name is merged into.
-        vocabulary: predicates and classes of other shards, to be used instead of the most frequent ones.
+        predicates, classes: number of each that are kept, the most frequent first.
+        max_objects: maximum number of objects per image; objects in more kept relations have priority.
+        by: what identifies a class or predicate: `synset` (the name where there is none) or `name`.
+        object_aliases, predicate_aliases: by name, the name that it is merged into.
+        vocabulary: predicates and classes of other shards, used instead of the most frequent ones.
     """
 
     predicates: int = 114
@@ -60,11 +59,11 @@ class Graph:
     """An image's kept objects and relations.
 
     Attributes:
-        id: of the image.
-        file_names: where its file may be, in the order of trying.
+        id: id of the image.
+        file_names: paths where its file may be, in the order in which they are tried.
         classes: class of each object, an index of `Graphs.classes`.
         phrases: attribute and name of each object.
-        relations: (subject, predicate, object) with places in `classes`, and an index of `Graphs.predicates`.
+        relations: (subject, predicate, object): indices of the objects, and of `Graphs.predicates`.
     """
 
     id: str
@@ -76,7 +75,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Graphs:
-    """What the files hold: graphs in the order of image ids, vocabularies (index 0 = none), and what is left out."""
+    """The content of the files: graphs ordered by image id, vocabularies (index 0 = none), and what was skipped."""
 
     graphs: tuple[Graph, ...]
     classes: tuple[str, ...]
@@ -86,10 +85,10 @@ class Graphs:
 
 
 def read_graphs(files: Files, keep: Filter | None = None) -> Graphs:
-    """The scene graphs of the files; no image is opened yet.
+    """Return the scene graphs of the files. No image is opened.
 
     Raises:
-        ValueError: a file is no list of JSON objects; the message names file and place.
+        ValueError: a file is not a list of JSON objects; the message has the file and the position.
     """
     keep = keep or Filter()
     rejected: list[Rejected] = []
@@ -105,7 +104,7 @@ def read_graphs(files: Files, keep: Filter | None = None) -> Graphs:
 
 
 def read_aliases(file: Path) -> dict[str, str]:
-    """The aliases of a file with a line of comma-separated names each, of which the first stands for all."""
+    """Return the aliases of a file whose lines are comma-separated names, of which the first replaces the others."""
     aliases: dict[str, str] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         first, *others = [_clean(name) for name in line.split(",")]
@@ -113,8 +112,8 @@ def read_aliases(file: Path) -> dict[str, str]:
     return aliases
 
 
-class _Words:
-    """Texts as numbers, in the order of their first use, and how often each was used."""
+class _Strings:
+    """Strings as numbers in the order of their first use, and the number of uses of each."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
@@ -131,15 +130,15 @@ class _Words:
 
 
 class _Objects:
-    """All objects, as columns; `places` finds an object by its id."""
+    """All objects, as columns; `rows` maps an object's id to its row."""
 
     def __init__(self) -> None:
-        self.classes, self.names, self.attributes = _Words(), _Words(), _Words()
+        self.classes, self.names, self.attributes = _Strings(), _Strings(), _Strings()
         self.image, self.klass, self.name, self.attribute = array("q"), array("i"), array("i"), array("i")
-        self.places: dict[int, int] = {}
+        self.rows: dict[int, int] = {}
 
     def add(self, id: int, image: int, klass: str, name: str) -> None:
-        self.places[id] = len(self.image)
+        self.rows[id] = len(self.image)
         self.image.append(image)
         self.klass.append(self.classes.add(klass))
         self.name.append(self.names.add(name))
@@ -147,10 +146,10 @@ class _Objects:
 
 
 class _Relations:
-    """All relations between known objects, as columns; subject and object are places in `_Objects`."""
+    """All relations between known objects, as columns; subject and object are rows of `_Objects`."""
 
     def __init__(self) -> None:
-        self.predicates = _Words()
+        self.predicates = _Strings()
         self.subject, self.predicate, self.object = array("q"), array("i"), array("q")
 
     def add(self, subject: int, predicate: str, object: int) -> None:
@@ -160,31 +159,33 @@ class _Relations:
 
 
 def _entries(file: Path) -> Iterator[Any]:
-    """The entries of a JSON list, one after the other."""
+    """Yield the entries of a JSON list."""
     with file.open("rb") as stream:
         first = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         if first != b"[":
-            raise ValueError(f"{file}: expected a JSON list with an entry an image, found {first!r} at its start")
+            raise ValueError(f"{file}: expected a JSON list with one entry per image, got {first!r} at its start")
         stream.seek(0)
-        place = 0
+        count = 0
         try:
             for entry in ijson.items(stream, "item", use_float=True):
-                place += 1
+                count += 1
                 yield entry
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            said = str(error).strip().splitlines()[0]
-            raise ValueError(f"{file} is not JSON after {place} entries, before byte {stream.tell()}: {said}") from None
+            cause = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{file} is not JSON after {count} entries, before byte {stream.tell()}: {cause}"
+            ) from None
 
 
 def _read_images(file: Path, rejected: list[Rejected]) -> dict[int, tuple[str, ...]]:
-    """Where the file of each image may be."""
+    """Return the paths where each image's file may be, by id."""
     images: dict[int, tuple[str, ...]] = {}
-    for place, entry in enumerate(_entries(file)):
+    for number, entry in enumerate(_entries(file)):
         id = _id(entry, "image_id")
         if id is None:
-            rejected.append(Rejected("image", f"entry {place}", "malformed", f"expected an image_id: {_short(entry)}"))
+            rejected.append(Rejected("image", f"entry {number}", "malformed", f"expected an image_id: {_short(entry)}"))
         elif id in images:
-            rejected.append(Rejected("image", str(id), "duplicate id", f"the id stands again in entry {place}"))
+            rejected.append(Rejected("image", str(id), "duplicate id", f"the id is repeated in entry {number}"))
         else:
             url = entry.get("url")
             parts = str(url or "").split("?")[0].rstrip("/").split("/")[-2:]
@@ -193,77 +194,80 @@ def _read_images(file: Path, rejected: list[Rejected]) -> dict[int, tuple[str, .
 
 
 def _read_objects(file: Path, images: Mapping[int, Any], keep: Filter, rejected: list[Rejected]) -> _Objects:
-    found = _Objects()
+    objects = _Objects()
     for image, item in _items(file, "objects", "object", rejected):
         id = _id(item, "object_id")
         name = _name(item)
         if id is None:
             rejected.append(Rejected("object", f"of image {image}", "malformed", f"expected an id: {_short(item)}"))
-        elif id in found.places:
-            rejected.append(Rejected("object", str(id), "duplicate id", f"the id stands again in image {image}"))
+        elif id in objects.rows:
+            rejected.append(Rejected("object", str(id), "duplicate id", f"the id is repeated in image {image}"))
         elif image not in images:
             rejected.append(Rejected("object", str(id), "unknown image", f"no image data of image {image}"))
         elif not name:
             rejected.append(Rejected("object", str(id), "no name", f"expected a name: {_short(item)}"))
         else:
             name = keep.object_aliases.get(name, name)
-            found.add(id, image, _synset(item, keep.by) or name, name)
-    return found
+            objects.add(id, image, _synset(item, keep.by) or name, name)
+    return objects
 
 
 def _read_attributes(file: Path, objects: _Objects) -> None:
-    """Note the first attribute of each object that is known."""
+    """Set the first attribute of each known object."""
     for _, item in _items(file, "attributes", "object", []):
         id = _id(item, "object_id")
-        said = item.get("attributes") if isinstance(item, dict) else None
-        texts = [_clean(text) for text in said if isinstance(text, str)] if isinstance(said, list) else []
-        place = objects.places.get(id) if id is not None else None
-        if place is not None and objects.attribute[place] < 0 and any(texts):
-            objects.attribute[place] = objects.attributes.add(next(filter(None, texts)))
+        listed = item.get("attributes") if isinstance(item, dict) else None
+        texts = [_clean(text) for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
+        row = objects.rows.get(id) if id is not None else None
+        if row is not None and objects.attribute[row] < 0 and any(texts):
+            objects.attribute[row] = objects.attributes.add(next(filter(None, texts)))
 
 
 def _read_relations(file: Path, objects: _Objects, keep: Filter, rejected: list[Rejected]) -> _Relations:
-    found = _Relations()
+    relations = _Relations()
     for image, item in _items(file, "relationships", "relation", rejected):
-        known = isinstance(item, dict)
-        shown = str((_id(item, "relationship_id") if known else None) or f"of image {image}")
-        ends = [_id(item.get(end), "object_id") for end in ("subject", "object")] if known else [None, None]
-        predicate = _clean(item.get("predicate")) if known else ""
+        is_object = isinstance(item, dict)
+        label = str((_id(item, "relationship_id") if is_object else None) or f"of image {image}")
+        ends = [_id(item.get(end), "object_id") for end in ("subject", "object")] if is_object else [None, None]
+        predicate = _clean(item.get("predicate")) if is_object else ""
         if None in ends or not predicate:
             detail = f"expected subject, predicate and object: {_short(item)}"
-            rejected.append(Rejected("relation", shown, "malformed", detail))
+            rejected.append(Rejected("relation", label, "malformed", detail))
             continue
-        places = [objects.places.get(end) for end in ends if end is not None]
-        if None in places or any(objects.image[place] != image for place in places if place is not None):
-            rejected.append(Rejected("relation", shown, "unknown object", f"image {image} has not both of {ends}"))
-        elif places[0] == places[1]:
-            rejected.append(Rejected("relation", shown, "with itself", f"object {ends[0]} {predicate} itself"))
+        rows = [objects.rows.get(end) for end in ends if end is not None]
+        if None in rows or any(objects.image[row] != image for row in rows if row is not None):
+            rejected.append(
+                Rejected("relation", label, "unknown object", f"image {image} lacks one of the objects {ends}")
+            )
+        elif rows[0] == rows[1]:
+            rejected.append(
+                Rejected("relation", label, "with itself", f"object {ends[0]} is related to itself: {predicate}")
+            )
         else:
             predicate = keep.predicate_aliases.get(predicate, predicate)
-            found.add(places[0] or 0, _synset(item, keep.by) or predicate, places[1] or 0)
-    return found
+            relations.add(rows[0] or 0, _synset(item, keep.by) or predicate, rows[1] or 0)
+    return relations
 
 
 def _items(file: Path, key: str, what: str, rejected: list[Rejected]) -> Iterator[tuple[int, Any]]:
-    """(image id, item) of every item in every image's list."""
-    for place, entry in enumerate(_entries(file)):
+    """Yield (image id, item) for every item of every image's list `key`."""
+    for number, entry in enumerate(_entries(file)):
         image = _id(entry, "image_id")
         items = entry.get(key) if isinstance(entry, dict) else None
         if image is None or not isinstance(items, list):
             detail = f"expected an object with image_id and a list {key!r}: {_short(entry)}"
-            rejected.append(Rejected(what, f"entry {place}", "malformed", detail))
+            rejected.append(Rejected(what, f"entry {number}", "malformed", detail))
             continue
         for item in items:
             yield image, item
 
 
-def _vocabulary(words: _Words, most: int, given: Sequence[str] | None) -> dict[str, int]:
-    """The index of each kept word: of the given ones, or of the most frequent (ties in the order of the alphabet)."""
+def _vocabulary(strings: _Strings, max_size: int, given: Sequence[str] | None) -> dict[str, int]:
+    """Return the index of each kept string: the given ones, or the most frequent (ties in alphabetical order)."""
     if given is not None:
-        return {word: index for index, word in enumerate(given)}
-    texts = words.texts
-    ranked = sorted(texts, key=lambda text: (-words.counts[words.numbers[text]], text))
-    return {word: index for index, word in enumerate([NONE, *ranked[:most]])}
+        return {text: index for index, text in enumerate(given)}
+    ranked = sorted(strings.texts, key=lambda text: (-strings.counts[strings.numbers[text]], text))
+    return {text: index for index, text in enumerate([NONE, *ranked[:max_size]])}
 
 
 def _graphs(
@@ -276,20 +280,20 @@ def _graphs(
     skipped: Counter[str],
     rejected: list[Rejected],
 ) -> Iterator[Graph]:
-    """The graph of each image that has a kept object; what is left out is counted."""
+    """Yield the graph of each image that has a kept object. What is skipped is counted."""
     class_of = [classes.get(text, 0) for text in objects.classes.texts]
     predicate_of = [predicates.get(text, 0) for text in relations.predicates.texts]
     names, attributes = objects.names.texts, objects.attributes.texts
 
     of_image: dict[int, list[int]] = {}
-    for place, image in enumerate(objects.image):
-        if class_of[objects.klass[place]]:
-            of_image.setdefault(image, []).append(place)
+    for row, image in enumerate(objects.image):
+        if class_of[objects.klass[row]]:
+            of_image.setdefault(image, []).append(row)
         else:
             skipped["objects of other classes"] += 1
     related: dict[int, dict[tuple[int, int, int], None]] = {}
-    for place, subject in enumerate(relations.subject):
-        triplet = (subject, predicate_of[relations.predicate[place]], relations.object[place])
+    for row, subject in enumerate(relations.subject):
+        triplet = (subject, predicate_of[relations.predicate[row]], relations.object[row])
         if not triplet[1]:
             skipped["relations of other predicates"] += 1
         elif not all(class_of[objects.klass[end]] for end in (triplet[0], triplet[2])):
@@ -300,51 +304,51 @@ def _graphs(
             related[objects.image[subject]][triplet] = None
 
     for image in sorted(images):
-        places = of_image.get(image, [])
-        if not places:
+        rows = of_image.get(image, [])
+        if not rows:
             rejected.append(Rejected("image", str(image), "no object", "none of its objects is of a kept class"))
             continue
         triplets = related.get(image, {})
-        taking_part = Counter(end for subject, _, object in triplets for end in (subject, object))
-        kept = sorted(sorted(places, key=lambda place: -taking_part[place])[: keep.max_objects])
-        index = {place: i for i, place in enumerate(kept)}
+        relation_count = Counter(end for subject, _, object in triplets for end in (subject, object))
+        kept = sorted(sorted(rows, key=lambda row: -relation_count[row])[: keep.max_objects])
+        index = {row: i for i, row in enumerate(kept)}
         inside = tuple((index[s], p, index[o]) for s, p, o in triplets if s in index and o in index)
-        skipped["objects beyond the most an image may have"] += len(places) - len(kept)
+        skipped["objects beyond the most an image may have"] += len(rows) - len(kept)
         skipped["relations of dropped objects"] += len(triplets) - len(inside)
         yield Graph(
             id=str(image),
             file_names=images[image],
-            classes=tuple(class_of[objects.klass[place]] for place in kept),
+            classes=tuple(class_of[objects.klass[row]] for row in kept),
             phrases=tuple(
-                f"{attributes[objects.attribute[place]]} {names[objects.name[place]]}"
-                if objects.attribute[place] >= 0
-                else names[objects.name[place]]
-                for place in kept
+                f"{attributes[objects.attribute[row]]} {names[objects.name[row]]}"
+                if objects.attribute[row] >= 0
+                else names[objects.name[row]]
+                for row in kept
             ),
             relations=inside,
         )
 
 
 def _id(entry: Any, key: str) -> int | None:
-    """An entry's id, under its name of version 1.0 or of later ones."""
+    """Return an entry's id, stored as `id` in version 1.0 and as `key` in later versions."""
     value = entry.get(key, entry.get("id")) if isinstance(entry, dict) else None
-    if isinstance(value, str) and value.isdecimal() and len(value) < 19:  # as many as 64 bits hold
+    if isinstance(value, str) and value.isdecimal() and len(value) < 19:  # fits into 64 bits
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _name(item: Any) -> str:
-    """An object's first name, from `names` or `name`."""
+    """Return an object's first name, from `names` or `name`."""
     if not isinstance(item, dict):
         return ""
-    said = item.get("names", item.get("name"))
-    return next(filter(None, map(_clean, said if isinstance(said, list) else [said])), "")
+    names = item.get("names", item.get("name"))
+    return next(filter(None, map(_clean, names if isinstance(names, list) else [names])), "")
 
 
 def _synset(item: Mapping[str, Any], by: By) -> str:
-    """The first synset, where that is what counts."""
-    said = item.get("synsets") if by == "synset" else None
-    return next(filter(None, map(_clean, said)), "") if isinstance(said, list) else ""
+    """Return the first synset; empty if there is none or names are used."""
+    synsets = item.get("synsets") if by == "synset" else None
+    return next(filter(None, map(_clean, synsets)), "") if isinstance(synsets, list) else ""
 
 
 def _clean(text: Any) -> str:
@@ -357,7 +361,7 @@ def _short(value: Any) -> str:
 
 
 def rows(graphs: Iterable[tuple[Graph, CheckedImage]]) -> Iterator[dict[str, Any]]:
-    """Rows of kind `scene_graphs` of graphs and their checked image files."""
+    """Yield rows of kind `scene_graphs` from graphs and their checked image files."""
     for graph, checked in graphs:
         yield {
             **checked.row(graph.id),
