@@ -125,7 +125,7 @@ def test_spans_cut_the_rows_without_gap(rows: int, parts: int) -> None:
     [
         ((5,), 3, 2, "multiple of 2 chunks"),
         ((), 2, 1, "empty data set"),
-        ((3,), 4, 1, "the data set has 3: use a smaller batch_size"),
+        ((3,), 4, 1, "got a data set of 3"),
     ],
 )
 def test_an_impossible_plan_is_refused(groups: tuple[int, ...], batch_size: int, parts: int, message: str) -> None:
