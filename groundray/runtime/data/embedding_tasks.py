@@ -1,7 +1,7 @@
-"""The vectors of a large vocabulary, made by an actor pool of the whole cluster.
+"""Embeds a large vocabulary with an actor pool on the whole cluster.
 
-The batches are those of `analysis.embedding.Embedder.embed`, so the vectors are the same but for the order in which
-another number of threads adds up.
+The batches are those of `Embedder.embed`. The vectors are the same up to rounding: another number of threads adds up in
+another order.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from groundray.runtime.data.ray_stream import quiet_context
 
 
 class EmbeddingActor:
-    """Embeds batches: an actor with a model of its own, on a GPU where it has one."""
+    """An actor that embeds batches with its own copy of the model, on a GPU if it has one."""
 
-    def __init__(self, work: Any):
-        embedder, self._batches = ray.get(work)
+    def __init__(self, embedder_and_batches: Any):
+        embedder, self._batches = ray.get(embedder_and_batches)
         self._embedder: Embedder = embedder.to("cuda" if ray.get_gpu_ids() else "cpu")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        # as bytes: batches differ in length, and Ray Data would look for a common shape
+        # bytes, because batches differ in length and Ray Data would look for a common shape
         return {"vectors": self._embedder.encode(self._batches[row["batch"]]).tobytes()}
 
 
@@ -36,37 +36,37 @@ def embed(
     progress: Callable[[int, int], None] = lambda done, of: None,
     use_gpu: bool = False,
 ) -> Vectors:
-    """The vector of each text, on the Ray cluster that this process is connected to.
+    """Return the vector of each text, computed on the connected Ray cluster.
 
     Args:
-        progress: hears after each batch how many word pieces of how many are done.
-        use_gpu: an actor a GPU of the cluster; else an actor a CPU.
+        progress: called after each batch with the number of word pieces that are done, and of all.
+        use_gpu: one actor for each GPU of the cluster, instead of one for each CPU.
 
     Raises:
-        ValueError: as `Embedder.embed`; or the cluster has no GPU.
+        ValueError: see `Embedder.embed`; or the cluster has no GPU.
     """
     batches = embedder.batches(texts)
-    has = ray.cluster_resources()
-    room = int(has.get("GPU" if use_gpu else "CPU", 0))
-    if not room:
-        raise ValueError(f"expected a cluster with a {'GPU' if use_gpu else 'CPU'} to embed on, got {has}")
+    available = ray.cluster_resources()
+    actors = int(available.get("GPU" if use_gpu else "CPU", 0))
+    if not actors:
+        raise ValueError(f"expected a cluster with a {'GPU' if use_gpu else 'CPU'} to embed on, got {available}")
     total, done = sum(batch.tokens.size for batch in batches), 0
     context = quiet_context()
     context.execution_options.preserve_order = True
     with ray.data.DataContext.current(context):
-        made = ray.data.from_items(
-            [{"batch": place} for place in range(len(batches))], override_num_blocks=len(batches)
+        rows = ray.data.from_items(
+            [{"batch": number} for number in range(len(batches))], override_num_blocks=len(batches)
         ).map(
             cast(Any, EmbeddingActor),
             fn_constructor_args=(ray.put((embedder, batches)),),
-            compute=ActorPoolStrategy(size=min(room, len(batches))),
+            compute=ActorPoolStrategy(size=min(actors, len(batches))),
             num_cpus=0 if use_gpu else 1,
             num_gpus=1 if use_gpu else None,
         )
 
         def encoded() -> Any:
             nonlocal done
-            for batch, row in zip(batches, made.iter_rows(), strict=True):
+            for batch, row in zip(batches, rows.iter_rows(), strict=True):
                 yield np.frombuffer(row["vectors"], dtype=np.float32).reshape(len(batch.texts), -1)
                 done += batch.tokens.size
                 progress(done, total)

@@ -1,4 +1,4 @@
-"""Reading and checking a source's images on the cluster's CPUs."""
+"""Reads and checks the images of a source on the cluster's CPUs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import ray
 from ray.data import DataContext
 
 from groundray.data.sources.image_files import CheckedImage, UnusableImage, check_image
+from groundray.runtime.data.ray_stream import quiet_context
 from groundray.storage.folder import Folder
 
-IMAGES_A_TASK = 64
-CHECKED = pa.schema(
+IMAGES_PER_TASK = 64
+SCHEMA = pa.schema(
     [
         ("image", pa.binary()),
         ("width", pa.int32()),
@@ -27,37 +28,37 @@ CHECKED = pa.schema(
 
 @dataclass(frozen=True)
 class CheckImages:
-    """Reads and decodes the images of a folder that a block names."""
+    """Reads and decodes the images of a folder whose names are in a block."""
 
     folder: Folder
 
     def __call__(self, names: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self.check(some) for some in names["names"].to_pylist()], schema=CHECKED)
+        return pa.Table.from_pylist([self.check(file_names) for file_names in names["names"].to_pylist()], schema=SCHEMA)
 
-    def check(self, names: Sequence[str]) -> dict[str, object]:
+    def check(self, file_names: Sequence[str]) -> dict[str, object]:
         try:
-            found = check_image(self.folder, names)
-        except UnusableImage as problem:
-            return {"reason": problem.reason, "detail": str(problem)}
-        return {"image": found.encoded, "width": found.width, "height": found.height}
+            image = check_image(self.folder, file_names)
+        except UnusableImage as error:
+            return {"reason": error.reason, "detail": str(error)}
+        return {"image": image.encoded, "width": image.width, "height": image.height}
 
 
 def check_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[CheckedImage | UnusableImage]:
-    """Each image of a folder, in the order of `names`: its bytes, or why it cannot be used.
+    """Yield each image of a folder in the order of `names`, or the reason why it cannot be used.
 
-    Each entry of `names` holds the names that an image's file may have.
-    The images pass through one block at a time, never all at once.
+    One block of images is in memory at a time.
+
+    Args:
+        names: for each image, the names that its file may have.
     """
     if not names:
         return
-    context = DataContext.get_current().copy()
+    context = quiet_context()
     context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     with DataContext.current(context):
-        blocks = -(-len(names) // IMAGES_A_TASK)
+        blocks = -(-len(names) // IMAGES_PER_TASK)
         dataset = ray.data.from_items(
-            [{"names": list(some)} for some in names], override_num_blocks=blocks
+            [{"names": list(file_names)} for file_names in names], override_num_blocks=blocks
         ).map_batches(CheckImages(folder), batch_size=None, batch_format="pyarrow")
         tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         for table in tables:

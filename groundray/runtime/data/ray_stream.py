@@ -1,8 +1,8 @@
-"""The same stream as `data.stream.stream`, with Ray Data reading and decoding on the cluster's CPUs.
+"""Yields the same steps as `data.stream.stream`; Ray Data reads and decodes on the cluster's CPUs.
 
-Each rank makes a dataset of its own from the plan: its items are windows of steps, one task reads a window's row
-groups, others decode what that task brings, and blocks keep their order. So a rank reads what it uses and no more,
-and where it goes on follows from the cursor, not from what another rank has consumed.
+Each rank builds its own dataset from the plan. Its items are windows of steps: one task reads the row groups of a
+window, other tasks decode its rows, and blocks keep their order. A rank reads only what it uses, and resumes at the
+cursor, independent of what other ranks have consumed.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from groundray.data.stream import Source, Step, Window, assemble, decode, empty_
 from groundray.runtime import compat
 from groundray.runtime.train.resources import DataCpuBudget
 
-# A block is what one decoding task takes and what a rank receives at a time: small enough that the first batch
-# comes soon and that ranks stay within their memory, large enough that the time to the next task is lost in it. That is
-# up to 0.1 s, for which Ray Data (2.60) waits for all tasks that are under way. Photos of 640 x 480 on two CPUs:
-# 510 samples/s, and the first batch after 2.8 s; in blocks of 4 MB 330, after 1.9 s; in 32 MB 480, after 3.2 s.
+# A block is the input of one decoding task and the unit in which a rank receives rows. Small blocks bring the first
+# batch soon and keep memory low; large blocks hide the pause before the next task, up to 0.1 s, in which Ray Data (2.60)
+# waits for all running tasks. Photos of 640 x 480 on two CPUs, samples/s and seconds to the first batch: 16 MB 510 and
+# 2.8, 4 MB 330 and 1.9, 32 MB 480 and 3.2.
 BLOCK_BYTES = 16 * 2**20
-REST_SECONDS = 0.05
-CPUS_A_READER = 4  # decoding CPUs that one reading task keeps busy
-VALIDATING = 1 / 16  # of a rank's CPUs, which training leaves free
+PAUSE_SECONDS = 0.05
+CPUS_PER_READER = 4  # decoding CPUs that one reading task keeps busy
+VALIDATION_FRACTION = 1 / 16  # of a rank's CPUs, which training leaves free
 
 
 class SchedulingPause(compat.ExecutionCallback):
-    """Keeps the steps of Ray Data's scheduling loop apart, where the loop has not waited for a task itself.
+    """Keeps the iterations of Ray Data's scheduling loop `PAUSE_SECONDS` apart.
 
-    The loop runs on a thread of the training worker, and where everything is read ahead and nothing is under way it
-    spins (Ray 2.60): measured, it held the interpreter 80% of the time and halved a worker's samples a second.
+    The loop runs in a thread of the training worker. When no task is running it spins without waiting (Ray 2.60):
+    measured, it held the interpreter 80% of the time and halved a worker's samples a second.
     """
 
     def __init__(self) -> None:
         self._last = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(max(0.0, self._last + REST_SECONDS - time.monotonic()))
+        time.sleep(max(0.0, self._last + PAUSE_SECONDS - time.monotonic()))
         self._last = time.monotonic()
 
 
 @dataclass(frozen=True)
 class ReadWindows:
-    """Reads windows: a task of its own for each, which yields the rows of one step after the other."""
+    """Reads windows, each in its own task, which yields a table a step."""
 
     source: Source
     chunks: range
@@ -67,7 +67,7 @@ class ReadWindows:
 
 @dataclass(frozen=True)
 class DecodeRows:
-    """Decodes the rows of a block."""
+    """Decodes the rows of a block into arrays."""
 
     source: Source
 
@@ -84,35 +84,35 @@ def stream(
     cpu_budget: DataCpuBudget,
     prefetch: int,
 ) -> Iterator[Step]:
-    """A rank's steps from the cursor to the end of the last epoch.
+    """Yield a rank's steps from the cursor to the end of the last epoch.
 
     Args:
-        cpu_budget: the CPUs that this rank's reading and decoding may take.
-        prefetch: batches that wait ready.
+        cpu_budget: the CPUs for this rank's reading and decoding.
+        prefetch: number of batches that are fetched ahead.
     """
     chunks = source.plan.owned(rank, world_size)
     ahead = list(windows(source.plan, cursor, epochs))
     if not ahead:
         return
     items = [vars(window) for window in ahead]
-    wanted = task_sizes(cpu_budget, trains=source.plan.shuffle)
-    with DataContext.current(_context(wanted.cpus)):
+    sizes = task_sizes(cpu_budget, training=source.plan.shuffle)
+    with DataContext.current(_context(sizes.cpus)):
         dataset = (
             ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(
                 ReadWindows(source, chunks),
                 batch_size=1,
                 batch_format="pyarrow",
-                num_cpus=wanted.reading,
-                # else Ray Data keeps a quarter of the CPUs for tasks that read, and decoding goes without
-                compute=TaskPoolStrategy(size=wanted.readers),
+                num_cpus=sizes.reading,
+                # without a pool, Ray Data would reserve a quarter of the CPUs for these tasks, and decoding would lack them
+                compute=TaskPoolStrategy(size=sizes.readers),
             )
             .map_batches(
                 DecodeRows(source),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=wanted.decoding,
-                compute=TaskPoolStrategy(size=wanted.decoders),
+                num_cpus=sizes.decoding,
+                compute=TaskPoolStrategy(size=sizes.decoders),
             )
         )
         rows = len(chunks) * source.plan.batch_size // source.plan.chunks
@@ -128,8 +128,15 @@ def stream(
 
 
 class TaskSizes(NamedTuple):
-    """What a stream takes of a rank's CPUs: at most so many, in tasks that read and tasks that decode. There are no
-    more `decoders` at a time than that; without a number, as many as the CPUs hold."""
+    """How a stream divides a rank's CPUs between tasks that read and tasks that decode.
+
+    Attributes:
+        cpus: limit for all tasks together.
+        readers: number of concurrent reading tasks.
+        reading: CPUs of a reading task.
+        decoders: maximum number of concurrent decoding tasks; None for as many as fit.
+        decoding: CPUs of a decoding task.
+    """
 
     cpus: float
     readers: int
@@ -138,29 +145,29 @@ class TaskSizes(NamedTuple):
     decoding: float
 
 
-def task_sizes(cpu_budget: DataCpuBudget, trains: bool = True) -> TaskSizes:
-    """The tasks of a rank's stream.
+def task_sizes(cpu_budget: DataCpuBudget, training: bool = True) -> TaskSizes:
+    """Return the task sizes of a rank's stream. They are chosen so that no task waits forever for CPUs.
 
-    Of training, as many decode as there are whole CPUs beside those that read, which last as long as their windows. One
-    fits on the node with most room even where all ranks' reading happens there: else it might wait for ever.
+    In training there is a decoding task for each whole CPU beside those of the readers, which run as long as their
+    windows. A decoding task fits on the node with most free CPUs even if the readers of all ranks run there.
 
-    A validation begins while the stream of training is open and nobody takes what it brings. As soon as Ray Data's part
-    of the object store is full, that stream stands still with its CPUs in hand, so that a validation that needed one of
-    them would wait for ever. Its tasks, as many, take next to none, which training leaves free.
+    A validation starts while the training stream is open and not consumed. Once Ray Data's part of the object store is
+    full, that stream blocks and keeps its CPUs. So validation tasks use only `VALIDATION_FRACTION` of the CPUs, which
+    training leaves free.
     """
-    readers, decoders = max(1, int(cpu_budget.cpus) // CPUS_A_READER), max(1, int(cpu_budget.cpus))
-    if not trains:
-        cpus = VALIDATING * min(cpu_budget.cpus, cpu_budget.largest / cpu_budget.ranks)
+    readers, decoders = max(1, int(cpu_budget.cpus) // CPUS_PER_READER), max(1, int(cpu_budget.cpus))
+    if not training:
+        cpus = VALIDATION_FRACTION * min(cpu_budget.cpus, cpu_budget.largest / cpu_budget.ranks)
         each = cpus / (readers + decoders)
         return TaskSizes(cpus, readers, each, decoders, each)
-    cpus, largest = (1 - VALIDATING) * cpu_budget.cpus, (1 - VALIDATING) * cpu_budget.largest
+    cpus, largest = (1 - VALIDATION_FRACTION) * cpu_budget.cpus, (1 - VALIDATION_FRACTION) * cpu_budget.largest
     reading = min(0.25, cpus / 4, largest / (2 * cpu_budget.ranks * readers))
     beside = largest - cpu_budget.ranks * readers * reading
     return TaskSizes(cpus, readers, reading, None, min(1.0, beside, (cpus - readers * reading) / decoders))
 
 
 def _context(cpus: float) -> DataContext:
-    """Ray Data's settings for one rank: ordered, quiet, and within its share of the CPUs."""
+    """Return Ray Data's settings for one rank: ordered blocks, no output, and a limit on CPUs."""
     context = quiet_context()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
@@ -170,9 +177,9 @@ def _context(cpus: float) -> DataContext:
 
 
 def quiet_context() -> DataContext:
-    """Ray Data's settings, without its own progress bars."""
+    """Return Ray Data's settings without progress bars and log lines."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else all that is told of an error is that there was one
+    context.raise_original_map_exception = True  # without it the original error is not in the message
     return context

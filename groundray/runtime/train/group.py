@@ -1,4 +1,4 @@
-"""How a group of workers begins and ends, where what Ray does is not enough (Ray 2.60)."""
+"""Fixes to how Ray Train (2.60) starts and ends a group of workers."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ from ray.train.torch import TorchConfig
 from groundray.runtime import compat
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
-SIOCGIFADDR = 0x8915  # Linux: the address of an interface
-NAME_BYTES, ADDRESS_AT = 16, 20  # in what it takes and gives
+SIOCGIFADDR = 0x8915  # Linux: get the address of an interface
+NAME_BYTES, ADDRESS_OFFSET = 16, 20  # in the request's `struct ifreq`
 
 
 class PartialGroupCleanup(compat.WorkerGroupCallback, compat.ControllerCallback):
-    """Takes apart a group of workers that has failed before it was complete. Ray forgets it and the places that it
-    holds: where the cluster has no others, the next one would wait for them for ever. To be the first of callbacks."""
+    """Shuts down a group of workers that failed before it was complete. Ray forgets such a group, whose placement group
+    then keeps its resources: on a cluster without others, the next attempt would wait for them forever.
+
+    Must be the first of the callbacks.
+    """
 
     def __init__(self) -> None:
-        self._beginning: Any = None
+        self._starting: Any = None
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        self._beginning = worker_group  # there are workers now; the process group is yet to come
+        self._starting = worker_group  # the workers exist; torch's process group does not yet
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        self._beginning = None
+        self._starting = None
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
-        left, self._beginning = self._beginning, None
-        if left is not None:
-            left.shutdown()
+        partial, self._starting = self._starting, None
+        if partial is not None:
+            partial.shutdown()
 
 
 class NodeTorchConfig(TorchConfig):
-    """Torch's process group of the workers."""
+    """A `TorchConfig` whose workers use the network interface of their node's address."""
 
     @property
     def backend_cls(self) -> type[compat.TorchBackend]:
@@ -53,16 +56,16 @@ class _Backend(compat.TorchBackend):
         super().on_start(worker_group, backend_config)
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        # of all the ways in which a worker may have died, this is the one that Ray takes for an error of the run
+        # the only kind of worker death that Ray reports as an error of the shutdown
         with contextlib.suppress(OutOfMemoryError):
             super().on_shutdown(worker_group, backend_config)
 
 
 def set_gloo_interface() -> None:
-    """Have gloo use the interface by which Ray knows this machine, unless told otherwise.
+    """Make gloo use the interface with this node's address in Ray, unless `GLOO_SOCKET_IFNAME` is set.
 
-    It would ask what the machine's own name means, which on many is the loopback (Debian writes 127.0.1.1), and others
-    would look for this worker on themselves.
+    By default gloo resolves the machine's host name, which on many machines is a loopback address (127.0.1.1 on Debian):
+    other workers would then look for this one on their own machines.
     """
     interface = interface_of(ray.util.get_node_ip_address())
     if interface and interface != "lo":
@@ -70,12 +73,12 @@ def set_gloo_interface() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface of this machine that has an IPv4 address; None where that cannot be told."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    """Return the network interface of this machine with an IPv4 address, or None if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[: NAME_BYTES - 1])
-            with contextlib.suppress(OSError):  # it has none
-                answer = fcntl.ioctl(asked.fileno(), SIOCGIFADDR, request)
-                if socket.inet_ntoa(answer[ADDRESS_AT : ADDRESS_AT + 4]) == address:
+            with contextlib.suppress(OSError):  # an interface without an IPv4 address
+                answer = fcntl.ioctl(connection.fileno(), SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[ADDRESS_OFFSET : ADDRESS_OFFSET + 4]) == address:
                     return name
     return None

@@ -25,7 +25,7 @@ from groundray.runtime.data.feature_tasks import make_features
 from groundray.runtime.train.failure_policy import describe
 from groundray.runtime.train.group import NodeTorchConfig
 from groundray.runtime.train.ray_worker import FLUSH_SECONDS, Mailbox, RayWorker
-from groundray.runtime.train.resources import DataCpuBudget, min_bundles, nodes, resources, wait_until
+from groundray.runtime.train.resources import DataCpuBudget, min_bundles, cluster_resources, node_cpus, wait_until
 from groundray.runtime.train.trainer import Trainer
 from groundray.storage.folder import Folder
 from groundray.training import allocator, progression
@@ -64,7 +64,7 @@ def fit(
         return _fit_in_process(settings, observe, notice)
     with cluster.connect(verbose=verbose):
         wait_until(
-            lambda: resources(settings, share).check(),
+            lambda: cluster_resources(settings, share).check(),
             min_bundles(settings),
             settings.scaling.wait_minutes,
             lambda text: observe(Notice(text)),
@@ -161,7 +161,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
     rank, world_size = context.get_world_rank(), context.get_world_size()
     here = ray.get_runtime_context().get_node_id()
-    cpu_budget = DataCpuBudget.of(gather_strings(here), settings.scaling.cpus_per_worker, nodes(), config["share"])
+    cpu_budget = DataCpuBudget.of(gather_strings(here), settings.scaling.cpus_per_worker, node_cpus(), config["share"])
     watchdog = _watchdog(settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)])))
     worker = RayWorker(
         rank=rank,

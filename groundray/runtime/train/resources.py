@@ -1,4 +1,4 @@
-"""What a training run wants of a cluster, and what there is."""
+"""The resources that a training run needs, and those that a cluster has."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from ray.util import placement_group, remove_placement_group
 from groundray.config import Settings
 from groundray.runtime import cluster, compat
 
-MIN_DATA_CPUS = 0.2  # for each worker
-TELL_SECONDS = 30.0
-Found = TypeVar("Found")
+MIN_DATA_CPUS = 0.2  # for each worker's reading and decoding
+NOTICE_SECONDS = 30.0  # between two notices that the run waits
+ROUNDING = 1e-9  # 2 - 2 x 0.8 is less than 2 x 0.2
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run wants of the cluster, against what the cluster has."""
+    """What a run needs at least, and what the cluster has.
+
+    Attributes:
+        workers: the smallest number of workers.
+        gpus: of all workers.
+        where: the name of the cluster in messages.
+    """
 
     workers: int
     worker_cpus: float
@@ -34,86 +41,84 @@ class Resources:
     where: str
 
     def check(self) -> None:
-        """Raise ValueError, saying what is missing, where the run could never start or never be fed."""
+        """Raise ValueError if the workers do not fit on the cluster, or leave no CPU to read and decode their data."""
         if self.gpus > self.cluster_gpus:
             raise ValueError(
                 f"scaling.use_gpu: expected {self.gpus} GPUs for {self.workers} workers, "
                 f"the cluster has {self.cluster_gpus:g}"
             )
         if not leaves_data_cpus(self.cluster_cpus, self.workers, self.worker_cpus):
-            most = (self.cluster_cpus - self.workers * MIN_DATA_CPUS) / self.workers
+            maximum = (self.cluster_cpus - self.workers * MIN_DATA_CPUS) / self.workers
             raise ValueError(
                 f"{self.workers} workers with {self.worker_cpus:g} CPUs each leave Ray Data no CPU of the cluster's "
                 f"{self.cluster_cpus:g}: "
                 + (
-                    f"set scaling.cpus_per_worker to {most:.2f} or less"
-                    if most > 0
+                    f"set scaling.cpus_per_worker to {maximum:.2f} or less"
+                    if maximum > 0
                     else "use fewer workers (scaling.num_workers) or a larger cluster"
                 )
             )
 
 
 def min_bundles(settings: Settings) -> list[dict[str, float]]:
-    """Return the bundles that a run takes at least, each of them on one machine."""
+    """Return the smallest resources of a run as bundles, each to be placed on one machine."""
     scaling = settings.scaling
     worker = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
     return [worker, {"CPU": MIN_DATA_CPUS}] * scaling.min_workers
 
 
 def wait_until(
-    check: Callable[[], Found], bundles: Sequence[Mapping[str, float]], minutes: float, tell: Callable[[str], None]
-) -> Found:
-    """What a check of the connected cluster gives; where it fails, but machines come when they are asked for, what it
-    gives when they have come.
+    check: Callable[[], Result], bundles: Sequence[Mapping[str, float]], minutes: float, tell: Callable[[str], None]
+) -> Result:
+    """Return what a check of the cluster's resources returns. On a cluster that can grow, wait until it passes.
 
-    That is where the head has no CPU: whoever starts such a cluster means its head to drive runs, and others, perhaps
-    none yet, to do the work. Elsewhere the cluster is what it is.
+    A cluster can grow if its head has no CPU: such a head only drives runs, and an autoscaler starts machines for the
+    work. On any other cluster the check runs once.
 
     Args:
-        check: raises ValueError where there is not enough.
-        bundles: to ask for, each on one machine.
-        minutes: to wait.
-        tell: takes lines for a person.
+        check: raises ValueError if the cluster has too few resources.
+        bundles: requested from the autoscaler, each on one machine.
+        minutes: the longest wait.
+        tell: receives lines about the wait.
     """
     try:
         return check()
     except ValueError:
-        if not _head_has_no_cpu():
+        if not _can_grow():
             raise
     wanted = sum((Counter(bundle) for bundle in bundles), Counter())
-    told = " and ".join(f"{count:g} {kind}s" for kind, count in wanted.items())
-    until = time.monotonic() + minutes * 60
-    place = placement_group([dict(bundle) for bundle in bundles])  # what an autoscaler answers
+    described = " and ".join(f"{count:g} {kind}s" for kind, count in wanted.items())
+    deadline = time.monotonic() + minutes * 60
+    group = placement_group([dict(bundle) for bundle in bundles])  # the autoscaler starts machines for it
     try:
-        while (left := until - time.monotonic()) > 0:
-            tell(f"waiting for machines with {told}, for {left / 60:.1f} minutes at most (scaling.wait_minutes)")
-            if place.wait(min(TELL_SECONDS, left)):
+        while (left := deadline - time.monotonic()) > 0:
+            tell(f"waiting for machines with {described}, for {left / 60:.1f} minutes at most (scaling.wait_minutes)")
+            if group.wait(min(NOTICE_SECONDS, left)):
                 break
     finally:
-        remove_placement_group(place)
+        remove_placement_group(group)
     return check()
 
 
-def _head_has_no_cpu() -> bool:
-    """Whether the cluster's head has no CPU."""
+def _can_grow() -> bool:
+    """Return True if the cluster's head has no CPU."""
     heads = [node["Resources"] for node in ray.nodes() if compat.HEAD_NODE_RESOURCE_NAME in node["Resources"]]
     return not any(head.get("CPU") for head in heads)
 
 
 def leaves_data_cpus(cluster_cpus: float, workers: int, worker_cpus: float) -> bool:
-    """Whether so many workers leave Ray Data what it needs to read for them."""
-    rounding = 1e-9  # 2 - 2 x 0.8 is less than 2 x 0.2
-    return cluster_cpus - workers * worker_cpus >= workers * (MIN_DATA_CPUS - rounding)
+    """Return True if the workers leave Ray Data the CPUs that it needs to read for them."""
+    return cluster_cpus - workers * worker_cpus >= workers * (MIN_DATA_CPUS - ROUNDING)
 
 
 @dataclass(frozen=True)
 class DataCpuBudget:
-    """CPUs of the cluster for the reading and decoding of one rank.
+    """The cluster's CPUs for reading and decoding the data of one rank.
 
     Attributes:
-        cpus: all together.
-        largest: that one node has free, for all ranks together; no task may ask for more.
-        ranks: that read at the same time.
+        cpus: CPUs of this rank, on all nodes together.
+        largest: free CPUs of the node with most, for all ranks together; a task must not ask for more.
+        ranks: number of ranks that read at the same time.
     """
 
     cpus: float
@@ -122,42 +127,44 @@ class DataCpuBudget:
 
     @staticmethod
     def of(
-        workers_on: Sequence[str], worker_cpus: float, nodes: Mapping[str, float], share: float = 1.0
+        workers_on: Sequence[str], worker_cpus: float, cpus_by_node: Mapping[str, float], fraction: float = 1.0
     ) -> DataCpuBudget:
-        """What is left for each rank.
+        """Return a rank's part of the CPUs that the workers leave.
 
         Args:
             workers_on: the node of each rank.
-            nodes: the CPUs of each node that takes tasks.
-            share: of what is left, that this run may take.
+            cpus_by_node: the CPUs of each node that accepts tasks.
+            fraction: the part of the remaining CPUs that this run may use, above 0 to 1.
         """
-        free = [max(0.0, cpus - worker_cpus * workers_on.count(node)) for node, cpus in nodes.items()]
+        free = [max(0.0, cpus - worker_cpus * workers_on.count(node)) for node, cpus in cpus_by_node.items()]
         ranks = len(workers_on)
-        return DataCpuBudget(max(MIN_DATA_CPUS, sum(free) * share / ranks), max(0.01, *free), ranks)
+        return DataCpuBudget(max(MIN_DATA_CPUS, sum(free) * fraction / ranks), max(0.01, *free), ranks)
 
 
-def nodes() -> dict[str, float]:
-    """The CPUs of each node of the cluster that takes tasks. One that is drained still counts in Ray's own sums: tasks
-    made as large as those promise would fit on none of the others, and wait for ever."""
-    leaving = compat.draining_nodes()
+def node_cpus() -> dict[str, float]:
+    """Return the CPUs of each node that accepts tasks, by node id.
+
+    Ray's own sums include draining nodes. Tasks sized by such a sum would fit on no other node, and wait forever.
+    """
+    draining = compat.draining_nodes()
     return {
         node["NodeID"]: node["Resources"].get("CPU", 0.0)
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in leaving
+        if node["Alive"] and node["NodeID"] not in draining
     }
 
 
-def resources(settings: Settings, share: float = 1.0) -> Resources:
-    """What the run wants, against what the connected cluster has, or its share of that."""
-    has = ray.cluster_resources()
-    return _resources(settings, has.get("CPU", 0) * share, has.get("GPU", 0) * share, "the cluster")
+def cluster_resources(settings: Settings, fraction: float = 1.0) -> Resources:
+    """Compare a run's needs with the connected cluster, of which it may use a fraction."""
+    total = ray.cluster_resources()
+    return _resources(settings, total.get("CPU", 0) * fraction, total.get("GPU", 0) * fraction, "the cluster")
 
 
 def preview(settings: Settings) -> Resources:
-    """What the run wants, against the cluster at `RAY_ADDRESS` or else this machine; starts no cluster."""
+    """Compare a run's needs with the cluster at `RAY_ADDRESS`, or with this machine. Starts no cluster."""
     if settings.scaling.max_workers and os.environ.get("RAY_ADDRESS"):
         with cluster.connect():
-            return resources(settings)
+            return cluster_resources(settings)
     return _resources(settings, joblib.cpu_count(), torch.cuda.device_count(), "this machine")
 
 

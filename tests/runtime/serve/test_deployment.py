@@ -87,8 +87,8 @@ def test_a_port_that_is_taken_is_told() -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()
-        with pytest.raises(ValueError, match=r"--port: expected one to listen at on 127\.0\.0\.1, got \d+"):
-            deployment._is_free("127.0.0.1", one.getsockname()[1])
+        with pytest.raises(ValueError, match=r"--port: expected a free port on 127\.0\.0\.1, got \d+"):
+            deployment._check_port("127.0.0.1", one.getsockname()[1])
 
 
 # the command line

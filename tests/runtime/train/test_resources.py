@@ -22,7 +22,7 @@ def test_tasks_fit_on_a_node_with_a_worker() -> None:
 def test_two_workers_share_a_machine_of_two_cores_and_leave_room_for_their_validation() -> None:
     cpu_budget = DataCpuBudget.of(["a", "a"], 0.5, {"a": 2.0})
     assert task_sizes(cpu_budget) == (0.5 * 15 / 16, 1, 0.125 * 15 / 16, None, 0.375 * 15 / 16)
-    assert task_sizes(cpu_budget, trains=False) == (0.5 / 16, 1, 0.25 / 16, 1, 0.25 / 16)
+    assert task_sizes(cpu_budget, training=False) == (0.5 / 16, 1, 0.25 / 16, 1, 0.25 / 16)
 
 
 def test_a_large_node_decodes_a_cpu_at_a_time() -> None:
@@ -32,7 +32,7 @@ def test_a_large_node_decodes_a_cpu_at_a_time() -> None:
 
 
 def test_a_share_of_the_cluster_leaves_the_rest_to_other_trials() -> None:
-    assert DataCpuBudget.of(["a"], 1.0, {"a": 5.0}, share=0.5).cpus == 2.0
+    assert DataCpuBudget.of(["a"], 1.0, {"a": 5.0}, fraction=0.5).cpus == 2.0
 
 
 @given(st.data())
@@ -43,7 +43,7 @@ def test_decoding_fits_where_all_ranks_read_and_validate_on_one_node(data: st.Da
     free = {node: cpus - worker * on.count(node) for node, cpus in nodes.items()}
     assume(min(free.values()) >= 0 and max(free.values()) >= 0.1)
     cpu_budget = DataCpuBudget.of(on, worker, nodes)
-    train, val = task_sizes(cpu_budget), task_sizes(cpu_budget, trains=False)
+    train, val = task_sizes(cpu_budget), task_sizes(cpu_budget, training=False)
     assert min(train.reading, train.decoding, val.reading, val.decoding) > 0
     assert val.decoders is not None
     validating = val.readers * val.reading + val.decoders * val.decoding
