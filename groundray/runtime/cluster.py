@@ -20,8 +20,8 @@ CONNECT_SECONDS = 10.0  # timeout of the check that a cluster answers
 def connect(verbose: bool = False, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
     """Connect this process to Ray inside the context.
 
-    An existing connection is used as it is. Otherwise the process connects to the cluster at `RAY_ADDRESS`, which is set
-    in a Ray job. Without it, a cluster is started on this machine, and stopped at the end of the context.
+    An existing connection is used as it is. Otherwise the process connects to the cluster at `RAY_ADDRESS`, which Ray
+    sets in a job. Without it, a cluster is started on this machine, and stopped at the end of the context.
 
     Args:
         verbose: show Ray's own logs.

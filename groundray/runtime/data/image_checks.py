@@ -33,7 +33,9 @@ class CheckImages:
     folder: Folder
 
     def __call__(self, names: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self.check(file_names) for file_names in names["names"].to_pylist()], schema=SCHEMA)
+        return pa.Table.from_pylist(
+            [self.check(file_names) for file_names in names["names"].to_pylist()], schema=SCHEMA
+        )
 
     def check(self, file_names: Sequence[str]) -> dict[str, object]:
         try:

@@ -23,9 +23,9 @@ from groundray.runtime import compat
 from groundray.runtime.train.resources import DataCpuBudget
 
 # A block is the input of one decoding task and the unit in which a rank receives rows. Small blocks bring the first
-# batch soon and keep memory low; large blocks hide the pause before the next task, up to 0.1 s, in which Ray Data (2.60)
-# waits for all running tasks. Photos of 640 x 480 on two CPUs, samples/s and seconds to the first batch: 16 MB 510 and
-# 2.8, 4 MB 330 and 1.9, 32 MB 480 and 3.2.
+# batch soon and keep memory low; large blocks hide the pause of up to 0.1 s before the next task, in which Ray Data
+# (2.60) waits for all running tasks. Photos of 640 x 480 on two CPUs, samples/s and seconds to the first batch: 16 MB
+# 510 and 2.8, 4 MB 330 and 1.9, 32 MB 480 and 3.2.
 BLOCK_BYTES = 16 * 2**20
 PAUSE_SECONDS = 0.05
 CPUS_PER_READER = 4  # decoding CPUs that one reading task keeps busy
@@ -104,7 +104,7 @@ def stream(
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=sizes.reading,
-                # without a pool, Ray Data would reserve a quarter of the CPUs for these tasks, and decoding would lack them
+                # by default Ray Data reserves a quarter of the CPUs for reading, which decoding then lacks
                 compute=TaskPoolStrategy(size=sizes.readers),
             )
             .map_batches(

@@ -64,8 +64,8 @@ class _Backend(compat.TorchBackend):
 def set_gloo_interface() -> None:
     """Make gloo use the interface with this node's address in Ray, unless `GLOO_SOCKET_IFNAME` is set.
 
-    By default gloo resolves the machine's host name, which on many machines is a loopback address (127.0.1.1 on Debian):
-    other workers would then look for this one on their own machines.
+    By default gloo resolves the machine's host name, which often is a loopback address (127.0.1.1 on Debian): other
+    workers would then look for this one on their own machines.
     """
     interface = interface_of(ray.util.get_node_ip_address())
     if interface and interface != "lo":

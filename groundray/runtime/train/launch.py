@@ -25,7 +25,7 @@ from groundray.runtime.data.feature_tasks import make_features
 from groundray.runtime.train.failure_policy import describe
 from groundray.runtime.train.group import NodeTorchConfig
 from groundray.runtime.train.ray_worker import FLUSH_SECONDS, Mailbox, RayWorker
-from groundray.runtime.train.resources import DataCpuBudget, min_bundles, cluster_resources, node_cpus, wait_until
+from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles, node_cpus, wait_until
 from groundray.runtime.train.trainer import Trainer
 from groundray.storage.folder import Folder
 from groundray.training import allocator, progression

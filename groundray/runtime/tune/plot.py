@@ -1,4 +1,4 @@
-"""The picture of a sweep: the metric against each swept setting."""
+"""The plot of a sweep: the metric against each swept setting."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from groundray.runtime.tune.spec import Metric
 
 @style()
 def draw(file: Path, title: str, trials: Sequence[Trial], swept: Sequence[Space], metric: Metric) -> None:
-    """Write a PNG with a panel a swept setting: each trial's metric, and its mean and standard deviation over seeds at
-    each point. Trials that were stopped early are hollow; the best is marked."""
+    """Write a PNG with one panel for each swept setting.
+
+    A panel shows the metric of each trial, and its mean and standard deviation over seeds at each point. Unfinished
+    trials are hollow, the best trial has a ring.
+    """
     figure = new(1.2 + 4.8 * len(swept), 4.2)
     panels = figure.subplots(1, len(swept), sharey=True, squeeze=False)[0]
-    found = [point for point in points(trials, metric) if point.measured]
+    measured = [point for point in points(trials, metric) if point.measured]
     winner = best_trial(trials, metric)
     for panel, space in zip(panels, swept, strict=True):
-        _panel(panel, space, found, winner, alone=len(swept) == 1)
+        _panel(panel, space, measured, winner, alone=len(swept) == 1)
     panels[0].set_ylabel(metric.name.replace("/", "\n"))
     better = "lower" if metric.mode == "min" else "higher"
     figure.suptitle(f"{title}: {metric.name} of stage {metric.stage}, {better} is better", fontsize=11)
@@ -32,38 +35,44 @@ def draw(file: Path, title: str, trials: Sequence[Trial], swept: Sequence[Space]
     file.write_bytes(png(figure))
 
 
-def _panel(panel: Axes, space: Space, found: Sequence[Point], winner: Trial | None, alone: bool) -> None:
+def _panel(panel: Axes, space: Space, measured: Sequence[Point], winner: Trial | None, alone: bool) -> None:
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in space.values)
 
     def x(value: Any) -> float:
         return float(value) if numbers else float(space.values.index(value))
 
-    ordered = sorted(found, key=lambda point: x(point.values[space.name]))
+    ordered = sorted(measured, key=lambda point: x(point.values[space.name]))
     if alone and len(ordered) > 1 and numbers:
         line = [(x(point.values[space.name]), point.mean) for point in ordered]
         panel.plot(*zip(*line, strict=True), color=BLUE, alpha=0.35, zorder=1)
     for point in ordered:
-        place = x(point.values[space.name])
+        position = x(point.values[space.name])
         if len(point.measured) > 1:
             panel.errorbar(
-                place, point.mean, point.std, color=BLUE, capsize=5, zorder=2, label="mean ± sd over seeds", fmt="_"
+                position, point.mean, point.std, color=BLUE, capsize=5, zorder=2, label="mean ± sd over seeds", fmt="_"
             )
         for trial in point.trials:
             if trial.value is not None:
-                ended = trial.state == "finished"
+                finished = trial.state == "finished"
                 panel.plot(
-                    place,
+                    position,
                     trial.value,
                     "o",
                     markersize=6,
-                    markeredgecolor=BLUE if ended else GREY,
-                    markerfacecolor=BLUE if ended else "white",
+                    markeredgecolor=BLUE if finished else GREY,
+                    markerfacecolor=BLUE if finished else "white",
                     zorder=3,
-                    label="trial" if ended else f"trial that was {trial.state}",
+                    label="trial" if finished else f"trial that was {trial.state}",
                 )
             if trial is winner and trial.value is not None:
                 panel.plot(
-                    place, trial.value, "o", markersize=13, markerfacecolor="none", markeredgecolor=ORANGE, label="best"
+                    position,
+                    trial.value,
+                    "o",
+                    markersize=13,
+                    markerfacecolor="none",
+                    markeredgecolor=ORANGE,
+                    label="best",
                 )
     if numbers and space.on_log_scale:
         panel.set_xscale("log")

@@ -1,4 +1,4 @@
-"""What came out of a sweep: trials, the points that they are repeats of, and the best."""
+"""The results of a sweep: its trials, the points whose repeats they are, and the best of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-        name: of the run, in the sweep's trials/ folder.
-        values: swept settings, by dotted name, without the seed.
-        value: the metric at the epoch that the stage itself holds for its best so far, whose weights a model has.
-        epochs: how many were validated.
+        name: the run's name in the sweep's trials/ folder.
+        values: swept settings by dotted name, without the seed.
+        value: the metric at the best epoch by the stage's own criterion, whose weights the exported model has.
+        epochs: number of validated epochs.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Point:
-    """The trials that have the same values, and differ in their seeds."""
+    """The trials with the same values and different seeds."""
 
     trials: tuple[Trial, ...]
 
@@ -51,18 +51,18 @@ class Point:
 
     @property
     def measured(self) -> list[float]:
-        """What trials that came to an end reached; of those that did not, where there is none."""
-        ended = [trial for trial in self.trials if trial.state == "finished"] or self.trials
-        return [trial.value for trial in ended if trial.value is not None and not math.isnan(trial.value)]
+        """Metric values of the finished trials, or of all trials if none has finished. NaN does not count."""
+        finished = [trial for trial in self.trials if trial.state == "finished"] or self.trials
+        return [trial.value for trial in finished if trial.value is not None and not math.isnan(trial.value)]
 
     @property
     def mean(self) -> float:
-        """Over seeds; not a number where there is none."""
+        """Mean over seeds; NaN without a value."""
         return statistics.fmean(self.measured) if self.measured else math.nan
 
     @property
     def std(self) -> float:
-        """The standard deviation over seeds; 0 of one."""
+        """Standard deviation over seeds; 0 for a single value."""
         return statistics.stdev(self.measured) if len(self.measured) > 1 else 0.0
 
     @property
@@ -71,47 +71,46 @@ class Point:
 
 
 def points(trials: Sequence[Trial], metric: Metric) -> list[Point]:
-    """The points of some trials, best first: those with a trial that came to its end, then those without, then those
-    without a value."""
+    """Group trials into points. Points with a finished trial come first, those without a value last; best first."""
     groups: dict[str, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: (trial.name, trial.seed)):
         groups.setdefault(repr(sorted(trial.values.items())), []).append(trial)
-    found = [Point(tuple(sorted(group, key=lambda trial: trial.seed))) for group in groups.values()]
+    grouped = [Point(tuple(sorted(group, key=lambda trial: trial.seed))) for group in groups.values()]
 
-    def place(point: Point) -> tuple[bool, bool, float]:
+    def rank(point: Point) -> tuple[bool, bool, float]:
         return not point.measured, not point.finished, point.mean if metric.mode == "min" else -point.mean
 
-    return sorted(found, key=place)
+    return sorted(grouped, key=rank)
 
 
 def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:
-    """Of the best point's trials that came to their end, the best; None where none did."""
+    """Return the best finished trial of the best point, or None if no trial has finished."""
     for point in points(trials, metric):
-        ended = [trial for trial in point.trials if trial.state == "finished" and trial.value is not None]
-        if ended:
+        finished = [trial for trial in point.trials if trial.state == "finished" and trial.value is not None]
+        if finished:
             sign = 1 if metric.mode == "min" else -1
-            return min(ended, key=lambda trial: sign * (trial.value or 0.0))
+            return min(finished, key=lambda trial: sign * (trial.value or 0.0))
     return None
 
 
 def table(trials: Sequence[Trial], metric: Metric) -> tuple[list[str], list[list[str]]]:
-    """A table: its head, and a line a point, best first."""
-    found = points(trials, metric)
-    repeated = any(len(point.trials) > 1 for point in found)
-    names = list(found[0].values) if found else []
-    head = [*names, str(metric), *(["over seeds"] if repeated else []), "epochs", "state", "minutes"]
-    lines = []
-    for point in found:
+    """Return the header of a table, and its rows: one for each point, best first."""
+    ranked = points(trials, metric)
+    repeated = any(len(point.trials) > 1 for point in ranked)
+    names = list(ranked[0].values) if ranked else []
+    header = [*names, str(metric), *(["over seeds"] if repeated else []), "epochs", "state", "minutes"]
+    rows = []
+    for point in ranked:
         states = [trial.state for trial in point.trials]
-        each = {state: states.count(state) for state in dict.fromkeys(states)}
-        lines.append(
+        counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        rows.append(
             [
                 *(format_value(value) for value in point.values.values()),
                 f"{point.mean:.4g}" if point.measured else "",
                 *([f"± {point.std:.2g} ({len(point.measured)})"] if repeated else []),
                 ", ".join(dict.fromkeys(str(trial.epochs) for trial in point.trials)),
-                ", ".join(state if len(states) == 1 else f"{count} {state}" for state, count in each.items()),
+                ", ".join(state if len(states) == 1 else f"{count} {state}" for state, count in counts.items()),
                 f"{sum(trial.seconds for trial in point.trials) / 60:.1f}",
             ]
         )
-    return head, lines
+    return header, rows

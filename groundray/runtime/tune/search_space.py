@@ -1,4 +1,4 @@
-"""The values that a setting takes in a sweep."""
+"""The search space of a sweep: the values of each swept setting."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from groundray.config import Settings, SettingsError, changed, did_you_mean
 
 Kind = Literal["choice", "uniform", "loguniform"]
 FORMS = "choice:A,B,... or uniform:LOW:HIGH or loguniform:LOW:HIGH"
-# what a sweep gives each trial itself, and what no result depends on
-FIXED = ("run.", "stages", "scaling.", "checkpoints.", "tracking.", "features.", "data.prefetch")
+# settings that the sweep gives each trial, or that no result depends on
+NOT_SWEPT = ("run.", "stages", "scaling.", "checkpoints.", "tracking.", "features.", "data.prefetch")
 
 
 @dataclass(frozen=True)
 class Space:
-    """A setting and what it may be: one of `values`, or anything between their first and their last."""
+    """A setting and its values: one of `values` (`choice`), or any number in the range of the two (other kinds)."""
 
     name: str
     kind: Kind
@@ -27,16 +27,16 @@ class Space:
 
     @staticmethod
     def parse(text: str) -> Space:
-        """The space that `SETTING=choice:A,B` or `SETTING=uniform:LOW:HIGH` (or `loguniform`) means.
+        """Parse `SETTING=choice:A,B`, `SETTING=uniform:LOW:HIGH` or `SETTING=loguniform:LOW:HIGH`.
 
         Raises:
-            SettingsError: the text is not of that form, or a range is empty or reversed.
+            SettingsError: the text has another form, or a range is empty or reversed.
         """
         name, equals, form = text.partition("=")
         kind, colon, rest = form.partition(":")
         if not (name and equals and colon) or kind not in get_args(Kind):
-            wrong = did_you_mean(kind, get_args(Kind)) if colon else ""
-            raise SettingsError(f"--space: expected SETTING={FORMS}, got {text!r}{wrong}")
+            hint = did_you_mean(kind, get_args(Kind)) if colon else ""
+            raise SettingsError(f"--space: expected SETTING={FORMS}, got {text!r}{hint}")
         if kind == "choice":
             values = tuple(_value(part, text) for part in rest.split(",") if part.strip())
             if not values:
@@ -49,9 +49,9 @@ class Space:
                 raise SettingsError(f"--space {text}: expected two numbers, {kind}:LOW:HIGH")
             values = tuple(map(float, values))
             if values[0] >= values[1]:
-                raise SettingsError(f"--space {text}: expected the lower end before the higher, {values[1]:g} above it")
+                raise SettingsError(f"--space {text}: expected LOW below HIGH, got {values[0]:g} and {values[1]:g}")
             if kind == "loguniform" and values[0] <= 0:
-                raise SettingsError(f"--space {text}: expected a range above 0, whose logarithm is drawn")
+                raise SettingsError(f"--space {text}: expected a range above 0 for its logarithm")
         return Space(name, cast(Kind, kind), values)
 
     def __str__(self) -> str:
@@ -60,45 +60,45 @@ class Space:
 
     @property
     def on_log_scale(self) -> bool:
-        """Whether its values are read by their ratios: those of `loguniform`, and numbers that span a factor of 8."""
+        """True if the values are compared by ratio: `loguniform`, and numbers that span at least a factor of 8."""
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
         return self.kind == "loguniform" or (
             numbers and min(self.values) > 0 and max(self.values) >= 8 * min(self.values)
         )
 
     def check(self, settings: Settings) -> None:
-        """Raise SettingsError where the setting does not exist, is not a trial's to change, or cannot be so."""
-        if self.name.startswith(FIXED):
+        """Raise SettingsError if the setting does not exist, cannot be swept, or does not accept a value."""
+        if self.name.startswith(NOT_SWEPT):
             raise SettingsError(f"--space {self}: {self.name} is the same in all trials; give --{self.name} instead")
         for value in self.values:
             changed(settings, {self.name: value})
 
 
 def parse_spaces(texts: Sequence[str], settings: Settings) -> tuple[Space, ...]:
-    """What some `--space` words mean, each checked.
+    """Parse and check the values of `--space`.
 
     Raises:
-        SettingsError: a text, a setting or a value is unusable, or a setting is named twice.
+        SettingsError: a text, setting or value is invalid, or a setting is given twice.
     """
     parsed = tuple(Space.parse(text) for text in texts)
-    for place, space in enumerate(parsed):
+    for number, space in enumerate(parsed):
         space.check(settings)
-        if space.name in {one.name for one in parsed[:place]}:
+        if space.name in {earlier.name for earlier in parsed[:number]}:
             raise SettingsError(f"--space {space}: expected each setting once")
     return parsed
 
 
 def format_value(value: Any) -> str:
-    """A swept value for a person: four digits of a number."""
+    """Format a swept value: numbers with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _value(text: str, whole: str) -> Any:
-    """A value as YAML has it, where 1e-3 is a number too."""
+def _value(text: str, space: str) -> Any:
+    """Parse a value as YAML, and 1e-3 as a number too."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"--space {whole}: {text!r} is no value: {error}") from None
+        raise SettingsError(f"--space {space}: expected a value, got {text!r}: {error}") from None
     if isinstance(value, str):
         try:
             return float(value)
