@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -64,11 +66,33 @@ def exists(name: str) -> bool:
     return False
 
 
+def reference() -> ModuleType:
+    """Import the hook that generates the settings page."""
+    spec = importlib.util.spec_from_file_location("settings_reference", DOCS / "hooks" / "settings_reference.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    """Every setting's dotted name and description."""
+    return dict(reference().descriptions())
+
+
 @pytest.mark.parametrize("page", [*PAGES, *RUNBOOKS], ids=named)
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     links = [link.partition("#")[0] for link in LINK.findall(FENCE.sub("", page.read_text())) if ":" not in link]
     targets = [(page.parent / link).resolve() for link in links if link]
     assert [str(target) for target in targets if target not in GENERATED and not target.exists()] == []
+
+
+def test_every_setting_exists(page: Path, settings: dict[str, str]) -> None:
+    sections = {name.partition(".")[0] for name in settings}
+    dotted = re.findall(rf"`(?:--)?((?:{'|'.join(sections)})\.[a-z_.]+)[^`]*`", page.read_text())
+    unknown = [name for name in dotted if not any(f"{known}.".startswith(f"{name}.") for known in settings)]
+    assert [name for name in unknown if not name.endswith((".csv", ".json"))] == []
 
 
 def test_every_top_level_name_is_in_the_readme() -> None:
@@ -136,14 +160,11 @@ def test_every_page_begins_with_whom_it_is_for(page: Path) -> None:
         assert rest.startswith("For ")
 
 
-def test_the_settings_page_lists_every_setting_with_its_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_page_lists_every_setting_with_its_meaning(settings: dict[str, str]) -> None:
     from groundray import config
 
-    monkeypatch.syspath_prepend(str(DOCS / "hooks"))
-    reference = importlib.import_module("settings_reference")
-    listed = dict(reference.descriptions())
-    assert [name for name, description in listed.items() if not description] == []
+    assert [name for name, description in settings.items() if not description] == []
     demo = {name for name, _ in config.flatten(config.load("demo").model_dump(mode="json"))}
-    assert sorted(demo - listed.keys()) == []
-    page = reference.page()
-    assert [name for name in listed if f"`{name}`" not in page] == []
+    assert sorted(demo - settings.keys()) == []
+    page = reference().page()
+    assert [name for name in settings if f"`{name}`" not in page] == []

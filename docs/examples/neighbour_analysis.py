@@ -15,7 +15,7 @@ def neighbours(vectors: Vectors, words: Sequence[str], categories: Sequence[str]
     """Return the fraction of words whose nearest other word, by cosine, is of the same category.
 
     Args:
-        vectors: by model, a row a word.
+        vectors: by model, one row per word.
         words, categories: as many as rows; each word once.
 
     Raises:
