@@ -69,7 +69,8 @@ def exists(name: str) -> bool:
 def reference() -> ModuleType:
     """Import the hook that generates the settings page."""
     spec = importlib.util.spec_from_file_location("settings_reference", DOCS / "hooks" / "settings_reference.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
