@@ -1,7 +1,10 @@
-"""Collectives with gradient over torch.distributed's default group; at world size 1 each is the identity.
+"""World size, barrier, gathers and reductions over torch.distributed's default group.
 
-The convention that makes one process and many agree: every rank computes the same global loss, and the gradient of a
-parameter is the *sum over ranks* of what backward leaves on each of them. From it follows the gradient of each gather.
+At world size 1 each of them is the identity, and nothing needs to be initialised.
+
+One process and many agree by this convention: every rank computes the same global loss, and the gradient of a
+parameter is the *sum over ranks* of what backward leaves on each of them. The backward pass of each gather follows
+from it.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,28 +20,36 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+Timer = Callable[[], AbstractContextManager[None]]
+
+_timer: ContextVar[Timer] = ContextVar("communication_timer", default=contextlib.nullcontext)
+
 
 def world_size() -> int:
-    """Ranks that take part; 1 where torch.distributed is not in use."""
+    """Return the number of ranks; 1 where torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-_travelling: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-
-
 @contextlib.contextmanager
-def timed_by(timer: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Meanwhile, whatever ranks exchange happens inside of a `timer()`, waiting for the slowest rank included."""
-    global _travelling
-    before, _travelling = _travelling, timer
+def timed_by(timer: Timer) -> Iterator[None]:
+    """Run every collective inside the context within a `timer()` of its own, including the wait for the slowest rank.
+
+    The backward pass of a collective is timed by the timer of its forward pass, in whatever thread autograd runs it.
+    """
+    token = _timer.set(timer)
     try:
         yield
     finally:
-        _travelling = before
+        _timer.reset(token)
+
+
+def communication() -> AbstractContextManager[None]:
+    """Return a context in which time is counted as communication by the timer in force (`timed_by`), if any."""
+    return _timer.get()()
 
 
 def barrier() -> None:
-    """Return when every rank has come here."""
+    """Wait until every rank has called this function."""
     if world_size() > 1:
         sum_over_ranks([torch.zeros(1, device=_device())])
 
@@ -45,69 +57,73 @@ def barrier() -> None:
 def gather_words(
     W: Float[Tensor, "own_caption token dim"], valid: Bool[Tensor, "own_caption token"]
 ) -> tuple[Float[Tensor, "word dim"], Bool[Tensor, "caption any_token"]]:
-    """The words of all ranks as one list, in the order of ranks, and which tokens of all captions are valid.
+    """Return the words of all ranks as one list, in rank order, and the mask of all captions' tokens.
 
-    Only valid tokens travel; alone, the list is all tokens, valid or not. Each rank uses all words against its own
-    images, so the gradient of a rank's words is the sum of what all ranks have for them. Ranks may hold different
-    numbers of captions, none included, padded to different lengths.
+    Only valid tokens are sent; at world size 1 the list holds all tokens, valid or not. Ranks may hold different
+    numbers of captions, also none, padded to different lengths.
+
+    Each rank compares all words with its own images, so the gradient of a rank's words is the sum over ranks.
     """
     if world_size() == 1:
         return W.flatten(0, 1), valid
-    everyones = _same_length(valid)
-    return _GatherWords.apply(W, valid), _gather(everyones, _sizes(everyones))
+    padded = _pad_to_longest(valid)
+    return _GatherWords.apply(W, valid), _gather(padded, _sizes(padded))
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """The rows of all ranks, in the order of ranks.
+    """Return the rows of all ranks, in rank order. Ranks may hold different numbers of rows.
 
-    Each rank computes the same of all of them, so the gradient of a rank's rows is what it has itself.
+    Each rank computes the same from all rows, so the gradient of a rank's rows is the one it computes itself.
     """
-    return x if world_size() == 1 else _Gather.apply(x)
+    return x if world_size() == 1 else _GatherRows.apply(x)
 
 
 def sum_gradient_over_ranks(x: Tensor) -> Tensor:
-    """A tensor that is the same on all ranks, each of which uses it for what is its own: its gradient is the sum of
-    what all ranks have for it."""
-    return x if world_size() == 1 else _Shared.apply(x)
+    """Return the tensor, whose gradient is then summed over ranks.
+
+    For a tensor that is equal on all ranks, and from which each rank computes something of its own.
+    """
+    return x if world_size() == 1 else _SumGradient.apply(x)
 
 
 def row_offset(x: Tensor) -> int:
-    """How many rows the ranks before this one have."""
+    """Return the number of rows on the ranks before this one."""
     return 0 if world_size() == 1 else sum(_sizes(x)[: dist.get_rank()])
 
 
 def sum_over_chunks(parts: Sequence[Tensor]) -> Tensor:
-    """The sum over all chunks of the global batch, given a rank's own: one tensor a chunk, of the same shape.
+    """Return the sum over all chunks of the global batch.
 
-    Chunks are added in their order, so the sum is the same on any number of ranks.
+    Chunks are added in order, so the result has the same bits on any number of ranks.
+
+    Args:
+        parts: one tensor for each of the rank's own chunks, all of the same shape.
     """
     return gather_rows(torch.stack(list(parts))).sum(dim=0)
 
 
 def gather_strings(text: str) -> list[str]:
-    """The texts of all ranks, in their order."""
+    """Return the strings of all ranks, in rank order."""
     if world_size() == 1:
         return [text]
-    letters = (
-        torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
-    )
-    letters = letters.to(_device())
-    sizes = _sizes(letters)
-    return [bytes(part.tolist()).decode() for part in _gather(letters, sizes).split(sizes)]
+    data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
+    data = data.to(_device())
+    sizes = _sizes(data)
+    return [bytes(part.tolist()).decode() for part in _gather(data, sizes).split(sizes)]
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over ranks. One flat all-reduce a dtype."""
+    """Replace each tensor by its sum over ranks, in place, with one all-reduce for each dtype."""
     if world_size() == 1:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
-    for same in by_dtype.values():
-        flat = torch.cat([tensor.flatten() for tensor in same])
-        _exchange(dist.all_reduce, flat)
+    for group in by_dtype.values():
+        flat = torch.cat([tensor.flatten() for tensor in group])
+        _run(dist.all_reduce, flat)
         start = 0
-        for tensor in same:
+        for tensor in group:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
 
@@ -115,6 +131,7 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
 class _GatherWords(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor, valid: Tensor) -> Tensor:
+        ctx.timer = _timer.get()
         ctx.rows, ctx.shape = valid.flatten().nonzero().squeeze(1), W.shape
         own = W.flatten(0, 1).index_select(0, ctx.rows)
         ctx.sizes = _sizes(own)
@@ -124,11 +141,12 @@ class _GatherWords(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         own = gradient.new_zeros(ctx.shape)
-        own.view(-1, ctx.shape[-1])[ctx.rows] = _reduce_scatter(gradient, ctx.sizes)
+        with timed_by(ctx.timer):
+            own.view(-1, ctx.shape[-1])[ctx.rows] = _reduce_scatter(gradient, ctx.sizes)
         return own, None
 
 
-class _Gather(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         sizes = _sizes(x)
@@ -140,58 +158,60 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.own]
 
 
-class _Shared(torch.autograd.Function):
+class _SumGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.timer = _timer.get()
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].contiguous().clone()
-        _exchange(dist.all_reduce, gradient)
+        with timed_by(ctx.timer):
+            _run(dist.all_reduce, gradient)
         return gradient
 
 
 def _gather(x: Tensor, sizes: list[int]) -> Tensor:
-    """All ranks' rows: each sends as many as the longest has, since all_gather wants equal shapes."""
+    """Return all ranks' rows. Each rank sends as many as the longest has, as all_gather needs equal shapes."""
     longest = max(sizes)
-    sent = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])]).contiguous()
-    # bool does not travel on every backend
-    carried = sent.to(torch.uint8) if sent.dtype == torch.bool else sent
-    received = [torch.empty_like(carried) for _ in sizes]
-    _exchange(dist.all_gather, received, carried)
+    padded = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])]).contiguous()
+    # not every backend sends bool
+    sent = padded.to(torch.uint8) if padded.dtype == torch.bool else padded
+    received = [torch.empty_like(sent) for _ in sizes]
+    _run(dist.all_gather, received, sent)
     rows = torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
     return rows.to(x.dtype)
 
 
 def _reduce_scatter(x: Tensor, sizes: list[int]) -> Tensor:
-    """The sum over ranks of this rank's rows of x, whose rows are all ranks'."""
+    """Return the sum over ranks of this rank's rows of x, where x holds the rows of all ranks."""
     longest = max(sizes)
-    padded = x.new_zeros(len(sizes), longest, *x.shape[1:])  # as many rows a rank: not every backend takes others
-    for place, part in zip(padded, x.split(sizes), strict=True):
-        place[: len(part)] = part
+    padded = x.new_zeros(len(sizes), longest, *x.shape[1:])  # not every backend takes uneven sizes
+    for rows, part in zip(padded, x.split(sizes), strict=True):
+        rows[: len(part)] = part
     own = x.new_empty(longest, *x.shape[1:])
-    _exchange(dist.reduce_scatter_tensor, own, padded.flatten(0, 1))
+    _run(dist.reduce_scatter_tensor, own, padded.flatten(0, 1))
     return own[: sizes[dist.get_rank()]]
 
 
-def _exchange(collective: Callable[..., Any], *arguments: Any) -> None:
-    with _travelling():
+def _run(collective: Callable[..., Any], *arguments: Any) -> None:
+    with communication():
         collective(*arguments)
 
 
 def _sizes(x: Tensor) -> list[int]:
-    """How many rows each rank has."""
+    """Return the number of rows on each rank."""
     sizes = torch.zeros(world_size(), dtype=torch.int64, device=_device())
     sizes[dist.get_rank()] = x.shape[0]
-    _exchange(dist.all_reduce, sizes)
+    _run(dist.all_reduce, sizes)
     return sizes.tolist()
 
 
-def _same_length(x: Tensor) -> Tensor:
-    """The tensor with dimension 1 padded to the longest of all ranks."""
+def _pad_to_longest(x: Tensor) -> Tensor:
+    """Return the tensor with dimension 1 padded to the longest of all ranks."""
     longest = torch.tensor(x.shape[1], dtype=torch.int64, device=_device())
-    _exchange(dist.all_reduce, longest, dist.ReduceOp.MAX)
+    _run(dist.all_reduce, longest, dist.ReduceOp.MAX)
     missing = int(longest) - x.shape[1]
     return torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1) if missing else x
 

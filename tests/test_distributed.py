@@ -1,7 +1,10 @@
-"""One process, two and four give the same global loss and the same gradient of every parameter."""
+"""Collectives: one, two and four processes give the same global loss and gradients; communication is timed."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +14,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from groundray.distributed import barrier, gather_rows, gather_words, row_offset, sum_over_ranks, world_size
+from groundray.distributed import (
+    barrier,
+    communication,
+    gather_rows,
+    gather_words,
+    row_offset,
+    sum_gradient_over_ranks,
+    sum_over_ranks,
+    timed_by,
+    world_size,
+)
 from groundray.loss.grounding_loss import global_similarity, grounding_loss
 from groundray.loss.match_map import Kind
 
@@ -20,13 +33,18 @@ LENGTHS = torch.tensor([2, 4, 3, 3, 6, 0, 1, 5])  # tokens of each caption; one 
 
 
 class Case(NamedTuple):
-    """How samples are shared out (where each rank's end), and how they are compared."""
+    """How samples are divided among ranks, and how they are compared.
+
+    Attributes:
+        cuts: where the samples of each rank end.
+        silent: no token is valid.
+    """
 
     cuts: tuple[int, ...]
     kind: Kind = "dot"
     dtype: torch.dtype = torch.float64
     block: int | None = None
-    silent: bool = False  # no token is valid
+    silent: bool = False
 
 
 CASES = {
@@ -49,16 +67,16 @@ CASES = {
 
 
 def results(case: Case, own: slice) -> list[Tensor]:
-    """The loss, the similarities and the summed gradient of each parameter, from a rank's own samples."""
+    """Return the loss, the similarities and the summed gradient of each parameter, from a rank's own samples."""
     torch.manual_seed(0)
     heads = nn.ModuleDict({"visual": nn.Linear(WIDTH, WIDTH), "language": nn.Linear(WIDTH, WIDTH)}).double()
-    # the first four captions have at most four tokens: ranks pad to what they hold themselves
+    # the first four captions have at most four tokens: each rank pads to its own longest
     longest = 4 if own.stop <= 4 else TOKENS
     images = torch.randn(SAMPLES, POSITIONS, WIDTH, dtype=torch.float64)[own]
     captions = torch.randn(SAMPLES, TOKENS, WIDTH, dtype=torch.float64)[own]
     valid = (torch.arange(TOKENS) < LENGTHS[:, None])[own, :longest] & (not case.silent)
     heads, images, captions = heads.to(case.dtype), images.to(case.dtype), captions.to(case.dtype)
-    size = case.block or SAMPLES  # as in the loop: a chunk at a time, each a tensor of its own
+    size = case.block or SAMPLES  # as in the training loop, a chunk at a time
     V = torch.cat([heads["visual"](chunk.clone()) for chunk in images.split(size)])
     W = torch.cat([heads["language"](chunk.clone()) for chunk in captions.split(size)])[:, :longest]
     loss = grounding_loss(V, W, valid, 0.1, case.kind, case.block)
@@ -69,36 +87,61 @@ def results(case: Case, own: slice) -> list[Tensor]:
 
 
 def on_a_rank(rank: int, size: int, folder: str) -> None:
-    """A process of its own: the results of a rank in every case, saved."""
+    """Run in a process of its own: save a rank's results in every case."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    found = [results(case, slice((0, *case.cuts)[rank], case.cuts[rank])) for case in CASES[size]]
+    outputs = [results(case, slice((0, *case.cuts)[rank], case.cuts[rank])) for case in CASES[size]]
     assert row_offset(torch.zeros(rank, 1)) == sum(range(rank))
-    torch.save(found, f"{folder}/{rank}.pt")
+    assert timed_collectives() == {"forward": 5, "backward": 2}
+    torch.save(outputs, f"{folder}/{rank}.pt")
     barrier()
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_many_processes_are_one(size: int, tmp_path: Path) -> None:
+def test_many_processes_give_the_loss_and_gradients_of_one(size: int, tmp_path: Path) -> None:
     mp.spawn(on_a_rank, (size, str(tmp_path)), nprocs=size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     expected = [results(case, slice(0, SAMPLES)) for case in CASES[size]]
     torch.set_num_threads(threads)
     for rank in range(size):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for case, ours, alone in zip(CASES[size], found, expected, strict=True):
-            assert len(ours) == len(alone) == 6
-            for one, other in zip(ours, alone, strict=True):
-                # of each parameter's gradient as a whole: single numbers of it may be differences of larger ones
+        outputs = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for case, distributed, single in zip(CASES[size], outputs, expected, strict=True):
+            assert len(distributed) == len(single) == 6
+            for tensor, other in zip(distributed, single, strict=True):
+                # relative to each gradient's largest entry: small entries may be differences of larger numbers
                 tolerance = 1e-12 if case.dtype == torch.float64 else 1e-6
-                assert (one - other).abs().max() <= tolerance * other.abs().max(), case
+                assert (tensor - other).abs().max() <= tolerance * other.abs().max(), case
             if case.block:
-                assert torch.equal(ours[0], alone[0]), case  # in chunks, to the last bit
+                assert torch.equal(distributed[0], single[0]), case  # in chunks, the loss has the same bits
 
 
-def test_alone_every_collective_is_the_identity() -> None:
+def timed_collectives() -> dict[str, int]:
+    """Return how many collectives are timed in forward and backward passes, the latter in a thread of its own.
+
+    Autograd runs the backward pass of a GPU's tensors in another thread.
+    """
+    counts = {"forward": 0, "backward": 0}
+    phase = "forward"
+
+    @contextlib.contextmanager
+    def timer() -> Iterator[None]:
+        counts[phase] += 1
+        yield
+
+    W, valid = torch.ones(2, 3, 4, requires_grad=True), torch.ones(2, 3, dtype=torch.bool)
+    with timed_by(timer):
+        total = sum_gradient_over_ranks(gather_words(W, valid)[0].sum())
+    phase = "backward"
+    thread = threading.Thread(target=total.backward)
+    thread.start()
+    thread.join()
+    with communication():  # the timer is no longer in force
+        return counts
+
+
+def test_every_collective_is_the_identity_on_one_rank() -> None:
     x = torch.arange(6.0).view(2, 3)
     assert world_size() == 1
     words, valid = gather_words(x[:, :, None], x > 1)

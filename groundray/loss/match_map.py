@@ -1,17 +1,17 @@
-"""The match map and the similarity of an image and a caption that it gives (paper, stage 2).
+"""The match map of an image and a caption, and the similarity computed from it (paper, stage 2).
 
 M[l, t] = V[l] . W[t]                          image position l, caption token t
 S(image, caption) = mean_t max_l M[l, t]       over the caption's valid tokens
 
-The match maps of a batch are never held: they are made a tile at a time, and of each token only the best position of
-each image is kept, in a byte or two. Only that position has a gradient, so where autograd would multiply two matrices
-as large as the match maps, mostly zeros, the backward pass adds up the rows that won:
+The match maps of a batch are never stored: they are computed a tile at a time, and only the best position of each
+image is kept for each token, in one or two bytes. Only that position has a gradient. Autograd would multiply by
+matrices as large as the match maps, mostly zeros; this backward pass adds up the best rows:
 
 dW[t] = sum_image  g[image, caption of t] / tokens  V[image, best(image, t)]
 dV[l] = sum_t      g[image, caption of t] / tokens  W[t]                          over tokens t that l is best for
 
-Both are bags of weighted rows (`embedding_bag`), each summed by one thread in a fixed order: the same bits at each
-repeat, and no atomic additions on a GPU either.
+Both are sums of weighted rows (`embedding_bag`), each computed by one thread in a fixed order: results have the same
+bits every time, without atomic additions on a GPU.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from torch.nn import functional as F
 
 Kind = Literal["dot", "cosine"]
 
-# A tile of the match maps in the forward pass: about TOKENS columns, and rows to make up TILE numbers. 2 MB in float32
-# stays in the caches between the product and the maximum: both together do 184 GFLOP/s on two Zen 4 cores, where tiles
-# of 4,096 tokens do 145 and one product of everything 90.
+# A tile of the match maps in the forward pass has about TOKENS columns and TILE numbers. 2 MB in float32 stay in the
+# caches between the product and the maximum: 184 GFLOP/s on two Zen 4 cores, against 145 with tiles of 4,096 tokens
+# and 90 with one product of all.
 TOKENS = 512
-TILE = {"cpu": 2**19, "cuda": 2**24}  # a GPU wants products that fill it; its number is not measured
+TILE = {"cpu": 2**19, "cuda": 2**24}  # the number for a GPU is not measured
 
-# Numbers of a block of rows in the backward pass, four of them at a time: 7 MB in float32, as 11 images of 196
-# positions of width 768. Half as many take 1.25 times the time; nearly twice as many take 0.85 times, and twice the
-# memory.
+# Size of a block of rows in the backward pass, of which four are held at a time: 7 MB in float32, or 11 images of 196
+# positions and width 768. Half the size takes 1.25 times the time; nearly twice the size takes 0.85 times the time and
+# twice the memory.
 ROWS = 7 * 2**18
 
 
 def match_map(
     V: Float[Tensor, "position dim"], W: Float[Tensor, "token dim"], kind: Kind = "dot"
 ) -> Float[Tensor, "position token"]:
-    """How well each position of an image matches each token of a caption."""
+    """Return the match of each position of an image with each token of a caption."""
     V, W = normalised(V, W, kind)
     return V @ W.T
 
@@ -53,10 +53,10 @@ def similarity(
     valid: Bool[Tensor, "caption token"],
     kind: Kind = "dot",
 ) -> Float[Tensor, "image caption"]:
-    """The similarity of each image and each caption: the mean over valid tokens of the best position's match.
+    """Return the similarity of each image and each caption: the mean over valid tokens of the best position's match.
 
-    A caption without a valid token has similarity 0 to every image, and no gradient. Of positions that match a token
-    equally well, the first has the gradient. Half precision is multiplied and added in float32, which S then has too.
+    A caption without a valid token has similarity 0 to every image, and no gradient. Among positions that match a
+    token equally well, the first has the gradient. Half precision is computed and returned in float32.
     """
     V, W = normalised(V, W, kind)
     return similarity_to_words(V, W.flatten(0, 1), valid)
@@ -68,13 +68,14 @@ def similarity_to_words(
     valid: Bool[Tensor, "caption token"],
     block: int | None = None,
 ) -> Float[Tensor, "image caption"]:
-    """The similarity (dot) of each image and each caption, whose tokens come as one list.
+    """Return the similarity (dot product) of each image and each caption, given the tokens as one list.
 
     Args:
-        words: the valid tokens of all captions, one caption after the other; or all tokens, valid or not.
-        block: images that are multiplied together at most, counted from the first. An image's row, its gradient and
-            what it adds to the words' have the same bits in any call in which its block and the captions are the same,
-            whatever other blocks there are.
+        words: the valid tokens of all captions, caption after caption; or all tokens, valid or not.
+        valid: True for the valid tokens of each caption.
+        block: number of images, counted from the first, that are multiplied together at most. An image's row, its
+            gradient and its part of the words' gradient have the same bits in all calls with the same block and the
+            same captions, whatever the other blocks are.
     """
     keep = torch.is_grad_enabled() and (V.requires_grad or words.requires_grad)
     S, _ = torch.ops.groundray.best_matches(V, words, valid, block or max(1, V.shape[0]), keep)
@@ -82,17 +83,17 @@ def similarity_to_words(
 
 
 def normalised(V: Tensor, W: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Both embeddings, at length 1 for cosine."""
+    """Return both embeddings, scaled to length 1 for cosine."""
     return (F.normalize(V, dim=-1), F.normalize(W, dim=-1)) if kind == "cosine" else (V, W)
 
 
 def position_type(positions: int) -> torch.dtype:
-    """The smallest type that holds the number of each position, from 0."""
+    """Return the smallest integer type that holds the indices of so many positions."""
     return next(kind for kind in (torch.uint8, torch.int16, torch.int32) if positions - 1 <= torch.iinfo(kind).max)
 
 
-# Two operators, opaque to torch.compile: their loops depend on how many tokens are valid. They are not defined with
-# `torch.library.custom_op`, whose first call imports the compiler: 3.6 s of every process that never compiles.
+# Two operators, opaque to torch.compile, as their loops depend on the number of valid tokens. `torch.library.custom_op`
+# is not used: its first call imports the compiler, which takes 3.6 s in every process that never compiles.
 
 torch.library.define(
     "groundray::best_matches", "(Tensor V, Tensor words, Tensor valid, SymInt block, bool keep) -> (Tensor, Tensor)"
@@ -105,7 +106,7 @@ torch.library.define(
 
 @torch.library.impl("groundray::best_matches", "default")
 def _best_matches(V: Tensor, words: Tensor, valid: Tensor, block: int, keep: bool) -> tuple[Tensor, Tensor]:
-    """S, and the best position in each image of each valid token where it is to be kept."""
+    """Return S, and the best position in each image of each valid token (empty unless `keep`)."""
     tokens = _Tokens.of(words, valid)
     images, positions, _ = V.shape
     S = V.new_zeros(images, len(tokens.ends), dtype=_wide(V))
@@ -138,7 +139,7 @@ def _(V: Tensor, words: Tensor, valid: Tensor, block: int, keep: bool) -> tuple[
 def _gradients(
     gradient: Tensor, V: Tensor, words: Tensor, valid: Tensor, best: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of V and of the words, given that of S. The words' is a sum over blocks of images."""
+    """Return the gradients of V and of the words, given that of S. The words' gradient is summed block by block."""
     tokens = _Tokens.of(words, valid)
     images, positions, dim = V.shape
     to_V, to_words = torch.zeros_like(V, dtype=_wide(V)), torch.zeros_like(words, dtype=_wide(V))
@@ -148,7 +149,7 @@ def _gradients(
             W = tokens[span]
             to_W = torch.zeros_like(W)
             of_block = to_W if block >= images else torch.zeros_like(W)
-            # an image takes its rows, and of each token where it stands in which order, in 8 bytes each
+            # an image takes its rows, and 8 bytes for each token's index in sorted order
             group = max(1, ROWS // max(1, positions * dim, 6 * len(W)))
             for some in _blocks(images, block, group):
                 rows = V[some].flatten(0, 1).to(to_V.dtype)
@@ -170,28 +171,28 @@ def _(gradient: Tensor, V: Tensor, words: Tensor, valid: Tensor, best: Tensor, b
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     V, words, valid, ctx.block, _ = inputs
     ctx.save_for_backward(V, words, valid, output[1])
-    ctx.set_materialize_grads(False)  # the positions have none, and zeros in its place would take as much as they do
+    ctx.set_materialize_grads(False)  # positions have no gradient: no zeros for it
 
 
 def _backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return (None,) * 5
-    of_both = torch.ops.groundray.best_matches_gradient(gradient, *ctx.saved_tensors, ctx.block)
-    return *of_both, None, None, None
+    gradients = torch.ops.groundray.best_matches_gradient(gradient, *ctx.saved_tensors, ctx.block)
+    return *gradients, None, None, None
 
 
 torch.library.register_autograd("groundray::best_matches", _backward, setup_context=_keep_inputs)
 
 
 class _Tokens(NamedTuple):
-    """The valid tokens of all captions, one after the other: padding costs nothing.
+    """The valid tokens of all captions, caption after caption.
 
     Attributes:
-        words: embeddings that the tokens are among.
-        rows: which of them the tokens are; None where they are all of them.
-        caption: of each token.
-        counts: of each caption's tokens.
-        ends: where each caption's tokens end.
+        words: embeddings of the tokens, possibly among others.
+        rows: rows of `words` that are valid tokens; None if all are.
+        caption: index of each token's caption.
+        counts: number of tokens of each caption.
+        ends: end of each caption's tokens in the list of valid tokens.
     """
 
     words: Tensor
@@ -204,10 +205,10 @@ class _Tokens(NamedTuple):
     def of(words: Tensor, valid: Tensor) -> _Tokens:
         counts = valid.sum(dim=1)
         ends = counts.cumsum(dim=0).tolist()
-        every = len(words) == (ends[-1] if ends else 0)
+        all_valid = len(words) == (ends[-1] if ends else 0)
         return _Tokens(
             words,
-            None if every else valid.flatten().nonzero().squeeze(1),
+            None if all_valid else valid.flatten().nonzero().squeeze(1),
             torch.arange(len(ends), device=valid.device).repeat_interleave(counts),
             counts,
             ends,
@@ -218,7 +219,7 @@ class _Tokens(NamedTuple):
         return _aligned(rows.to(_wide(rows)).contiguous())
 
     def tiles(self, size: int) -> Iterator[tuple[slice, slice]]:
-        """Captions next to each other, and their tokens: the fewest captions that have `size` tokens together."""
+        """Yield ranges of captions and of their tokens: each the fewest captions that have `size` tokens together."""
         first = start = 0
         for caption, end in enumerate(self.ends):
             if end > start and (end - start >= size or end == self.ends[-1]):
@@ -227,7 +228,7 @@ class _Tokens(NamedTuple):
 
 
 def _blocks(count: int, block: int, group: int) -> Iterator[slice]:
-    """At most `group` of `count` images at a time, and never of two blocks."""
+    """Yield ranges of at most `group` of `count` images, none of which spans two blocks."""
     for start in range(0, count, block):
         end = min(start + block, count)
         yield from (slice(first, min(first + group, end)) for first in range(start, end, group))
@@ -236,7 +237,7 @@ def _blocks(count: int, block: int, group: int) -> Iterator[slice]:
 def _means(
     highest: Float[Tensor, "image token"], counts: Integer[Tensor, " caption"]
 ) -> Float[Tensor, "image caption"]:
-    """The mean over each caption's tokens, added one by one whatever else is in the tile; of none it is 0."""
+    """Return the mean over each caption's tokens, 0 for none. The sum does not depend on the rest of the tile."""
     starts = counts.cumsum(dim=0) - counts
     tokens = torch.arange(highest.shape[1], device=highest.device)
     return (F.embedding_bag(tokens, highest.T.contiguous(), starts, mode="sum") / counts.clamp(min=1)[:, None]).T
@@ -245,7 +246,7 @@ def _means(
 def _bags_of_positions(
     V: Float[Tensor, "row dim"], winner: Integer[Tensor, "image token"], share: Float[Tensor, "image token"]
 ) -> Float[Tensor, "token dim"]:
-    """The sum over images of their positions that won a token, for each token."""
+    """Return, for each token, the weighted sum over images of the best position's embedding."""
     first = torch.arange(0, len(V), len(V) // len(winner), device=V.device)
     return F.embedding_bag(winner.T + first, V, per_sample_weights=share.T.contiguous(), mode="sum")
 
@@ -256,32 +257,32 @@ def _bags_of_words(
     share: Float[Tensor, "image token"],
     positions: int,
 ) -> Float[Tensor, "row dim"]:
-    """The sum over tokens that a position has won, for each position of each image."""
+    """Return, for each position of each image, the weighted sum of the tokens that it matches best."""
     order = _sorted(winner)
-    places = torch.arange(positions, dtype=winner.dtype, device=winner.device).expand(len(winner), -1)
-    starts = torch.searchsorted(winner.gather(1, order), places.contiguous())
+    indices = torch.arange(positions, dtype=winner.dtype, device=winner.device).expand(len(winner), -1)
+    starts = torch.searchsorted(winner.gather(1, order), indices.contiguous())
     starts += torch.arange(0, winner.numel(), winner.shape[1], device=winner.device)[:, None]
     weights = share.gather(1, order).flatten()
     return F.embedding_bag(order.flatten(), W, starts.flatten(), per_sample_weights=weights, mode="sum")
 
 
 def _sorted(winner: Integer[Tensor, "image token"]) -> Integer[Tensor, "image token"]:
-    """The tokens of each image in the order of their positions; of the same position in their own."""
+    """Return the tokens of each image sorted by their best position, stably."""
     if winner.device.type == "cpu":
-        # numpy sorts small integers by their digits: a million in 2 ms, where torch takes 56
+        # NumPy sorts small integers by radix: a million in 2 ms, where torch takes 56
         return torch.from_numpy(np.argsort(winner.numpy(), axis=1, kind="stable"))
     return winner.sort(dim=1, stable=True).indices
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """The tensor on a cache line's edge: a matrix library may add in another order where it is not.
+    """Return the tensor aligned to a cache line: BLAS may add in another order where it is not.
 
-    Which images come first differs from rank to rank, and their sums must not. A width that is a multiple of 16 float32
-    is there already.
+    An image's offset differs with the number of ranks, and its sums must not. Rows whose width is a multiple of 16
+    float32 are aligned already.
     """
     return x if x.data_ptr() % 64 == 0 else x.clone()
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """The type to add in: float32 for half precision, else the tensor's own."""
+    """Return the type to accumulate in: float32 for half precision, else the tensor's own."""
     return torch.promote_types(x.dtype, torch.float32)

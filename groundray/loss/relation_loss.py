@@ -1,10 +1,10 @@
-"""The losses of the relational stage (paper, stage 3), of the scores of all triplets of the global batch.
+"""The losses of the relational stage (paper, stage 3) over the scores of all triplets of the global batch.
 
 S[b, k] = r_subject(b) R_k r_object(b)         triplet b, predicate k
 
-Loss_rel asks of each triplet which predicate it has; Loss_obj of each triplet's predicate which pair of objects has
-it, among all annotated pairs of the batch. Both take a row a triplet and never look at two triplets together, so time
-and memory are O(triplets x predicates); and ranks exchange a handful of sums a predicate, never their triplets.
+Loss_rel classifies each triplet's predicate. Loss_obj contrasts each triplet's pair of objects with all other pairs of
+the batch, by their score for its predicate. Neither compares triplets two by two, so time and memory are
+O(triplets x predicates), and ranks exchange a few sums for each predicate, never their triplets.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ Reduction = Literal["triplets", "images"]
 
 
 class Scored(NamedTuple):
-    """What the model says of a chunk's triplets and objects, and what is true of them.
+    """Scores of a chunk's triplets and objects, and their annotations.
 
     Attributes:
-        S: the score of every predicate, for each triplet's pair of objects.
-        predicate: of each triplet.
-        annotated: every predicate that the triplet's pair of objects is annotated with, its own among them.
-        logits, classes: of each object.
-        images: how many there are.
+        S: score of every predicate for each triplet's pair of objects.
+        predicate: index of each triplet's predicate.
+        annotated: True for every predicate of the triplet's pair of objects, in any triplet.
+        logits: logits of each object's class.
+        classes: index of each object's class.
+        images: number of images.
     """
 
     S: Float[Tensor, "triplet predicate"]
@@ -42,7 +43,14 @@ class Scored(NamedTuple):
 
 
 class RelationLoss(NamedTuple):
-    """The weighted sum, and its parts: Loss_rel, Loss_obj, and the cross-entropy of the objects' classes."""
+    """The weighted loss and its parts, which have no gradient.
+
+    Attributes:
+        total: weighted sum of the parts.
+        predicate: Loss_rel.
+        pair: Loss_obj.
+        object: cross-entropy of the objects' classes.
+    """
 
     total: Float[Tensor, ""]
     predicate: Float[Tensor, ""]
@@ -56,23 +64,25 @@ def relation_loss(
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
     reduction: Reduction = "triplets",
 ) -> RelationLoss:
-    """The losses of the global batch, the same on every rank, from a rank's own chunks.
+    """Return the losses of the global batch, the same on every rank; 0 for a batch without triplets or objects.
 
     Args:
-        weights: of Loss_rel, Loss_obj and the objects' cross-entropy.
-        reduction: `triplets` takes the mean over triplets (over objects for their classes), `images` the sum over the
-            number of images, as the authors' code does. Of a batch without a triplet or object it is 0.
+        chunks: the rank's own chunks.
+        temperature: positive.
+        weights: weights of Loss_rel, Loss_obj and the objects' cross-entropy.
+        reduction: "triplets" takes the mean over triplets (over objects for their classes); "images" divides the sum
+            by the number of images, as the authors' code does.
     """
-    own = [log_sum_exp((one.S / temperature).masked_fill(one.annotated, -torch.inf)) for one in chunks]
+    own = [log_sum_exp((chunk.S / temperature).masked_fill(chunk.annotated, -torch.inf)) for chunk in chunks]
     negatives = sum_gradient_over_ranks(log_sum_exp(gather_rows(torch.stack(own))))
     parts = []
-    for one in chunks:
+    for chunk in chunks:
         sums = (
-            predicate_loss(one.S, one.predicate, temperature).sum(),
-            pair_loss(one.S, one.predicate, negatives, temperature).sum(),
-            F.cross_entropy(one.logits, one.classes, reduction="sum"),
+            predicate_loss(chunk.S, chunk.predicate, temperature).sum(),
+            pair_loss(chunk.S, chunk.predicate, negatives, temperature).sum(),
+            F.cross_entropy(chunk.logits, chunk.classes, reduction="sum"),
         )
-        counts = one.S.new_tensor([len(one.S), len(one.classes), one.images])
+        counts = chunk.S.new_tensor([len(chunk.S), len(chunk.classes), chunk.images])
         parts.append(torch.cat([torch.stack(sums), counts]))
     predicate, pair, object_, triplets, objects, images = sum_over_chunks(parts)
     if reduction == "images":
@@ -90,7 +100,7 @@ def relation_loss(
 def predicate_loss(
     S: Float[Tensor, "triplet predicate"], predicate: Int[Tensor, " triplet"], temperature: float
 ) -> Float[Tensor, " triplet"]:
-    """Loss_rel of each triplet:  -log exp(S[b, p]/tau) / sum_k exp(S[b, k]/tau)."""
+    """Return Loss_rel of each triplet:  -log exp(S[b, p]/tau) / sum_k exp(S[b, k]/tau)."""
     return F.cross_entropy(S / temperature, predicate, reduction="none")
 
 
@@ -100,20 +110,22 @@ def pair_loss(
     negatives: Float[Tensor, " predicate"],
     temperature: float,
 ) -> Float[Tensor, " triplet"]:
-    """Loss_obj of each triplet:  -log exp(S[b, p]/tau) / (exp(S[b, p]/tau) + sum over negatives n of exp(S[n, p]/tau)).
+    """Return Loss_obj of each triplet b with predicate p:
 
-    The negatives of predicate p are the triplets of the batch whose pair of objects is not annotated with p. Where
-    there is none, the loss is 0.
+        -log exp(S[b, p]/tau) / (exp(S[b, p]/tau) + sum over negatives n of exp(S[n, p]/tau))
+
+    The negatives of predicate p are the triplets of the batch whose pair of objects is not annotated with p. Without
+    negatives the loss is 0.
 
     Args:
-        negatives: log of the sum over each predicate's negatives of exp(S/tau); -inf where there is none.
+        negatives: for each predicate, log of the sum over its negatives of exp(S/tau); -inf without negatives.
     """
     own = (S / temperature).gather(1, predicate[:, None]).squeeze(1)
     return torch.logaddexp(own, negatives[predicate]) - own
 
 
 def log_sum_exp(logits: Float[Tensor, "row predicate"]) -> Float[Tensor, " predicate"]:
-    """log sum exp over rows; of a column without a finite entry it is -inf, with gradient 0 and not NaN."""
+    """Return log sum exp over rows. A column without a finite entry gives -inf, with gradient 0 instead of NaN."""
     if len(logits) == 0:
         return logits.sum(dim=0) - torch.inf
     highest = logits.detach().amax(dim=0)
@@ -126,8 +138,8 @@ def log_sum_exp(logits: Float[Tensor, "row predicate"]) -> Float[Tensor, " predi
 def annotated_with(
     pairs: Int[Tensor, "triplet 2"], predicate: Int[Tensor, " triplet"], predicates: int
 ) -> Bool[Tensor, "triplet predicate"]:
-    """Every predicate that each triplet's pair (subject, object) is annotated with, in any triplet."""
+    """Return True for every predicate of each triplet's pair (subject, object), in any of the triplets."""
     _, pair = torch.unique(pairs, dim=0, return_inverse=True)
-    found = torch.zeros(len(pairs), predicates, dtype=torch.bool, device=pairs.device)
-    found[pair, predicate] = True
-    return found[pair]
+    annotated = torch.zeros(len(pairs), predicates, dtype=torch.bool, device=pairs.device)
+    annotated[pair, predicate] = True
+    return annotated[pair]

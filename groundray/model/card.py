@@ -1,4 +1,4 @@
-"""The model card: what a model was trained on, how, and how well it does."""
+"""The model card of an exported model: data, results and settings, as Markdown with the hub's metadata."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def card(
     metrics: Mapping[str, Mapping[str, float]],
     data: Mapping[str, str],
 ) -> str:
-    """The card of a model as Markdown.
+    """Return the model card.
 
     Args:
-        settings: of the run.
-        metrics: of each stage that made it.
-        data: a line on each data set, by `stage.part`.
+        settings: the run's settings.
+        metrics: validation metrics of each stage that trained the model.
+        data: a line about each data set, by `stage.part`; those of other stages are left out.
     """
     stages = list(metrics)
     sections = [
@@ -30,12 +30,12 @@ def card(
         + ". It follows *Explainable Semantic Space by Grounding Language to Vision with Cross-Modal Contrastive "
         "Learning* (Zhang, Choi, Han and Liu, NeurIPS 2021).",
         "## Data\n\n" + "\n".join(f"- `{part}`: {line}" for part, line in data.items() if part.split(".")[0] in stages),
-        "## Results\n\nOn the validation data, at each stage's best epoch; `without_image` is the same model with "
-        "every image blank.\n\n| stage | metric | value |\n|---|---|---|\n"
+        "## Results\n\nOn the validation data, at each stage's best epoch. `without_image` is the same model with "
+        "blank images.\n\n| stage | metric | value |\n|---|---|---|\n"
         + "\n".join(
             f"| {stage} | {metric} | {value:.4g} |"
-            for stage, found in metrics.items()
-            for metric, value in found.items()
+            for stage, values in metrics.items()
+            for metric, value in values.items()
         ),
         "## Settings\n\n```yaml\n" + yaml.safe_dump(dict(settings), sort_keys=False, width=100) + "```",
     ]

@@ -1,14 +1,15 @@
-"""An exported model: a folder that stands on its own.
+"""An exported model: a self-contained folder.
 
 README.md                    the model card: data, settings, metrics
-groundray.json               format, settings, the files and metrics of each stage, what the data's numbers stand for
+groundray.json               format, settings, files and metrics of each stage, and the data's vocabularies
 language/                    the last stage's language stream and tokenizer, for transformers.AutoModel and
-                             AutoTokenizer, and for sentence-transformers (the mean over tokens)
-language-ungrounded/         the same as the run began with it, and -text-only, -grounded, -relational after the
-                             stages that trained it
+                             AutoTokenizer, and for sentence-transformers (mean pooling)
+language-ungrounded/         the language stream at the start of the run; -text-only, -grounded and -relational after
+                             the stages that trained it
 stages/STAGE/*.safetensors   the visual stream and the heads that a stage changed
 
-A stage's model is made of the newest version of each part, up to that stage; what a stage left as it was is there once.
+A stage's model consists of the newest version of each part up to that stage. A part that a stage did not change is
+stored once.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from groundray.storage.folder import Folder
 
 FORMAT = 2
 ABOUT, CARD, LANGUAGE = "groundray.json", "README.md", "language"
-START = "start"  # stands for the stage before the first
+START = "start"  # in place of a stage's name: the model before the first stage
 LABELS = {START: "ungrounded", "language": "text-only", "grounding": "grounded"}
 
 Tensors = Mapping[str, Tensor]
@@ -45,7 +46,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class StageModel:
-    """A stage's model: the files of its parts, relative to the export's folder, and its metrics."""
+    """Files of the parts of a stage's model, relative to the export's folder, and its metrics."""
 
     name: str
     visual: str
@@ -56,12 +57,12 @@ class StageModel:
 
 @dataclass(frozen=True)
 class About:
-    """What `groundray.json` tells.
+    """Contents of `groundray.json`.
 
     Attributes:
-        settings: of the run.
-        stages: in the order in which they were trained.
-        vocabulary: of each head, by its stage's name.
+        settings: the run's settings.
+        stages: the stages in the order in which they were trained.
+        vocabulary: the vocabulary of each head, by its stage's name.
     """
 
     settings: dict[str, Any]
@@ -69,23 +70,22 @@ class About:
     vocabulary: dict[str, Vocabulary] = field(default_factory=dict)
 
     def stage(self, name: str | None = None) -> StageModel:
-        """A stage by its name, or the last one.
+        """Return a stage by its name, by default the last.
 
         Raises:
-            ValueError: there is no such stage.
+            ValueError: the model has no such stage.
         """
         if name is None:
             return self.stages[-1]
-        found = next((stage for stage in self.stages if stage.name == name), None)
-        if found is None:
-            there = ", ".join(stage.name for stage in self.stages)
-            raise ValueError(f"the model has no stage {name}: it was trained in {there}")
-        return found
+        by_name = {stage.name: stage for stage in self.stages}
+        if name not in by_name:
+            raise ValueError(f"the model has no stage {name}: it was trained in {', '.join(by_name)}")
+        return by_name[name]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A loaded export: a stage's model in eval mode, its tokenizer, and what is told of it."""
+    """A loaded export: a stage's model in eval mode, its tokenizer and its description."""
 
     model: GroundedModel
     tokenizer: PreTrainedTokenizerFast
@@ -94,54 +94,57 @@ class Exported:
 
 
 def about(url: str | Path) -> About:
-    """What an exported model tells of itself; no weights are read.
+    """Return the description of an exported model. No weights are read.
 
     Raises:
-        FileNotFoundError: it is no export.
-        ValueError: of another format.
+        FileNotFoundError: the folder holds no exported model.
+        ValueError: the model has another format.
     """
     folder = Folder.at(url)
     if not folder.exists(ABOUT):
         raise FileNotFoundError(
             f"expected an exported model at {folder}, found no {ABOUT}: give a finished run's model/ folder"
         )
-    told = folder.read_json(ABOUT)
-    if told["format"] != FORMAT:
+    content = folder.read_json(ABOUT)
+    if content["format"] != FORMAT:
         raise ValueError(
-            f"the model at {folder} is of format {told['format']}, this version reads {FORMAT}: export it again"
+            f"the model at {folder} has format {content['format']}, this version reads {FORMAT}: export it again"
         )
     vocabulary: dict[str, Vocabulary] = {
-        head: {kind: tuple(listed) for kind, listed in words.items()} for head, words in told["vocabulary"].items()
+        head: {kind: tuple(words) for kind, words in listed.items()} for head, listed in content["vocabulary"].items()
     }
-    return About(told["settings"], tuple(StageModel(**stage) for stage in told["stages"]), vocabulary)
+    return About(content["settings"], tuple(StageModel(**stage) for stage in content["stages"]), vocabulary)
 
 
 def load(url: str | Path, stage: str | None = None) -> Exported:
-    """The model of a stage (by default the last) of an exported folder, in eval mode.
+    """Load the model of a stage, by default the last, in eval mode.
+
+    Args:
+        url: path or URL of the exported folder.
 
     Raises:
-        FileNotFoundError: it is no export.
-        ValueError: of another format, without that stage, or its weights are not those of its settings.
+        FileNotFoundError: the folder holds no exported model.
+        ValueError: the model has another format or lacks the stage, or its weights do not fit its settings.
     """
-    told = about(url)
-    chosen = told.stage(stage)
+    description = about(url)
+    chosen = description.stage(stage)
     with Folder.at(url).local_copy() as folder:
-        return _load(folder, told, chosen)
+        return _load(folder, description, chosen)
 
 
-def _load(folder: Path, told: About, stage: StageModel) -> Exported:
-    settings = config.Model(**told.settings["model"])
+def _load(folder: Path, description: About, stage: StageModel) -> Exported:
+    settings = config.Model(**description.settings["model"])
     with quiet():
         bert = BertModel.from_pretrained(folder / stage.language, add_pooling_layer=False)
     language = LanguageStream(bert)
     model = GroundedModel(build_visual(settings, language.width, pretrained=False), language)
     _fill(model.visual, folder / stage.visual)
     for name, file in stage.heads.items():
-        head = build_head(name, settings, model, told.vocabulary[name])
+        head = build_head(name, settings, model, description.vocabulary[name])
         _fill(head, folder / file)
         model.heads[name] = head
     tokenizer = load_tokenizer(config.Language(name=str(folder / stage.language)))
-    return Exported(model.eval(), tokenizer, told, stage)
+    return Exported(model.eval(), tokenizer, description, stage)
 
 
 def _fill(module: nn.Module, file: Path) -> None:
@@ -149,10 +152,13 @@ def _fill(module: nn.Module, file: Path) -> None:
 
 
 class Writer:
-    """Writes an export to an empty folder, one stage after the other.
+    """Writes an exported model to an empty folder, stage by stage.
+
+    The language streams of the model at `run.start_from` are copied as controls.
 
     Args:
-        model, heads: as the run began; of the model at `run.start_from`, the language streams are kept as controls.
+        model: the model at the start of the run.
+        heads: its heads at the start of the run.
     """
 
     def __init__(
@@ -179,39 +185,41 @@ class Writer:
             state |= {f"heads.{name}.{key}": tensor for key, tensor in head.state_dict().items()}
         self._files(START, state)
 
-    def add(self, stage: str, state: Tensors, metrics: Mapping[str, float], words: Vocabulary) -> None:
-        """Write what a stage changed.
+    def add(self, stage: str, state: Tensors, metrics: Mapping[str, float], vocabulary: Vocabulary) -> None:
+        """Write the parts that a stage changed.
 
         Args:
-            state: the state dict of the stage's model, its streams and heads.
+            state: state dict of the stage's model, with its streams and heads.
+            vocabulary: names of the stage's classes and predicates.
         """
-        self._vocabulary[stage] = words
+        self._vocabulary[stage] = vocabulary
         files = self._files(stage, state)
         heads = {name.removeprefix("heads."): file for name, file in files.items() if name.startswith("heads.")}
         self._stages.append(StageModel(stage, files["visual"], files["language"], heads, dict(metrics)))
 
     def close(self, data: Mapping[str, str]) -> None:
-        """Write what tells of it all.
+        """Write `groundray.json`, the model cards and the last stage's language stream.
 
         Args:
-            data: a line on each data set, for the model card.
+            data: a line about each data set, by `stage.part`, for the model cards.
         """
         last = self._stages[-1]
         shutil.copytree(self._folder / last.language, self._folder / LANGUAGE)
-        told = About(self._settings, tuple(self._stages), self._vocabulary)
-        content = {"format": FORMAT, **asdict(told)}
+        description = About(self._settings, tuple(self._stages), self._vocabulary)
+        content = {"format": FORMAT, **asdict(description)}
         (self._folder / ABOUT).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         metrics = {stage.name: stage.metrics for stage in self._stages}
-        whole = card(self._settings["run"]["name"], self._settings, metrics, data)
-        (self._folder / CARD).write_text(whole, encoding="utf-8")
+        text = card(self._settings["run"]["name"], self._settings, metrics, data)
+        (self._folder / CARD).write_text(text, encoding="utf-8")
         streams = {stage.language: stage.name for stage in reversed(self._stages)} | {LANGUAGE: last.name}
+        names = list(metrics)
         for folder, stage in streams.items():
-            upto = [one.name for one in self._stages][: [one.name for one in self._stages].index(stage) + 1]
-            text = card(folder, self._settings, {name: metrics[name] for name in upto}, data)
+            trained_in = names[: names.index(stage) + 1]
+            text = card(folder, self._settings, {name: metrics[name] for name in trained_in}, data)
             (self._folder / folder / CARD).write_text(text, encoding="utf-8")
 
     def _files(self, stage: str, state: Tensors) -> dict[str, str]:
-        """The file of each part of a stage's model, written where the part is not as it was."""
+        """Return the file of each part of a stage's model, after writing the parts that changed."""
         return {part: self._file(stage, part, tensors) for part, tensors in _parts(state).items()}
 
     def _file(self, stage: str, part: str, tensors: Tensors) -> str:
@@ -229,20 +237,20 @@ class Writer:
         self._written[part] = tensors, file
         return file
 
-    def _keep_controls(self, other: Folder, began: StageModel) -> None:
-        """Copy the language streams of the model that the run begins with, and call what it begins with by its name."""
+    def _keep_controls(self, other: Folder, start: StageModel) -> None:
+        """Copy the language streams of the model that the run starts from, and keep its name for the first of them."""
         for name in other.names():
             if name.startswith(f"{LANGUAGE}-"):
                 other.download(self._folder / name, name)
-        self._labels[START] = began.language.removeprefix(f"{LANGUAGE}-")
+        self._labels[START] = start.language.removeprefix(f"{LANGUAGE}-")
 
 
 def save_language(bert: BertModel, tokenizer: PreTrainedTokenizerFast, folder: Path, weights: Tensors) -> None:
     """Write a language stream for `transformers` and `sentence-transformers` (mean pooling).
 
     Args:
-        bert: its configuration is written.
-        weights: of the language stream, named as in its state dict.
+        bert: model whose configuration is written.
+        weights: state dict of the language stream.
     """
     shutil.rmtree(folder, ignore_errors=True)
     with quiet():
@@ -261,14 +269,14 @@ def save_language(bert: BertModel, tokenizer: PreTrainedTokenizerFast, folder: P
 
 
 def _parts(state: Tensors) -> dict[str, dict[str, Tensor]]:
-    """A model's state by part: `visual`, `language`, and `heads.NAME`; whatever precision it was trained in."""
+    """Return a state dict by part (`visual`, `language`, `heads.NAME`), on the CPU, floating point as float32."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         depth = 2 if name.startswith("heads.") else 1
         split = name.split(".")
-        kept = tensor.detach().to("cpu", copy=True).contiguous()
-        kept = kept.float() if kept.is_floating_point() else kept
-        parts.setdefault(".".join(split[:depth]), {})[".".join(split[depth:])] = kept
+        copied = tensor.detach().to("cpu", copy=True).contiguous()
+        copied = copied.float() if copied.is_floating_point() else copied
+        parts.setdefault(".".join(split[:depth]), {})[".".join(split[depth:])] = copied
     return parts
 
 

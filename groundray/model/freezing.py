@@ -1,4 +1,4 @@
-"""Which parts of a model a stage trains. What is frozen runs in eval mode: its dropout is off."""
+"""Freezing the parts of a model that a stage does not train. Frozen parts are in eval mode: their dropout is off."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from groundray.model.grounded import GroundedModel
 
 
 def freeze(model: GroundedModel, head: str, trains: TrainedVisual | TrainedLanguage | None = None) -> None:
-    """Let exactly a head and what `trains` names of the streams learn, in train mode; everything else is frozen, in
-    eval mode.
+    """Put a head and the named parts of the streams in train mode with gradients; freeze all else, in eval mode.
+
+    Args:
+        head: name of the stage whose head is trained.
+        trains: parts of the streams that are trained; None for none.
 
     Raises:
-        ValueError: more language layers than there are.
+        ValueError: `trains` asks for more language layers than the model has.
     """
     model.requires_grad_(False)
     model.eval()
@@ -37,13 +40,13 @@ def freeze(model: GroundedModel, head: str, trains: TrainedVisual | TrainedLangu
 
 
 def set_dropout(model: GroundedModel, attention: float, channels: float = 0.0) -> None:
-    """Set the dropout of the spatial attention, and of the trunk's channels on their way to it."""
+    """Set the dropout rates of the spatial attention and of the trunk's channels, 0 to 1."""
     model.visual.attention.dropout.p = attention
     model.visual.channel_dropout.p = channels
 
 
 def trainable_counts(model: GroundedModel) -> dict[str, int]:
-    """Trained parameters of each part of the model that has any."""
+    """Return the number of trained parameters of each part of the model; parts without any are left out."""
     parts = {
         "visual trunk": model.visual.trunk,
         "visual embedder": model.visual.embedder,

@@ -1,4 +1,4 @@
-"""The relational module: phrases look at the image, and pairs of what they saw are scored for every predicate."""
+"""The relational module: phrases attend to their image, and pairs of objects are scored for every predicate."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from torch.nn import functional as F
 
 
 class CrossModalAttention(nn.Module):
-    """Phrases attend to image positions: one visually grounded vector an object (paper, stage 3).
+    """Attention of phrases to image positions: one visually grounded vector for each object (paper, stage 3).
 
-    Queries and keys have no bias, values have one; heads are concatenated, with no output projection, residual or norm.
-    All three start as the identity: at first a phrase looks where its own embedding matches the image's.
+    Queries and keys have no bias, values have one. Heads are concatenated, without output projection, residual or norm.
+    The three projections start as the identity: at first a phrase attends where its embedding matches the image's.
     """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         if width % heads:
-            raise ValueError(f"{heads} heads of the cross-modal attention cannot share a width of {width} evenly")
+            raise ValueError(
+                f"model.relational.attention_heads: expected a number that divides the width {width}, got {heads}"
+            )
         self.heads = heads
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -33,29 +35,38 @@ class CrossModalAttention(nn.Module):
         V: Float[Tensor, "image position dim"],
         image: Int[Tensor, " object"],
     ) -> Float[Tensor, "object dim"]:
-        """What each phrase sees in its image, whose number `image` holds; objects of an image stand together."""
+        """Return a vector for each object.
+
+        Args:
+            phrases: embedding of each object's phrase.
+            V: embeddings of the image positions.
+            image: index of each object's image. Objects of an image are adjacent.
+        """
         if len(phrases) == 0:
             return self.value(phrases)
-        place = place_in_image(image)
+        index = index_in_image(image)
         queries = self.query(phrases)
-        padded = queries.new_zeros(len(V), int(place.max()) + 1, queries.shape[1])
-        padded = padded.index_put((image, place), queries)
-        seen = F.scaled_dot_product_attention(self._split(padded), self._split(self.key(V)), self._split(self.value(V)))
-        return seen.transpose(1, 2).flatten(2)[image, place]
+        padded = queries.new_zeros(len(V), int(index.max()) + 1, queries.shape[1])
+        padded = padded.index_put((image, index), queries)
+        attended = F.scaled_dot_product_attention(
+            self._split(padded), self._split(self.key(V)), self._split(self.value(V))
+        )
+        return attended.transpose(1, 2).flatten(2)[image, index]
 
     def _split(self, x: Float[Tensor, "image item dim"]) -> Float[Tensor, "image head item part"]:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class RelationalModule(nn.Module):
-    """Cross-modal attention, the relation space with an operator a predicate, and the classifier of objects.
+    """Cross-modal attention, a relation space with one operator for each predicate, and a classifier of objects.
 
     Args:
-        width: of both streams.
-        predicates: how many are scored.
-        classes: how many an object may be of.
-        space: width of the relation space.
-        hidden: width of the classifier.
+        width: dimension of the streams' embeddings.
+        predicates: number of predicates.
+        classes: number of object classes.
+        heads: number of attention heads; divides `width`.
+        space: dimension of the relation space.
+        hidden: width of the classifier's hidden layer.
     """
 
     def __init__(self, width: int, predicates: int, classes: int, heads: int = 8, space: int = 32, hidden: int = 256):
@@ -71,18 +82,22 @@ class RelationalModule(nn.Module):
     def scores(
         self, r: Float[Tensor, "object space"], pairs: Int[Tensor, "triplet 2"]
     ) -> Float[Tensor, "triplet predicate"]:
-        """S[t, k] = r_subject R_k r_object of each pair (subject, object) and every predicate k.
+        """Return S[t, k] = r_subject R_k r_object of each triplet t and every predicate k.
 
-        Each operator is divided by its Frobenius norm, then dropout falls on its entries.
+        Each operator is divided by its Frobenius norm, then dropout is applied to its entries.
+
+        Args:
+            r: vectors of the objects in the relation space.
+            pairs: indices of each triplet's subject and object.
         """
         norms = self.operators.square().sum(dim=(1, 2), keepdim=True).sqrt()
         R = self.operator_dropout(self.operators / norms)
-        outer = r[pairs[:, 0], :, None] * r[pairs[:, 1], None, :]  # so that all predicates are one matrix product
+        outer = r[pairs[:, 0], :, None] * r[pairs[:, 1], None, :]  # one matrix product for all predicates
         return outer.flatten(1) @ R.flatten(1).T
 
 
-def place_in_image(image: Int[Tensor, " object"]) -> Int[Tensor, " object"]:
-    """The place of each object in its image, from 0; objects of an image stand together."""
+def index_in_image(image: Int[Tensor, " object"]) -> Int[Tensor, " object"]:
+    """Return the index of each object among those of its image, from 0. Objects of an image are adjacent."""
     positions = torch.arange(len(image), device=image.device)
     starts = torch.ones_like(image, dtype=torch.bool)
     starts[1:] = image[1:] != image[:-1]

@@ -1,4 +1,4 @@
-"""A module's weights: filling it with them, strictly, and telling them from others."""
+"""Loading a module's weights strictly, and fingerprints of weights."""
 
 from __future__ import annotations
 
@@ -8,41 +8,45 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-SHOWN = 4
+MAX_NAMES = 4  # in an error
 
 
 def digest(module: nn.Module) -> str:
-    """The fingerprint of a module: the names, shapes and bits of all that it computes with."""
-    found = hashlib.sha256()
+    """Return a SHA-256 of a module's parameters and buffers: their names, types, shapes and bits."""
+    hashed = hashlib.sha256()
     for name, tensor in sorted({**dict(module.named_buffers()), **module.state_dict()}.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Give a module exactly these weights.
+    """Load a state dict into a module.
+
+    Args:
+        origin: where the weights come from, for the error.
 
     Raises:
-        ValueError: they are not those of the module; the message says which, and where they come from.
+        ValueError: weights are missing, unexpected or of another shape; the message lists them.
     """
     own = module.state_dict()
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
     reshaped = [
-        f"{name} ({_shape(weights[name])} there, {_shape(own[name])} here)"
+        f"{name} (expected {_shape(own[name])}, got {_shape(weights[name])})"
         for name in own
         if name in weights and own[name].shape != weights[name].shape
     ]
     problems = [
-        f"{what} {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
-        for what, names in (("lacks", missing), ("has unexpected", unexpected), ("has other sizes of", reshaped))
+        f"{what} {', '.join(names[:MAX_NAMES])}"
+        + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", reshaped))
         if names
     ]
     if problems:
-        raise ValueError(f"{origin} is not of this model: it {'; it '.join(problems)}")
+        raise ValueError(f"weights of {origin} do not fit the model: {'; '.join(problems)}")
     module.load_state_dict(dict(weights), strict=True)
 
 
 def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "one number"
+    return " x ".join(map(str, tensor.shape)) or "scalar"

@@ -131,10 +131,10 @@ def test_missing_head_is_named(model: GroundedModel) -> None:
 def test_weights_that_do_not_fit_are_listed() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1, bias=False))
     weights = {"0.weight": torch.zeros(3, 2), "1.weight": torch.zeros(1, 4), "2.bias": torch.zeros(1)}
-    with pytest.raises(ValueError, match="the file is not of this model") as caught:
+    with pytest.raises(ValueError, match="the file do not fit") as caught:
         fill(module, weights, "the file")
     assert str(caught.value).endswith(
-        "it lacks 0.bias; it has unexpected 2.bias; it has other sizes of 1.weight (1 x 4 there, 1 x 3 here)"
+        "missing 0.bias; unexpected 2.bias; other shapes 1.weight (expected 1 x 3, got 1 x 4)"
     )
 
 

@@ -7,7 +7,7 @@ import reference
 import torch
 from torch import Tensor
 
-from groundray.model.relation_module import CrossModalAttention, RelationalModule, place_in_image
+from groundray.model.relation_module import CrossModalAttention, RelationalModule, index_in_image
 
 WIDTH, POSITIONS = 12, 5
 IMAGE = torch.tensor([0, 0, 0, 2, 3, 3])  # image 1 has no object
@@ -26,12 +26,12 @@ def inputs() -> tuple[Tensor, Tensor]:
     return phrases, V
 
 
-def test_the_place_of_objects_in_their_images() -> None:
-    assert place_in_image(IMAGE).tolist() == [0, 1, 2, 0, 0, 1]
-    assert place_in_image(IMAGE[:0]).tolist() == []
+def test_index_of_objects_in_their_images() -> None:
+    assert index_in_image(IMAGE).tolist() == [0, 1, 2, 0, 0, 1]
+    assert index_in_image(IMAGE[:0]).tolist() == []
 
 
-def test_attention_is_its_twin(module: RelationalModule) -> None:
+def test_attention_equals_its_naive_twin(module: RelationalModule) -> None:
     phrases, V = inputs()
     attention = module.attention
     ours = attention(phrases, V, IMAGE)
@@ -43,7 +43,7 @@ def test_attention_is_its_twin(module: RelationalModule) -> None:
         torch.testing.assert_close(gradient, expected)
 
 
-def test_scores_are_their_twins(module: RelationalModule) -> None:
+def test_scores_equal_their_naive_twins(module: RelationalModule) -> None:
     r = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
     pairs = torch.tensor([[0, 1], [1, 0], [4, 5], [2, 2]])
     ours, twin = module.scores(r, pairs), reference.relation_scores(r, pairs, module.operators)
@@ -54,16 +54,16 @@ def test_scores_are_their_twins(module: RelationalModule) -> None:
         torch.testing.assert_close(gradient, its_twin)
 
 
-def test_no_object_and_no_pair(module: RelationalModule) -> None:
+def test_module_accepts_no_objects_and_no_pairs(module: RelationalModule) -> None:
     phrases, V = inputs()
-    seen = module.attention(phrases[:0], V, IMAGE[:0])
-    assert seen.shape == (0, WIDTH)
-    scores = module.scores(module.space(seen), torch.zeros(0, 2, dtype=torch.int64))
+    objects = module.attention(phrases[:0], V, IMAGE[:0])
+    assert objects.shape == (0, WIDTH)
+    scores = module.scores(module.space(objects), torch.zeros(0, 2, dtype=torch.int64))
     assert scores.shape == (0, 7)
-    (scores.sum() + module.classifier(seen).sum()).backward()
+    (scores.sum() + module.classifier(objects).sum()).backward()
 
 
-def test_only_operators_drop_out_in_training(module: RelationalModule) -> None:
+def test_dropout_applies_only_to_operators(module: RelationalModule) -> None:
     phrases, V = inputs()
     module.train()
     torch.testing.assert_close(module.attention(phrases, V, IMAGE), module.attention(phrases, V, IMAGE))
@@ -71,7 +71,7 @@ def test_only_operators_drop_out_in_training(module: RelationalModule) -> None:
     assert not torch.equal(module.scores(r, pairs), module.scores(r, pairs))
 
 
-def test_the_papers_module_has_the_papers_size() -> None:
+def test_module_of_the_paper_has_the_papers_parameter_count() -> None:
     """Stage 3 trains 21.57 M parameters: this module, BERT's last two layers, the embedder and the attention."""
     bert, embedder_and_attention = 11_813_376, 7_632_384
     with torch.device("meta"):
@@ -80,6 +80,6 @@ def test_the_papers_module_has_the_papers_size() -> None:
     assert round((own + bert + embedder_and_attention) / 1e6, 2) == 21.57
 
 
-def test_heads_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="5 heads of the cross-modal attention cannot share a width of 12"):
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="divides the width 12, got 5"):
         CrossModalAttention(12, 5)

@@ -195,9 +195,7 @@ def test_weights_of_another_model_are_refused_by_name(store: Store) -> None:
     saved(store, Cursor(1))
     last = store.last("grounding")
     assert last is not None
-    with pytest.raises(
-        ValueError, match=r"grounding-00001-000000-a0001-\w{8} is not of this model: it lacks 2\.weight"
-    ):
+    with pytest.raises(ValueError, match=r"grounding-00001-000000-a0001-\w{8} do not fit the model: missing 2\.weight"):
         store.load(last, nn.Sequential(*model.children()).append(nn.Linear(2, 2, bias=False)).requires_grad_(False))
 
 

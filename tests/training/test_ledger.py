@@ -47,11 +47,11 @@ def test_a_step_by_the_clock(clock: Clock) -> None:
         with ledger.step():
             with ledger.book("forward"):
                 clock.time += 2
-                with distributed._travelling():  # what ranks exchange for the loss is no part of the forward pass
+                with distributed.communication():  # what ranks exchange for the loss is no part of the forward pass
                     clock.time += 3
             with ledger.book("backward"):
                 clock.time += 8
-            with distributed._travelling():
+            with distributed.communication():
                 clock.time += 1
             with ledger.book("optimizer"):
                 clock.time += 4
@@ -81,17 +81,13 @@ def test_what_lies_between_is_left_out(clock: Clock) -> None:
     assert shares["time/backward"] == 1
 
 
-def test_outside_a_step_exchanges_are_not_timed() -> None:
-    timer = distributed._travelling
-
-    def fail() -> None:
-        with Ledger().step():
-            assert distributed._travelling is not timer
-            raise RuntimeError("a worker is lost")
-
-    with pytest.raises(RuntimeError, match="lost"):
-        fail()
-    assert distributed._travelling is timer
+def test_collectives_outside_a_step_are_not_timed(clock: Clock) -> None:
+    ledger = Ledger()
+    with pytest.raises(RuntimeError, match="lost"), ledger.step():
+        raise RuntimeError("a worker is lost")
+    with distributed.communication():
+        clock.time += 5
+    assert ledger.lap(1)["time/communication"] == 0
 
 
 def test_operations_are_counted_with_the_match_maps() -> None:
