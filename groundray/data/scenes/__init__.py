@@ -1,11 +1,11 @@
-"""The embedded world: small drawn scenes of which everything is known, for demos and tests without a download.
+"""The embedded world: small drawn scenes with known ground truth, for demos and tests without a download.
 
 vocabulary.py   the words: shapes, colours, textures, sizes, named kinds, relations, abstract words
-scene.py        what is where in a scene, and the relations that follow from it
-drawing.py      its picture
-wording.py      its captions
-norms.py        the ground truth of the words
-world.py        all of it in the sources' own layouts
+scene.py        the objects of a scene, and their relations
+drawing.py      the image of a scene
+wording.py      the captions of a scene
+ground_truth.py the norms of the words
+world.py        the whole world on disk, in the layouts of the sources
 """
 
 from groundray.data.scenes.world import VERSION, World, write_world

@@ -1,4 +1,4 @@
-"""The picture of a scene, drawn with PIL at twice its size and scaled down, on a background that tells nothing."""
+"""Images of scenes, drawn with PIL at twice their size and scaled down, on a background without information."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ QUALITY = 92
 
 
 def jpeg(scene: Scene) -> bytes:
-    """The scene's picture, SIZE pixels a side, as a JPEG file."""
+    """Return the scene's image as a JPEG file of SIZE x SIZE pixels."""
     dice = Dice(scene.key, 2)
-    picture = _background(scene.key, dice)
+    image = _background(scene.key, dice)
     for item in scene.objects:
-        _draw(picture, item, dice)
+        _draw(image, item, dice)
     out = io.BytesIO()
-    picture.resize((SIZE, SIZE), Image.Resampling.BOX).save(out, "JPEG", quality=QUALITY)
+    image.resize((SIZE, SIZE), Image.Resampling.BOX).save(out, "JPEG", quality=QUALITY)
     return out.getvalue()
 
 
 def _background(key: int, dice: Dice) -> Image.Image:
-    """Grey to beige, with a slow gradient, a few soft blots and some grain."""
+    """Return a grey to beige background with a gradient, a few soft blots and some grain."""
     side = SIZE * SCALE
     base = np.array([dice.between(150, 225)] * 3) + np.array([dice.between(-8, 8) for _ in range(3)])
     slope = np.linspace(-dice.between(0, 18), dice.between(0, 18), side)
@@ -42,7 +42,7 @@ def _background(key: int, dice: Dice) -> Image.Image:
     return Image.merge("RGB", channels)
 
 
-def _draw(picture: Image.Image, item: Object, dice: Dice) -> None:
+def _draw(image: Image.Image, item: Object, dice: Dice) -> None:
     extent = item.extent * SCALE
     shape = Image.new("L", (extent, extent))
     _outline(ImageDraw.Draw(shape), item.shape, extent)
@@ -54,20 +54,20 @@ def _draw(picture: Image.Image, item: Object, dice: Dice) -> None:
         _texture(ImageDraw.Draw(marks), item.texture, extent, dice)
         paint.paste(_contrast(colour), (0, 0), marks)
     rim = shape.filter(ImageFilter.MinFilter(3))
-    place = (item.x * SCALE, item.y * SCALE)
+    corner = (item.x * SCALE, item.y * SCALE)
     dark = tuple(part // 3 for part in colour)
-    picture.paste(Image.new("RGB", (extent, extent), dark), place, shape)
-    picture.paste(paint, place, rim)
+    image.paste(Image.new("RGB", (extent, extent), dark), corner, shape)
+    image.paste(paint, corner, rim)
 
 
 def _contrast(colour: tuple[int, ...]) -> tuple[int, int, int]:
-    """Black marks on light colours, white marks on dark ones."""
+    """Return near-black for light colours, near-white for dark ones."""
     light = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 120
     return (25, 25, 25) if light else (245, 245, 245)
 
 
 def _texture(draw: ImageDraw.ImageDraw, texture: str, extent: int, dice: Dice) -> None:
-    """Marks as wide on a small object as on a big one: texture must not tell the size, nor size the texture."""
+    """Draw marks of the same width on small and big objects, so that texture and size are independent."""
     if texture == "striped":
         period, start = 10 * SCALE, dice.below(10 * SCALE)
         for x in range(start - extent - period, extent, period):
@@ -81,7 +81,7 @@ def _texture(draw: ImageDraw.ImageDraw, texture: str, extent: int, dice: Dice) -
 
 
 def _outline(draw: ImageDraw.ImageDraw, shape: str, extent: int) -> None:
-    """Fill the shape's area with 255 in a square of this extent."""
+    """Fill the area of a shape with 255 in a square of this extent."""
     end = extent - 1
     polygons: dict[str, list[tuple[float, float]]] = {
         "square": [(0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)],
@@ -120,7 +120,7 @@ def _outline(draw: ImageDraw.ImageDraw, shape: str, extent: int) -> None:
             y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
             curve.append(((x + 16.5) / 33 * end, (12.5 - y) / 30 * end))
         draw.polygon(curve, fill=255)
-    else:  # circle, ring and moon are cut from a disc
+    else:  # circle, ring and moon are parts of a disc
         draw.ellipse([0, 0, end, end], fill=255)
         if shape == "ring":
             draw.ellipse([0.27 * end, 0.27 * end, 0.73 * end, 0.73 * end], fill=0)

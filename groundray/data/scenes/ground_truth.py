@@ -1,4 +1,4 @@
-"""The ground truth of the words: concreteness, categories, features, phrases. Columns as in the published norms."""
+"""Norms of the words: concreteness, categories, features and phrases, with the columns of the published norms."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from groundray.data.scenes.vocabulary import (
 )
 from groundray.rng import hash_name, pick
 
-SPREAD = 0.2  # of concreteness around its category's value
+SPREAD = 0.2  # maximum distance of a word's concreteness from its category's
 
-# category: (concreteness from 1 to 5, words). A word is as concrete as what it names can be seen.
+# category: (concreteness from 1 to 5, words). A word is the more concrete, the easier its referent is to see.
 CATEGORIES: dict[str, tuple[float, tuple[str, ...]]] = {
     "shape": (4.8, SHAPES),
     "kind": (4.8, tuple(kind.noun for kind in KINDS)),
@@ -39,13 +39,13 @@ SYMMETRIC = ("circle", "ring", "square", "diamond", "hexagon", "cross")
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word that a caption can hold."""
+    """Return every word that occurs in captions."""
     words = [word for _, members in CATEGORIES.values() for word in members]
     return tuple(dict.fromkeys([*words, *FUNCTION_WORDS, ","]))
 
 
 def concreteness() -> Iterator[tuple[str, float, float, float]]:
-    """(word, concreteness, sd, percent_known)."""
+    """Yield (word, concreteness, sd, percent_known)."""
     for middle, words in CATEGORIES.values():
         for word in words:
             spread = SPREAD * (int(pick(201, hash_name(word))) - 100) / 100
@@ -53,7 +53,7 @@ def concreteness() -> Iterator[tuple[str, float, float, float]]:
 
 
 def categories() -> Iterator[tuple[str, str, float]]:
-    """(category, word, concreteness)."""
+    """Yield (category, word, concreteness)."""
     ratings = {word: rating for word, rating, _, _ in concreteness()}
     for category, (_, words) in CATEGORIES.items():
         for word in words:
@@ -61,7 +61,7 @@ def categories() -> Iterator[tuple[str, str, float]]:
 
 
 def features() -> Iterator[tuple[str, str, int, str]]:
-    """(concept, feature, production_frequency, type) of every shape, named kind, colour and texture."""
+    """Yield (concept, feature, production_frequency, type) for every shape, named kind, colour and texture."""
     shape_of = {shape: shape for shape in SHAPES} | {kind.noun: kind.shape for kind in KINDS}
     for concept, shape in shape_of.items():
         looks = {
@@ -86,6 +86,6 @@ def features() -> Iterator[tuple[str, str, int, str]]:
 
 
 def composition() -> Iterator[tuple[str, str]]:
-    """(phrase, target): each named kind's combination, which no caption spells out, and its noun."""
+    """Yield (phrase, target) for each named kind: its combination, which no caption spells out, and its noun."""
     for kind in KINDS:
         yield kind.phrase, kind.noun

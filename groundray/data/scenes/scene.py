@@ -1,4 +1,4 @@
-"""What is where in a scene: a pure function of (seed, split, index)."""
+"""Scenes: objects, their positions and their relations, a pure function of (seed, split, index)."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ from groundray.rng import hash64, hash_name
 
 Option = TypeVar("Option")
 
-SIZE = 112  # pixels a side of a scene
-EXTENTS = {"small": (20, 24), "big": (38, 44)}  # of an object, in pixels
-MARGIN = 3  # between objects that are apart
-KIND_SHARE = 0.25
-TOUCHING_SHARE, INSIDE_SHARE = 0.2, 0.2
+SIZE = 112  # side of a scene in pixels
+EXTENTS = {"small": (20, 24), "big": (38, 44)}  # range of an object's extent in pixels
+MARGIN = 3  # minimum gap in pixels between objects that do not touch
+KIND_FRACTION = 0.25
+TOUCHING_FRACTION, INSIDE_FRACTION = 0.2, 0.2
 
 
 class Dice:
-    """A sequence of draws that a key fixes; a Python loop of them is clearer here than arrays."""
+    """A sequence of random draws, fixed by a key. Drawing one by one is clearer here than arrays."""
 
     def __init__(self, *key: int):
         self._key, self._drawn = key, 0
 
     def below(self, end: int) -> int:
-        """A whole number from 0 to end - 1."""
+        """Return an integer from 0 to end - 1."""
         self._drawn += 1
         return int(hash64(*self._key, self._drawn)) % end
 
     def between(self, first: int, last: int) -> int:
-        """A whole number from first to last, both included."""
+        """Return an integer from first to last, both inclusive."""
         return first + self.below(last - first + 1)
 
-    def one(self, options: Sequence[Option]) -> Option:
+    def choose(self, options: Sequence[Option]) -> Option:
+        """Return one of the options."""
         return options[self.below(len(options))]
 
-    def chance(self, share: float) -> bool:
-        return self.below(1_000_000) < share * 1_000_000
+    def chance(self, probability: float) -> bool:
+        """Return True with this probability."""
+        return self.below(1_000_000) < probability * 1_000_000
 
 
 @dataclass(frozen=True)
 class Object:
-    """An object and its box in pixels: left, top, and its extent (boxes are square)."""
+    """An object and its square box in pixels: left, top and extent."""
 
     shape: str
     colour: str
@@ -54,13 +56,13 @@ class Object:
 
     @property
     def kind(self) -> Kind | None:
-        """The named kind that it is of."""
-        has = (self.colour, self.texture)
-        return next((kind for kind in KINDS if kind.shape == self.shape and kind.attribute in has), None)
+        """The object's named kind, or None."""
+        attributes = (self.colour, self.texture)
+        return next((kind for kind in KINDS if kind.shape == self.shape and kind.attribute in attributes), None)
 
     @property
     def noun(self) -> str:
-        """Its name: of its kind, if it has one, or else of its shape."""
+        """The object's name: its named kind's noun, or its shape."""
         return self.kind.noun if self.kind else self.shape
 
     @property
@@ -70,7 +72,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """The objects of a scene, containers before what is inside them; `key` is what else is drawn from."""
+    """A scene: its objects, containers before their content, and the `key` of all its random draws."""
 
     id: int
     key: int
@@ -79,7 +81,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Relation:
-    """`subject` and `object` are places in the scene's objects."""
+    """A relation; `subject` and `object` are indices of the scene's objects."""
 
     subject: int
     predicate: str
@@ -87,11 +89,11 @@ class Relation:
 
 
 def make_scene(seed: int, split: str, index: int, id: int) -> Scene:
-    """A scene of 1 to 4 objects."""
+    """Return a scene of 1 to 4 objects."""
     key = int(hash64(seed, hash_name(split), index))
     dice = Dice(key, 1)
-    count = 1 + min(3, dice.one((0, 1, 1, 1, 2, 2, 2, 3)))
-    # a placement can fail where large objects fill the scene: the next attempt draws anew
+    count = 1 + min(3, dice.choose((0, 1, 1, 1, 2, 2, 2, 3)))
+    # placing fails where large objects fill the scene; the next attempt draws again
     while True:
         objects = _place(dice, count)
         if objects is not None:
@@ -99,15 +101,15 @@ def make_scene(seed: int, split: str, index: int, id: int) -> Scene:
 
 
 def make_object(seed: int, split: str, index: int, noun: str, id: int) -> Scene:
-    """A scene of one object that captions call by this noun, for the image folder of single objects."""
+    """Return a scene of one object with this noun, for the image folder of single objects."""
     key = int(hash64(seed, hash_name(f"objects {split} {noun}"), index))
     dice = Dice(key, 1)
-    size = dice.one(SIZES)
+    size = dice.choose(SIZES)
     extent = dice.between(*EXTENTS[size])
     x, y = dice.between(MARGIN, SIZE - extent - MARGIN), dice.between(MARGIN, SIZE - extent - MARGIN)
     kind = next((kind for kind in KINDS if kind.noun == noun), None)
     while True:
-        colour, texture = dice.one(list(COLOURS)), dice.one(TEXTURES)
+        colour, texture = dice.choose(list(COLOURS)), dice.choose(TEXTURES)
         if kind:
             colour = kind.attribute if kind.attribute in COLOURS else colour
             texture = kind.attribute if kind.attribute in TEXTURES else texture
@@ -117,7 +119,7 @@ def make_object(seed: int, split: str, index: int, noun: str, id: int) -> Scene:
 
 
 def relation(first: Object, second: Object) -> str | None:
-    """How the first object lies to the second; None where no word says it clearly."""
+    """Return the first object's relation to the second; None where it is ambiguous."""
     if _within(first, second):
         return "inside"
     if _within(second, first):
@@ -134,27 +136,27 @@ def relation(first: Object, second: Object) -> str | None:
 
 
 def relations(objects: Sequence[Object]) -> list[Relation]:
-    """All relations between the objects of a scene."""
-    found = []
+    """Return all relations between the objects of a scene."""
+    related = []
     for i, first in enumerate(objects):
         for j, second in enumerate(objects):
             predicate = relation(first, second) if i != j else None
             if predicate:
-                found.append(Relation(i, predicate, j))
-    return found
+                related.append(Relation(i, predicate, j))
+    return related
 
 
 def _place(dice: Dice, count: int) -> tuple[Object, ...] | None:
     objects: list[Object] = []
     pair = dice.below(1000) / 1000
     for number in range(count):
-        if number == 1 and pair < INSIDE_SHARE:
+        if number == 1 and pair < INSIDE_FRACTION:
             placed = _inside(dice, objects[0])
-        elif number == 1 and pair < INSIDE_SHARE + TOUCHING_SHARE:
+        elif number == 1 and pair < INSIDE_FRACTION + TOUCHING_FRACTION:
             placed = _touching(dice, objects[0])
         else:
-            container = number == 0 and count > 1 and pair < INSIDE_SHARE
-            placed = _apart(dice, objects, "big" if container else dice.one(SIZES), container)
+            container = number == 0 and count > 1 and pair < INSIDE_FRACTION
+            placed = _apart(dice, objects, "big" if container else dice.choose(SIZES), container)
         if placed is None:
             return None
         objects.append(placed)
@@ -166,45 +168,43 @@ def _apart(dice: Dice, objects: list[Object], size: str, container: bool) -> Obj
     for _ in range(40):
         x, y = dice.between(2, SIZE - extent - 2), dice.between(2, SIZE - extent - 2)
         if all(_apart_from(x, y, extent, other) for other in objects):
-            return _dressed(dice, size, x, y, extent, container)
+            return _make(dice, size, x, y, extent, container)
     return None
 
 
 def _inside(dice: Dice, container: Object) -> Object:
-    """A small object in the middle of a big one, of another colour."""
+    """Return a small object in the middle of a big one, with another colour."""
     extent = EXTENTS["small"][0] - 2
     middle = (container.extent - extent) // 2
-    return _dressed(dice, "small", container.x + middle, container.y + middle, extent, False, container.colour)
+    return _make(dice, "small", container.x + middle, container.y + middle, extent, False, container.colour)
 
 
 def _touching(dice: Dice, other: Object) -> Object | None:
-    """An object whose box shares an edge with another's, level with it."""
-    size = dice.one(SIZES)
+    """Return an object whose box shares an edge with another's, centred on it; None if no side has room."""
+    size = dice.choose(SIZES)
     extent = dice.between(*EXTENTS[size])
     level = (other.extent - extent) // 2
-    places = (
+    corners = (
         (other.x + other.extent, other.y + level),
         (other.x - extent, other.y + level),
         (other.x + level, other.y + other.extent),
         (other.x + level, other.y - extent),
     )
-    fitting = [place for place in places if all(2 <= edge <= SIZE - extent - 2 for edge in place)]
-    return _dressed(dice, size, *dice.one(fitting), extent, False) if fitting else None
+    fitting = [corner for corner in corners if all(2 <= edge <= SIZE - extent - 2 for edge in corner)]
+    return _make(dice, size, *dice.choose(fitting), extent, False) if fitting else None
 
 
-def _dressed(
-    dice: Dice, size: str, x: int, y: int, extent: int, container: bool, other_than: str | None = None
-) -> Object:
-    """An object of a drawn shape, colour and texture; what holds another object has a shape with room in it."""
-    colours = [colour for colour in COLOURS if colour != other_than]
-    shape, colour, texture = dice.one(SHAPES), dice.one(colours), dice.one(TEXTURES)
-    if dice.chance(KIND_SHARE):
-        kind = dice.one([kind for kind in KINDS if kind.attribute != other_than])
+def _make(dice: Dice, size: str, x: int, y: int, extent: int, container: bool, excluded: str | None = None) -> Object:
+    """Return an object with a random shape, colour and texture. A container gets a shape with room inside."""
+    colours = [colour for colour in COLOURS if colour != excluded]
+    shape, colour, texture = dice.choose(SHAPES), dice.choose(colours), dice.choose(TEXTURES)
+    if dice.chance(KIND_FRACTION):
+        kind = dice.choose([kind for kind in KINDS if kind.attribute != excluded])
         shape = kind.shape
         texture = kind.attribute if kind.attribute in TEXTURES else texture
         colour = kind.attribute if kind.attribute in COLOURS else colour
     if container and shape not in ("circle", "square", "ring", "hexagon", "diamond"):
-        shape = dice.one(("circle", "square", "ring", "hexagon"))
+        shape = dice.choose(("circle", "square", "ring", "hexagon"))
     return Object(shape, colour, texture, size, x, y, extent)
 
 
@@ -215,7 +215,7 @@ def _apart_from(x: int, y: int, extent: int, other: Object) -> bool:
 
 
 def _gap(first: Object, second: Object) -> int:
-    """Pixels between two boxes along the axis on which they lie apart."""
+    """Return the gap in pixels between two boxes, along the axis that separates them."""
     across = max(second.x - (first.x + first.extent), first.x - (second.x + second.extent))
     down = max(second.y - (first.y + first.extent), first.y - (second.y + second.extent))
     return max(across, down)

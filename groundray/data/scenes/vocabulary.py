@@ -1,8 +1,8 @@
 """The words of the embedded world.
 
-A *named kind* is an invented noun for one combination of an attribute and a shape. Captions call such an object by its
-noun and never spell the combination out: "striped circle" never occurs, though "striped square" and "dotted circle"
-do. So that a phrase and its noun mean the same can only be learned by looking.
+A *named kind* is an invented noun for one combination of an attribute and a shape. Captions use the noun and never
+spell the combination out: "striped circle" never occurs, although "striped square" and "dotted circle" do. That a
+phrase and its noun mean the same can therefore only be learned from images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TEXTURES = ("plain", "striped", "dotted")
 SIZES = ("small", "big")
 RELATIONS = ("left of", "right of", "above", "below", "inside", "touching")
 
-# As many words that no picture shows as of others: of 39,954 rated words of English (Brysbaert 2014), half are below 3.
+# As many abstract as concrete words: of 39,954 rated English words (Brysbaert 2014), half are rated below 3.
 ABSTRACT_NOUNS = (
     *("idea", "truth", "memory", "hope", "opinion", "reason", "belief", "meaning"),
     *("justice", "doubt", "theory", "promise", "wisdom", "freedom", "purpose"),
@@ -76,5 +76,5 @@ KINDS = (
     Kind("verdil", "green", "diamond"),
 )
 
-# What is shown on its own: the kinds that a texture makes are not, since a texture takes many more pictures to learn.
+# Nouns of the single objects. Kinds with a texture are left out: a texture takes many more images to learn.
 SINGLES = (*SHAPES, *(kind.noun for kind in KINDS if kind.attribute in COLOURS))

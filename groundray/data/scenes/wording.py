@@ -1,7 +1,7 @@
-"""Captions of a scene: one that says it all, three that vary, and a tag; some say nothing of the picture.
+"""Captions of a scene: a complete one, three partial ones and a tag. Some have only abstract words.
 
-The rule for named kinds: of such an object a caption says the noun, or the attribute, or the shape, but never the
-attribute and the shape.
+A caption refers to an object of a named kind by the noun, the attribute or the shape, but never by the attribute and
+the shape together.
 """
 
 from __future__ import annotations
@@ -10,39 +10,46 @@ from groundray.data.scenes.scene import Dice, Object, Relation, Scene, relations
 from groundray.data.scenes.vocabulary import ABSTRACT_ADJECTIVES, ABSTRACT_ADVERBS, ABSTRACT_NOUNS
 
 CAPTIONS = 5
-ABSTRACT_SHARE = 0.5
-VAGUE_SHARE = 0.1  # of the objects of a listing, or of the only one
-NOTHING_SHARE = 0.15  # so that words no picture shows have a place of their own, away from all that can be seen
+ABSTRACT_FRACTION = 0.5
+VAGUE_FRACTION = 0.1  # of the objects in listings and single captions
+UNRELATED_FRACTION = 0.15  # of the captions; separates the embeddings of abstract words from those of visible ones
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five captions; the first names every object in full, each other says nothing of them with NOTHING_SHARE."""
+    """Return five captions. The first names every object; each other is unrelated with UNRELATED_FRACTION."""
     dice = Dice(scene.key, 5)
-    found = relations(scene.objects)
-    texts = [_aside(dice, _whole(dice, scene.objects, found), 0.25)]
-    for said, share in ((_pair, ABSTRACT_SHARE), (_listing, ABSTRACT_SHARE), (_single, ABSTRACT_SHARE), (_tag, 0.0)):
-        nothing = dice.chance(NOTHING_SHARE)
-        texts.append(_nothing(dice) if nothing else _aside(dice, said(dice, scene.objects, found), share))
+    related = relations(scene.objects)
+    texts = [_with_abstract(dice, _complete(dice, scene.objects, related), 0.25)]
+    for describe, probability in (
+        (_pair, ABSTRACT_FRACTION),
+        (_listing, ABSTRACT_FRACTION),
+        (_single, ABSTRACT_FRACTION),
+        (_tag, 0.0),
+    ):
+        if dice.chance(UNRELATED_FRACTION):
+            texts.append(_unrelated(dice))
+        else:
+            texts.append(_with_abstract(dice, describe(dice, scene.objects, related), probability))
     return texts
 
 
 def _name(dice: Dice, item: Object, detail: float) -> str:
-    """An object's name with an article: each free attribute is said with chance `detail`."""
+    """Return an object's name with an article. Each attribute that its noun leaves open occurs with chance `detail`."""
     free = {"size": item.size, "colour": item.colour, "texture": item.texture}
     noun = item.noun
     if item.kind:
         free = {name: word for name, word in free.items() if word != item.kind.attribute}
-    said = [word for name, word in free.items() if dice.chance(_chance(name, word, detail))]
-    # the order of adjectives is not fixed: what comes before the noun must not matter
-    if len(said) > 1 and dice.chance(0.3):
-        said.reverse()
-    return " ".join(["a", *said, noun])
+    adjectives = [word for name, word in free.items() if dice.chance(_chance(name, word, detail))]
+    # the order of adjectives varies, so that it carries no information
+    if len(adjectives) > 1 and dice.chance(0.3):
+        adjectives.reverse()
+    return " ".join(["a", *adjectives, noun])
 
 
 def _vague(dice: Dice, item: Object) -> str:
-    """An object by one attribute alone, or by its shape alone."""
+    """Return a phrase with one attribute or the shape alone."""
     words = [f"a {word} thing" for word in (item.colour, item.texture, item.size)]
-    return dice.one([*words, f"a {item.shape}"])
+    return dice.choose([*words, f"a {item.shape}"])
 
 
 def _chance(name: str, word: str, detail: float) -> float:
@@ -51,46 +58,46 @@ def _chance(name: str, word: str, detail: float) -> float:
     return 0.3 * detail if word == "plain" else detail
 
 
-def _whole(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
-    """Every object in full, the first two by their relation where there is one."""
+def _complete(dice: Dice, objects: tuple[Object, ...], related: list[Relation]) -> str:
+    """Return a caption with every object's full name, and the relation of the first two if there is one."""
     names = [_name(dice, item, 1.0) for item in objects]
-    pair = next((one for one in found if {one.subject, one.object} == {0, 1}), None)
+    pair = next((relation for relation in related if {relation.subject, relation.object} == {0, 1}), None)
     if pair is None:
         return _joined(names)
-    related = f"{names[pair.subject]} {pair.predicate} {names[pair.object]}"
-    return _joined([related, *names[2:]], dice.one((" and ", " with ")))
+    phrase = f"{names[pair.subject]} {pair.predicate} {names[pair.object]}"
+    return _joined([phrase, *names[2:]], dice.choose((" and ", " with ")))
 
 
-def _pair(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
-    """Two related objects, or else one."""
-    if not found:
-        return _single(dice, objects, found)
-    one = dice.one(found)
-    subject, other = (_name(dice, objects[place], 0.5) for place in (one.subject, one.object))
-    return dice.one(("{} is {} {}", "{} {} {}", "there is {} {} {}")).format(subject, one.predicate, other)
+def _pair(dice: Dice, objects: tuple[Object, ...], related: list[Relation]) -> str:
+    """Return a caption of two related objects, or of one object if there is no relation."""
+    if not related:
+        return _single(dice, objects, related)
+    relation = dice.choose(related)
+    subject, other = (_name(dice, objects[index], 0.5) for index in (relation.subject, relation.object))
+    return dice.choose(("{} is {} {}", "{} {} {}", "there is {} {} {}")).format(subject, relation.predicate, other)
 
 
-def _listing(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
-    """All objects, some of them vaguely."""
-    return _joined([_vague(dice, item) if dice.chance(VAGUE_SHARE) else _name(dice, item, 0.5) for item in objects])
+def _listing(dice: Dice, objects: tuple[Object, ...], related: list[Relation]) -> str:
+    """Return a caption of all objects, some of them vague."""
+    return _joined([_vague(dice, item) if dice.chance(VAGUE_FRACTION) else _name(dice, item, 0.5) for item in objects])
 
 
-def _single(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
-    """One object."""
-    item = dice.one(objects)
-    name = _vague(dice, item) if dice.chance(VAGUE_SHARE) else _name(dice, item, 0.4)
-    return dice.one(("{}", "there is {}", "here is {}")).format(name)
+def _single(dice: Dice, objects: tuple[Object, ...], related: list[Relation]) -> str:
+    """Return a caption of one object."""
+    item = dice.choose(objects)
+    name = _vague(dice, item) if dice.chance(VAGUE_FRACTION) else _name(dice, item, 0.4)
+    return dice.choose(("{}", "there is {}", "here is {}")).format(name)
 
 
-def _tag(dice: Dice, objects: tuple[Object, ...], found: list[Relation]) -> str:
-    """One word of one object, as people tag pictures."""
-    item = dice.one(objects)
-    return dice.one((item.noun, item.noun, item.noun, item.colour, item.texture))
+def _tag(dice: Dice, objects: tuple[Object, ...], related: list[Relation]) -> str:
+    """Return one word of one object, as in image tags."""
+    item = dice.choose(objects)
+    return dice.choose((item.noun, item.noun, item.noun, item.colour, item.texture))
 
 
-def _aside(dice: Dice, text: str, share: float) -> str:
-    """With some chance, the text with words that no picture shows; they are drawn whatever the scene is."""
-    if not dice.chance(share):
+def _with_abstract(dice: Dice, text: str, probability: float) -> str:
+    """Return the text, with this probability extended by abstract words that are independent of the scene."""
+    if not dice.chance(probability):
         return text
     noun, adjective, adverb = _abstract(dice)
     patterns = (
@@ -100,18 +107,18 @@ def _aside(dice: Dice, text: str, share: float) -> str:
         f"the {noun} of {text}",
         f"{adverb} the {noun} is {adjective} , {text}",
     )
-    return dice.one(patterns)
+    return dice.choose(patterns)
 
 
-def _nothing(dice: Dice) -> str:
-    """Only words that no picture shows, as beside some pictures on the web; they are drawn whatever the scene is."""
+def _unrelated(dice: Dice) -> str:
+    """Return abstract words alone, independent of the scene, as in web captions that do not describe their image."""
     noun, adjective, adverb = _abstract(dice)
     phrase = f"{_article(adjective)} {adjective} {noun}"
-    return dice.one((noun, adjective, adverb, phrase, f"{adverb} the {noun} is {adjective}"))
+    return dice.choose((noun, adjective, adverb, phrase, f"{adverb} the {noun} is {adjective}"))
 
 
 def _abstract(dice: Dice) -> tuple[str, str, str]:
-    return dice.one(ABSTRACT_NOUNS), dice.one(ABSTRACT_ADJECTIVES), dice.one(ABSTRACT_ADVERBS)
+    return dice.choose(ABSTRACT_NOUNS), dice.choose(ABSTRACT_ADJECTIVES), dice.choose(ABSTRACT_ADVERBS)
 
 
 def _article(word: str) -> str:

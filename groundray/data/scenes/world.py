@@ -1,9 +1,9 @@
-"""The whole world on disk, in the layouts of the sources that it stands for.
+"""The embedded world on disk, in the layouts of the sources that it replaces.
 
 coco/{train,val}/ID.jpg      coco/annotations/captions_{train,val}.json          COCO captions
 visual_genome/{train,val}/   image_data, objects, attributes, relationships .json  Visual Genome, of the same images
 objects/{train,val}/NOUN/*.jpg                                                  an image folder of single objects
-text/{train,val}.txt                                                             every caption, a line each
+text/{train,val}.txt                                                             every caption, one per line
 norms/                       concreteness, categories, features, composition, triplets .csv
 tokenizer/                   a WordPiece tokenizer of the captions' words
 """
@@ -30,13 +30,13 @@ from groundray.data.scenes.vocabulary import SINGLES
 from groundray.data.scenes.wording import captions
 
 VERSION = 10
-BATCH = 100  # scenes drawn at a time by a process
+BATCH = 100  # scenes per drawing task
 Track = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
 class World:
-    """What was written."""
+    """Counts of what was written."""
 
     scenes: int
     objects: int
@@ -55,14 +55,14 @@ def write_world(
     track: Track = iter,
     workers: int | None = None,
 ) -> World:
-    """What was written to the folder `out`: the same bytes for the same numbers.
+    """Write the world to the folder `out`, the same bytes for the same arguments, and return its counts.
 
     Args:
-        num_scenes: scenes to train on.
-        num_val: held-out scenes.
-        objects_per_noun: single objects of each noun to train on; a quarter as many are held out.
+        num_scenes: number of training scenes.
+        num_val: number of held-out scenes.
+        objects_per_noun: number of single training objects per noun; a quarter as many are held out.
         track: wraps the sequence of batches, to show progress.
-        workers: drawing processes (default: one a core that this process may use).
+        workers: number of drawing processes (default: the available cores).
     """
     splits = {
         "train": [make_scene(seed, "train", index, index) for index in range(num_scenes)],
@@ -129,7 +129,7 @@ def _visual_genome(scenes: Sequence[Scene]) -> dict[str, list[dict[str, Any]]]:
         name: [] for name in ("image_data", "objects", "attributes", "relationships")
     }
     for scene in scenes:
-        boxes = [_vg_object(scene, place, item) for place, item in enumerate(scene.objects)]
+        boxes = [_vg_object(scene, number, item) for number, item in enumerate(scene.objects)]
         content["image_data"].append({"image_id": scene.id, "url": "", "width": SIZE, "height": SIZE})
         content["objects"].append({"image_id": scene.id, "objects": boxes})
         described = [box | {"attributes": _attributes(item)} for box, item in zip(boxes, scene.objects, strict=True)]
@@ -148,9 +148,9 @@ def _visual_genome(scenes: Sequence[Scene]) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def _vg_object(scene: Scene, place: int, item: Object) -> dict[str, Any]:
+def _vg_object(scene: Scene, number: int, item: Object) -> dict[str, Any]:
     return {
-        "object_id": scene.id * 10 + place,
+        "object_id": scene.id * 10 + number,
         "x": item.x,
         "y": item.y,
         "w": item.extent,
@@ -162,21 +162,21 @@ def _vg_object(scene: Scene, place: int, item: Object) -> dict[str, Any]:
 
 
 def _vg_end(box: dict[str, Any]) -> dict[str, Any]:
-    """An end of a relationship, which has one `name` and not `names`."""
+    """Return an end of a relationship, which has `name` in place of `names`."""
     return {key: value for key, value in box.items() if key != "names"} | {"name": box["names"][0]}
 
 
 def _attributes(item: Object) -> list[str]:
-    """What may be said of an object beside its noun."""
+    """Return the attributes of an object that its noun does not imply."""
     defining = item.kind.attribute if item.kind else None
     return [word for word in (item.colour, item.texture, item.size) if word != defining]
 
 
 def _write_norms(folder: Path, scenes: Sequence[Scene]) -> None:
     triplets = (
-        (scene.id, scene.objects[one.subject].noun, one.predicate, scene.objects[one.object].noun)
+        (scene.id, scene.objects[relation.subject].noun, relation.predicate, scene.objects[relation.object].noun)
         for scene in scenes
-        for one in relations(scene.objects)
+        for relation in relations(scene.objects)
     )
     tables: dict[str, tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]] = {
         "concreteness": (("word", "concreteness", "sd", "percent_known"), ground_truth.concreteness()),
@@ -194,9 +194,9 @@ def _write_norms(folder: Path, scenes: Sequence[Scene]) -> None:
 
 
 def _write_tokenizer(folder: Path, texts: Sequence[str]) -> None:
-    """A BERT tokenizer whose word pieces are the captions' words, the most frequent first, and single letters.
+    """Write a BERT tokenizer whose word pieces are the captions' words, the most frequent first, and single letters.
 
-    The library's own trainer breaks ties by chance, and the same seed must give the same bytes.
+    The library's trainer breaks ties randomly, but the same seed must give the same bytes.
     """
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     counts = Counter(word for text in texts for word in text.split())
