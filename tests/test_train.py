@@ -133,7 +133,7 @@ def test_printed_settings_are_yaml(capsys: pytest.CaptureFixture[str]) -> None:
         (["--config", "dmo"], "did you mean 'demo'?"),
         (["--grounding.epoch", "3"], "did you mean 'grounding.epochs'?"),
         (["--grounding.train", "/no/such/shards"], "expected shards at /no/such/shards"),
-        (["--grounding.batch_size", "400"], "the data set has 72: use a smaller batch_size"),
+        (["--grounding.batch_size", "400"], "got a data set of 72"),
         (["--model.language.tokenizer", "/no/such/tokenizer"], "there is no folder /no/such/tokenizer"),
     ],
 )
