@@ -4,7 +4,7 @@
 #
 #   cluster/local-multinode.sh [SETTINGS]    such as --stages visual --run.name try; see python -m groundray.train --help
 #
-# The exit status is the run's. A first Ctrl-C or SIGTERM lets it write a checkpoint; the same command goes on from there.
+# The exit status is the run's. A first Ctrl-C or SIGTERM lets it write a checkpoint; rerun the same command to resume.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"

@@ -6,168 +6,222 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from groundray.cli.progress import table_console
-from groundray.cli.workdir import go_home
-from groundray.config import Settings
-from groundray.storage.folder import Folder
+from groundray.cli.command import run_command, table_console
+from groundray.cli.workdir import open_paths, write_json
 
 if TYPE_CHECKING:
     from groundray.analysis.jobs import Wanted
 
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
-FILES = ("concreteness", "categories", "features", "phrases", "pairs")
+NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs")
 # options that are paths or URLs
-PLACES = ("checkpoint", "data", "images", "graphs", "norms", *FILES, "fit_on", "vocabulary", "out", "cache")
+PATHS = ("checkpoint", "data", "images", "graphs", "norms", *NORM_FILES, "fit_on", "vocabulary", "out", "cache", "json")
 ABOUT = {
-    "retrieval": "recall@k and ranks between images and captions, both ways",
-    "relations": "predicates and objects found, against majority and a blank image",
-    "axes": "principal axes of word vectors against human concreteness",
-    "norms": "which features of concepts can be read from their vectors, held out",
-    "categories": "how well categories of words hold together",
-    "composition": "where a phrase finds the word that it stands for",
+    "retrieval": "recall@k and ranks between images and captions, in both directions",
+    "relations": "accuracy of predicates and objects, against the majority and a blank image",
+    "axes": "correlation of the principal axes of word vectors with human concreteness",
+    "norms": "features of concepts that a classifier reads from held-out word vectors",
+    "categories": "cohesion of categories of words",
+    "composition": "rank of the word that a phrase stands for",
     "similarity": "rank correlation with human similarity of word pairs",
-    "all": "everything that there is data for, and a report of it",
+    "all": "every analysis that there is data for, and a report",
 }
+BATCH_SIZE, COMPONENTS, FOLDS, MIN_PEOPLE = 64, 3, 5, 1
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 1 where some analyses of `all` could not be made of their data, 2 for a checkpoint or data
-    that cannot be used, 130 ended by Ctrl-C."""
-    options = _parser().parse_args(words)
-    console = table_console()
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Analyse and return the exit status: 0, 1 some analyses of `all` could not be made of their data, 2 the checkpoint
+    or the data cannot be used, 130 or 143 stopped by Ctrl-C or SIGTERM."""
+    return run_command(partial(_run, argv), interrupted="interrupted; the vectors made so far are kept")
+
+
+def _run(argv: Sequence[str] | None, errors: Console) -> int:
+    options = _parser().parse_args(argv)
     analyse: Callable[[argparse.Namespace, Console, Console], tuple[dict[str, Any], int]] = options.analyse
-    try:
-        go_home(errors.print)
-        file = Folder.connect(options.json) if options.json else None
-        for place in _places(options):
-            Folder.connect(place)
-        result, status = analyse(options, console, errors)
-        if file:
-            file.parent.make().write_json(file.name, result)
-    except (OSError, ValueError) as error:
-        errors.print(f"error: {error}")
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        errors.print("interrupted; vectors that were made are kept")
-        return EXIT_INTERRUPTED
+    open_paths(errors.print, _paths(options))
+    result, status = analyse(options, table_console(), errors)
+    write_json(options.json, result)
     return status
 
 
-def _places(options: argparse.Namespace) -> list[str]:
-    """Every path and URL that was given."""
-    given = (getattr(options, name, None) or [] for name in PLACES)
+def _paths(options: argparse.Namespace) -> list[str]:
+    """Return every path and URL among the options."""
+    given = (getattr(options, name, None) or [] for name in PATHS)
     models = (model.partition("=")[2] for model in getattr(options, "model", ()))
-    return [*itertools.chain.from_iterable([one] if isinstance(one, str) else one for one in given), *models]
+    return [*itertools.chain.from_iterable([path] if isinstance(path, str) else path for path in given), *models]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m groundray.analyse", description=__doc__)
-    kinds = parser.add_subparsers(required=True, metavar="ANALYSIS")
+    parser = argparse.ArgumentParser(
+        prog="python -m groundray.analyse", description="Measure what a trained model has learned."
+    )
+    analyses = parser.add_subparsers(required=True, metavar="ANALYSIS")
     for name, about in ABOUT.items():
-        one = kinds.add_parser(name, help=about, description=about, allow_abbrev=False)
-        one.set_defaults(name=name, analyse=_of_words, track=False)
-        if name in ("retrieval", "relations"):
-            one.set_defaults(analyse=_retrieval if name == "retrieval" else _relations)
-            one.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's model/ folder, path or URL")
-            one.add_argument("--data", metavar="SHARDS", help="(default: what the run was validated on)")
+        command = analyses.add_parser(
+            name, help=about, description=f"{about[0].upper()}{about[1:]}.", allow_abbrev=False
+        )
+        command.set_defaults(name=name, analyse=ANALYSE.get(name, _analyse_words), track=False)
+        if name in ANALYSE:
+            command.add_argument(
+                "--checkpoint", required=True, metavar="DIR", help="a run's model/ folder, as a path or URL"
+            )
+            command.add_argument(
+                "--data", metavar="SHARDS", help="shards to measure on (default: the run's validation data)"
+            )
         else:
-            _add_models(one)
-            _add_norms(one, name)
+            _add_models(command)
+            _add_norms(command, name)
         if name in ("retrieval", "relations", "composition", "all"):
-            one.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (64)")
+            command.add_argument(
+                "--batch-size",
+                type=int,
+                default=BATCH_SIZE,
+                metavar="N",
+                help=f"images encoded at once (default: {BATCH_SIZE})",
+            )
         if name == "all":
-            one.add_argument("--track", action="store_true", help="add what is found to the run's MLflow run")
-        one.add_argument("--json", metavar="FILE", help="path or URL to write the numbers to, too")
+            command.add_argument("--track", action="store_true", help="add the results to the run's MLflow run")
+        command.add_argument(
+            "--json", metavar="FILE", help="path or URL to write the numbers to as well (default: none)"
+        )
     return parser
 
 
-def _add_models(one: argparse.ArgumentParser) -> None:
-    group = one.add_argument_group(
-        "models", "a run's controls (ungrounded, text-only, grounded, relational), and others"
+def _add_models(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "models", "a run's controls (ungrounded, text-only, grounded, relational), and other models"
     )
-    group.add_argument("--checkpoint", metavar="DIR", help="a run's model/ folder, path or URL")
+    group.add_argument("--checkpoint", metavar="DIR", help="a run's model/ folder, as a path or URL (default: none)")
     group.add_argument(
         "--model",
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="another: a folder that transformers or sentence-transformers wrote, or minilm; any number of times",
+        help="another model: a folder that transformers or sentence-transformers wrote, or minilm; may be repeated",
     )
-    group = one.add_argument_group("vectors")
-    group.add_argument("--special-tokens", action="store_true", help="[CLS] and [SEP] count in a text's mean")
-    group.add_argument("--layer", type=int, default=-1, metavar="N", help="hidden state, from 0 or backwards (-1)")
+    group = command.add_argument_group("vectors")
+    group.add_argument(
+        "--special-tokens", action="store_true", help="include [CLS] and [SEP] in the mean over a text's tokens"
+    )
+    group.add_argument(
+        "--layer",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="hidden state to use, from 0, or from -1 backwards (default: -1, the last)",
+    )
     group.add_argument(
         "--template",
         action="append",
         default=[],
         metavar="SENTENCE",
-        help="embed texts in it, in the place of {}, as in 'a photo of a {}'; the mean over several",
+        help="sentence to embed texts in, at {}, as in 'a photo of a {}'; if repeated, their mean (default: none)",
     )
-    group.add_argument("--cache", metavar="DIR", help="keeps vectors (default: ~/.cache/groundray)")
-    group.add_argument("--ray", action="store_true", help="make them on a Ray cluster: RAY_ADDRESS, or this machine's")
-    group.add_argument("--use-gpu", action="store_true", help="with --ray, on its GPUs")
-    one.add_argument("--out", metavar="DIR", help="folder of the report (of `all`, by default the run's analysis/)")
+    group.add_argument("--cache", metavar="DIR", help="folder that keeps vectors (default: ~/.cache/groundray)")
+    group.add_argument(
+        "--ray", action="store_true", help="embed texts on a Ray cluster: at RAY_ADDRESS, or one of this machine"
+    )
+    group.add_argument("--use-gpu", action="store_true", help="with --ray, embed texts on GPUs")
+    default = "the run's analysis/" if command.get_default("name") == "all" else "no report"
+    command.add_argument("--out", metavar="DIR", help=f"folder to write the report to (default: {default})")
 
 
-def _add_norms(one: argparse.ArgumentParser, name: str) -> None:
-    def has(*names: str) -> bool:
+def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
+    def takes(*names: str) -> bool:
         return name in (*names, "all")
 
-    group = one.add_argument_group("norms and word sets, tables as CSV or TSV")
+    group = command.add_argument_group("norms and word sets, tables as CSV or TSV")
     group.add_argument(
         "--norms",
         metavar="DIR",
-        help="concreteness.csv; categories.csv, semcat100.csv or semcat/; features.csv; composition.csv; similarity/ "
-        "(default: as the run's setting analysis.norms)",
+        help="folder with any of concreteness.csv; categories.csv, semcat100.csv or semcat/; features.csv; "
+        "composition.csv; similarity/ (default: the run's setting analysis.norms)",
     )
-    if has("axes"):
-        group.add_argument("--concreteness", metavar="FILE", help="columns word, concreteness")
-    if has("axes", "categories", "composition"):
-        group.add_argument("--categories", metavar="FILE|DIR", help="columns category, word; or a file a category")
-    if has("axes"):
-        group.add_argument("--components", type=int, default=3, metavar="K", help="principal axes (3)")
+    if takes("axes"):
         group.add_argument(
-            "--fit-on", metavar="FILE", help="words that the axes are fitted on (those of the categories)"
+            "--concreteness", metavar="FILE", help="table with columns word, concreteness (default: of --norms)"
         )
-    if has("norms"):
-        group.add_argument("--features", metavar="FILE", help="columns concept, feature, production_frequency[, type]")
+    if takes("axes", "categories", "composition"):
+        group.add_argument(
+            "--categories",
+            metavar="FILE|DIR",
+            help="table with columns category, word; or a folder with a file per category (default: of --norms)",
+        )
+    if takes("axes"):
+        group.add_argument(
+            "--components",
+            type=int,
+            default=COMPONENTS,
+            metavar="K",
+            help=f"number of principal axes (default: {COMPONENTS})",
+        )
+        group.add_argument(
+            "--fit-on", metavar="FILE", help="words to fit the axes on (default: the words of the categories)"
+        )
+    if takes("norms"):
+        group.add_argument(
+            "--features",
+            metavar="FILE",
+            help="table with columns concept, feature, production_frequency[, type] (default: of --norms)",
+        )
         group.add_argument(
             "--class-weight",
             choices=("none", "balanced"),
             default="none",
-            help="balanced: the concepts that have a feature weigh as much as those that do not (none)",
+            help="balanced: concepts with and without a feature have the same total weight (default: none)",
         )
-        group.add_argument("--folds", type=int, default=5, metavar="N", help="of the cross-validation (5)")
-        group.add_argument("--at-least", type=float, default=1, metavar="N", help="people who name a feature (1)")
-    if has("composition"):
-        group.add_argument("--phrases", metavar="FILE", help="columns phrase, target (default: the paper's nine)")
-        group.add_argument("--vocabulary", metavar="FILE", help="words that a phrase is compared with")
         group.add_argument(
-            "--images", metavar="SHARDS", help="captioned images that texts are seen through (default: validation's)"
+            "--folds", type=int, default=FOLDS, metavar="N", help=f"folds of the cross-validation (default: {FOLDS})"
         )
-    if has("similarity"):
-        group.add_argument("--pairs", action="append", default=[], metavar="FILE", help="word, word, score")
+        group.add_argument(
+            "--min-people",
+            type=float,
+            default=MIN_PEOPLE,
+            metavar="N",
+            help=f"people who must name a feature for a concept to have it (default: {MIN_PEOPLE})",
+        )
+    if takes("composition"):
+        group.add_argument(
+            "--phrases", metavar="FILE", help="table with columns phrase, target (default: the paper's nine phrases)"
+        )
+        group.add_argument(
+            "--vocabulary", metavar="FILE", help="words to rank for a phrase (default: the words of the categories)"
+        )
+        group.add_argument(
+            "--images",
+            metavar="SHARDS",
+            help="captioned images that relate phrases and words (default: the run's validation data)",
+        )
+    if takes("similarity"):
+        group.add_argument(
+            "--pairs",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="table with columns word, word, score; may be repeated (default: of --norms)",
+        )
     if name == "all":
-        group.add_argument("--graphs", metavar="SHARDS", help="scene graphs of `relations` (default: validation's)")
+        group.add_argument(
+            "--graphs", metavar="SHARDS", help="scene graphs for relations (default: the run's validation data)"
+        )
 
 
-def _wanted(options: argparse.Namespace) -> Wanted:
+def _request(options: argparse.Namespace) -> Wanted:
     from groundray.analysis.inputs.catalog import Norms
     from groundray.analysis.inputs.embedding import Options
-    from groundray.analysis.jobs import BATCH_SIZE, Wanted
+    from groundray.analysis.jobs import Wanted
 
     given = vars(options)
     if given.get("batch_size", 1) < 1:
         raise ValueError(f"--batch-size: expected at least 1, got {options.batch_size}")
-    files = {name: given.get(name) for name in FILES}
+    files = {name: file for name in NORM_FILES if (file := given.get(name))}
     norms = Norms.at(options.norms) if options.norms else None
-    if any(files.values()):
-        norms = (norms or Norms()).with_files(**{name: file for name, file in files.items() if file})
+    if files:
+        norms = (norms or Norms()).with_files(**files)
     return Wanted(
         checkpoint=options.checkpoint,
         models=tuple(options.model),
@@ -177,46 +231,47 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         batch_size=given.get("batch_size", BATCH_SIZE),
         embedding=Options(options.special_tokens, options.layer, tuple(options.template)),
         weighting=given.get("class_weight", "none"),
-        folds=given.get("folds", 5),
-        at_least=given.get("at_least", 1),
-        components=given.get("components", 3),
+        folds=given.get("folds", FOLDS),
+        at_least=given.get("min_people", MIN_PEOPLE),
+        components=given.get("components", COMPONENTS),
         fit_on=given.get("fit_on"),
         vocabulary=given.get("vocabulary"),
     )
 
 
-def _of_words(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
+def _analyse_words(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
     from groundray.cli import reports
-    from groundray.model import export
 
-    wanted, tracked = _wanted(options), None
-    if options.track:
-        if wanted.checkpoint is None:
-            raise ValueError("--track: expected --checkpoint DIR, of the run whose MLflow run is meant")
-        tracked = Settings(**export.about(wanted.checkpoint).settings)
-    return reports.carry_out(
+    request = _request(options)
+    if options.track and request.checkpoint is None:
+        raise ValueError("--track: expected --checkpoint DIR, the model of the run to add the results to, got none")
+    return reports.run_analyses(
         options.name,
-        wanted,
+        request,
         console,
         errors,
         out=options.out,
         cache=options.cache,
         on_ray=options.ray,
         use_gpu=options.use_gpu,
-        tracked=tracked,
+        tracked=reports.settings_of(request.checkpoint) if options.track and request.checkpoint else None,
     )
 
 
-def _retrieval(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
+def _analyse_retrieval(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
     from groundray.cli import reports
 
     return reports.show_retrieval(options.checkpoint, options.data, options.batch_size, console), 0
 
 
-def _relations(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
+def _analyse_relations(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
     from groundray.cli import reports
 
     return reports.show_relations(options.checkpoint, options.data, options.batch_size, console), 0
+
+
+# analyses of images alone; the others, and `all`, are of words
+ANALYSE = {"retrieval": _analyse_retrieval, "relations": _analyse_relations}
 
 
 if __name__ == "__main__":

@@ -1,118 +1,139 @@
-"""`python -m groundray.bench`: time and memory of groundray, against other ways to do the same."""
+"""`python -m groundray.bench`: measure the time and memory of groundray, against other ways to do the same."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import joblib
 from rich.console import Console
 
-from groundray.cli.progress import table_console
-from groundray.cli.workdir import go_home
+from groundray.cli.command import CommandFailed, run_command, table_console
+from groundray.cli.workdir import go_home, write_json
 
 if TYPE_CHECKING:
     from groundray.benchmarks.measure import Report
 
-EXIT_DISAGREEMENT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and return the exit status: 0 measured, 1 contenders compute different things, 2 the options or the data
+    cannot be used, 130 or 143 stopped by Ctrl-C or SIGTERM."""
+    return run_command(partial(_run, argv), interrupted="interrupted; nothing was written")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The exit status: 0 measured, 1 contenders compute different things, 2 options or data that cannot be used."""
+def _run(argv: Sequence[str] | None, errors: Console) -> int:
     parser = _parser()
-    options, rest = parser.parse_known_args(words)
-    if rest and options.measure is not _step:
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.measure is not _measure_step:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.settings = rest
-    from groundray.benchmarks.published_losses import Disagreement  # brings torch, which --help does without
+    from groundray.benchmarks.published_losses import Disagreement  # imports torch, which --help does without
 
     measure: Callable[[argparse.Namespace, Callable[[str], None]], Report] = options.measure
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    go_home(errors.print)
     try:
-        go_home(errors.print)
         report = measure(options, errors.print)
     except Disagreement as error:
-        errors.print(f"error: {error}")
-        return EXIT_DISAGREEMENT
-    except (FileNotFoundError, ValueError) as error:
-        errors.print(f"error: {error}")
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        errors.print("interrupted; nothing was written")
-        return EXIT_INTERRUPTED
+        raise CommandFailed(str(error)) from error
     table_console().print(report.table())
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(options.json, report.as_json())
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m groundray.bench", description=__doc__)
-    kinds = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    parser = argparse.ArgumentParser(
+        prog="python -m groundray.bench",
+        description="Measure the time and memory of groundray, against other ways to do the same.",
+    )
+    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
 
-    loss = kinds.add_parser("loss", help="the grounding loss: forward, backward, memory")
-    loss.add_argument("--batch", type=_positive, nargs="+", default=[32, 180, 512], metavar="N", help="(32 180 512)")
+    loss = benchmarks.add_parser("loss", help="the grounding loss: forward, backward, memory")
+    _add_numbers(loss, "--batch", [32, 180, 512], "batch sizes")
+    _add_numbers(loss, "--tokens", [32, 14], "mean numbers of valid tokens, of 32")
     loss.add_argument(
-        "--tokens",
-        type=_positive,
-        nargs="+",
-        default=[32, 14],
-        metavar="N",
-        help="valid of 32, on average (32 14)",
+        "--only", nargs="+", default=[], metavar="NAME", help="contenders to compare with groundray (default: all)"
     )
-    loss.add_argument("--only", nargs="+", default=[], metavar="NAME", help="beside groundray itself (default: all)")
-    loss.set_defaults(measure=_loss)
+    loss.set_defaults(measure=_measure_loss)
 
-    relation = kinds.add_parser("relation", help="the relation losses: forward, backward, memory")
-    relation.add_argument("--triplets", type=_positive, nargs="+", default=[100, 500], metavar="N", help="(100 500)")
-    relation.add_argument("--predicates", type=_positive, default=100, metavar="N", help="(100)")
-    relation.set_defaults(measure=_relation)
+    relation = benchmarks.add_parser("relation", help="the relation losses: forward, backward, memory")
+    _add_numbers(relation, "--triplets", [100, 500], "triplets in a batch")
+    _add_number(relation, "--predicates", 100, "predicates to classify")
+    relation.set_defaults(measure=_measure_relation)
 
-    streams = kinds.add_parser("input", help="shards to batches: samples a second, time to the first batch")
-    streams.add_argument("--data", metavar="SHARDS", help="folder of caption shards (default: drawn photos)")
-    streams.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="samples of a batch (64)")
-    streams.add_argument("--samples", type=_positive, metavar="N", help="streamed each time (default: two epochs')")
+    streams = benchmarks.add_parser("input", help="shards to batches: samples a second, time to the first batch")
+    _add_data(streams)
+    _add_number(streams, "--batch-size", 64, "samples in a batch")
     streams.add_argument(
-        "--cpus", type=_positive, default=joblib.cpu_count(), metavar="N", help="to read and decode on (default: all)"
+        "--samples", type=_positive, metavar="N", help="samples to stream each time (default: two epochs)"
     )
-    streams.set_defaults(measure=_input)
-
-    step = kinds.add_parser("step", help="a grounding step: with trunk features or images, with Ray or without")
-    step.add_argument("--config", default="photos", metavar="PRESET|FILE.yaml", help="with a frozen trunk (photos)")
-    step.add_argument("--data", metavar="SHARDS", help="folder of caption shards (default: drawn photos)")
-    step.add_argument("--workers", type=_positive, default=1, metavar="N", help="of the contenders with Ray (1)")
-    step.set_defaults(measure=_step)
-    step.epilog = "further --dotted.field VALUE are settings on top of the preset's"
-
-    search = kinds.add_parser("search", help="the nearest of many vectors, against FAISS: time and recall")
-    search.add_argument("--vectors", type=_positive, default=41_620, metavar="N", help="of the pool (41620)")
-    search.add_argument("--width", type=_positive, default=768, metavar="N", help="of a vector (768)")
-    search.add_argument("--threads", type=_positive, default=1, metavar="N", help="of each contender (1)")
-    search.set_defaults(measure=_search)
-
-    service = kinds.add_parser("service", help="search over HTTP: one client, then many at once")
-    service.add_argument("--checkpoint", default="runs/demo/model", metavar="DIR", help="(runs/demo/model)")
-    service.add_argument(
-        "--images", default="data/scenes/captions/val", metavar="SHARDS", help="(data/scenes/captions/val)"
+    streams.add_argument(
+        "--cpus",
+        type=_positive,
+        default=joblib.cpu_count(),
+        metavar="N",
+        help="cores to read and decode on (default: all of this machine)",
     )
-    service.add_argument("--clients", type=_positive, default=50, metavar="N", help="at once (50)")
-    service.add_argument("--replicas", type=_positive, default=1, metavar="N", help="(1)")
-    service.add_argument("--seconds", type=_positive, default=60, metavar="N", help="that many clients ask (60)")
-    service.set_defaults(measure=_service)
+    streams.set_defaults(measure=_measure_input)
 
-    for kind in (loss, relation, streams, step, search, service):
-        kind.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there too")
-    for kind, repeats in ((loss, 5), (relation, 5), (streams, 5), (step, 5), (search, 300)):
-        kind.add_argument("--repeats", type=_positive, default=repeats, metavar="N", help=f"timed rounds ({repeats})")
-        kind.add_argument(
-            "--most-seconds", type=_positive, default=120, metavar="N", help="no round starts after so long (120)"
+    step = benchmarks.add_parser(
+        "step",
+        help="a grounding step: with trunk features or images, with Ray or without",
+        epilog="Further --dotted.field VALUE override the settings of --config.",
+    )
+    step.add_argument(
+        "--config",
+        default="photos",
+        metavar="PRESET|FILE.yaml",
+        help="preset or YAML file of settings with a frozen trunk (default: photos)",
+    )
+    _add_data(step)
+    _add_number(step, "--workers", 1, "workers of the contenders that use Ray")
+    step.set_defaults(measure=_measure_step)
+
+    search = benchmarks.add_parser("search", help="nearest of many vectors, against FAISS: time and recall")
+    _add_number(search, "--vectors", 41_620, "vectors in the pool")
+    _add_number(search, "--width", 768, "width of a vector")
+    _add_number(search, "--threads", 1, "threads of each contender")
+    search.set_defaults(measure=_measure_search)
+
+    service = benchmarks.add_parser("service", help="search over HTTP: one client, then many at once")
+    _add_path(service, "--checkpoint", "DIR", "runs/demo/model", "a run's model/ folder")
+    _add_path(service, "--images", "SHARDS", "data/scenes/captions/val", "shards with images")
+    _add_number(service, "--clients", 50, "clients at once")
+    _add_number(service, "--replicas", 1, "processes that share the requests")
+    _add_number(service, "--seconds", 60, "seconds for which the clients ask")
+    service.set_defaults(measure=_measure_service)
+
+    for benchmark in (loss, relation, streams, step, search, service):
+        benchmark.add_argument(
+            "--json", metavar="FILE", help="path or URL to write every measurement to (default: none)"
         )
+    for benchmark, rounds in ((loss, 5), (relation, 5), (streams, 5), (step, 5), (search, 300)):
+        _add_number(benchmark, "--repeats", rounds, "timed rounds")
+        _add_number(benchmark, "--max-seconds", 120, "seconds after which no round starts")
     return parser
+
+
+def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, what: str) -> None:
+    parser.add_argument(flag, type=_positive, default=default, metavar="N", help=f"{what} (default: {default})")
+
+
+def _add_numbers(parser: argparse.ArgumentParser, flag: str, default: list[int], what: str) -> None:
+    shown = " ".join(map(str, default))
+    parser.add_argument(
+        flag, type=_positive, nargs="+", default=default, metavar="N", help=f"{what} (default: {shown})"
+    )
+
+
+def _add_path(parser: argparse.ArgumentParser, flag: str, metavar: str, default: str, what: str) -> None:
+    parser.add_argument(flag, default=default, metavar=metavar, help=f"{what} (default: {default})")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="SHARDS", help="folder of caption shards (default: drawn photos)")
 
 
 def _positive(word: str) -> int:
@@ -122,51 +143,45 @@ def _positive(word: str) -> int:
     return number
 
 
-def _loss(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+def _measure_loss(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
     from groundray.benchmarks import contrastive_loss
 
     return contrastive_loss.measure(
-        options.batch, options.tokens, options.only, options.repeats, options.most_seconds, note
+        options.batch, options.tokens, options.only, options.repeats, options.max_seconds, note
     )
 
 
-def _relation(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+def _measure_relation(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
     from groundray.benchmarks import relation_step
 
-    return relation_step.measure(options.triplets, options.predicates, options.repeats, options.most_seconds, note)
+    return relation_step.measure(options.triplets, options.predicates, options.repeats, options.max_seconds, note)
 
 
-def _input(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
-    from groundray.benchmarks import input_pipeline as streams
+def _measure_input(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+    from groundray.benchmarks import input_pipeline
 
-    return streams.measure(
-        options.data,
-        options.batch_size,
-        options.samples,
-        options.cpus,
-        options.repeats,
-        options.most_seconds,
-        note,
+    return input_pipeline.measure(
+        options.data, options.batch_size, options.samples, options.cpus, options.repeats, options.max_seconds, note
     )
 
 
-def _step(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+def _measure_step(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
     from groundray.benchmarks import training_step
 
     return training_step.measure(
-        options.config, options.settings, options.data, options.workers, options.repeats, options.most_seconds, note
+        options.config, options.settings, options.data, options.workers, options.repeats, options.max_seconds, note
     )
 
 
-def _search(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+def _measure_search(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
     from groundray.benchmarks import vector_search
 
     return vector_search.measure(
-        options.vectors, options.width, options.threads, options.repeats, options.most_seconds, note
+        options.vectors, options.width, options.threads, options.repeats, options.max_seconds, note
     )
 
 
-def _service(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+def _measure_service(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
     from groundray.benchmarks import search_service
 
     return search_service.measure(

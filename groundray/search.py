@@ -1,6 +1,6 @@
-"""`python -m groundray.search`: the images that lie nearest to a text, to a picture, or to a mix of both.
+"""`python -m groundray.search`: find the images of a pool nearest to a text, a picture, or a mix of both.
 
-With neither text nor picture, the index of the images is made, and that is all.
+With neither text nor picture, it builds the index of the images and stops.
 """
 
 from __future__ import annotations
@@ -9,68 +9,68 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from groundray.cli.image_index import add_options, indexed, ready
-from groundray.cli.progress import table_console
-from groundray.storage.folder import Folder
-
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+from groundray.cli import image_index
+from groundray.cli.command import run_command, table_console
+from groundray.cli.workdir import open_paths, write_json
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 2 for a model, images or a query that cannot be used, 130 ended by Ctrl-C."""
-    options = _parser().parse_args(words)
-    console = table_console()
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    try:
-        ready(options, errors)
-        file = Folder.connect(options.json) if options.json else None
-        found = _search(options, console)
-        if file:
-            file.parent.make().write_json(file.name, found)
-    except KeyboardInterrupt:
-        errors.print("interrupted; what is made of the index is kept, and the same command goes on from there")
-        return EXIT_INTERRUPTED
-    except (OSError, ValueError, LookupError) as error:
-        errors.print(f"error: {error}")
-        return EXIT_USAGE
+def main(argv: Sequence[str] | None = None) -> int:
+    """Search and return the exit status: 0, 2 the model, the images or the query cannot be used, 130 or 143 stopped by
+    Ctrl-C or SIGTERM."""
+    return run_command(
+        partial(_run, argv), interrupted=image_index.INTERRUPTED, unusable=(OSError, ValueError, LookupError)
+    )
+
+
+def _run(argv: Sequence[str] | None, errors: Console) -> int:
+    options = _parser().parse_args(argv)
+    open_paths(errors.print, [*image_index.paths_of(options).values(), options.json])
+    write_json(options.json, _search(options, table_console()))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m groundray.search", description=__doc__)
-    add_options(parser)
-    parser.add_argument("--text", metavar="TEXT", help="a word or phrase")
-    parser.add_argument("--image", metavar="ID|FILE", help="an image of the pool, or a picture of your own")
+    parser = argparse.ArgumentParser(
+        prog="python -m groundray.search",
+        description="Find the images of a pool nearest to a text, a picture, or a mix of both. With neither, build the "
+        "index of the images and stop.",
+    )
+    image_index.add_options(parser)
+    parser.add_argument("--text", metavar="TEXT", help="word or phrase to search for (default: none)")
+    parser.add_argument(
+        "--image", metavar="ID|FILE", help="image of the pool, or picture file, to search for (default: none)"
+    )
     parser.add_argument(
         "--alpha",
         type=float,
         nargs="+",
         default=[0.5],
         metavar="A",
-        help="from 0, the image alone, to 1, the text (0.5)",
+        help="weight of the text, from 0, the image alone, to 1, the text alone; one answer for each (default: 0.5)",
     )
-    parser.add_argument("--k", type=int, default=10, metavar="N", help="images of each answer (10)")
-    parser.add_argument("--json", metavar="FILE", help="path or URL to write the answers to, too")
+    parser.add_argument("--k", type=int, default=10, metavar="N", help="images in each answer (default: 10)")
+    parser.add_argument("--json", metavar="FILE", help="path or URL to write the answers to as well (default: none)")
     return parser
 
 
 def _search(options: argparse.Namespace, console: Console) -> list[dict[str, object]]:
-    """The answers, after they are printed."""
+    """Print the answers and return them."""
     from groundray.image_search.index import Index
     from groundray.image_search.query import Query, Search
 
     if options.text is None and options.image is None:
-        _, spec = indexed(options, console)
-        console.print(f"index   {spec.source.rows:,} images at {spec.folder}")
+        _, spec = image_index.open_index(options, console)
+        console.print(f"index   {spec.source.rows:,} images in {spec.folder}")
         return []
-    # what is wrong with the query itself is told before anything is loaded
+    # a query that cannot be answered fails before anything is loaded
     query = Query(options.text, options.image, tuple(options.alpha), options.k)
-    towers, spec = indexed(options, console)
+    towers, spec = image_index.open_index(options, console)
     search = Search.over(towers, Index(spec))
     if options.image is not None and options.image not in search.index and Path(options.image).is_file():
         query = Query(options.text, Path(options.image).read_bytes(), tuple(options.alpha), options.k)

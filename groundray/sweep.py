@@ -1,4 +1,4 @@
-"""`python -m groundray.sweep`: many runs that differ in a few settings, and which of them is best."""
+"""`python -m groundray.sweep`: train many runs that differ in a few settings, and find the best of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from groundray import config
-from groundray.cli.progress import table_console
+from groundray.cli.command import EXIT_FAILED, EXIT_SIGNAL, run_command, table_console
 from groundray.cli.workdir import go_home
 from groundray.config import SettingsError
 
@@ -26,101 +27,116 @@ if TYPE_CHECKING:
     from groundray.runtime.tune.results import Trial
     from groundray.runtime.tune.spec import Sweep
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 ALIAS = "best"  # of the registered model
+INTERRUPTED = "interrupted: rerun the same command with --resume to resume"
 
 
-def main(
-    words: Sequence[str] | None = None,
-    about: str = "Sweep some settings of a run: each trial is a run of its own.",
-    space: Sequence[str] = (),
-    metric: str | None = None,
-    name: str = "sweep",
-    short: Sequence[str] = (),
-) -> int:
-    """The exit status: 0 all trials ended, 1 none came to a value, 2 a sweep that cannot be, 130 or 143 ended by Ctrl-C
-    or SIGTERM.
+@dataclass(frozen=True)
+class Defaults:
+    """What a sweep does where its command line says nothing else.
 
-    Args:
-        words: of the command line.
-        about, space, metric, name: what a script sweeps where its command line says nothing else.
-        short: settings that make shorter runs of the demo's, where the command line names no --config.
+    Attributes:
+        description: for `--help`.
+        space: values for `--space`; if empty, the option is required.
+        metric: value for `--metric`; if None, the option is required.
+        name: the sweep's `--run.name`.
+        settings: settings that shorten the demo's runs, used if the command line has no `--config`.
     """
-    options, overrides = _parser(about, space, metric, short).parse_known_args(words)
-    console = table_console(soft_wrap=True)
-    errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
+
+    description: str = "Sweep some settings of a run; each trial is a run of its own."
+    space: tuple[str, ...] = ()
+    metric: str | None = None
+    name: str = "sweep"
+    settings: tuple[str, ...] = ()
+
+
+def main(argv: Sequence[str] | None = None, defaults: Defaults = Defaults()) -> int:
+    """Sweep and return the exit status: 0 a trial has a value, 1 none has, 2 the sweep cannot start, 130 or 143 stopped
+    by Ctrl-C or SIGTERM."""
+    return run_command(partial(_run, argv, defaults), interrupted=INTERRUPTED)
+
+
+def _run(argv: Sequence[str] | None, defaults: Defaults, errors: Console) -> int:
+    options, overrides = _parser(defaults).parse_known_args(argv)
     if options.config is None:
-        options.config, overrides = "demo", with_defaults(overrides, short)
-    # one worker a trial: many trials at once use a cluster better
-    overrides = with_defaults(overrides, ["--scaling.num_workers=1", f"--run.name={name}"])
-    try:
-        sweep = _sweep(options, overrides)
-        options.file = config.find(options.config).absolute()
-        go_home(errors.print)
-        sweep.check()
-        status = _carry_out(sweep, options, console, errors)
-    except (SettingsError, OSError, ValueError) as error:
-        errors.print(f"error: {error}")
-        return EXIT_USAGE
-    except KeyboardInterrupt:  # before there was anything to write down
-        status = EXIT_INTERRUPTED
-    if status >= EXIT_INTERRUPTED:
-        errors.print("interrupted: the same command with --resume goes on")
+        options.config, overrides = "demo", with_defaults(overrides, defaults.settings)
+    # one worker a trial: several trials at once use a cluster better
+    overrides = with_defaults(overrides, ["--scaling.num_workers=1", f"--run.name={defaults.name}"])
+    sweep = _sweep(options, overrides)
+    options.file = config.find(options.config).absolute()
+    go_home(errors.print)
+    sweep.check()
+    status = _run_trials(sweep, options, table_console(soft_wrap=True), errors)
+    if status > EXIT_SIGNAL:
+        errors.print(INTERRUPTED)
     return status
 
 
 def with_defaults(overrides: Sequence[str], defaults: Sequence[str]) -> list[str]:
-    """Words of a command line for settings, with others (`--any.setting=VALUE`) for those that it does not name."""
+    """Return command-line settings, preceded by those defaults (`--any.setting=VALUE`) that they do not override."""
     given = {word.partition("=")[0] for word in overrides}
     return [*(word for word in defaults if word.partition("=")[0] not in given), *overrides]
 
 
-def _parser(about: str, space: Sequence[str], metric: str | None, short: Sequence[str] = ()) -> argparse.ArgumentParser:
+def _parser(defaults: Defaults) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=f"{about} The same command with --resume goes on.",
-        epilog="any setting of a run can be given too, for all trials: see python -m groundray.train --help",
+        description=f"{defaults.description} Rerun the same command with --resume to resume.",
+        epilog="Any setting of a run may be given as well, for all trials: see python -m groundray.train --help",
         allow_abbrev=False,
     )
-    presets = ", ".join(config.presets())
     parser.add_argument(
         "--config",
         metavar="PRESET|FILE.yaml",
-        help=f"{presets}, or a YAML file (default: {' '.join(['demo', *short])})",
+        help=f"preset ({', '.join(config.presets())}) or YAML file of the runs' settings "
+        f"(default: {' '.join(['demo', *defaults.settings])})",
     )
     parser.add_argument(
         "--space",
         action="append",
         metavar="SETTING=SPACE",
-        help="choice:A,B,... or uniform:LOW:HIGH or loguniform:LOW:HIGH; once for each swept setting"
-        + (f" (default: {' '.join(space)})" if space else ""),
-        required=not space,
+        help="setting to sweep, as choice:A,B,... or uniform:LOW:HIGH or loguniform:LOW:HIGH; once for each setting"
+        + (f" (default: {' '.join(defaults.space)})" if defaults.space else " (required)"),
+        required=not defaults.space,
     )
     parser.add_argument(
         "--metric",
-        default=metric,
-        required=metric is None,
+        default=defaults.metric,
+        required=defaults.metric is None,
         metavar="STAGE/METRIC",
-        help="validation metric by which trials are compared; the stage is the last that they train"
-        + (f" (default: {metric})" if metric else ""),
+        help="validation metric that compares trials; its stage is the last that they train"
+        + (f" (default: {defaults.metric})" if defaults.metric else " (required)"),
     )
-    parser.add_argument("--order", choices=("min", "max"), help="which is better (default: less of a loss or rank)")
+    parser.add_argument(
+        "--order", choices=("min", "max"), help="which values are better (default: min for a loss or rank, else max)"
+    )
     parser.add_argument(
         "--search",
         choices=("grid", "random", "tpe"),
-        help="all combinations, points drawn at random, or by Optuna's TPE (default: grid, or random with ranges)",
+        help="all combinations, random points, or Optuna's TPE (default: grid, or random if a space is a range)",
     )
-    parser.add_argument("--num-samples", type=int, default=10, metavar="N", help="points to draw (default: 10)")
+    parser.add_argument(
+        "--num-samples", type=int, default=10, metavar="N", help="points to draw, without a grid (default: 10)"
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trials at each point (default: 1)")
     parser.add_argument(
-        "--early-stopping", choices=("asha", "none"), default="asha", help="of trials that fall behind (default: asha)"
+        "--early-stopping",
+        choices=("asha", "none"),
+        default="asha",
+        help="scheduler that stops trials that fall behind (default: asha)",
     )
-    parser.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
-    parser.add_argument("--resume", action="store_true", help="go on, where the sweep was interrupted")
     parser.add_argument(
-        "--register", metavar="NAME", nargs="?", const="groundray", help="the best model as models:/NAME@best in MLflow"
+        "--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit on the cluster)"
     )
-    parser.add_argument("--verbose", action="store_true", help="with Ray's own logs")
-    parser.set_defaults(default_space=space)
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted sweep")
+    parser.add_argument(
+        "--register",
+        metavar="NAME",
+        nargs="?",
+        const="groundray",
+        help="register the best model in MLflow as models:/NAME@best (default: do not; without NAME: groundray)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own logs")
+    parser.set_defaults(default_space=defaults.space)
     return parser
 
 
@@ -133,7 +149,7 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
             raise SettingsError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     settings = config.load(options.config, overrides)
     if options.register and not settings.tracking.enabled:
-        raise SettingsError("--register: expected tracking.enabled true, for a model is registered in MLflow")
+        raise SettingsError("--register: expected tracking.enabled true, got false: a model is registered in MLflow")
     swept = parse_spaces(options.space or options.default_space, settings)
     return Sweep(
         settings=settings,
@@ -147,32 +163,33 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     )
 
 
-def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, errors: Console) -> int:
+def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, errors: Console) -> int:
     from groundray.cli.progress import Reporter
-    from groundray.cli.run_session import EXIT_SIGNAL, Signals, carry_out
-    from groundray.runtime.tune import trials as runtime
+    from groundray.cli.run_session import Signals, run_training
+    from groundray.runtime.tune import trials as tune
     from groundray.runtime.tune.spec import PLOT, RESULTS, SHARED, TABLE, TRIALS
     from groundray.tracking import SweepLog
     from groundray.training import progression
 
-    began, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
-    with runtime.connected(sweep, options.verbose, console.print) as concurrent:
+    started, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
+    with tune.connected(sweep, options.verbose, console.print) as concurrent:
         sweep.claim(options.resume)
         console.print(f"sweep  {folder}, {concurrent} trials at once")
         log = SweepLog(settings, folder, sweep.definition(), errors.print) if settings.tracking.enabled else None
         parent = log.run_id if log else None
-        before = sweep.shared_settings()
-        if before and not (folder / SHARED).exists(progression.RESULT):
+        shared = sweep.shared_settings()
+        if shared and not (folder / SHARED).exists(progression.RESULT):
             console.print(f"{', '.join(sweep.shared_stages)}  trained once, for all trials")
             signals = Signals()
-            if status := carry_out(
-                before, reporter, errors.print, verbose=options.verbose, parent=parent, signals=signals
-            ):
+            status = run_training(
+                shared, reporter, errors.print, verbose=options.verbose, parent=parent, signals=signals
+            )
+            if status:
                 return status
-            if signals.received:  # too late for that run
+            if signals.received:  # too late to stop that run
                 return EXIT_SIGNAL + signals.received[0]
-        runtime.make_shared_features(sweep, reporter.observe)
-        trials, stopped = runtime.run_sweep(sweep, concurrent, parent, options.resume, console.print)
+        tune.make_shared_features(sweep, reporter.observe)
+        trials, stopped = tune.run_sweep(sweep, concurrent, parent, options.resume, console.print)
 
     winner = _show(sweep, options, trials, console)
     if log:
@@ -182,14 +199,14 @@ def _carry_out(sweep: Sweep, options: argparse.Namespace, console: Console, erro
             version = log.register(folder / TRIALS / winner.name, options.register, ALIAS)
             if version:
                 console.print(f"model   models:/{options.register}@{ALIAS} is version {version}")
-    console.print(f"table, picture and trials  {folder}   {(time.monotonic() - began) / 60:.1f} minutes")
+    console.print(f"table, picture and trials  {folder}  {(time.monotonic() - started) / 60:.1f} minutes")
     if stopped:
         return EXIT_SIGNAL + stopped
     return 0 if winner else EXIT_FAILED
 
 
 def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], console: Console) -> Trial | None:
-    """The best trial, after the table has been printed, and written with the picture into the sweep's folder."""
+    """Print the table, write it with the picture into the sweep's folder, and return the best trial."""
     from groundray.runtime.tune import plot, results
     from groundray.runtime.tune.spec import PLOT, RESULTS, TABLE, describe_values
 
@@ -220,15 +237,15 @@ def _show(sweep: Sweep, options: argparse.Namespace, trials: Sequence[Trial], co
 
 
 def command(sweep: Sweep, preset: str, file: Path, trial: Trial) -> list[str]:
-    """Words for `groundray.train` that train a trial again, to the same weights.
+    """Return the arguments of `groundray.train` that train a trial again, to the same weights.
 
     Args:
-        preset: as it was typed.
-        file: of its settings.
+        preset: the preset or file as it was typed.
+        file: the file of its settings.
     """
     name = f"{sweep.settings.run.name}-best"
-    given = sweep.settings
-    own = {"run.storage": given.run.storage, "run.name": name, "features.folder": given.features.folder}
+    shared = sweep.settings
+    own = {"run.storage": shared.run.storage, "run.name": name, "features.folder": shared.features.folder}
     settings = config.changed(sweep.settings_of(trial.all_values, name), own)
     return ["--config", preset, *config.to_cli_args(settings, config.load(file))]
 

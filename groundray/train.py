@@ -19,7 +19,7 @@ from groundray.config import Settings, SettingsError
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and return the exit status: 0 trained, 1 training failed, 2 settings or data cannot be used, 130 or 143
     stopped by Ctrl-C or SIGTERM."""
-    # `carry_out` handles all other errors that are expected
+    # `run_training` handles all other errors that are expected
     return run_command(partial(_run, argv), unusable=(SettingsError,))
 
 
@@ -83,8 +83,10 @@ def _dry_run(settings: Settings) -> int:
         f"({wanted.where}); GPUs: {wanted.gpus} of {wanted.cluster_gpus:g}"
     )
     if settings.analysis.enabled and settings.analysis.norms:
-        console.print(f"analysis  with the norms of {settings.analysis.norms}, to {seen.folder}/{reports.FOLDER}")
-    if unusable := reports.problem(settings):
+        console.print(
+            f"analysis  with the norms of {settings.analysis.norms}, to {seen.folder}/{reports.REPORT_FOLDER}"
+        )
+    if unusable := reports.norms_problem(settings):
         problems.append(unusable)
     try:
         wanted.check()
@@ -98,9 +100,9 @@ def _dry_run(settings: Settings) -> int:
 def _train(settings: Settings, options: argparse.Namespace, errors: Console) -> int:
     # imports torch, transformers and Ray, which --help does not need
     from groundray.cli.progress import Reporter
-    from groundray.cli.run_session import carry_out
+    from groundray.cli.run_session import run_training
 
-    return carry_out(settings, Reporter(), errors.print, verify=options.verify, verbose=options.verbose)
+    return run_training(settings, Reporter(), errors.print, verify=options.verify, verbose=options.verbose)
 
 
 if __name__ == "__main__":

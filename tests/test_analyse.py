@@ -160,7 +160,7 @@ def test_options_change_what_is_measured(world: SmallWorld, model: Path, tmp_pat
         found("norms", *words)
         return len(told(tmp_path / "found.json")["analyses"]["norms"]["tables"][0]["rows"])
 
-    assert features("--folds", "2") > features() > features("--at-least", "11")
+    assert features("--folds", "2") > features() > features("--min-people", "11")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_run_ends_with_its_analysis_once(
 
     before = report.stat().st_mtime_ns
     assert train.main(words) == 0
-    assert "analysis  is there already" in capsys.readouterr().out
+    assert "analysis  exists already" in capsys.readouterr().out
     assert report.stat().st_mtime_ns == before
     with (few / "features.csv").open("a") as file:
         file.write("circle,is new,5,visual\n")
@@ -266,7 +266,7 @@ def test_an_analysis_that_fails_loses_no_run(
         raise RuntimeError("no room")
 
     words = trained(world, f"--run.storage={tmp_path}", f"--analysis.norms={few}")
-    monkeypatch.setattr(reports, "report", broken)
+    monkeypatch.setattr(reports, "make_report", broken)
     assert train.main(words) == 0
     shown = capsys.readouterr().err
     assert "analysis failed, the run itself is complete: RuntimeError: no room" in shown

@@ -1,4 +1,4 @@
-"""`python -m groundray.bench`, as a person runs it."""
+"""`python -m groundray.bench` from its command line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from groundray import bench
 from groundray.benchmarks import relation_step
 from groundray.benchmarks.published_losses import OURS, Contender
+from groundray.cli.command import EXIT_FAILED, EXIT_USAGE
 
 
 def test_help_lists_the_benchmarks_and_loads_no_torch() -> None:
@@ -51,7 +52,7 @@ def test_contenders_that_disagree_are_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(relation_step.CONTENDERS, "wrong", Contender(lambda one: one.S.sum()))
-    assert bench.main(["relation", "--triplets", "5"]) == bench.EXIT_DISAGREEMENT
+    assert bench.main(["relation", "--triplets", "5"]) == EXIT_FAILED
     assert "error: wrong computes the loss" in capsys.readouterr().err
 
 
@@ -64,5 +65,5 @@ def test_contenders_that_disagree_are_a_failure(
     ],
 )
 def test_what_cannot_be_used_is_exit_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(words) == bench.EXIT_USAGE
+    assert bench.main(words) == EXIT_USAGE
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`python -m groundray.prepare`, as a person runs it."""
+"""`python -m groundray.prepare` from its command line."""
 
 from __future__ import annotations
 
@@ -34,8 +34,6 @@ def words(source: Path, out: Path, *more: str) -> list[str]:
     return ["coco", "--images", f"{source}/images", "--captions", f"{source}/captions.json", "--out", str(out), *more]
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
 def test_the_good_is_written_and_the_bad_is_named(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,14 +73,24 @@ def test_the_good_is_written_and_the_bad_is_named(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_and_processes_write_the_same_bytes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepare.main(words(source, tmp_path / "processes")) == 0
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # the session's cluster, to which this process is connected
+    assert prepare.main(words(source, tmp_path / "cluster")) == 0
+    names = sorted(file.name for file in (tmp_path / "cluster").iterdir())
+    assert names == ["dataset.json", "rejected.jsonl", "shard-00000.parquet"]
+    for name in names:
+        assert (tmp_path / "processes" / name).read_bytes() == (tmp_path / "cluster" / name).read_bytes()
+
+
 def test_strict_writes_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(words(source, tmp_path / "shards", "--strict")) == 1
     assert not (tmp_path / "shards").exists()
     assert "nothing was written" in capsys.readouterr().err
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
 def test_no_usable_image_is_an_error(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file in (source / "images").iterdir():
         file.write_bytes(b"")
@@ -91,8 +99,6 @@ def test_no_usable_image_is_an_error(source: Path, tmp_path: Path, capsys: pytes
     assert list(tmp_path.iterdir()) == [source]
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("anywhere", ["local", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_a_small_world_is_prepared_and_recognised(anywhere: str, capsys: pytest.CaptureFixture[str]) -> None:
     scenes = ["scenes", "--out", anywhere, "--num-scenes", "12", "--num-val", "4"]
@@ -111,8 +117,6 @@ def test_a_small_world_is_prepared_and_recognised(anywhere: str, capsys: pytest.
     assert "holds something else" in capsys.readouterr().err
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
 def test_scene_graphs_are_split_and_counted(
     world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +125,7 @@ def test_scene_graphs_are_split_and_counted(
     files = [word for name in names for word in (f"--{name}", f"{folder}/{name.replace('-', '_')}.json")]
     images = ["--images", f"{world.source}/coco/train"]
     command = ["visual-genome", *images, *files, "--out", f"{tmp_path}/graphs"]
-    assert prepare.main([*command, "--val-share", "0.25", "--num-predicates", "4"]) == 0
+    assert prepare.main([*command, "--val-fraction", "0.25", "--num-predicates", "4"]) == 0
     train, val = (Dataset.open(f"{tmp_path}/graphs/{part}", "scene_graphs") for part in ("train", "val"))
     assert train.rows + val.rows == 72
     assert 8 <= val.rows <= 28
@@ -141,12 +145,10 @@ def test_scene_graphs_are_split_and_counted(
     other = [*command[:-1], f"{tmp_path}/other", "--vocabulary", f"{tmp_path}/graphs/train"]
     assert prepare.main(other) == 0
     assert Dataset.open(f"{tmp_path}/other").vocabulary == train.vocabulary
-    assert prepare.main([*command, "--val-share", "1.5", "--overwrite"]) == 2
-    assert "--val-share: expected a share between 0 and 1" in capsys.readouterr().err
+    assert prepare.main([*command, "--val-fraction", "1.5", "--overwrite"]) == 2
+    assert "--val-fraction: expected a fraction between 0 and 1" in capsys.readouterr().err
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
 def test_class_folders_are_prepared(world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "objects"
     shutil.copytree(world.source / "objects", root)

@@ -202,7 +202,7 @@ def test_a_sweep_that_is_stopped_goes_on(world: SmallWorld, tmp_path: Path) -> N
                 if at in line:
                     sweep.send_signal(number)
         assert sweep.returncode == 128 + number, said
-        assert "the same command with --resume goes on" in said
+        assert "rerun the same command with --resume to resume" in said
     folder = tmp_path / "tau" / "trials" / "trial-00000"
     first = {path.name: path.stat().st_mtime for path in folder.iterdir()}
 

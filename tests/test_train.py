@@ -193,7 +193,7 @@ def test_damaged_shards_are_named_before_training_where_that_is_asked_for(
     assert train.main(words) == 1  # at the read
     shown = capsys.readouterr().err
     assert f"error: {file}, row group" in shown
-    assert "the same command goes on from there" in shown
+    assert "rerun the same command to resume" in shown
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -221,7 +221,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     assert last.done == 5
     monkeypatch.undo()
     assert train.main(words) == 0
-    assert "attempt 2  the one before was stopped; 0 steps (0 s) are done again" in capsys.readouterr().out
+    assert "attempt 2  previous attempt stopped; repeating 0 steps (0 s)" in capsys.readouterr().out
 
 
 def test_a_full_disk_ends_a_run_that_then_goes_on(
@@ -241,10 +241,10 @@ def test_a_full_disk_ends_a_run_that_then_goes_on(
     shown = capsys.readouterr().err
     assert "checkpoint" in shown
     assert "cannot be written: [Errno 28] No space left on device; those before it are whole: make room" in shown
-    assert "the same command goes on from there" in shown
+    assert "rerun the same command to resume" in shown
     monkeypatch.undo()
     assert train.main(words) == 0
-    assert "goes on after step 6" in capsys.readouterr().out
+    assert "resumes after step 6" in capsys.readouterr().out
 
 
 def test_a_storage_that_cannot_be_written_is_said_before_anything_starts(

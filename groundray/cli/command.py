@@ -16,6 +16,7 @@ from rich.console import Console
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 EXIT_SIGNAL = 128  # plus the signal's number, as a shell reports it
+FILE_WIDTH = 160  # columns of a table that is written to a file or pipe
 
 
 class CommandFailed(Exception):
@@ -62,6 +63,14 @@ def run_command(
 def plain_console(stderr: bool = False) -> Console:
     """Return a console that prints lines as they are, without markup, highlighting or wrapping."""
     return _PlainConsole(highlight=False, soft_wrap=True, markup=False, stderr=stderr)
+
+
+def table_console(soft_wrap: bool = False) -> Console:
+    """Return a console for result tables: as wide as the terminal or COLUMNS, else 160 columns for a file or pipe."""
+    console = _PlainConsole(highlight=False, soft_wrap=soft_wrap, markup=False)
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        console.width = FILE_WIDTH
+    return console
 
 
 class _PlainConsole(Console):

@@ -1,4 +1,4 @@
-"""Writing the data sets of a source: all of them or none, with whatever cannot be used named."""
+"""Write a source's data sets: all or none, with the reason for everything that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ import argparse
 import contextlib
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import track
 
+from groundray.cli.command import CommandFailed
+from groundray.cli.progress import Progress
 from groundray.data.schema import INDEX, REJECTED, Dataset
 from groundray.data.shards import write_shards
-from groundray.data.sources.image_files import CheckedImage
+from groundray.data.sources import image_pool
+from groundray.data.sources.image_files import CheckedImage, UnusableImage
 from groundray.data.sources.rejected import Rejected, tally
 from groundray.storage.atomic import atomic_folder, is_empty
 from groundray.storage.folder import Folder
 
-LINE_SECONDS = 10.0
-Item = TypeVar("Item", bound="ImageItem")
-Thing = TypeVar("Thing")
 Row = dict[str, Any]
 
 
-class Strict(Exception):
-    """With --strict: something of the source cannot be used."""
-
-
 class ImageItem(Protocol):
-    """What a source's reader knows of an image before its file is opened."""
+    """An image of a source before its file is opened."""
 
     @property
     def id(self) -> str: ...
@@ -42,9 +38,12 @@ class ImageItem(Protocol):
     def file_names(self) -> tuple[str, ...]: ...
 
 
+Item = TypeVar("Item", bound=ImageItem)
+
+
 @dataclass
 class Prepared:
-    """A data set on its way to disk: rows are made while they are written, and `rejected` grows meanwhile."""
+    """A data set to write. `rejected` grows while the rows are read."""
 
     kind: str
     rows: Iterator[Row]
@@ -53,90 +52,122 @@ class Prepared:
     vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def usable(
-    folder: Folder, items: Sequence[Item], rejected: list[Rejected], console: Console
+def usable_images(
+    folder: Folder | Path, items: Sequence[Item], rejected: list[Rejected], console: Console
 ) -> Iterator[tuple[Item, CheckedImage]]:
-    """The items whose image can be used, with its file; of the others `rejected` says why. Reads on the cluster."""
-    from groundray.runtime.data.image_checks import check_images
+    """Yield each item whose image can be used, with the image; add the others to `rejected`."""
+    folder = folder if isinstance(folder, Folder) else Folder.at(folder)
+    images = _checked_images(folder, [item.file_names for item in items])
+    with Progress(console) as progress:
+        for item, image in zip(progress.track(items, "images"), images, strict=True):
+            if isinstance(image, CheckedImage):
+                yield item, image
+            else:
+                rejected.append(Rejected("image", item.id, image.reason, str(image)))
 
-    files = check_images(folder, [item.file_names for item in items])
-    for item, file in zip(progress(items, "images", console), files, strict=True):
-        if isinstance(file, CheckedImage):
-            yield item, file
-        else:
-            rejected.append(Rejected("image", item.id, file.reason, str(file)))
+
+def _on_cluster() -> bool:
+    """True where RAY_ADDRESS names a cluster, as in a Ray job. On one machine, processes take a fifth of Ray's time."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def write(
+def _cluster(verbose: bool) -> AbstractContextManager[None]:
+    from groundray.runtime import cluster
+
+    return cluster.connect(verbose=verbose)
+
+
+def _checked_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[CheckedImage | UnusableImage]:
+    if _on_cluster():
+        from groundray.runtime.data import image_checks
+
+        return image_checks.check_images(folder, names)
+    return image_pool.checked_images(folder, names)
+
+
+def write_datasets(
     options: argparse.Namespace,
     console: Console,
     source: dict[str, Any],
     parts: dict[str, Prepared] | Callable[[Folder], dict[str, Prepared]],
 ) -> None:
-    """Write data sets to their places in `--out`, all of them or none."""
-    from groundray.runtime import cluster
+    """Write data sets to folders of `--out`: all or none.
 
-    told: list[str] = []
-    with atomic_folder(Folder.at(options.out), marker=INDEX) as aside:
-        prepared = parts(aside) if callable(parts) else parts
-        with_images = any(one.kind != "text" for one in prepared.values())
-        with cluster.connect(verbose=options.verbose) if with_images else contextlib.nullcontext():
-            for place, one in prepared.items():
-                told += _write_one(options, aside / place, f"{options.out}/{place}".removesuffix("/."), one, source)
-    for line in told:
+    Args:
+        parts: the data sets by folder; or a function that returns them, given the folder that will become `--out`.
+
+    Raises:
+        CommandFailed: something is rejected, and `--strict` was given.
+        ValueError: nothing of a data set can be used.
+    """
+    lines: list[str] = []
+    with atomic_folder(Folder.at(options.out), marker=INDEX) as out:
+        datasets = parts(out) if callable(parts) else parts
+        images = any(dataset.kind != "text" for dataset in datasets.values())
+        with _cluster(options.verbose) if images and _on_cluster() else contextlib.nullcontext():
+            for name, dataset in datasets.items():
+                shown = f"{options.out}/{name}".removesuffix("/.")
+                lines += _write_dataset(options, out / name, shown, dataset, source)
+    for line in lines:
         console.print(line)
 
 
-def _write_one(
-    options: argparse.Namespace, folder: Folder, shown: str, one: Prepared, source: dict[str, Any]
+def _write_dataset(
+    options: argparse.Namespace, folder: Folder, shown: str, prepared: Prepared, source: dict[str, Any]
 ) -> list[str]:
-    """What a person is told of a data set that was written to a folder, and that will be at `shown`."""
-    what = "images" if one.kind != "text" else "lines"
+    """Write a data set and return the lines that describe it.
+
+    Args:
+        folder: where it is written.
+        shown: where it will be, for messages.
+    """
+    what = "images" if prepared.kind != "text" else "lines"
     counts = {what: 0}
 
     def counted() -> Iterator[Row]:
-        for row in one.rows:
+        for row in prepared.rows:
             counts[what] += 1
             for name, value in row.items():
                 if isinstance(value, list):
                     counts[name] = counts.get(name, 0) + len(value)
             yield row
-        counts.update(one.left_out)
+        counts.update(prepared.left_out)
 
+    row_group_bytes = int(options.row_group_mb * 2**20)
     dataset = write_shards(
-        folder.make(), one.kind, counted(), counts, source, one.vocabulary, int(options.row_group_mb * 2**20)
+        folder.make(), prepared.kind, counted(), counts, source, prepared.vocabulary, row_group_bytes
     )
     if dataset.rows == 0:
-        raise ValueError(f"{shown}: none of the {what} can be used: {listed(one.rejected)}")
-    lines = "".join(json.dumps(item.as_json(), ensure_ascii=False) + "\n" for item in one.rejected)
+        raise ValueError(f"{shown}: none of the {what} can be used: {summary(prepared.rejected)}")
+    lines = "".join(json.dumps(item.as_json(), ensure_ascii=False) + "\n" for item in prepared.rejected)
     folder.write_bytes(REJECTED, lines.encode())
-    if one.rejected and options.strict:
-        first = one.rejected[0]
-        raise Strict(
-            f"{listed(one.rejected)} (the first: {first.what} {first.id}, {first.detail}); "
-            "nothing was written; without --strict the rest would be"
+    if prepared.rejected and options.strict:
+        first = prepared.rejected[0]
+        raise CommandFailed(
+            f"{summary(prepared.rejected)} (the first: {first.what} {first.id}, {first.detail}); "
+            "nothing was written; leave out --strict to write the rest"
         )
     groups = sum(len(shard.row_groups) for shard in dataset.shards)
     megabytes = sum(shard.bytes for shard in dataset.shards) / 2**20
-    inside = ", ".join(f"{count} {name}" for name, count in counts.items() if name not in {what, *one.left_out})
-    told = [
-        f"{shown}: {counts[what]} {what}{f' with {inside}' if inside else ''}, {megabytes:.1f} MB "
+    nested = ", ".join(f"{count} {name}" for name, count in counts.items() if name not in {what, *prepared.left_out})
+    description = [
+        f"{shown}: {counts[what]} {what}{f' with {nested}' if nested else ''}, {megabytes:.1f} MB "
         f"in {len(dataset.shards)} shards ({groups} row groups)"
     ]
-    if one.vocabulary:
-        told.append("  " + ", ".join(f"{len(words)} {name}" for name, words in one.vocabulary.items()))
-    told += [f"  {name}: {count}" for name, count in one.left_out.items() if count]
-    if one.rejected:
-        told.append(f"rejected, see {shown}/{REJECTED}: {listed(one.rejected)}")
-    return told
+    if prepared.vocabulary:
+        description.append("  " + ", ".join(f"{len(words)} {name}" for name, words in prepared.vocabulary.items()))
+    description += [f"  {name}: {count}" for name, count in prepared.left_out.items() if count]
+    if prepared.rejected:
+        description.append(f"rejected, see {shown}/{REJECTED}: {summary(prepared.rejected)}")
+    return description
 
 
-def source_of(format: str, files: Sequence[Path], folders: Sequence[Path], **choices: Any) -> dict[str, Any]:
-    """Where a data set comes from; the fingerprint changes with any byte of `files`, any image's size or time in
-    `folders`, and any choice.
+def describe_source(format: str, files: Sequence[Path], folders: Sequence[Path], **choices: Any) -> dict[str, Any]:
+    """Return what a data set is made from. Its fingerprint changes with any byte of `files`, with the size or time of
+    any file in `folders`, and with any choice.
 
     Raises:
-        FileNotFoundError: one of them is not there.
+        FileNotFoundError: a file or folder does not exist.
     """
     digest = hashlib.sha256(json.dumps([format, choices], sort_keys=True).encode())
     for file in files:
@@ -151,57 +182,48 @@ def source_of(format: str, files: Sequence[Path], folders: Sequence[Path], **cho
             if path.is_file():
                 state = path.stat()
                 digest.update(f"{path.relative_to(folder)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
-    places = [str(place.resolve()) for place in (*files, *folders)]
-    return {"format": format, "from": places, **choices, "fingerprint": digest.hexdigest()}
+    paths = [str(path.resolve()) for path in (*files, *folders)]
+    return {"format": format, "from": paths, **choices, "fingerprint": digest.hexdigest()}
 
 
 def is_prepared(options: argparse.Namespace, parts: Sequence[str], source: dict[str, Any], console: Console) -> bool:
-    """Whether the shards of this very source are at `--out` already.
+    """Return True if `--out` holds the shards of exactly this source.
 
     Raises:
-        OSError: `--out` is in a store that does not answer.
-        ValueError: something else is there, and it is not to be overwritten.
+        OSError: `--out` is in a store that cannot be reached.
+        ValueError: `--out` holds something else, and `--overwrite` was not given.
     """
     out = Folder.connect(options.out)
     if is_empty(out):
         return False
-    there = [_dataset_at(out / part) for part in parts]
-    if all(found is not None and found.source.get("fingerprint") == source["fingerprint"] for found in there):
-        rows = sum(found.rows for found in there if found is not None)
+    datasets = [_open_dataset(out / part) for part in parts]
+    if all(dataset and dataset.source.get("fingerprint") == source["fingerprint"] for dataset in datasets):
+        rows = sum(dataset.rows for dataset in datasets if dataset)
         console.print(f"{options.out}: this source is prepared already ({rows} rows)")
         return True
     if not options.overwrite:
         raise ValueError(
-            f"--out: {options.out} holds something else than this source's shards: give another folder, or --overwrite"
+            f"--out: expected an empty folder or this source's shards, {options.out} holds something else: "
+            "give another folder, or --overwrite"
         )
     return False
 
 
-def _dataset_at(out: Folder) -> Dataset | None:
-    """The data set at a folder, if one is there that this version can read."""
+def _open_dataset(folder: Folder) -> Dataset | None:
+    """Return the data set of a folder, or None if there is none that this version can read."""
     try:
-        return Dataset.open(str(out))
+        return Dataset.open(str(folder))
     except (FileNotFoundError, ValueError):
         return None
 
 
-def progress(items: Iterable[Thing], what: str, console: Console, total: int | None = None) -> Iterable[Thing]:
-    """The items, with a bar on a terminal and a line now and then elsewhere.
-
-    Args:
-        total: how many they are, where they do not know it themselves.
-    """
-    total = len(items) if isinstance(items, Sized) else total
-    if console.is_terminal:
-        yield from track(items, description=what, total=total, console=console, transient=True)
-        return
-    printed = time.monotonic()
-    for done, item in enumerate(items):
-        if time.monotonic() - printed > LINE_SECONDS:
-            printed = time.monotonic()
-            console.print(f"{what}  {done}/{total}")
-        yield item
+def scene_graph_vocabulary(shards: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the predicates and classes of scene graph shards at a path or URL."""
+    Folder.connect(shards)
+    words = Dataset.open(shards, "scene_graphs").vocabulary
+    return words["predicates"], words["classes"]
 
 
-def listed(rejected: Iterable[Rejected]) -> str:
+def summary(rejected: Iterable[Rejected]) -> str:
+    """Return the number of rejected things by reason, in one line."""
     return ", ".join(f"{count} x {reason}" for reason, count in tally(rejected).items()) or "nothing rejected"

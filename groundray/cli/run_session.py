@@ -1,4 +1,4 @@
-"""A training run for a person at a command line: its claim, progress, tracking, signals and exit status."""
+"""A training run at a command line: its claim on the run's folder, progress, tracking, signals and exit status."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from groundray.cli import reports
+from groundray.cli.command import EXIT_FAILED, EXIT_SIGNAL, EXIT_USAGE
 from groundray.cli.progress import Reporter
 from groundray.config import Settings, SettingsError
 from groundray.runtime.train import launch
@@ -18,20 +19,19 @@ from groundray.training import progression
 from groundray.training.events import Attempted, Event
 from groundray.training.worker import Stopped
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
-EXIT_SIGNAL = 128  # and its number
+RESUME = "rerun the same command to resume"
 
 
 @dataclass
 class Signals:
-    """Ctrl-C and SIGTERM: the first lets a run that trains write a checkpoint and end, any other ends it as it is."""
+    """SIGINT and SIGTERM. The first one during training asks for a checkpoint; any other one interrupts at once."""
 
     training: bool = False
     received: list[int] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        """Meanwhile, signals come here."""
+    def installed(self) -> Iterator[None]:
+        """Route SIGINT and SIGTERM to this object inside the context."""
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -39,7 +39,8 @@ class Signals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def notice(self) -> str:
+    def stop_reason(self) -> str:
+        """Return why training should stop; empty if it should not."""
         return "stopped" if self.received else ""
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -48,38 +49,38 @@ class Signals:
             raise KeyboardInterrupt
 
 
-def carry_out(
+def run_training(
     settings: Settings,
     reporter: Reporter,
-    complain: Callable[[str], None],
+    report_error: Callable[[str], None],
     verify: bool = False,
     verbose: bool = False,
     parent: str | None = None,
     signals: Signals | None = None,
 ) -> int:
-    """The exit status of a run: 0 trained, 1 a failure while training, 2 data that cannot be used, 130 or 143 ended by
-    Ctrl-C or SIGTERM.
+    """Train, analyse the model, and return the exit status: 0 trained, 1 training failed, 2 the data cannot be used,
+    130 or 143 stopped by SIGINT or SIGTERM.
 
     Args:
-        complain: takes what went wrong, in lines for a person.
+        report_error: takes lines for stderr.
         verify: read every byte of the shards first.
-        verbose: with Ray's own logs.
-        parent: the MLflow run of a sweep that this run is part of.
-        signals: where those go that come meanwhile, for who wants to know even where the run came to its end.
+        verbose: show Ray's own logs.
+        parent: the MLflow run of the sweep that this run is part of.
+        signals: receives the signals, for a caller that needs to know of one that came after training ended.
     """
     try:
         progression.reach(settings)
         stages = progression.check(settings)
-        if unusable := reports.problem(settings):
-            raise SettingsError(unusable)
+        if problem := reports.norms_problem(settings):
+            raise SettingsError(problem)
         if verify:
             progression.verify(stages, reporter.console.print)
         folder = progression.claim(settings, stages)
     except (SettingsError, OSError, ValueError) as error:
-        complain(f"error: {error}")
+        report_error(f"error: {error}")
         return EXIT_USAGE
 
-    tracker = Tracker.of(settings, stages, complain, parent) if settings.tracking.enabled else None
+    tracker = Tracker.of(settings, stages, report_error, parent) if settings.tracking.enabled else None
     signals = signals or Signals()
 
     def observe(event: Event) -> None:
@@ -92,12 +93,12 @@ def carry_out(
     where = f"starting {workers} workers on Ray" if settings.scaling.max_workers else "in this process"
     reporter.console.print(f"run  {folder}, {where}")
     result: dict[str, Any] | None = None
-    ended: Exception | None = None
-    with signals.heard():
+    failure: Exception | None = None
+    with signals.installed():
         try:
-            result = launch.fit(settings, observe, verbose, signals.notice)
+            result = launch.fit(settings, observe, verbose, signals.stop_reason)
         except (launch.RunFailed, Stopped, ValueError, ArithmeticError, OSError, RuntimeError) as error:
-            ended = error
+            failure = error
         except KeyboardInterrupt:
             pass
         finally:
@@ -106,24 +107,24 @@ def carry_out(
                 tracker.close(result, "FINISHED" if result else "KILLED" if signals.received else "FAILED")
     if result:
         reporter.console.print(f"result  {folder}/{progression.RESULT}\nmodel   {folder}/{progression.MODEL}")
-        return _analysed(settings, reporter, complain, signals)
+        return _analyse(settings, reporter, report_error, signals)
     if signals.received:
-        kept = "a checkpoint is written" if isinstance(ended, Stopped) else "what was trained is kept"
-        complain(f"stopped: {kept} in {folder}; the same command goes on from there")
+        kept = "a checkpoint is written" if isinstance(failure, Stopped) else "the checkpoints so far are kept"
+        report_error(f"stopped: {kept} in {folder}; {RESUME}")
         return EXIT_SIGNAL + signals.received[0]
-    complain(f"error: {ended}")
-    complain(f"what was trained is kept in {folder}; the same command goes on from there")
+    report_error(f"error: {failure}")
+    report_error(f"the checkpoints so far are kept in {folder}; {RESUME}")
     return EXIT_FAILED
 
 
-def _analysed(settings: Settings, reporter: Reporter, complain: Callable[[str], None], signals: Signals) -> int:
-    """The exit status of a run that is complete, after its language streams have been analysed."""
-    signals.training = False  # there is no checkpoint to write: a signal ends it as it is
-    already = len(signals.received)
-    with signals.heard():
+def _analyse(settings: Settings, reporter: Reporter, report_error: Callable[[str], None], signals: Signals) -> int:
+    """Analyse the model of a complete run, and return the exit status of the run."""
+    signals.training = False  # no checkpoint to write: a signal interrupts at once
+    before = len(signals.received)
+    with signals.installed():
         try:
-            reports.finish(settings, reporter.console, complain)
+            reports.analyse_run(settings, reporter.console, report_error)
         except KeyboardInterrupt:
-            complain("stopped: the run is complete, its analysis is not; the same command makes it")
-            return EXIT_SIGNAL + signals.received[already]
+            report_error("stopped: the run is complete, its analysis is not; rerun the same command to make it")
+            return EXIT_SIGNAL + signals.received[before]
     return 0

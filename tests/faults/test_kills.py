@@ -196,7 +196,7 @@ def test_a_killed_run_ends_as_one_that_was_not(saboteur: Saboteur, unharmed: End
         ran = saboteur.run()
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout)  # with the seconds to the first step
-    assert "attempt 2  the one before was killed" in ran.stdout
+    assert "attempt 2  previous attempt killed" in ran.stdout
     assert saboteur.ended() == unharmed
     assert_one_whole_run(saboteur)
 
@@ -270,7 +270,7 @@ def test_a_node_that_is_drained_gives_notice(saboteur: Saboteur, unharmed: Ended
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout)
     assert (saboteur.folder / "drain.happened").exists()
-    assert "attempt 2  the one before was preempted; 0 steps" in ran.stdout
+    assert "attempt 2  previous attempt preempted; 0 steps" in ran.stdout
     assert saboteur.ended() == unharmed
     assert_one_whole_run(saboteur)
     assert [note["preemptions"] for note in notes(saboteur)] == [0, 1]
@@ -354,7 +354,7 @@ def test_a_worker_that_hangs_in_a_step_is_ended_with_its_stacks(saboteur: Sabote
     assert f"and is ended; what it was doing is in {stacks}" in ran.stdout
     assert "worker 1 gave no sign of life for " in ran.stdout
     assert "worker 0 gave" not in ran.stdout
-    assert "attempt 2  the one before was hung" in ran.stdout
+    assert "attempt 2  previous attempt hung" in ran.stdout
     assert saboteur.ended() == unharmed
     assert_one_whole_run(saboteur)
 
@@ -400,7 +400,7 @@ def test_a_worker_that_takes_all_memory_is_ended_by_ray(saboteur: Saboteur, unha
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout)
     assert "worker 1 died: its machine ran out of memory: use smaller chunks (scaling.chunks, " in ran.stdout
-    assert "attempt 2  the one before was killed" in ran.stdout
+    assert "attempt 2  previous attempt killed" in ran.stdout
     assert saboteur.ended() == unharmed
     assert_one_whole_run(saboteur)
 

@@ -46,7 +46,7 @@ def test_a_driver_that_is_killed_goes_on_from_a_store(
     assert ran.returncode != 0
     assert not (stored.storage / "demo").exists("result.json")
     assert train.main([*stored.words, *HERE]) == 0
-    assert "attempt 2  the one before was killed" in capsys.readouterr().out
+    assert "attempt 2  previous attempt killed" in capsys.readouterr().out
     assert stored.ended() == unharmed(world, tmp_path / "unharmed")
     assert len((stored.storage / ".features").names()) == 2
 
@@ -68,6 +68,6 @@ def test_a_worker_that_is_killed_goes_on_from_a_store(world: SmallWorld, stored:
     assert stored.happened, ran.stdout + ran.stderr
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout)  # with the seconds to the first step
-    assert "attempt 2  the one before was killed" in ran.stdout
+    assert "attempt 2  previous attempt killed" in ran.stdout
     features = f"--features.folder={stored.storage}/.features"  # which the cluster has made
     assert stored.ended() == unharmed(world, tmp_path / "unharmed", features)

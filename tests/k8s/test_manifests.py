@@ -22,7 +22,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from groundray import config, prepare, train
+from groundray import config, prepare, sweep, train
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("cpu", "gpu", "kueue")
@@ -340,7 +340,7 @@ def commands(job: Object) -> list[Command]:
 def settings_of(command: Command) -> config.Settings:
     """The settings that a training run or a sweep would have. Refuses what the command itself would refuse."""
     if command.program.endswith(".py"):
-        parser = importlib.import_module("groundray.sweep")._parser("", ["any"], "any")
+        parser = sweep._parser(sweep.Defaults(space=("any",), metric="any"))
     else:
         parser = train.build_parser()
     options, rest = parser.parse_known_args(command.words)

@@ -178,15 +178,15 @@ def test_a_job_is_stopped_and_the_same_command_ends_it(cluster: Cluster) -> None
     assert "Job 'first' was stopped" in stopped.stdout
     folder = cluster.home / "runs" / "job"
     *_, last = cluster.log("first").splitlines()
-    assert last == f"stopped: a checkpoint is written in {folder}; the same command goes on from there"
+    assert last == f"stopped: a checkpoint is written in {folder}; rerun the same command to resume"
     assert not (folder / "outcome.json").exists()
 
     submitted = cluster.submit("second", *train)
     assert submitted.returncode == 0, submitted.stdout
     assert "Job 'second' succeeded" in submitted.stdout
     told = cluster.log("second")
-    assert "attempt 2  the one before was stopped; 0 steps (0 s) are done again" in told
-    assert "grounding  goes on after step" in told
+    assert "attempt 2  previous attempt stopped; repeating 0 steps (0 s)" in told
+    assert "grounding  resumes after step" in told
     assert (folder / "outcome.json").exists()
     assert (folder / "model").is_dir()
     assert (cluster.home / "mlflow.db").exists()

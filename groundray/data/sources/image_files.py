@@ -36,6 +36,10 @@ class UnusableImage(Exception):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[UnusableImage], tuple[str, str]]:
+        """Pickle both arguments: an exception keeps only the message."""
+        return type(self), (self.reason, str(self))
+
 
 def check_image(folder: Folder, names: Sequence[str]) -> CheckedImage:
     """Return the first existing file of `names` in a folder, after decoding it completely.

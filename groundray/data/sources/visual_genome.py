@@ -18,6 +18,7 @@ import ijson
 
 from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.rejected import Rejected
+from groundray.rng import hash64, hash_name
 
 NONE = "none"  # the name of index 0 of predicates and classes
 By = Literal["synset", "name"]
@@ -370,3 +371,8 @@ def rows(graphs: Iterable[tuple[Graph, CheckedImage]]) -> Iterator[dict[str, Any
             ],
             "relations": [{"subject": s, "predicate": p, "object": o} for s, p, o in graph.relations],
         }
+
+
+def is_held_out(id: str, fraction: float) -> bool:
+    """Return True for about a fraction of all images; an image's id decides."""
+    return int(hash64(hash_name(id))) / 2**64 < fraction

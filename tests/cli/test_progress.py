@@ -45,14 +45,14 @@ def test_lines_come_now_and_then_with_all_that_matters() -> None:
     lines = text.splitlines()
     assert lines[0] == "grounding  starts: 2 epochs, 100 steps"
     # 5 steps in 6 s leave 90 of 100 steps: 108 s
-    assert lines[1:] == ["grounding  epoch 1/2  step 10/100  loss 1.5000  120 samples/s  data wait 2%  1:48 left"]
+    assert lines[1:] == ["grounding  epoch 1/2  step 10/100  loss 1.5000  120/s  wait 2%  1:48 left"]
 
 
 def test_time_left_counts_from_where_the_run_went_on() -> None:
     text = printed([(0, StageStarted("grounding", 50, 100, 2)), (30, step(51)), (40, step(61))])
     lines = text.splitlines()
-    assert "goes on after step 50" in lines[0]
-    assert lines[1].endswith("data wait 2%")  # how long the first step took says nothing of the others
+    assert "resumes after step 50" in lines[0]
+    assert lines[1].endswith("wait 2%")  # how long the first step took says nothing of the others
     assert lines[2].endswith("0:39 left")  # 10 steps in 10 s leave 39
 
 
@@ -74,8 +74,8 @@ def test_a_pass_is_told_before_it_starts() -> None:
     started = FeaturesStarted("grounding.train", 118_287, 8_287, 118_287 * 512 * 14 * 14 * 2, "runs/.features/ab12")
     text = printed([(0, started), (9, FeaturesDone("grounding.train", 118_287, 9.2))])
     assert text.splitlines() == [
-        "grounding.train  trunk features of 8,287 of 118,287 images, 23.7 GB all together, to runs/.features/ab12",
-        "grounding.train  trunk features are there after 9 s",
+        "grounding.train  trunk features of 8,287 of 118,287 images, 23.7 GB in total, to runs/.features/ab12",
+        "grounding.train  trunk features done in 9 s",
     ]
 
 
@@ -89,7 +89,7 @@ def test_how_a_run_recovered_is_told() -> None:
     second = Attempted(2, "grounding", 36, "killed", 3, 4.2, 0)
     text = printed([(0, first), (0, second), (0, Recovered(2, 6.04, 21.3)), (0, Notice("[/gloo/pair.cc:534] closed"))])
     assert text.splitlines() == [
-        "attempt 2  the one before was killed; 3 steps (4 s) are done again",
-        "attempt 2  first step 6.0 s after it began, 21.3 s after the last sign of the one before",
+        "attempt 2  previous attempt killed; repeating 3 steps (4 s)",
+        "attempt 2  first step 6.0 s after its start, 21.3 s after the previous attempt's last heartbeat",
         "note  [/gloo/pair.cc:534] closed",
     ]

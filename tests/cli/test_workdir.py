@@ -1,4 +1,4 @@
-"""Relative paths in a Ray job: those of a home folder, not of the copy that the job runs in."""
+"""Relative paths in a Ray job start from the home folder, not from the copy that the job runs in."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from groundray import train
 from groundray.cli.workdir import COPIES, HOME, go_home
 from groundray.config import SettingsError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, such as Ray makes it for a job."""
+    """A working directory like the one that Ray makes for a job."""
     folder = tmp_path / "session" / "runtime_resources" / COPIES / "_ray_pkg_0123456789abcdef"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -24,32 +24,32 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_whoever_is_in_no_job_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_job_the_working_directory_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(HOME, str(ROOT))
-    told: list[str] = []
-    go_home(told.append)
+    lines: list[str] = []
+    go_home(lines.append)
     assert Path.cwd() == tmp_path
-    assert not told
+    assert not lines
 
 
 @pytest.mark.usefixtures("copy")
-def test_home_is_the_folder_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_the_folder_in_groundray_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOME, str(tmp_path))
-    told: list[str] = []
-    go_home(told.append)
+    lines: list[str] = []
+    go_home(lines.append)
     assert Path.cwd() == tmp_path
-    assert told == [f"job  relative paths are those of {tmp_path}"]
+    assert lines == [f"job  relative paths start from {tmp_path}"]
 
 
 @pytest.mark.usefixtures("copy")
-def test_home_is_else_the_folder_of_make_setup() -> None:
+def test_home_defaults_to_the_editable_install() -> None:
     go_home(lambda line: None)
     assert Path.cwd() == ROOT
 
 
 @pytest.mark.parametrize("given", ["data", "/there/is/no/such/folder", None])
-def test_without_a_home_a_job_ends_and_says_how_to_give_it_one(
+def test_a_job_without_a_home_fails_and_names_the_variable(
     copy: Path, given: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metadata, "distributions", lambda **_: [])  # groundray comes from the copy alone
@@ -60,7 +60,7 @@ def test_without_a_home_a_job_ends_and_says_how_to_give_it_one(
     assert Path.cwd() == copy
 
 
-def test_settings_come_from_the_copy_and_runs_go_home(
+def test_settings_come_from_the_copy_and_runs_go_to_home(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(HOME, str(tmp_path))
