@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    parser = _parser()
+    parser = arguments()
     options, rest = parser.parse_known_args(argv)
     if rest and options.measure is not _measure_step:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -43,7 +43,8 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m groundray.bench",
         description="Measure the time and memory of groundray, against other ways to do the same.",

@@ -40,14 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    options = _parser().parse_args(argv)
+    options = arguments().parse_args(argv)
     prepare: Callable[[argparse.Namespace, Console], None] = options.prepare
     go_home(errors.print)
     prepare(options, plain_console())
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m groundray.prepare", description="Write shards from a data source.")
     sources = parser.add_subparsers(required=True, metavar="SOURCE")
 

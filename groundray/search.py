@@ -29,13 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    options = _parser().parse_args(argv)
+    options = arguments().parse_args(argv)
     open_paths(errors.print, [*image_index.paths_of(options).values(), options.json])
     write_json(options.json, _search(options, table_console()))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m groundray.search",
         description="Find the images of a pool nearest to a text, a picture, or a mix of both. With neither, build the "

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None, defaults: Defaults = Defaults()) -> 
 
 
 def _run(argv: Sequence[str] | None, defaults: Defaults, errors: Console) -> int:
-    options, overrides = _parser(defaults).parse_known_args(argv)
+    options, overrides = arguments(defaults).parse_known_args(argv)
     if options.config is None:
         options.config, overrides = "demo", with_defaults(overrides, defaults.settings)
     # one worker a trial: several trials at once use a cluster better
@@ -78,7 +78,8 @@ def with_defaults(overrides: Sequence[str], defaults: Sequence[str]) -> list[str
     return [*(word for word in defaults if word.partition("=")[0] not in given), *overrides]
 
 
-def _parser(defaults: Defaults) -> argparse.ArgumentParser:
+def arguments(defaults: Defaults) -> argparse.ArgumentParser:
+    """Return the parser of the command's own options. What it leaves over are settings."""
     parser = argparse.ArgumentParser(
         description=f"{defaults.description} Rerun the same command with --resume to resume.",
         epilog="Any setting of a run may be given as well, for all trials: see python -m groundray.train --help",

@@ -132,14 +132,15 @@ def parse(command: str, argv: list[str], scripted: bool) -> None:
 
     module = importlib.import_module(f"groundray.{command}")
     if command == "sweep":
-        space, metric = (["grounding.temperature=choice:0.1,1"], "grounding/loss") if scripted else ([], None)
-        options, settings = module._parser("", space, metric).parse_known_args(argv)
+        script = module.Defaults(space=("grounding.temperature=choice:0.1,1",), metric="grounding/loss")
+        parser = module.arguments(script if scripted else module.Defaults())
+        options, settings = parser.parse_known_args(argv)
         config.load(options.config or "demo", settings)
         return
     if command != "train":
-        module._parser().parse_args(argv)
+        module.arguments().parse_args(argv)
         return
-    options, settings = module._parser().parse_known_args(argv)
+    options, settings = module.arguments().parse_known_args(argv)
     config.load("photos" if options.config.endswith(".yaml") else options.config, settings)
 
 
