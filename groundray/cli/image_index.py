@@ -47,12 +47,12 @@ def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, D
         FileNotFoundError, ValueError: the model cannot search, there are no such images, or the disk is too small.
     """
     from groundray.data.derived import count_missing_rows, open_derived
-    from groundray.image_search.index import index_spec, open_pool, place_beside
+    from groundray.image_search.index import default_folder, index_spec, open_pool
     from groundray.image_search.towers import Towers
     from groundray.runtime import cluster
 
     pool, towers = open_pool(options.images), Towers.load(options.checkpoint)
-    spec = index_spec(towers, pool, options.index or place_beside(options.checkpoint))
+    spec = index_spec(towers, pool, options.index or default_folder(options.checkpoint))
     if open_derived(spec) is not None:
         return towers, spec
     started, missing = time.monotonic(), count_missing_rows(spec)

@@ -1,12 +1,11 @@
-"""The index of a pool of images: a vector and a thumbnail of each, made once and kept.
+"""Index of a pool of images: a vector and a thumbnail of each, built once and kept.
 
     FOLDER/KEY/part-00012-003.parquet ...   parts of the images' row groups (`data/derived.py`)
-    FOLDER/KEY/dataset.json                 comes last
-    FOLDER/KEY/ivf.faiss, ivf.json          of a large pool (`nearest.py`)
+    FOLDER/KEY/dataset.json                 written last
+    FOLDER/KEY/ivf.faiss, ivf.json          of a large pool (`knn.py`)
 
-KEY follows from the weights that a picture passes through, the cut of the pictures, the images' fingerprint and
-VERSION. So an index is never stale: another model or other images have another, and what nobody asks for any more may
-be deleted at any time.
+KEY is a hash of the weights that a picture passes, the crop, the images' fingerprint and VERSION. An index is therefore
+never stale: another model or other images have another key. Unused indexes may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -32,51 +31,51 @@ from groundray.image_search.errors import UnknownImage
 from groundray.image_search.towers import Towers
 from groundray.storage.folder import Folder
 
-VERSION = 1  # of the code that makes an index; raise it where it would come out differently
-THUMBNAIL, QUALITY = 192, 85  # long side in pixels, and quality, of a thumbnail
-THUMBNAIL_BYTES = 8_000  # about
-ROWS_PER_GROUP = 256  # what is read for one thumbnail: a megabyte or two
+VERSION = 1  # increment when the code gives other vectors or thumbnails
+THUMBNAIL, QUALITY = 192, 85  # longer side in pixels, and JPEG quality
+THUMBNAIL_BYTES = 8_000  # approximate
+ROWS_PER_GROUP = 256  # rows that are read to get one thumbnail: 1 to 2 MB
 KIND = "image_vectors"
 POOLS = tuple(kind for kind, schema in KINDS.items() if "width" in schema.names and kind != KIND)
 
 
 class Decoded(NamedTuple):
-    """What is made of some images before the model sees them."""
+    """Decoded images: the model's input, and the columns that need no model."""
 
     pixels: UInt8[np.ndarray, "image 3 side side"]
     columns: dict[str, pa.Array]
 
 
 def open_pool(images: str) -> Dataset:
-    """The images at a folder or URL of shards.
+    """Open the images at a folder or URL of shards.
 
     Raises:
-        FileNotFoundError, ValueError: there are no shards, or shards without images.
+        FileNotFoundError, ValueError: there are no shards, or they have no images.
     """
     return Dataset.open(images, *POOLS)
 
 
-def place_beside(checkpoint: str) -> str:
-    """Where the indexes of a model are kept, unless somebody says otherwise: `index/` beside its folder."""
+def default_folder(checkpoint: str) -> str:
+    """Return the default folder of a model's indexes: `index/` beside the model's folder."""
     parent = (
         checkpoint.rstrip("/").rpartition("/")[0] if "://" in checkpoint else str(Path(checkpoint).absolute().parent)
     )
     return f"{parent}/index"
 
 
-def index_spec(towers: Towers, images: Dataset, place: str) -> DerivedDataset:
-    """Return the specification of the index of these images for this model, in a folder of its own within `place`."""
+def index_spec(towers: Towers, images: Dataset, folder: str) -> DerivedDataset:
+    """Return the specification of the index of these images for this model, in its own subfolder of `folder`."""
     names = {"version": VERSION, "images": images.fingerprint, "model": towers.fingerprint()}
     key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
     return DerivedDataset(
         images,
-        Folder.at(place) / key,
+        Folder.at(folder) / key,
         KIND,
         bytes_per_row=4 * towers.width + THUMBNAIL_BYTES,
         rows_per_group=ROWS_PER_GROUP,
         provenance={"width": towers.width, "resize": towers.crop.resize, "crop": towers.crop.crop},
         title="vectors and thumbnails",
-        out_of_space_hint="give a larger place with --index",
+        out_of_space_hint="choose a folder on a larger disk with --index",
     )
 
 
@@ -119,7 +118,7 @@ class IndexEncoder:
 
 
 def thumbnail(encoded: bytes) -> bytes:
-    """A small JPEG of an encoded image."""
+    """Return a small JPEG of an encoded image."""
     with Image.open(io.BytesIO(encoded)) as image:
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))
         small = image.convert("RGB")
@@ -130,11 +129,11 @@ def thumbnail(encoded: bytes) -> bytes:
 
 
 class Column:
-    """A column of a data set by row number. The row groups that were looked at last are kept: memory is bounded."""
+    """A column of a data set, by row number. Keeps the most recently used row groups, so that memory is bounded."""
 
-    def __init__(self, dataset: Dataset, name: str, kept: int):
+    def __init__(self, dataset: Dataset, name: str, cached_groups: int):
         self._ends = np.cumsum(dataset.group_sizes)
-        self._read = lru_cache(kept)(lambda group: read_group(dataset, group, [name])[name])
+        self._read = lru_cache(cached_groups)(lambda group: read_group(dataset, group, [name])[name])
 
     def __getitem__(self, row: int) -> Any:
         group = int(np.searchsorted(self._ends, row, side="right"))
@@ -143,40 +142,42 @@ class Column:
 
 
 class Index:
-    """An index that is made: who is in it, and what each looks like, by row number.
+    """A complete index, by row number.
 
     Attributes:
-        ids: of the images.
-        sizes: of the images, in pixels: width and height.
-        vectors, thumbnails, pictures: of an image; its picture is the whole encoded file.
+        ids: the images' ids.
+        sizes: the images' widths and heights, in pixels.
+        vectors: the images' vectors.
+        thumbnails: small JPEGs of the images.
+        pictures: the encoded images.
     """
 
     def __init__(self, spec: DerivedDataset):
         """
         Raises:
-            FileNotFoundError: it is not made.
-            ValueError: it is damaged; the message names the repair.
+            FileNotFoundError: the index is not built.
+            ValueError: the index is damaged; the message names the repair.
         """
-        made = open_derived(spec)
-        if made is None:
+        dataset = open_derived(spec)
+        if dataset is None:
             raise FileNotFoundError(
-                f"the images at {spec.source.folder} have no index for this model at {spec.folder}: they or the model "
-                "are new or have changed; `python -m groundray.search` and `python -m groundray.serve` make it"
+                f"the images at {spec.source.folder} have no index for this model at {spec.folder}: the images or the "
+                "model are new or have changed; `python -m groundray.search` and `python -m groundray.serve` build it"
             )
-        self.folder, self.dataset, self.images = spec.folder, made, spec.source
-        tables = [read_group(made, group, ["id", "width", "height"]) for group in range(len(made.groups))]
-        listed = pa.concat_tables(tables)
-        self.ids: tuple[str, ...] = tuple(listed["id"].to_pylist())
+        self.folder, self.dataset, self.images = spec.folder, dataset, spec.source
+        tables = [read_group(dataset, group, ["id", "width", "height"]) for group in range(len(dataset.groups))]
+        rows = pa.concat_tables(tables)
+        self.ids: tuple[str, ...] = tuple(rows["id"].to_pylist())
         self.sizes: Int32[np.ndarray, "image 2"] = np.stack(
-            [listed["width"].to_numpy(), listed["height"].to_numpy()], axis=1
+            [rows["width"].to_numpy(), rows["height"].to_numpy()], axis=1
         )
         self._rows = {id: row for row, id in enumerate(self.ids)}
         if len(self._rows) < len(self.ids):
-            again = len(self.ids) - len(self._rows)
-            raise ValueError(f"{spec.source.folder}: expected each image once, {again} come with an id that is taken")
-        self.vectors = Column(made, "vector", kept=32)
-        self.thumbnails = Column(made, "thumbnail", kept=32)
-        self.pictures = Column(spec.source, "image", kept=2)
+            duplicates = len(self.ids) - len(self._rows)
+            raise ValueError(f"{spec.source.folder}: expected unique ids, {duplicates} images have a duplicate id")
+        self.vectors = Column(dataset, "vector", cached_groups=32)
+        self.thumbnails = Column(dataset, "thumbnail", cached_groups=32)
+        self.pictures = Column(spec.source, "image", cached_groups=2)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -185,25 +186,25 @@ class Index:
         return id in self._rows
 
     def row(self, id: str) -> int:
-        """The row of an image.
+        """Return the row of an image.
 
         Raises:
-            UnknownImage: there is none of that id.
+            UnknownImage: no image has this id.
         """
         try:
             return self._rows[id]
         except KeyError:
             raise UnknownImage(
-                f"image: expected the id of one of the {len(self)} images of the pool (such as {self.ids[0]!r}), "
+                f"image: expected an id of one of the {len(self)} images of the pool (such as {self.ids[0]!r}), "
                 f"got {id!r}"
             ) from None
 
     def vector(self, row: int) -> Float32[np.ndarray, " dim"]:
-        """The vector of an image."""
+        """Return the vector of an image."""
         return np.array(self.vectors[row], np.float32)
 
     def matrix(self) -> Float32[np.ndarray, "image dim"]:
-        """The vectors of all images."""
+        """Return the vectors of all images."""
         groups = range(len(self.dataset.groups))
         parts = (read_group(self.dataset, group, ["vector"])["vector"].combine_chunks() for group in groups)
         return np.concatenate([part.values.to_numpy().reshape(len(part), -1) for part in parts])

@@ -20,7 +20,7 @@ from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows, write_shards
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import UnknownImage
-from groundray.image_search.index import Index, IndexEncoder, index_spec, open_pool, place_beside
+from groundray.image_search.index import Index, IndexEncoder, default_folder, index_spec, open_pool
 from groundray.image_search.query import Search
 from groundray.image_search.service import Service
 from groundray.image_search.towers import Towers
@@ -149,8 +149,8 @@ def test_any_shards_with_images_are_a_pool_and_no_others(place: SearchPaths, wor
         open_pool(str(world.shards / "text" / "val"))
     with pytest.raises(FileNotFoundError, match=r"no dataset\.json"):
         open_pool(str(tmp_path))
-    assert place_beside("runs/demo/model/") == f"{Path.cwd()}/runs/demo/index"
-    assert place_beside("s3://bucket/runs/demo/model") == "s3://bucket/runs/demo/index"
+    assert default_folder("runs/demo/model/") == f"{Path.cwd()}/runs/demo/index"
+    assert default_folder("s3://bucket/runs/demo/model") == "s3://bucket/runs/demo/index"
 
 
 def test_a_damaged_index_is_named_with_its_repair(place: SearchPaths, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_duplicate_id_is_an_error(place: SearchPaths, tmp_path: Path) -> None:
     pool: Dataset = open_pool(place.images)
     table = read_rows(pool, np.array([3, 3]), ["id", "image", "width", "height", "captions"])
     write_shards(Folder.at(tmp_path / "pool").make(), "captions", table.to_pylist(), {}, {})
-    with pytest.raises(ValueError, match="expected each image once, 1 come with an id that is taken"):
+    with pytest.raises(ValueError, match="1 images have a duplicate id"):
         Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
 
 

@@ -209,7 +209,7 @@ def test_without_a_query_the_command_builds_the_index(
     ("words", "message"),
     [
         (["--text", " "], "error: expected a text, an image, or both"),
-        (["--image", "nobody"], "error: image: expected the id of one of the 20 images"),
+        (["--image", "nobody"], "error: image: expected an id of one of the 20 images"),
         (["--text", "red", "--k", "1000"], "error: k: expected 1 to 200"),
         (["--text", "red", "--images", "nowhere"], r"error: expected shards at .*nowhere.*no dataset\.json"),
     ],
