@@ -58,14 +58,14 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
     from groundray.cli.progress import Reporter
     from groundray.runtime.train import launch
     from groundray.tracking import Tracker
-    from groundray.training import progression as preflight
+    from groundray.training import preflight
 
-    preflight.reach(settings)
+    preflight.check_storage(settings)
     run = preflight.check(settings)
-    preflight.claim(settings, run)
+    preflight.claim(run)
     reporter = Reporter()
     observers = [observe or reporter.observe]
-    tracker = Tracker.of(settings, run, warnings.warn) if settings.tracking.enabled else None
+    tracker = Tracker.of(run, warnings.warn) if settings.tracking.enabled else None
     if tracker:
         observers.append(tracker.observe)
 
@@ -79,7 +79,7 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
             tracker.close(result, "FINISHED" if result else "FAILED")
 
     try:
-        result = launch.fit(settings, notify)
+        result = launch.fit(run, notify)
     except BaseException:
         close(None)
         raise

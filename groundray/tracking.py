@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from groundray.config import Settings, flatten
-from groundray.stage.protocol import Stage
 from groundray.storage.folder import Folder
-from groundray.training import history, progression, recovery
+from groundray.training import history, recovery
 from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
+from groundray.training.preflight import CheckedRun
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 RUN_TAG = "groundray.run"
@@ -61,12 +61,9 @@ class Tracker:
         self._thread.start()
 
     @staticmethod
-    def of(
-        settings: Settings, stages: Sequence[Stage], warn: Callable[[str], None], parent: str | None = None
-    ) -> Tracker:
-        """A tracker of a run of these stages, which knows their data."""
-        fingerprints = {part: dataset.fingerprint for part, dataset in progression.data_of(stages).items()}
-        return Tracker(settings, progression.folder_of(settings), fingerprints, warn, parent)
+    def of(run: CheckedRun, warn: Callable[[str], None], parent: str | None = None) -> Tracker:
+        """Returns a tracker of a run."""
+        return Tracker(run.settings, run.folder, run.fingerprints, warn, parent)
 
     def observe(self, event: Event) -> None:
         """Log the metrics of an event."""

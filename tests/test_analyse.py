@@ -18,7 +18,7 @@ from groundray import analyse, config, train
 from groundray.analysis.report import terminal
 from groundray.analysis.report.document import Report
 from groundray.cli import reports
-from groundray.training import progression
+from groundray.training import preflight, progression
 from groundray.training.worker import InProcess
 
 
@@ -26,7 +26,7 @@ from groundray.training.worker import InProcess
 def model(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("analysed")
     words = world.settings(f"--run.storage={storage}", "--grounding.epochs=1", stages="language,grounding")
-    progression.train(config.load("demo", words), InProcess(lambda _: None))
+    progression.run_stages(preflight.check(config.load("demo", words)), InProcess(lambda _: None))
     return storage / "demo" / "model"
 
 

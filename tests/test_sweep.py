@@ -20,7 +20,7 @@ from groundray import config
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
 from groundray.sweep import main, with_defaults
-from groundray.training import attempts, history
+from groundray.training import attempts, history, preflight
 
 RECALL = "grounding/text_to_image/recall@10"
 TEMPERATURES = "grounding.temperature=choice:0.05,0.1,1.0"
@@ -91,7 +91,7 @@ def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
     _, _, module, flag, preset, *more = shlex.split(line)
     assert (module, flag, preset) == ("groundray.train", "--config", "demo")
     settings = config.load(preset, more)
-    launch.fit(config.changed(settings, {"scaling.num_workers": 0}), lambda event: None)
+    launch.fit(preflight.check(config.changed(settings, {"scaling.num_workers": 0})), lambda event: None)
     assert settings.run.name == "tau-best"
     assert (tmp_path / "tau-best" / "model" / weights).read_bytes() == trained
 

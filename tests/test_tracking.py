@@ -94,12 +94,12 @@ def test_no_step_is_logged_twice_and_none_is_missing(
     kept = [StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}, time=1e9 + step) for step in range(1, 7)]
     for number, done in ((1, 0), (2, 6)):
         attempt = Attempt(folder, attempts.claim(folder))
-        start = Start(*attempt.mark, (), "grounding", None, 0, done, done, began=1e9)
+        start = Start(*attempt.token, (), "grounding", None, 0, done, done, began=1e9)
         if number == 2:
-            start = replace(start, last_sign=1e9 - 20, ended="killed", repeated_steps=1, repeated_seconds=2.5)
+            start = replace(start, last_heartbeat=1e9 - 20, ended="killed", repeated_steps=1, repeated_seconds=2.5)
             kept = [StepDone("grounding", 0, 7, 10, {"loss": 1.0}, time=1e9 + 3.5)]
         attempt.write_begin({**asdict(start), "stages": ["grounding"]})
-        history.write(folder, attempt.named(f"grounding-00000-00000{number}"), tuple(map(history.line, kept)))
+        history.write(folder, attempt.name(f"grounding-00000-00000{number}"), tuple(map(history.line, kept)))
 
     warnings: list[str] = []
     tracker = Tracker(settings(uri), folder, {}, warnings.append)

@@ -21,8 +21,8 @@ from groundray import analyse, config, train
 from groundray.runtime.data.feature_tasks import make_features
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
-from groundray.training import progression
-from groundray.training.checkpoint import Store
+from groundray.training import preflight, progression
+from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Keeper
 from groundray.training.events import EpochDone, Event, FeaturesDone, StepDone
 from groundray.training.trunk_features import with_features
@@ -39,9 +39,11 @@ def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_p
     each = [f"--{stage}.{value}" for stage in STAGES.split(",") for value in ("epochs=1", "precision=float64")]
     words = world.settings("--data.window=24", f"--run.storage={tmp_path}", *each, stages=STAGES)
     alone: list[Event] = []
-    launch.fit(config.load("demo", [*words, "--run.name=alone", "--scaling.num_workers=0"]), alone.append)
+    launch.fit(
+        preflight.check(config.load("demo", [*words, "--run.name=alone", "--scaling.num_workers=0"])), alone.append
+    )
     together: list[Event] = []
-    result = launch.fit(config.load("demo", [*words, "--run.name=together"]), together.append)
+    result = launch.fit(preflight.check(config.load("demo", [*words, "--run.name=together"])), together.append)
 
     assert losses(together) == pytest.approx(losses(alone), rel=1e-8)
     assert len(losses(together)) == 7 + 4 * 9
@@ -63,15 +65,15 @@ def test_an_actor_pool_makes_the_features_of_a_frozen_trunk(world: SmallWorld, t
     frozen = [f"--{stage}.trains.trunk=false" for stage in ("grounding", "relational")]
     words = world.settings(f"--run.storage={tmp_path}/pool", *frozen, stages="grounding,relational")
     events: list[Event] = []
-    make_features(config.load("demo", words), events.append)
+    make_features(preflight.check(config.load("demo", words)), events.append)
     done = [f"{stage}.{part}" for stage in ("grounding", "relational") for part in ("train", "val")]
     assert [event.what for event in events if isinstance(event, FeaturesDone)] == done
-    make_features(config.load("demo", words), events.append)
+    make_features(preflight.check(config.load("demo", words)), events.append)
     assert len(events) == 2 * len(done)  # they are there
 
     settings = config.load("demo", [*words, f"--run.storage={tmp_path}/process"])
-    trunk = progression.begin(settings)[0].visual.trunk
-    for stage in progression.check(settings):
+    trunk = progression.initial_model(settings)[0].visual.trunk
+    for stage in preflight.check(settings).stages:
         with_features(stage, settings, trunk, InProcess(events.append))
     pool, process = (
         sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name / ".features").rglob("*.parquet"))
@@ -90,7 +92,7 @@ def test_an_actor_pool_makes_the_features_of_a_frozen_trunk(world: SmallWorld, t
 def test_workers_that_leave_no_cpu_for_data_are_refused(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings("--scaling.cpus_per_worker=64", f"--run.storage={tmp_path}")
     with pytest.raises(ValueError, match="leave Ray Data no CPU"):
-        launch.fit(config.load("demo", words), lambda _: None)
+        launch.fit(preflight.check(config.load("demo", words)), lambda _: None)
 
 
 def test_a_run_from_the_command_line(
@@ -216,7 +218,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     monkeypatch.setattr(Keeper, "step_done", signalled)
     assert train.main(words) == status
     assert "stopped: a checkpoint is written" in capsys.readouterr().err
-    last = Store.at(Folder.at(tmp_path / "demo")).last("grounding")
+    last = CheckpointStore.at(Folder.at(tmp_path / "demo")).last("grounding")
     assert last is not None
     assert last.done == 5
     monkeypatch.undo()

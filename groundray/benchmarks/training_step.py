@@ -15,6 +15,7 @@ from groundray.benchmarks.measure import NO_GPU, Column, Report, Row, interleave
 from groundray.config import Settings
 from groundray.runtime import cluster
 from groundray.runtime.train import launch
+from groundray.training import preflight
 from groundray.training.events import Event, StepDone
 from groundray.training.timing import PARTS
 
@@ -46,7 +47,7 @@ class Run:
         called = {"name": f"{self.settings.run.name}-{self.number}"}
         settings = Settings(**_with(self.settings, {"run": called}))
         events: list[Event] = []
-        launch.fit(settings, events.append)
+        launch.fit(preflight.check(settings), events.append)
         steps = [event.metrics for event in events if isinstance(event, StepDone)]
         rest = steps[FIRST_FEW:]
         found = medians({name: [one[name] for one in rest] for name in rest[0]})

@@ -25,7 +25,7 @@ from groundray.config import Settings
 from groundray.model import export
 from groundray.storage.folder import Folder
 from groundray.tracking import log_analysis
-from groundray.training import progression
+from groundray.training import layout
 
 REPORT_FOLDER = "analysis"  # in a run's folder
 ALL = "all"
@@ -167,8 +167,8 @@ def analyse_run(settings: Settings, console: Console, report_error: Callable[[st
     """
     if not settings.analysis.enabled or not settings.analysis.norms:
         return
-    run_folder = progression.folder_of(settings)
-    checkpoint, folder = f"{run_folder}/{progression.MODEL}", run_folder / REPORT_FOLDER
+    run_folder = layout.folder_of(settings)
+    checkpoint, folder = f"{run_folder}/{layout.MODEL}", run_folder / REPORT_FOLDER
     by_hand = [ALL, "--checkpoint", checkpoint, "--norms", settings.analysis.norms]
     by_hand += ["--track"] if settings.tracking.enabled else []
     try:

@@ -15,7 +15,7 @@ from groundray.cli.progress import Reporter
 from groundray.config import Settings, SettingsError
 from groundray.runtime.train import launch
 from groundray.tracking import Tracker
-from groundray.training import progression
+from groundray.training import layout, preflight
 from groundray.training.events import Attempted, Event
 from groundray.training.worker import Stopped
 
@@ -69,18 +69,18 @@ def run_training(
         signals: receives the signals, for a caller that needs to know of one that came after training ended.
     """
     try:
-        progression.reach(settings)
-        stages = progression.check(settings)
+        preflight.check_storage(settings)
+        run = preflight.check(settings)
         if problem := reports.norms_problem(settings):
             raise SettingsError(problem)
         if verify:
-            progression.verify(stages, reporter.console.print)
-        folder = progression.claim(settings, stages)
+            preflight.verify(run, reporter.console.print)
+        preflight.claim(run)
     except (SettingsError, OSError, ValueError) as error:
         report_error(f"error: {error}")
         return EXIT_USAGE
 
-    tracker = Tracker.of(settings, stages, report_error, parent) if settings.tracking.enabled else None
+    tracker = Tracker.of(run, report_error, parent) if settings.tracking.enabled else None
     signals = signals or Signals()
 
     def observe(event: Event) -> None:
@@ -91,12 +91,12 @@ def run_training(
 
     workers = " to ".join(map(str, dict.fromkeys((settings.scaling.min_workers, settings.scaling.max_workers))))
     where = f"starting {workers} workers on Ray" if settings.scaling.max_workers else "in this process"
-    reporter.console.print(f"run  {folder}, {where}")
+    reporter.console.print(f"run  {run.folder}, {where}")
     result: dict[str, Any] | None = None
     failure: Exception | None = None
     with signals.installed():
         try:
-            result = launch.fit(settings, observe, verbose, signals.stop_reason)
+            result = launch.fit(run, observe, verbose, signals.stop_reason)
         except (launch.RunFailed, Stopped, ValueError, ArithmeticError, OSError, RuntimeError) as error:
             failure = error
         except KeyboardInterrupt:
@@ -106,14 +106,14 @@ def run_training(
             if tracker:
                 tracker.close(result, "FINISHED" if result else "KILLED" if signals.received else "FAILED")
     if result:
-        reporter.console.print(f"result  {folder}/{progression.RESULT}\nmodel   {folder}/{progression.MODEL}")
+        reporter.console.print(f"result  {run.folder}/{layout.RESULT}\nmodel   {run.folder}/{layout.MODEL}")
         return _analyse(settings, reporter, report_error, signals)
     if signals.received:
         kept = "a checkpoint is written" if isinstance(failure, Stopped) else "the checkpoints so far are kept"
-        report_error(f"stopped: {kept} in {folder}; {RESUME}")
+        report_error(f"stopped: {kept} in {run.folder}; {RESUME}")
         return EXIT_SIGNAL + signals.received[0]
     report_error(f"error: {failure}")
-    report_error(f"the checkpoints so far are kept in {folder}; {RESUME}")
+    report_error(f"the checkpoints so far are kept in {run.folder}; {RESUME}")
     return EXIT_FAILED
 
 

@@ -1,16 +1,16 @@
-"""Attempts at a run, and which of them may write.
+"""Attempts at a run, and which of them may write to it.
 
-Whenever a process, or a group of workers, begins or goes on with a run, that is an attempt. It takes a mark before it
-looks at what is there: the next number, and a token in case that another takes the same number at the same time. Marks
-are in order, and the last one holds the run. The names of all that an attempt writes end with its mark.
+A process, or a group of workers, that starts or resumes a run is an attempt. It first takes a fencing token: the next
+number, and a random part in case another attempt takes the same number at the same time. Tokens are ordered, and the
+attempt with the highest one owns the run. The names of everything that an attempt writes end with its token.
 
     RUN/attempts/0002-3f9a81c0.json         attempt 2 has begun
-    RUN/attempts/0002-3f9a81c0-from.json    where it goes on, and what of older attempts counts
-    RUN/attempts/0002-3f9a81c0-alive.json   its last sign of life, and why it ended where it could tell
+    RUN/attempts/0002-3f9a81c0-from.json    where it resumes, and which files of older attempts it accepts
+    RUN/attempts/0002-3f9a81c0-alive.json   its last heartbeat, and why it ended if it could say so
 
-So a worker of a host that was cut off and writes on harms nothing: what an older attempt writes after a newer one has
-looked is on no list, and it deletes nothing that is, since it looks for a newer mark before it deletes. That takes a
-storage that lists what has been written, and no more: neither locks nor files that only one can create.
+A worker on a host that was cut off may write on without harm: no later attempt accepts what an older one writes after
+the later one has begun, and an older attempt looks for a newer token before it deletes anything. The storage only has
+to list what was written; it needs neither locks nor exclusive creation.
 """
 
 from __future__ import annotations
@@ -26,145 +26,144 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from groundray.storage.folder import Folder
+from groundray.training.layout import ATTEMPTS
 
-FOLDER = "attempts"
-MARK = r"(\d+)(?:-([0-9a-f]{8}))?"
+TOKEN = r"(\d+)(?:-([0-9a-f]{8}))?"
 
 
-class Mark(NamedTuple):
-    """What an attempt's files are named by; a later attempt has a higher one."""
+class FencingToken(NamedTuple):
+    """The identity of an attempt; later attempts have higher ones."""
 
     number: int = 0
-    token: str = ""
+    nonce: str = ""
 
     def __str__(self) -> str:
-        return f"{self.number:04d}-{self.token}" if self.token else f"{self.number:04d}"
+        return f"{self.number:04d}-{self.nonce}" if self.nonce else f"{self.number:04d}"
 
 
 class Superseded(RuntimeError):
-    """Another attempt has taken over the run; this one must not write any more."""
+    """A newer attempt owns the run; this one must not write any more."""
 
 
-NOBODY = Mark()
+NO_ATTEMPT = FencingToken()
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt at the run in a folder, as those who read and write its files know it.
+    """An attempt at the run in a folder, seen by the code that reads and writes the run's files.
 
     Attributes:
-        mark: its number is counted from 1; 0 where nobody has begun yet.
-        accepted: names of what older attempts wrote that counts.
+        token: numbered from 1; NO_ATTEMPT if none has begun.
+        accepted: names of files of older attempts that this one builds on.
     """
 
     run: Folder
-    mark: Mark = NOBODY
+    token: FencingToken = NO_ATTEMPT
     accepted: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def number(self) -> int:
-        return self.mark.number
+        return self.token.number
 
-    def counts(self, name: str) -> bool:
-        """Whether something in the run's folders is part of what this attempt builds on, or its own."""
-        return name in self.accepted or mark_of(name) == self.mark
+    def accepts(self, name: str) -> bool:
+        """True if a file or folder was written by this attempt, or by an older one and is built on."""
+        return name in self.accepted or token_of(name) == self.token
 
-    def named(self, name: str) -> str:
-        """A name for something that this attempt writes."""
-        return f"{name}-a{self.mark}"
+    def name(self, stem: str) -> str:
+        """Returns the name under which this attempt writes something."""
+        return f"{stem}-a{self.token}"
 
-    def hold(self) -> None:
-        """Raise Superseded where a newer attempt has begun."""
+    def ensure_current(self) -> None:
+        """Raise Superseded if a newer attempt has begun."""
         newest = _newest(self.run)
-        if newest > self.mark:
+        if newest > self.token:
             raise Superseded(
-                f"attempt {newest.number} at {self.run} has begun{_who(self.run, newest)}, which ends attempt "
+                f"attempt {newest.number} at {self.run} has begun{_describe(self.run, newest)}, which ends attempt "
                 f"{self.number}: train a run from one place at a time, or give this one another --run.name"
             )
 
-    def beat(self, stage: str, done: int, ended: str = "") -> None:
-        """Leave a sign of life: so many steps of a stage are done; and why the attempt ends here, if it does."""
+    def heartbeat(self, stage: str, done: int, ended: str = "") -> None:
+        """Write that the attempt is alive after `done` steps of a stage, and why it ends now if it does."""
         state = {"stage": stage, "done": done, "time": time.time(), "ended": ended}
-        with contextlib.suppress(OSError):  # what needs the storage will say so; this is only for the figures
-            (self.run / FOLDER).write_json(f"{self.mark}-alive.json", state)
+        with contextlib.suppress(OSError):  # only for the figures; what needs the storage raises by itself
+            (self.run / ATTEMPTS).write_json(f"{self.token}-alive.json", state)
 
-    def last_sign(self) -> dict[str, Any] | None:
-        """What `beat` left last; None where it left nothing that can be read."""
-        sign = _read(self.run, f"{self.mark}-alive.json")
+    def last_heartbeat(self) -> dict[str, Any] | None:
+        """Returns what `heartbeat` wrote last; None if there is nothing that can be read."""
+        state = _read(self.run, f"{self.token}-alive.json")
         kinds = {"stage": str, "done": int, "time": float, "ended": str}
-        return sign if sign and all(isinstance(sign.get(name), kind) for name, kind in kinds.items()) else None
+        return state if state and all(isinstance(state.get(name), kind) for name, kind in kinds.items()) else None
 
-    def write_begin(self, about: dict[str, Any]) -> None:
-        """Note what the attempt begins with; from here on its own files count."""
-        self.hold()
-        (self.run / FOLDER).write_sealed(f"{self.mark}-from.json", {**about, "accepted": sorted(self.accepted)})
+    def write_begin(self, note: dict[str, Any]) -> None:
+        """Write what the attempt begins with; from here on, readers of the run see its files."""
+        self.ensure_current()
+        (self.run / ATTEMPTS).write_sealed(f"{self.token}-from.json", {**note, "accepted": sorted(self.accepted)})
 
 
-def claim(run: Folder, token: Callable[[], str] = lambda: uuid.uuid4().hex[:8]) -> Mark:
-    """The mark of a new attempt, which ends all older ones."""
-    folder = (run / FOLDER).make()
+def claim(run: Folder, nonce: Callable[[], str] = lambda: uuid.uuid4().hex[:8]) -> FencingToken:
+    """Take the token of a new attempt, which supersedes all older ones."""
+    folder = (run / ATTEMPTS).make()
     while True:
-        mark = Mark(_newest(run).number + 1, token())
-        mine = {"host": socket.gethostname(), "process": os.getpid(), "began": time.time()}
-        folder.write_json(f"{mark}.json", mine)
-        if _newest(run) == mark:  # else another has begun meanwhile; the next number is higher than its mark
-            return mark
+        token = FencingToken(_newest(run).number + 1, nonce())
+        folder.write_json(f"{token}.json", {"host": socket.gethostname(), "process": os.getpid(), "began": time.time()})
+        if _newest(run) == token:  # else another attempt has just begun: take a number above its own
+            return token
 
 
 def latest(run: Folder) -> Attempt:
-    """The newest attempt that has noted what it began with."""
-    found = begun(run)
-    if not found:
+    """Returns the newest attempt that has written what it began with."""
+    notes = begun(run)
+    if not notes:
         return Attempt(run)
-    mark = max(found)
-    return Attempt(run, mark, frozenset(found[mark]["accepted"]))
+    token = max(notes)
+    return Attempt(run, token, frozenset(notes[token]["accepted"]))
 
 
-def begun(run: Folder) -> dict[Mark, dict[str, Any]]:
-    """What each attempt began with, where that can be read."""
-    found = {}
-    for mark, name in _notes(run).items():
+def begun(run: Folder) -> dict[FencingToken, dict[str, Any]]:
+    """Returns what each attempt began with, without the notes that are damaged."""
+    notes = {}
+    for token, name in _note_names(run).items():
         with contextlib.suppress(ValueError):
-            found[mark] = (run / FOLDER).read_sealed(name)
-    return found
+            notes[token] = (run / ATTEMPTS).read_sealed(name)
+    return notes
 
 
-def damaged(run: Folder) -> dict[Mark, str]:
-    """Which attempts' notes are damaged, with their paths."""
-    notes = _notes(run)
-    return {mark: f"{run / FOLDER}/{notes[mark]}" for mark in sorted(notes.keys() - begun(run).keys())}
+def damaged(run: Folder) -> dict[FencingToken, str]:
+    """Returns the paths of damaged notes, by attempt."""
+    names = _note_names(run)
+    return {token: f"{run / ATTEMPTS}/{names[token]}" for token in sorted(names.keys() - begun(run).keys())}
 
 
-def _notes(run: Folder) -> dict[Mark, str]:
-    return _marked(run, rf"{MARK}-from\.json")
+def token_of(name: str) -> FencingToken:
+    """Returns the token that a name ends with; one with the number -1 if there is none."""
+    match = re.search(rf"-a{TOKEN}(\.\w+)?$", name)
+    return FencingToken(int(match[1]), match[2] or "") if match else FencingToken(-1)
 
 
-def mark_of(name: str) -> Mark:
-    """The mark of the attempt that something is named for; of number -1 for none."""
-    found = re.search(rf"-a{MARK}(\.\w+)?$", name)
-    return Mark(int(found[1]), found[2] or "") if found else Mark(-1)
+def _note_names(run: Folder) -> dict[FencingToken, str]:
+    return _by_token(run, rf"{TOKEN}-from\.json")
 
 
-def _newest(run: Folder) -> Mark:
-    return max(_marked(run, rf"{MARK}\.json"), default=NOBODY)
+def _newest(run: Folder) -> FencingToken:
+    return max(_by_token(run, rf"{TOKEN}\.json"), default=NO_ATTEMPT)
 
 
-def _marked(run: Folder, pattern: str) -> dict[Mark, str]:
-    """The names in the attempts' folder that fit a pattern, by their marks."""
-    found = (re.fullmatch(pattern, name) for name in (run / FOLDER).names())
-    return {Mark(int(one[1]), one[2] or ""): one[0] for one in found if one}
+def _by_token(run: Folder, pattern: str) -> dict[FencingToken, str]:
+    """Returns the names in `attempts/` that match a pattern, by token."""
+    matches = (re.fullmatch(pattern, name) for name in (run / ATTEMPTS).names())
+    return {FencingToken(int(match[1]), match[2] or ""): match[0] for match in matches if match}
 
 
-def _who(run: Folder, mark: Mark) -> str:
-    there = _read(run, f"{mark}.json")
-    return f" (process {there.get('process')} on {there.get('host')})" if there else ""
+def _describe(run: Folder, token: FencingToken) -> str:
+    owner = _read(run, f"{token}.json")
+    return f" (process {owner.get('process')} on {owner.get('host')})" if owner else ""
 
 
 def _read(run: Folder, name: str) -> dict[str, Any] | None:
-    """What a file of the attempts says; None where it is not there or was cut off."""
-    folder = run / FOLDER
+    """Returns the content of a file in `attempts/`; None if it is missing or cut off."""
+    folder = run / ATTEMPTS
     try:
-        found = folder.read_json(name) if folder.exists(name) else None
+        content = folder.read_json(name) if folder.exists(name) else None
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

@@ -26,10 +26,10 @@ from groundray.data.plan import Cursor
 from groundray.model.weights import fill
 from groundray.storage.folder import Folder
 from groundray.training import history
-from groundray.training.attempts import Attempt, latest, mark_of
+from groundray.training.attempts import Attempt, latest, token_of
+from groundray.training.layout import CHECKPOINTS
 
 FORMAT = 3
-FOLDER = "checkpoints"
 MANIFEST, DAMAGED = "manifest.json", "damaged.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 KEPT = 2  # checkpoints of a stage, besides its best
@@ -83,19 +83,19 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Store:
+class CheckpointStore:
     """The checkpoints of a run that count for an attempt at it."""
 
     attempt: Attempt
     folder: Folder = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", self.attempt.run / FOLDER)
+        object.__setattr__(self, "folder", self.attempt.run / CHECKPOINTS)
 
     @staticmethod
-    def at(run: Folder) -> Store:
+    def at(run: Folder) -> CheckpointStore:
         """The store of the run in a folder, as its latest attempt has it."""
-        return Store(latest(run))
+        return CheckpointStore(latest(run))
 
     def committed(self, stage: str) -> list[Checkpoint]:
         """The stage's checkpoints, oldest first; one whose manifest cannot be read is none."""
@@ -109,7 +109,7 @@ class Store:
     def finished(self, stage: str, warn: Callable[[str], None] = lambda _: None) -> Finished | None:
         """How a finished stage ended; None while it is not finished, or where the note of it is damaged."""
         for name in self.folder.names():
-            if name.startswith(f"{stage}-done-") and self.attempt.counts(name):
+            if name.startswith(f"{stage}-done-") and self.attempt.accepts(name):
                 try:
                     found = self.folder.read_sealed(name)
                 except ValueError as error:
@@ -120,14 +120,14 @@ class Store:
 
     def finish(self, stage: str, metrics: Mapping[str, float], best: str, lines: tuple[str, ...] = ()) -> None:
         """Note that a stage is finished."""
-        self.attempt.hold()
-        name = self.attempt.named(f"{stage}-done")
+        self.attempt.ensure_current()
+        name = self.attempt.name(f"{stage}-done")
         history.write(self.attempt.run, name, lines)
         self.folder.write_sealed(f"{name}.json", {"stage": stage, "metrics": dict(metrics), "best": best})
 
     def name(self, stage: str, cursor: Cursor) -> str:
         """Of this attempt's checkpoint at a cursor."""
-        return self.attempt.named(f"{stage}-{cursor.epoch:05d}-{cursor.step:06d}")
+        return self.attempt.name(f"{stage}-{cursor.epoch:05d}-{cursor.step:06d}")
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint whole or not at all, then delete the ones that it makes superfluous.
@@ -137,7 +137,7 @@ class Store:
             OSError: the storage cannot be written; the checkpoints before are as they were.
         """
         checkpoint = snapshot.checkpoint
-        self.attempt.hold()
+        self.attempt.ensure_current()
         try:
             self._write(snapshot)
         except OSError as error:
@@ -156,7 +156,7 @@ class Store:
             folder.write_bytes(file, content)
             files[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         history.write(self.attempt.run, checkpoint.name, snapshot.history)
-        self.attempt.hold()
+        self.attempt.ensure_current()
         told = {key: value for key, value in vars(checkpoint).items() if key not in ("name", "cursor")}
         cursor = {"epoch": checkpoint.cursor.epoch, "step": checkpoint.cursor.step}
         folder.write_sealed(MANIFEST, {"format": FORMAT, **told, **cursor, "files": files})
@@ -170,12 +170,12 @@ class Store:
             # the one before the best is where that would be made again, if it were damaged; with its own best
             around = committed[max(0, until - 1) : until + 1]
             kept |= {one.name} | {name for other in around for name in (other.name, other.best)}
-        self.attempt.hold()
+        self.attempt.ensure_current()
         for name in self.folder.names():
             folder = self.folder / name
             if not name.startswith(f"{stage}-") or name in kept or name.endswith(".json") or folder.exists(DAMAGED):
                 continue
-            if mark_of(name) > self.attempt.mark:  # of an attempt that has taken over since
+            if token_of(name) > self.attempt.token:  # of an attempt that has taken over since
                 continue
             folder.delete(MANIFEST)  # first, so that half a checkpoint is none
             self.folder.delete(name)
@@ -238,7 +238,7 @@ class Store:
 
     def _manifests(self, stage: str) -> list[str]:
         """The names of the stage's checkpoints that count."""
-        named = (name for name in self.folder.names() if name.startswith(f"{stage}-") and self.attempt.counts(name))
+        named = (name for name in self.folder.names() if name.startswith(f"{stage}-") and self.attempt.accepts(name))
         return [name for name in named if (self.folder / name).exists(MANIFEST)]
 
     def _read(self, name: str) -> Checkpoint | None:

@@ -18,13 +18,13 @@ from groundray.distributed import gather_strings
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Metrics, Stage
 from groundray.training import history
-from groundray.training.checkpoint import Checkpoint, Store, snapshot
+from groundray.training.checkpoint import Checkpoint, CheckpointStore, snapshot
 from groundray.training.events import EpochDone, Notice, StageDone, StepDone
+from groundray.training.layout import NOT_FINITE
 from groundray.training.recovery import Start
 from groundray.training.worker import Stopped, Worker
 
 BEAT_SECONDS = 2.0
-REFUSED = "not_finite"
 
 
 class NotFinite(ArithmeticError):
@@ -49,7 +49,7 @@ class Keeper:
     model: GroundedModel
     optimizer: optim.Optimizer
     worker: Worker
-    store: Store
+    store: CheckpointStore
     settings: Settings
     cursor: Cursor = field(default_factory=Cursor)
     done: int = 0
@@ -102,7 +102,7 @@ class Keeper:
         samples = _everyones(batch) if self.settings.run.log_samples else None
         self._tell(event, samples)
         self._recovered()
-        self._heed()
+        self._raise_if_stop_requested()
         if not batch.ends_epoch and self._is_due():
             self._save()
 
@@ -119,8 +119,8 @@ class Keeper:
     def watched(self, steps: Iterable[Step]) -> Iterator[Step]:
         """The steps of a validation, which ends in between where the worker has notice."""
         for step in steps:
-            self.worker.alive()
-            self._heed()
+            self.worker.heartbeat()
+            self._raise_if_stop_requested()
             yield step
 
     def not_finite(self, batch: Step, metrics: Metrics) -> None:
@@ -132,7 +132,7 @@ class Keeper:
         self.skipped += 1
         name = f"{self.stage.name}-{batch.epoch:05d}-{batch.step:06d}.json"
         samples = _everyones(batch)
-        folder = self.store.attempt.run / REFUSED
+        folder = self.store.attempt.run / NOT_FINITE
         values = {key: metrics[key] for key in ("loss", "gradient_norm")}
         where = f"{self.stage.name}, epoch {batch.epoch + 1}, step {batch.step + 1}"
         told = f"loss {values['loss']:g}, gradient norm {values['gradient_norm']:g}; its samples are in {folder}/{name}"
@@ -150,7 +150,7 @@ class Keeper:
         """Wait until everything is written."""
         for future in (self._writing, self._beating):
             while future and not future.done():
-                self.worker.alive()  # it is the storage that takes its time
+                self.worker.heartbeat()  # it is the storage that takes its time
                 futures.wait([future], timeout=1)
             if future:
                 future.result()
@@ -177,7 +177,7 @@ class Keeper:
             now = time.monotonic()
             if now - self._beat_at > BEAT_SECONDS and (not self._beating or self._beating.done()):
                 self._beat_at = now
-                self._beating = self._pool.submit(self.store.attempt.beat, self.stage.name, self.done)
+                self._beating = self._pool.submit(self.store.attempt.heartbeat, self.stage.name, self.done)
 
     def _is_due(self) -> bool:
         wanted = self.settings.checkpoints
@@ -206,13 +206,13 @@ class Keeper:
         self._lines.clear()
         self._saved_at, self._saved_steps = time.monotonic(), self.done
 
-    def _heed(self) -> None:
+    def _raise_if_stop_requested(self) -> None:
         """Write a checkpoint and end where the worker has notice."""
-        if self.worker.rank == 0 and (notice := self.worker.notice()):
+        if self.worker.rank == 0 and (notice := self.worker.stop_reason()):
             if self._saved_steps != self.done or self._lines:
                 self._save()
             self.wait()
-            self.store.attempt.beat(self.stage.name, self.done, ended=notice)
+            self.store.attempt.heartbeat(self.stage.name, self.done, ended=notice)
             raise Stopped(notice)
 
 

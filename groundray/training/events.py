@@ -18,7 +18,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """A step of `stage`; `metrics` holds the loss, and what the ledger tells of its time."""
+    """A step of `stage`; `metrics` holds the loss, and what the timer tells of its time."""
 
     stage: str
     epoch: int

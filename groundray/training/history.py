@@ -14,10 +14,10 @@ from typing import Any
 
 from groundray.storage.folder import Folder
 from groundray.training import attempts
-from groundray.training.attempts import Mark
+from groundray.training.attempts import FencingToken
 from groundray.training.events import EpochDone, StageDone, StepDone
+from groundray.training.layout import HISTORY
 
-FOLDER = "history"
 KINDS = {kind.__name__: kind for kind in (StepDone, EpochDone, StageDone)}
 Told = StepDone | EpochDone | StageDone
 
@@ -35,7 +35,7 @@ def line(event: Told, samples: list[list[str]] | None = None) -> str:
 def write(run: Folder, name: str, lines: tuple[str, ...]) -> None:
     """Keep some lines, under the name of the checkpoint that they led to."""
     if lines:
-        (run / FOLDER).make().write_bytes(f"{name}.jsonl", "".join(f"{one}\n" for one in lines).encode())
+        (run / HISTORY).make().write_bytes(f"{name}.jsonl", "".join(f"{one}\n" for one in lines).encode())
 
 
 def read(run: Folder, warn: Callable[[str], None] = lambda _: None) -> Iterator[tuple[Told, list[list[str]] | None]]:
@@ -64,11 +64,11 @@ def read(run: Folder, warn: Callable[[str], None] = lambda _: None) -> Iterator[
         yield event, samples
 
 
-def by_attempt(run: Folder, warn: Callable[[str], None] = lambda _: None) -> dict[Mark, list[dict[str, Any]]]:
+def by_attempt(run: Folder, warn: Callable[[str], None] = lambda _: None) -> dict[FencingToken, list[dict[str, Any]]]:
     """All lines that attempts have kept, whether they count or not."""
-    folder, found = run / FOLDER, {}
+    folder, found = run / HISTORY, {}
     for name in folder.names():
-        mark = attempts.mark_of(name)
+        mark = attempts.token_of(name)
         if mark.number < 0 or not name.endswith(".jsonl"):  # a process was killed while it wrote
             continue
         own: list[dict[str, Any]] = found.setdefault(mark, [])

@@ -18,40 +18,40 @@ from groundray.distributed import barrier, sum_over_ranks
 from groundray.model.grounded import GroundedModel
 from groundray.rng import hash64, hash_name
 from groundray.stage.protocol import Metrics, Stage
-from groundray.training.checkpoint import Store
+from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Keeper
 from groundray.training.events import StageStarted
 from groundray.training.recovery import Start
-from groundray.training.timing import Ledger
+from groundray.training.timing import StepTimer
 from groundray.training.worker import Worker
 
 
 def train_stage(
-    stage: Stage, model: GroundedModel, worker: Worker, store: Store, start: Start, run: Settings
+    stage: Stage, model: GroundedModel, worker: Worker, store: CheckpointStore, start: Start, run: Settings
 ) -> Metrics:
     """The metrics of a stage's best epoch, whose weights are left in the model. Goes on where the attempt starts."""
     settings = stage.settings
     stage.prepare(model)
     optimizer = make_optimizer(model, settings.optimizer)
     held_out = CachedBatches(lambda: worker.batches(stage.val, Cursor(), epochs=1))
-    ledger = Ledger(worker.device, worker.world_size, settings.precision)
+    timer = StepTimer(worker.device, worker.world_size, settings.precision)
     keeper = Keeper(stage, model, optimizer, worker, store, run)
     keeper.go_on(start)
     worker.emit(StageStarted(stage.name, keeper.done, settings.epochs * keeper.steps, settings.epochs))
 
     def end_epoch() -> None:
         keeper.epoch_done(validate(stage, model, keeper.watched(held_out)))
-        ledger.restart()
+        timer.restart()
 
     if keeper.validation_is_due:
         end_epoch()
-    for batch in ledger.waiting(worker.batches(stage.train, keeper.cursor, settings.epochs)):
+    for batch in timer.timed_batches(worker.batches(stage.train, keeper.cursor, settings.epochs)):
         learning_rate = set_learning_rate(optimizer, settings.optimizer, batch.epoch, keeper.done)
-        with ledger.step():
-            metrics = update(stage, model, optimizer, batch, run.run.seed, run.scaling.accumulate, ledger)
+        with timer.step():
+            metrics = update(stage, model, optimizer, batch, run.run.seed, run.scaling.accumulate, timer)
         if not math.isfinite(metrics["loss"] + metrics["gradient_norm"]):
             keeper.not_finite(batch, metrics)
-        keeper.step_done(batch, metrics | {"learning_rate": learning_rate} | ledger.lap(settings.batch_size))
+        keeper.step_done(batch, metrics | {"learning_rate": learning_rate} | timer.step_metrics(settings.batch_size))
         if batch.ends_epoch:
             end_epoch()
 
@@ -67,18 +67,18 @@ def update(
     batch: Step,
     seed: int,
     accumulate: bool,
-    ledger: Ledger,
+    timer: StepTimer,
 ) -> Metrics:
     """The loss of a global batch and the norm of its gradient, after the model has learned from it, if both are
     finite."""
-    loss, metrics = learn(stage, model, batch, seed, accumulate, ledger)
+    loss, metrics = learn(stage, model, batch, seed, accumulate, timer)
 
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in trained:
         if parameter.grad is None:  # every rank sums the same tensors, touched by its own chunks or not
             parameter.grad = torch.zeros_like(parameter)
     sum_over_ranks([parameter.grad for parameter in trained])
-    with ledger.book("optimizer"):
+    with timer.span("optimizer"):
         norm = nn.utils.get_total_norm(parameter.grad for parameter in trained)
         metrics |= {"loss": loss.item(), "gradient_norm": norm.item()}
         if math.isfinite(metrics["loss"] + metrics["gradient_norm"]):
@@ -90,7 +90,7 @@ def update(
 
 
 def learn(
-    stage: Stage, model: GroundedModel, batch: Step, seed: int, accumulate: bool, ledger: Ledger
+    stage: Stage, model: GroundedModel, batch: Step, seed: int, accumulate: bool, timer: StepTimer
 ) -> tuple[Tensor, Metrics]:
     """The loss of a global batch, its gradients left in the parameters.
 
@@ -100,12 +100,12 @@ def learn(
     al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
     """
     chunks = range(len(batch.chunks))
-    with ledger.book("forward"):
+    with timer.span("forward"):
         with torch.set_grad_enabled(not accumulate):
             encoded = [encode_chunk(stage, model, batch, place, seed) for place in chunks]
         leaves = [trees.tree_map_only(Tensor, _leaf, one) for one in encoded]
         loss, metrics = stage.loss(leaves)
-    with ledger.book("backward"):
+    with timer.span("backward"):
         loss.backward()
         for place in chunks:
             one = encode_chunk(stage, model, batch, place, seed) if accumulate else encoded[place]

@@ -1,23 +1,162 @@
-"""What a run would do, found out without doing any of it: `--dry-run`."""
+"""What is checked before a run asks for workers: storage, data, tokenizer, start model and the run's name.
+
+`check` gives a `CheckedRun`, which is passed on: a process opens the shards and loads the tokenizer once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
+from typing import get_args
 
 import torch
+import yaml
+from transformers import PreTrainedTokenizerFast
 
-from groundray.config import Settings
+from groundray.config import Settings, SettingsError, StageName, differences, flatten
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
+from groundray.data.shards import verify_shards
+from groundray.model import export
 from groundray.model.build import build_head, build_model
 from groundray.model.freezing import freeze, trainable_counts
 from groundray.model.heads import Vocabulary
+from groundray.model.pretrained import load_tokenizer
 from groundray.model.trunk import build_trunk
 from groundray.stage.protocol import Stage, vocabulary_of
-from groundray.storage.folder import format_bytes
-from groundray.training import checkpoint, progression
-from groundray.training.trunk_features import folder_of, map_shape, refusal
+from groundray.stage.stages import NEEDS, STAGES
+from groundray.storage.folder import Folder, format_bytes
+from groundray.storage.object_store import is_store, probe
+from groundray.training.layout import CHECKPOINTS, CONFIG, DATA, features_folder, folder_of
+from groundray.training.trunk_features import map_shape, refusal
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run whose data and start model can be used.
+
+    Attributes:
+        folder: where the run is kept.
+        tokenizer: of the language stream.
+        stages: in order, bound to their shards.
+    """
+
+    settings: Settings
+    folder: Folder
+    tokenizer: PreTrainedTokenizerFast
+    stages: tuple[Stage, ...]
+
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """The stages' data sets, by `stage.train` and `stage.val`."""
+        return {
+            f"{stage.name}.{part}": source.dataset
+            for stage in self.stages
+            for part, source in (("train", stage.train), ("val", stage.val))
+        }
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each data set."""
+        return {part: dataset.fingerprint for part, dataset in self.datasets.items()}
+
+
+def check_storage(settings: Settings) -> None:
+    """Check that every object store that the run uses answers; takes seconds.
+
+    Raises:
+        OSError, SettingsError: a store does not answer; the message names the setting and the repair.
+    """
+    unused = {name for name in get_args(StageName) if name not in settings.stages}
+    for name, value in flatten(settings.model_dump(exclude=unused)):
+        if isinstance(value, str) and is_store(value):
+            try:
+                probe(value)
+            except OSError as error:
+                raise OSError(f"{name}: {error}") from None
+            except ValueError as error:
+                raise SettingsError(f"{name}: {error}") from None
+
+
+def check(settings: Settings) -> CheckedRun:
+    """Open the shards of every stage, load the tokenizer and check the model that the run starts from.
+
+    Raises:
+        FileNotFoundError, ValueError: shards, tokenizer or weights cannot be used; the message names the repair.
+    """
+    tokenizer = load_tokenizer(settings.model.language)
+    start = export.about(settings.run.start_from) if settings.run.start_from else None
+    start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()
+    for index, name in enumerate(settings.stages):
+        for needed in NEEDS.get(name, ()):
+            if needed not in start_heads and needed not in settings.stages[:index]:
+                raise ValueError(
+                    f"stage {name} needs the head of stage {needed}, which has not been trained: put {needed} before "
+                    "it (stages), or start from a model that has it (run.start_from)"
+                )
+    stages = tuple(STAGES[name](settings, tokenizer) for name in settings.stages)
+    for stage in stages:
+        if start and stage.name in start_heads and not stage.settings.new_head:
+            _check_start_vocabulary(stage, start.vocabulary[stage.name], str(settings.run.start_from))
+    return CheckedRun(settings, folder_of(settings), tokenizer, stages)
+
+
+def verify(run: CheckedRun, report: Callable[[str], None]) -> None:
+    """Read all shards of a run and compare every byte with its checksum.
+
+    Args:
+        report: takes a line for each data set.
+
+    Raises:
+        ValueError: a shard is damaged; the message names it, its damaged row group and the repair.
+    """
+    verified: set[str] = set()
+    for part, dataset in run.datasets.items():
+        if dataset.fingerprint not in verified:
+            verify_shards(dataset)
+            size = format_bytes(sum(shard.bytes for shard in dataset.shards))
+            report(f"{part}  {len(dataset.shards)} shards verified ({size})")
+        verified.add(dataset.fingerprint)
+
+
+def claim(run: CheckedRun) -> None:
+    """Write the settings and the fingerprints of the data to the run's folder, or compare them with those there.
+
+    Raises:
+        OSError: the storage cannot be written.
+        SettingsError: the name holds a run of another configuration or other data; the message prints the difference.
+    """
+    folder = run.folder
+    if not folder.exists(CONFIG):
+        folder.make().write_json(DATA, run.fingerprints)
+        folder.write_bytes(CONFIG, run.settings.to_yaml().encode())
+        return
+    theirs = Settings(**yaml.safe_load(folder.read_bytes(CONFIG))).identity() | _labelled(folder.read_json(DATA))
+    ours = run.settings.identity() | _labelled(run.fingerprints)
+    if different := differences(theirs, ours):
+        raise SettingsError(
+            f"{folder} holds a run of another configuration:\n"
+            + "\n".join(different)
+            + "\nuse these settings to resume it, or another --run.name"
+        )
+
+
+def _labelled(fingerprints: dict[str, str]) -> dict[str, str]:
+    return {f"{part} (the shards' fingerprint)": value for part, value in fingerprints.items()}
+
+
+def _check_start_vocabulary(stage: Stage, start: Vocabulary, origin: str) -> None:
+    """Raise ValueError if a stage's data have another vocabulary than the head that the stage starts from."""
+    for kind, words in start.items():
+        ours = stage.vocabulary.get(kind, ())
+        if ours != words:
+            missing = ", ".join(sorted(set(words) - set(ours))[:5])
+            raise ValueError(
+                f"{stage.name}.train: its shards have {len(ours)} {kind}, the model at {origin} was trained with "
+                f"{len(words)}{f' (here without {missing})' if missing else ''}: prepare the shards with the same "
+                f"vocabulary, or set {stage.name}.new_head to start with a new head"
+            )
 
 
 @dataclass(frozen=True)
@@ -25,8 +164,8 @@ class StagePreview:
     """What a stage would do.
 
     Attributes:
-        data: a line each for the training and validation shards, and one for trunk features where they can be used.
-        trainable: trained parameters of each module.
+        data: lines about the training shards, the validation shards and trunk features.
+        trainable: number of trained parameters, by module.
     """
 
     name: str
@@ -45,70 +184,70 @@ class Preview:
 
 
 def preview(settings: Settings) -> Preview:
-    """The stages, samples, steps and trainable parameters of a run. Loads no weights and starts no cluster."""
+    """Describe the stages, samples, steps and trained parameters of a run. Loads no weights and starts no cluster."""
     try:
-        progression.reach(settings)
-        folder = progression.folder_of(settings)
-        resumes = folder.exists(checkpoint.FOLDER)
+        check_storage(settings)
+        folder = folder_of(settings)
+        resumes = folder.exists(CHECKPOINTS)
     except (OSError, ValueError) as error:
         return Preview(f"{settings.run.storage}/{settings.run.name}", False, (), (str(error),))
     problems: list[str] = []
-    stages = []
-    for name in settings.stages:
-        stage = settings.stage(name)
-        data, words = [], None
-        for part, shards, shuffle in (("train", stage.train, True), ("val", stage.val, False)):
-            try:
-                dataset = Dataset.open(shards)
-                plan = _plan(settings, dataset, stage.batch_size, shuffle)
-            except (OSError, ValueError) as error:
-                problems.append(f"{name}.{part}: {error}")
-                continue
-            words = words or vocabulary_of(dataset)
-            dropped = f", {plan.dropped} samples dropped an epoch" if plan.dropped else ""
-            total = f" x {stage.epochs} epochs" if shuffle else ""
-            data.append(f"{part}: {plan.rows} samples, {plan.steps} steps of {plan.batch_size}{total}{dropped}")
-        try:
-            trainable = _trainable(settings, name, words)
-        except (OSError, ValueError) as error:
-            problems.append(f"{name}: {error}")
-            trainable = {}
-        stages.append(StagePreview(name, tuple(data), trainable))
+    stages = [_preview_stage(settings, name, problems) for name in settings.stages]
     try:
-        told = {stage.name: _features(stage, settings) for stage in progression.check(settings)}
-        stages = [replace(one, data=(*one.data, told[one.name])) for one in stages]
+        features = {stage.name: _describe_features(stage, settings) for stage in check(settings).stages}
+        stages = [replace(stage, data=(*stage.data, features[stage.name])) for stage in stages]
     except (OSError, ValueError) as error:
         if not any(str(error) in problem for problem in problems):
             problems.append(str(error))
     return Preview(str(folder), resumes, tuple(stages), tuple(problems))
 
 
-def _features(stage: Stage, settings: Settings) -> str:
-    """Whether a stage reads trunk features instead of images, and what they take."""
+def _preview_stage(settings: Settings, name: str, problems: list[str]) -> StagePreview:
+    """Preview a stage; what is wrong with it is added to `problems`."""
+    stage = settings.stage(name)
+    data, vocabulary = [], None
+    for part, shards, shuffle in (("train", stage.train, True), ("val", stage.val, False)):
+        try:
+            dataset = Dataset.open(shards)
+            sizes = tuple(dataset.group_sizes.tolist())
+            plan = Plan(sizes, stage.batch_size, settings.chunks, shuffle=shuffle, drop_last=shuffle)
+        except (OSError, ValueError) as error:
+            problems.append(f"{name}.{part}: {error}")
+            continue
+        vocabulary = vocabulary or vocabulary_of(dataset)
+        dropped = f", {plan.dropped} samples dropped an epoch" if plan.dropped else ""
+        total = f" x {stage.epochs} epochs" if shuffle else ""
+        data.append(f"{part}: {plan.rows} samples, {plan.steps} steps of {plan.batch_size}{total}{dropped}")
+    try:
+        trainable = _count_trainable(settings, name, vocabulary)
+    except (OSError, ValueError) as error:
+        problems.append(f"{name}: {error}")
+        trainable = {}
+    return StagePreview(name, tuple(data), trainable)
+
+
+def _describe_features(stage: Stage, settings: Settings) -> str:
+    """Says whether a stage reads trunk features instead of images, and how much room they take."""
     if reason := refusal(stage, settings):
         return f"trunk features: not used, {reason}"
     with torch.device("meta"):
         shape = map_shape(build_trunk(settings.model.trunk.name), settings.model.image_size)
     images = stage.train.dataset.rows + stage.val.dataset.rows
     size = format_bytes(2 * prod(shape) * images)
-    return f"trunk features: {images:,} images, {size}, in {folder_of(settings)}; made once"
+    return f"trunk features: {images:,} images, {size}, in {features_folder(settings)}; made once"
 
 
-def _plan(settings: Settings, dataset: Dataset, batch_size: int, shuffle: bool) -> Plan:
-    return Plan(tuple(dataset.group_sizes.tolist()), batch_size, settings.chunks, shuffle=shuffle, drop_last=shuffle)
-
-
-def _trainable(settings: Settings, name: str, words: Vocabulary | None) -> dict[str, int]:
-    """Parameters that the stage trains, counted on a model without memory.
+def _count_trainable(settings: Settings, name: str, vocabulary: Vocabulary | None) -> dict[str, int]:
+    """Count the parameters that a stage trains, on a model without memory.
 
     Args:
-        words: of the shards; where there are none, as many as the settings expect.
+        vocabulary: of the shards; None for one of the sizes that the settings expect.
     """
     stage = settings.stage(name)
     counts = {kind: getattr(stage, kind, None) for kind in ("classes", "predicates")}
     expected = {kind: ("?",) * count for kind, count in counts.items() if count}
     with torch.device("meta"):
         model = build_model(settings.model, pretrained=False)
-        model.heads[name] = build_head(name, settings.model, model, {**expected, **(words or {})})
+        model.heads[name] = build_head(name, settings.model, model, {**expected, **(vocabulary or {})})
     freeze(model, name, getattr(stage, "trains", None))
     return trainable_counts(model)

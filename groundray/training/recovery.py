@@ -11,8 +11,8 @@ from typing import Any
 from groundray.distributed import gather_strings
 from groundray.storage.folder import Folder
 from groundray.training import attempts, history
-from groundray.training.attempts import Attempt, Mark
-from groundray.training.checkpoint import Store
+from groundray.training.attempts import Attempt, FencingToken
+from groundray.training.checkpoint import CheckpointStore
 from groundray.training.events import Attempted, Notice, Recovered
 from groundray.training.watchdog import stacks_since
 from groundray.training.worker import Worker
@@ -31,7 +31,7 @@ class Start:
         epoch: of that checkpoint's cursor, as is step.
         done: steps of the stage that are done.
         began: when the attempt began, in seconds since 1970.
-        last_sign: of the attempt before it; None for the first.
+        last_heartbeat: of the attempt before it; None for the first.
         ended: why that one ended: `preempted`, `resized`, `stopped`, `hung`, `finished`; `killed` if it cannot tell.
         repeated_steps: steps that it had done after the checkpoint, which are done again.
         repeated_seconds: that it had spent since that checkpoint.
@@ -47,7 +47,7 @@ class Start:
     step: int
     done: int
     began: float
-    last_sign: float | None = None
+    last_heartbeat: float | None = None
     ended: str = ""
     repeated_steps: int = 0
     repeated_seconds: float = 0.0
@@ -55,7 +55,7 @@ class Start:
 
     def attempt(self, run: Folder) -> Attempt:
         """The attempt that begins so."""
-        return Attempt(run, Mark(self.number, self.token), frozenset(self.accepted))
+        return Attempt(run, FencingToken(self.number, self.token), frozenset(self.accepted))
 
     def event(self) -> Attempted:
         """What is told of it."""
@@ -71,10 +71,10 @@ class Start:
 
     def recovered(self, now: float) -> Recovered:
         """What is told when its first step is done."""
-        return Recovered(self.number, now - self.began, now - (self.last_sign or self.began))
+        return Recovered(self.number, now - self.began, now - (self.last_heartbeat or self.began))
 
 
-def begin(run: Folder, stages: Sequence[str], worker: Worker) -> tuple[Store, Start]:
+def begin(run: Folder, stages: Sequence[str], worker: Worker) -> tuple[CheckpointStore, Start]:
     """The store and the start of a new attempt, the same on every rank: rank 0 looks, and tells the others."""
     told = ""
     gather_strings(told)  # a rank 0 whose group is gone, and that has only now come to life, must not take a number
@@ -83,7 +83,7 @@ def begin(run: Folder, stages: Sequence[str], worker: Worker) -> tuple[Store, St
     start = _start(json.loads(gather_strings(told)[0]))
     if worker.rank == 0:
         worker.emit(start.event())
-    return Store(start.attempt(run)), start
+    return CheckpointStore(start.attempt(run)), start
 
 
 def recoveries(run: Folder) -> list[Attempted | Recovered]:
@@ -111,13 +111,13 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker) -> Start:
     (number, token), began = attempts.claim(run), time.time()  # before looking: see attempts.py
     left = attempts.latest(run)
     for damaged, note in attempts.damaged(run).items():
-        lost = "what that attempt did is done again" if damaged > left.mark else "later attempts have built on it"
+        lost = "what that attempt did is done again" if damaged > left.token else "later attempts have built on it"
         warn(f"{note} is damaged; {lost}")
-    store = Store(left)
+    store = CheckpointStore(left)
     accepted: list[str] = []
     start = Start(number, token, (), None, None, 0, 0, 0, began)
     for stage in stages:
-        worker.alive()
+        worker.heartbeat()
         if (done := store.finished(stage, warn)) and store.whole(done, warn):
             others = (name for one in store.committed(stage) for name in (one.name, one.best) if name)
             accepted += [done.name, done.best, *others]
@@ -136,17 +136,17 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker) -> Start:
     return start
 
 
-def _after(start: Start, left: Attempt, store: Store) -> Start:
+def _after(start: Start, left: Attempt, store: CheckpointStore) -> Start:
     """The start with what is known of the attempt before it."""
-    before = attempts.begun(left.run)[left.mark]
-    sign = left.last_sign() or {"stage": None, "done": 0, "time": before["began"], "ended": ""}
+    before = attempts.begun(left.run)[left.token]
+    sign = left.last_heartbeat() or {"stage": None, "done": 0, "time": before["began"], "ended": ""}
     hung = stacks_since(left.run, before["began"])
     ended = sign["ended"] or ("hung" if hung else "killed")
     saved_at = store.named(start.checkpoint).saved_at if start.checkpoint else before["began"]
     lost = ended not in ("finished", "stopped")
     return replace(
         start,
-        last_sign=sign["time"],
+        last_heartbeat=sign["time"],
         ended=ended,
         repeated_steps=max(0, sign["done"] - start.done) if lost and sign["stage"] == start.stage else 0,
         repeated_seconds=max(0.0, sign["time"] - max(saved_at, before["began"])) if lost else 0.0,

@@ -1,4 +1,4 @@
-"""The ledger of a training run: where the time of each step goes, and what it takes."""
+"""The timer of a training run: where the time of each step goes, and what it takes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
 }
 
 
-class Ledger:
+class StepTimer:
     """Books each moment of a worker's steps on one of PARTS; what is left over is its own.
 
     Communication inside of a forward or backward pass is booked as communication. On a GPU the moments are events in
@@ -58,7 +58,7 @@ class Ledger:
         self._spans: list[tuple[Part, Part | None, Any, Any]] = []
 
     @contextlib.contextmanager
-    def book(self, part: Part) -> Iterator[None]:
+    def span(self, part: Part) -> Iterator[None]:
         """Book the meantime on a part, and not on the part that it lies in."""
         around = self._open[-1] if self._open else None
         self._open.append(part)
@@ -69,10 +69,10 @@ class Ledger:
             self._spans.append((part, around, start, self._clock.now()))
             self._open.pop()
 
-    def waiting(self, steps: Iterator[Step]) -> Iterator[Step]:
+    def timed_batches(self, steps: Iterator[Step]) -> Iterator[Step]:
         """The steps, with the time until each of them booked as waiting for data."""
         while True:
-            with self.book("data_wait"):
+            with self.span("data_wait"):
                 step = next(steps, None)
             if step is None:
                 return
@@ -82,12 +82,12 @@ class Ledger:
     def step(self) -> Iterator[None]:
         """A step: what ranks exchange meanwhile is booked, and the first step's operations are counted on a GPU."""
         counter = flop_counter() if self._peak and self._flops is None else None
-        with distributed.timed_by(lambda: self.book("communication")), counter or contextlib.nullcontext():
+        with distributed.timed_by(lambda: self.span("communication")), counter or contextlib.nullcontext():
             yield
         if counter:
             self._flops = float(counter.get_total_flops())
 
-    def lap(self, samples: int) -> Metrics:
+    def step_metrics(self, samples: int) -> Metrics:
         """Speed and shares since the last lap, for a global batch of so many samples.
 
         `time/...` are shares from 0 to 1 which add up to 1; memory is the process's peak so far in GB, the GPU's where

@@ -39,13 +39,12 @@ from groundray.data.stream import Source
 from groundray.model.trunk import Trunk
 from groundray.model.weights import digest
 from groundray.stage.protocol import Stage
-from groundray.storage.folder import Folder
 from groundray.training.events import FeaturesDone, FeaturesStarted
-from groundray.training.worker import Worker, heed
+from groundray.training.layout import features_folder
+from groundray.training.worker import Worker, raise_if_stop_requested
 
 VERSION = 1  # of the code that makes features; raise it when its output changes
 KIND = "trunk_features"
-OWN = ".features"  # folder in the storage of the runs
 POLL_SECONDS = 0.2
 
 
@@ -118,7 +117,7 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
         shape = map_shape(trunk, crop.crop)
         spec = DerivedDataset(
             source.dataset,
-            folder_of(settings) / key,
+            features_folder(settings) / key,
             KIND,
             bytes_per_row=2 * prod(shape),  # bfloat16
             provenance={"shape": list(shape), **asdict(crop)},
@@ -127,11 +126,6 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
         )
         features[split] = TrunkFeatures(spec, crop, shape)
     return features
-
-
-def folder_of(settings: Settings) -> Folder:
-    """Return the folder of all trunk features: `features.folder`, or by default a folder in the storage of the runs."""
-    return Folder.at(settings.features.folder) if settings.features.folder else Folder.at(settings.run.storage) / OWN
 
 
 def map_shape(trunk: Trunk, size: int) -> tuple[int, int, int]:
@@ -156,8 +150,8 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
             encoder = features.encoder(trunk, worker.device)
             for group, names in tasks(spec, worker.world_size)[worker.rank :: worker.world_size]:
                 make_parts(spec, group, names, encoder)
-                worker.alive()
-                heed(worker)  # the parts that are written remain
+                worker.heartbeat()
+                raise_if_stop_requested(worker)  # the parts that are written remain
             dataset = _finalized(spec, worker)
             if worker.rank == 0:
                 worker.emit(FeaturesDone(f"{stage.name}.{split}", spec.source.rows, time.monotonic() - started))
@@ -190,8 +184,8 @@ def _finalized(spec: DerivedDataset, worker: Worker) -> Dataset:
         if worker.rank > 0 and (dataset := open_derived(spec)):
             return dataset
         if missing != (missing := count_missing_rows(spec)):  # other ranks make progress
-            worker.alive()
-        heed(worker)
+            worker.heartbeat()
+        raise_if_stop_requested(worker)
         time.sleep(POLL_SECONDS)
 
 

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from groundray import distributed
 from groundray.storage.folder import Folder
+from groundray.training.layout import STACKS
 
-FOLDER = "stacks"
 LOOKS = 20  # within the time that a worker may be silent
 REPORT_SECONDS = 30.0  # for which bringing the stacks to the run may take
 GRACE_SECONDS = 60.0  # at most
@@ -61,7 +61,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="groundray-watchdog", daemon=True)
         self._thread.start()
 
-    def alive(self) -> None:
+    def heartbeat(self) -> None:
         """Tell that the worker is at work, on the thread that calls this."""
         self._heard, self._worker = time.monotonic(), threading.get_ident()
 
@@ -96,8 +96,8 @@ class Watchdog:
         """Bring the stacks to the run, and tell where they are."""
         where, file = f"{self._stacks.name} on its machine", f"worker-{self._rank}-{time.time():.0f}.txt"
         with contextlib.suppress(OSError):
-            (self._run / FOLDER).make().write_bytes(file, Path(self._stacks.name).read_bytes())
-            where = f"{self._run / FOLDER}/{file}"
+            (self._run / STACKS).make().write_bytes(file, Path(self._stacks.name).read_bytes())
+            where = f"{self._run / STACKS}/{file}"
         waits = ", waiting for others that it could not reach," if self._waits() else ""
         self._tell(
             f"worker {self._rank} gave no sign of life for {time.monotonic() - self._heard:.0f} s{waits} "
@@ -108,5 +108,5 @@ class Watchdog:
 
 def stacks_since(run: Folder, then: float) -> list[str]:
     """The stacks that hung workers have left since some time, in seconds since 1970."""
-    found = ((name, re.fullmatch(r"worker-\d+-(\d+)\.txt", name)) for name in (run / FOLDER).names())
+    found = ((name, re.fullmatch(r"worker-\d+-(\d+)\.txt", name)) for name in (run / STACKS).names())
     return [name for name, parts in found if parts and int(parts[1]) >= int(then)]

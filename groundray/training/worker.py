@@ -1,4 +1,4 @@
-"""What the loop needs to know of the machinery that runs it, and the version of it that runs in this process."""
+"""What the training loop needs to know of the process that runs it, and an implementation without Ray."""
 
 from __future__ import annotations
 
@@ -12,17 +12,11 @@ from groundray.training.events import Event
 
 
 class Stopped(Exception):
-    """A worker has ended on notice, its checkpoint written. The argument is the notice."""
+    """A worker has ended because it was asked to, with its checkpoint written. The argument is the reason."""
 
     @property
-    def notice(self) -> str:
+    def reason(self) -> str:
         return str(self.args[0])
-
-
-def heed(worker: Worker) -> None:
-    """Raise Stopped where rank 0 has notice, and nothing has to be written first."""
-    if worker.rank == 0 and (notice := worker.notice()):
-        raise Stopped(notice)
 
 
 class Worker(Protocol):
@@ -38,45 +32,59 @@ class Worker(Protocol):
     def device(self) -> str: ...
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        """This rank's steps from the cursor to the end of the last epoch, on its device."""
+        """Yields this rank's steps from the cursor to the end of the last epoch, on its device."""
         ...
 
     def emit(self, event: Event) -> None:
-        """Tell the driver; returns at once."""
+        """Send an event to the driver; returns at once."""
         ...
 
-    def alive(self) -> None:
-        """Tell the watchdog that work goes on; `batches` and `emit` do too."""
+    def heartbeat(self) -> None:
+        """Tell the watchdog that the worker makes progress; `batches` and `emit` do so too."""
         ...
 
-    def notice(self) -> str:
-        """Why this worker should write a checkpoint and end now (`preempted`, `stopped`); empty as long as it should
-        not. Asked of rank 0, after each step."""
+    def stop_reason(self) -> str:
+        """Returns why the worker should write a checkpoint and end (`preempted`, `resized`, `stopped`), or "".
+
+        Rank 0 is asked, after each step.
+        """
         ...
+
+
+def raise_if_stop_requested(worker: Worker) -> None:
+    """Raise Stopped on rank 0 if the worker should end; for places where no checkpoint has to be written first."""
+    if worker.rank == 0 and (reason := worker.stop_reason()):
+        raise Stopped(reason)
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """The only worker, in the driver's own process: no Ray."""
+    """The only worker, in the driver's own process.
+
+    Args:
+        observe: takes each event.
+        get_stop_reason: returns the reason to end, or "".
+        on_heartbeat: is called at each heartbeat.
+    """
 
     observe: Callable[[Event], None]
     device: str = "cpu"
     rank: int = 0
     world_size: int = 1
-    noticed: Callable[[], str] = lambda: ""
-    watched: Callable[[], None] = lambda: None
+    get_stop_reason: Callable[[], str] = lambda: ""
+    on_heartbeat: Callable[[], None] = lambda: None
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
         for step in stream(source, cursor, epochs):
-            self.alive()
+            self.heartbeat()
             yield step.to(self.device)
 
     def emit(self, event: Event) -> None:
-        self.alive()
+        self.heartbeat()
         self.observe(event)
 
-    def alive(self) -> None:
-        self.watched()
+    def heartbeat(self) -> None:
+        self.on_heartbeat()
 
-    def notice(self) -> str:
-        return self.noticed()
+    def stop_reason(self) -> str:
+        return self.get_stop_reason()

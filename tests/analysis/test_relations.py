@@ -10,7 +10,7 @@ import pytest
 from conftest import SmallWorld
 
 from groundray import analyse, config
-from groundray.training import progression
+from groundray.training import preflight, progression
 from groundray.training.worker import InProcess
 
 
@@ -18,7 +18,7 @@ from groundray.training.worker import InProcess
 def model(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("relations")
     words = world.settings(f"--run.storage={storage}", "--relational.epochs=3", stages="relational")
-    progression.train(config.load("demo", words), InProcess(lambda _: None))
+    progression.run_stages(preflight.check(config.load("demo", words)), InProcess(lambda _: None))
     return storage / "demo" / "model"
 
 

@@ -15,7 +15,7 @@ from groundray.data.tokenization import WordPieceTokenizer
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
 from groundray.model.pretrained import load_tokenizer
-from groundray.training import progression
+from groundray.training import preflight, progression
 
 TEXTS = ("circle", "striped circle", "a red heart above a small star")
 
@@ -23,8 +23,8 @@ TEXTS = ("circle", "striped circle", "a red heart above a small star")
 @pytest.fixture(scope="module")
 def grounded(world: SmallWorld) -> tuple[GroundedModel, WordPieceTokenizer]:
     settings = config.load("demo", world.settings())
-    model, heads = progression.begin(settings)
-    progression.enter(progression.check(settings)[0], model, heads, settings)
+    model, heads = progression.initial_model(settings)
+    progression.attach_heads(preflight.check(settings).stages[0], model, heads, settings)
     tokenizer = load_tokenizer(settings.model.language)
     return model.eval(), WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), 12)
 

@@ -32,7 +32,7 @@ from groundray.data.sources.visual_genome import Files, Graph, read_graphs
 from groundray.data.transforms import centre_crop
 from groundray.storage.folder import Folder
 from groundray.training import attempts, recovery
-from groundray.training.checkpoint import Checkpoint, Store, snapshot
+from groundray.training.checkpoint import Checkpoint, CheckpointStore, snapshot
 from groundray.training.events import Event, Notice
 from groundray.training.worker import InProcess
 
@@ -280,7 +280,7 @@ class SmallRun:
         return Folder.at(shutil.copytree(self.folder, folder))
 
 
-def begun(run: Folder) -> tuple[Store, recovery.Start]:
+def begun(run: Folder) -> tuple[CheckpointStore, recovery.Start]:
     """The next attempt at a run."""
     return recovery.begin(run, ["grounding"], InProcess(lambda _: None))
 
@@ -291,7 +291,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     with pytest.MonkeyPatch.context() as patches:
         # these are written, and the same bytes are to be damaged each time
         patches.setattr("time.time", lambda: 1.7e9)
-        patches.setattr(attempts, "claim", functools.partial(attempts.claim, token=lambda: "0123abcd"))
+        patches.setattr(attempts, "claim", functools.partial(attempts.claim, nonce=lambda: "0123abcd"))
         store, _ = begun(Folder.at(folder))
         for seed, cursor in enumerate((Cursor(1), Cursor(1, 4))):
             name, best = store.name("grounding", cursor), store.name("grounding", Cursor(1))
@@ -307,7 +307,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(small_run: Sma
     names = ("model.safetensors", "optimizer.safetensors", "manifest.json")
 
     def check(case: int) -> None:
-        store = Store.at(small_run.copy(tmp_path / "run"))
+        store = CheckpointStore.at(small_run.copy(tmp_path / "run"))
         folder, name = store.folder / small_run.newer.name, names[case % len(names)]
         content = folder.read_bytes(name)
         changed = damaged("checkpoint", case, content, TEXT if name.endswith(".json") else BINARY)

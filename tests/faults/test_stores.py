@@ -13,6 +13,7 @@ from test_kills import Ended, Saboteur
 from groundray import analyse, config, train
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
+from groundray.training import preflight
 
 WORDS = ("--grounding.trains.trunk=false", "--checkpoints.every_steps=4", "--run.log_samples=true")
 HERE = ("--scaling.num_workers=0", "--scaling.chunks=2")
@@ -33,7 +34,7 @@ def stored(
 def unharmed(world: SmallWorld, folder: Path, *words: str) -> Ended:
     """What a run leaves that nothing happened to, in this process and on this machine's disk."""
     mine = world.settings(*WORDS, f"--run.storage={folder}", *words)
-    launch.fit(config.load("demo", [*mine, *HERE]), lambda _: None)
+    launch.fit(preflight.check(config.load("demo", [*mine, *HERE])), lambda _: None)
     return Saboteur(mine, folder, Folder.at(folder)).ended()
 
 

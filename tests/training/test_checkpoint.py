@@ -11,8 +11,8 @@ from torch import nn, optim
 from groundray.data.plan import Cursor
 from groundray.storage.folder import Folder
 from groundray.training import attempts
-from groundray.training.attempts import Attempt, Mark, Superseded
-from groundray.training.checkpoint import Checkpoint, Store, snapshot
+from groundray.training.attempts import Attempt, FencingToken, Superseded
+from groundray.training.checkpoint import Checkpoint, CheckpointStore, snapshot
 
 
 def trained(seed: int) -> tuple[nn.Module, optim.Optimizer]:
@@ -26,7 +26,9 @@ def trained(seed: int) -> tuple[nn.Module, optim.Optimizer]:
     return model, optimizer
 
 
-def saved(store: Store, cursor: Cursor, best: Cursor | None = None, seed: int = 0, stage: str = "grounding") -> str:
+def saved(
+    store: CheckpointStore, cursor: Cursor, best: Cursor | None = None, seed: int = 0, stage: str = "grounding"
+) -> str:
     """The name of a checkpoint at a cursor, whose stage's best is at another (default: the same)."""
     name = store.name(stage, cursor)
     of_best = store.name(stage, best or cursor)
@@ -41,11 +43,11 @@ def run(anywhere: str) -> Folder:
 
 
 @pytest.fixture
-def store(run: Folder) -> Store:
-    return Store(Attempt(run, attempts.claim(run)))
+def store(run: Folder) -> CheckpointStore:
+    return CheckpointStore(Attempt(run, attempts.claim(run)))
 
 
-def test_what_is_saved_is_what_is_loaded(store: Store) -> None:
+def test_what_is_saved_is_what_is_loaded(store: CheckpointStore) -> None:
     model, optimizer = trained(0)
     name = saved(store, Cursor(3, 5))
     found = store.last("grounding")
@@ -59,7 +61,7 @@ def test_what_is_saved_is_what_is_loaded(store: Store) -> None:
             assert torch.equal(tensor, other_optimizer.state[loaded][key])
 
 
-def test_a_snapshot_is_a_copy(store: Store) -> None:
+def test_a_snapshot_is_a_copy(store: CheckpointStore) -> None:
     """What the model learns while its checkpoint is written is not in it."""
     model, optimizer = trained(0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -78,7 +80,7 @@ def epochs(found: list[Checkpoint]) -> list[int]:
     return [checkpoint.cursor.epoch for checkpoint in found]
 
 
-def test_the_last_two_are_kept_and_the_best_and_what_would_make_it_again(store: Store) -> None:
+def test_the_last_two_are_kept_and_the_best_and_what_would_make_it_again(store: CheckpointStore) -> None:
     for epoch, best in [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 3)]:
         saved(store, Cursor(epoch), Cursor(best))
     assert {one.best for one in store.committed("grounding")[1:]} == {store.name("grounding", Cursor(3))}
@@ -93,13 +95,13 @@ def test_the_last_two_are_kept_and_the_best_and_what_would_make_it_again(store: 
     assert epochs(store.usable("grounding", lambda _: None)) == [3, 7]
 
 
-def test_stages_do_not_disturb_each_other(store: Store) -> None:
+def test_stages_do_not_disturb_each_other(store: CheckpointStore) -> None:
     saved(store, Cursor(1))
     saved(store, Cursor(2), stage="retrieval")
     assert [checkpoint.stage for checkpoint in store.committed("grounding")] == ["grounding"]
 
 
-def test_a_folder_without_manifest_is_no_checkpoint_and_is_cleared_away(store: Store) -> None:
+def test_a_folder_without_manifest_is_no_checkpoint_and_is_cleared_away(store: CheckpointStore) -> None:
     saved(store, Cursor(1))
     half = store.name("grounding", Cursor(2))
     (store.folder / half).make().write_bytes("model.safetensors", b"half")
@@ -110,19 +112,19 @@ def test_a_folder_without_manifest_is_no_checkpoint_and_is_cleared_away(store: S
     assert half not in store.folder.names()
 
 
-def test_an_empty_store_has_no_checkpoint(store: Store) -> None:
+def test_an_empty_store_has_no_checkpoint(store: CheckpointStore) -> None:
     assert store.last("grounding") is None
     assert store.finished("grounding") is None
 
 
-def damage(store: Store, name: str, file: str = "model.safetensors") -> None:
+def damage(store: CheckpointStore, name: str, file: str = "model.safetensors") -> None:
     """Flip a bit of a checkpoint's file."""
     content = bytearray((store.folder / name).read_bytes(file))
     content[-1] ^= 1
     (store.folder / name).write_bytes(file, bytes(content))
 
 
-def test_a_damaged_checkpoint_is_refused_when_it_is_loaded(store: Store) -> None:
+def test_a_damaged_checkpoint_is_refused_when_it_is_loaded(store: CheckpointStore) -> None:
     damage(store, saved(store, Cursor(1)))
     last = store.last("grounding")
     assert last is not None
@@ -131,7 +133,7 @@ def test_a_damaged_checkpoint_is_refused_when_it_is_loaded(store: Store) -> None
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
-def test_the_one_before_a_damaged_one_is_used(store: Store, file: str) -> None:
+def test_the_one_before_a_damaged_one_is_used(store: CheckpointStore, file: str) -> None:
     first, second = saved(store, Cursor(1)), saved(store, Cursor(1, 4), Cursor(1))
     damage(store, second, file)
     warnings: list[str] = []
@@ -143,7 +145,7 @@ def test_the_one_before_a_damaged_one_is_used(store: Store, file: str) -> None:
     assert len(warnings) == 1  # it is set aside, and not looked at again
 
 
-def test_a_damaged_best_takes_those_along_that_came_after_it(store: Store) -> None:
+def test_a_damaged_best_takes_those_along_that_came_after_it(store: CheckpointStore) -> None:
     """Training goes on from before the best epoch, and finds it again: else another epoch would be exported."""
     first = saved(store, Cursor(1))
     best = saved(store, Cursor(2))
@@ -154,7 +156,7 @@ def test_a_damaged_best_takes_those_along_that_came_after_it(store: Store) -> No
     assert [best in warning for warning in warnings] == [True]
 
 
-def test_a_finished_stage_whose_best_is_damaged_is_not_finished(store: Store) -> None:
+def test_a_finished_stage_whose_best_is_damaged_is_not_finished(store: CheckpointStore) -> None:
     best = saved(store, Cursor(1))
     store.finish("grounding", {"loss": 0.5}, best)
     done = store.finished("grounding")
@@ -167,10 +169,10 @@ def test_a_finished_stage_whose_best_is_damaged_is_not_finished(store: Store) ->
     assert best in warnings[0]
 
 
-def test_what_a_stale_attempt_writes_does_not_count(run: Folder, store: Store) -> None:
+def test_what_a_stale_attempt_writes_does_not_count(run: Folder, store: CheckpointStore) -> None:
     """A worker of a host that was cut off writes on: nothing of it is taken, and it deletes nothing."""
     old = saved(store, Cursor(1))
-    new = Store(Attempt(run, attempts.claim(run), frozenset([old])))
+    new = CheckpointStore(Attempt(run, attempts.claim(run), frozenset([old])))
     with pytest.raises(Superseded, match=r"attempt 2 .* has begun .* which ends attempt 1"):
         saved(store, Cursor(2))
     with pytest.raises(Superseded):
@@ -190,7 +192,7 @@ def test_attempts_take_numbers_of_their_own(run: Folder) -> None:
     assert {"host", "process", "began"} == told.keys()
 
 
-def test_weights_of_another_model_are_refused_by_name(store: Store) -> None:
+def test_weights_of_another_model_are_refused_by_name(store: CheckpointStore) -> None:
     model, _ = trained(0)
     saved(store, Cursor(1))
     last = store.last("grounding")
@@ -199,18 +201,22 @@ def test_weights_of_another_model_are_refused_by_name(store: Store) -> None:
         store.load(last, nn.Sequential(*model.children()).append(nn.Linear(2, 2, bias=False)).requires_grad_(False))
 
 
-def test_what_a_frozen_attempt_deletes_is_its_own(run: Folder, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_frozen_attempt_deletes_is_its_own(
+    run: Folder, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It looked for a newer one, was frozen, and goes on when that one has written checkpoints."""
     for epoch in (1, 2):
         saved(store, Cursor(epoch), Cursor(2))
-    newer = Store(Attempt(run, attempts.claim(run), frozenset(store.folder.names())))
+    newer = CheckpointStore(Attempt(run, attempts.claim(run), frozenset(store.folder.names())))
     kept = saved(newer, Cursor(5))
-    monkeypatch.setattr(Attempt, "hold", lambda _: None)
+    monkeypatch.setattr(Attempt, "ensure_current", lambda _: None)
     saved(store, Cursor(3))
     assert newer.last("grounding") == newer.named(kept)
 
 
-def claimed_at_once(run: Folder, first: str, second: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Mark, Mark]:
+def claimed_at_once(
+    run: Folder, first: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[FencingToken, FencingToken]:
     """The marks of two who both look before either has written; the one with the first token writes last."""
     real, tokens, seconds = Folder.write_json, iter([first, "99999999"]), []
 
@@ -226,19 +232,22 @@ def claimed_at_once(run: Folder, first: str, second: str, monkeypatch: pytest.Mo
 def test_of_two_that_take_a_number_at_once_one_goes_on(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The higher mark holds the run, and nothing that the other writes counts for it, nor is in its way."""
     marks = claimed_at_once(run, "22222222", "11111111", monkeypatch)
-    assert marks == (Mark(1, "22222222"), Mark(1, "11111111"))
-    holds, lost = (Store(Attempt(run, mark)) for mark in marks)
+    assert marks == (FencingToken(1, "22222222"), FencingToken(1, "11111111"))
+    holds, lost = (CheckpointStore(Attempt(run, mark)) for mark in marks)
     name = saved(holds, Cursor(1))
     with pytest.raises(Superseded):
         saved(lost, Cursor(1))
-    monkeypatch.setattr(Attempt, "hold", lambda _: None)  # it had looked just before
+    monkeypatch.setattr(Attempt, "ensure_current", lambda _: None)  # it had looked just before
     saved(lost, Cursor(1), seed=1)
     assert [one.name for one in holds.committed("grounding")] == [name]
     holds.load(holds.named(name), trained(0)[0])
 
 
 def test_who_has_the_lower_mark_of_two_takes_the_next_number(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert claimed_at_once(run, "11111111", "22222222", monkeypatch) == (Mark(2, "99999999"), Mark(1, "22222222"))
+    assert claimed_at_once(run, "11111111", "22222222", monkeypatch) == (
+        FencingToken(2, "99999999"),
+        FencingToken(1, "22222222"),
+    )
 
 
 def test_a_sign_of_life_that_cannot_be_left_ends_nothing(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,5 +257,5 @@ def test_a_sign_of_life_that_cannot_be_left_ends_nothing(run: Folder, monkeypatc
         raise OSError("the storage is away")
 
     monkeypatch.setattr(Folder, "write_json", failing)
-    attempt.beat("grounding", 3)
-    assert attempt.last_sign() is None
+    attempt.heartbeat("grounding", 3)
+    assert attempt.last_heartbeat() is None

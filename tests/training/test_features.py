@@ -28,7 +28,7 @@ from groundray.data.stream import stream
 from groundray.distributed import barrier
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Stage
-from groundray.training import progression, trunk_features
+from groundray.training import preflight, progression, trunk_features
 from groundray.training.events import EpochDone, FeaturesDone, FeaturesStarted, StepDone
 from groundray.training.trunk_features import TrunkFeatures, features_of, refusal, with_features
 from groundray.training.worker import InProcess
@@ -39,13 +39,13 @@ FROZEN = "--grounding.trains.trunk=false"
 
 def opened(world: SmallWorld, storage: Path, *words: str, stages: str = "grounding") -> tuple[Settings, list[Stage]]:
     settings = config.load("demo", world.settings(FROZEN, f"--run.storage={storage}", *words, stages=stages))
-    return settings, progression.check(settings)
+    return settings, list(preflight.check(settings).stages)
 
 
 def wanted(world: SmallWorld, storage: Path, *words: str) -> tuple[TrunkFeatures, GroundedModel, Settings, Stage]:
     """The pass over the training captions."""
     settings, (stage,) = opened(world, storage, *words)
-    model, _ = progression.begin(settings)
+    model, _ = progression.initial_model(settings)
     return features_of(stage, settings, model.visual.trunk)["train"], model, settings, stage
 
 
@@ -127,7 +127,7 @@ def test_where_features_are_used(
     (one,) = [one for one in stages if one.name == stage]
     found = refusal(one, settings)
     assert (found is None) if reason is None else (found is not None and reason in found)
-    trunk = progression.begin(settings)[0].visual.trunk
+    trunk = progression.initial_model(settings)[0].visual.trunk
     assert set(features_of(one, settings, trunk)) == (set() if reason else {"train", "val"})
 
 
@@ -237,7 +237,7 @@ def on_a_rank(rank: int, words: list[str], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     worker = GlooWorker(rank, 2)
-    progression.train(config.load("demo", words), worker)
+    progression.run_stages(preflight.check(config.load("demo", words)), worker)
     if rank == 0:
         told = [event.what for event in worker.events if isinstance(event, FeaturesDone)]
         Path(folder, "found.json").write_text(json.dumps([told, losses(worker.events)]))

@@ -1,4 +1,4 @@
-"""The ledger: every moment on one part, and all of them together the whole."""
+"""The timer: every moment on one part, and all of them together the whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from groundray import distributed
 from groundray.loss.match_map import similarity
 from groundray.training import timing as books
-from groundray.training.timing import Ledger, flop_counter, peak_flops
+from groundray.training.timing import StepTimer, flop_counter, peak_flops
 
 
 class Clock:
@@ -42,21 +42,21 @@ def test_a_step_by_the_clock(clock: Clock) -> None:
         clock.time += 1
         yield "a step"
 
-    ledger = Ledger(world_size=4)
-    for _ in ledger.waiting(steps()):
-        with ledger.step():
-            with ledger.book("forward"):
+    timer = StepTimer(world_size=4)
+    for _ in timer.timed_batches(steps()):
+        with timer.step():
+            with timer.span("forward"):
                 clock.time += 2
                 with distributed.communication():  # what ranks exchange for the loss is no part of the forward pass
                     clock.time += 3
-            with ledger.book("backward"):
+            with timer.span("backward"):
                 clock.time += 8
             with distributed.communication():
                 clock.time += 1
-            with ledger.book("optimizer"):
+            with timer.span("optimizer"):
                 clock.time += 4
         clock.time += 1
-        assert ledger.lap(40) == {
+        assert timer.step_metrics(40) == {
             "samples_per_second": 2.0,
             "samples_per_second_per_worker": 0.5,
             "time/data_wait": 0.05,
@@ -70,24 +70,24 @@ def test_a_step_by_the_clock(clock: Clock) -> None:
 
 
 def test_what_lies_between_is_left_out(clock: Clock) -> None:
-    ledger = Ledger()
-    with ledger.book("forward"):
+    timer = StepTimer()
+    with timer.span("forward"):
         clock.time += 9
-    ledger.restart()
-    with ledger.book("backward"):
+    timer.restart()
+    with timer.span("backward"):
         clock.time += 2
-    shares = ledger.lap(1)
+    shares = timer.step_metrics(1)
     assert shares["time/forward"] == 0
     assert shares["time/backward"] == 1
 
 
 def test_collectives_outside_a_step_are_not_timed(clock: Clock) -> None:
-    ledger = Ledger()
-    with pytest.raises(RuntimeError, match="lost"), ledger.step():
+    timer = StepTimer()
+    with pytest.raises(RuntimeError, match="lost"), timer.step():
         raise RuntimeError("a worker is lost")
     with distributed.communication():
         clock.time += 5
-    assert ledger.lap(1)["time/communication"] == 0
+    assert timer.step_metrics(1)["time/communication"] == 0
 
 
 def test_operations_are_counted_with_the_match_maps() -> None:

@@ -15,8 +15,8 @@ from conftest import SmallWorld
 from groundray import config
 from groundray.stage.grounding import GroundingStage
 from groundray.storage.folder import Folder
-from groundray.training import attempts, history, loop, progression
-from groundray.training.checkpoint import Store
+from groundray.training import attempts, history, loop, preflight, progression
+from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Keeper, NotFinite
 from groundray.training.events import Attempted, EpochDone, Event, Notice, Recovered, StageDone, StepDone
 from groundray.training.worker import InProcess, Stopped
@@ -31,7 +31,7 @@ class Killed(BaseException):
 
 def train(words: list[str], observe: Callable[[Event], None] = lambda _: None, **hooks: Callable[[], str]) -> None:
     torch.set_num_threads(1)
-    progression.train(config.load("demo", words), InProcess(observe, **hooks))
+    progression.run_stages(preflight.check(config.load("demo", words)), InProcess(observe, **hooks))
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -97,7 +97,7 @@ def kill_at(place: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         case "epoch's edge":
             killing(Keeper, "epoch_done", after=True)
         case "stage's edge":
-            killing(Store, "finish", after=True)
+            killing(CheckpointStore, "finish", after=True)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_notice_ends_a_run_with_a_checkpoint_at_once(
     if place == "validation":
         monkeypatch.setattr(Keeper, "step_done", lambda *args: quiet(real, *args))
     with pytest.raises(Stopped, match="preempted"):
-        train(mine, told.append, noticed=notice)
+        train(mine, told.append, get_stop_reason=notice)
     monkeypatch.undo()
     rest: list[Event] = []
     train(mine, rest.append)
@@ -195,7 +195,7 @@ def test_a_damaged_checkpoint_changes_nothing_but_the_time(words: list[str], who
 
     with pytest.raises(Killed):
         train(mine, killing)
-    store = Store.at(Folder.at(tmp_path / "demo"))
+    store = CheckpointStore.at(Folder.at(tmp_path / "demo"))
     last = store.last("grounding")
     assert last is not None
     file = tmp_path / "demo" / "checkpoints" / last.name / "optimizer.safetensors"

@@ -81,7 +81,7 @@ def test_a_worker_that_gives_signs_is_left_alone(tmp_path: Path) -> None:
     one = Watchdog(2.0, Folder.at(tmp_path), 0, print, ended.set)
     for _ in range(12):
         time.sleep(0.25)
-        one.alive()
+        one.heartbeat()
     one.close()
     assert not ended.is_set()
     assert not (tmp_path / "stacks").exists()

@@ -20,7 +20,7 @@ from groundray import config
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step, stream
 from groundray.distributed import barrier
-from groundray.training import progression
+from groundray.training import preflight, progression
 from groundray.training.events import Attempted, EpochDone, Event, StageDone, StageStarted, StepDone
 from groundray.training.timing import PARTS
 from groundray.training.worker import InProcess
@@ -43,10 +43,10 @@ class GlooWorker:
     def emit(self, event: Event) -> None:
         self.events.append(event)
 
-    def alive(self) -> None:
+    def heartbeat(self) -> None:
         pass
 
-    def notice(self) -> str:
+    def stop_reason(self) -> str:
         return ""
 
 
@@ -60,7 +60,7 @@ def on_a_rank(rank: int, runs: dict[str, list[str]], folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for name, words in runs.items():
         worker = GlooWorker(rank, 2)
-        progression.train(config.load("demo", words), worker)
+        progression.run_stages(preflight.check(config.load("demo", words)), worker)
         if rank == 0:
             Path(folder, f"{name}.json").write_text(json.dumps(losses(worker.events)))
     barrier()
@@ -70,7 +70,7 @@ def on_a_rank(rank: int, runs: dict[str, list[str]], folder: str) -> None:
 def alone(words: list[str]) -> list[Event]:
     events: list[Event] = []
     torch.set_num_threads(1)  # as on a rank: sums over more threads are other sums
-    progression.train(config.load("demo", words), InProcess(events.append))
+    progression.run_stages(preflight.check(config.load("demo", words)), InProcess(events.append))
     return events
 
 
@@ -138,9 +138,9 @@ def test_a_resumed_run_ends_with_the_same_weights(world: SmallWorld, tmp_path: P
 
     settings = config.load("demo", [*words, f"--run.storage={tmp_path}/resumed"])
     with pytest.raises(Killed):
-        progression.train(settings, InProcess(kill_after_first_epoch))
+        progression.run_stages(preflight.check(settings), InProcess(kill_after_first_epoch))
     rest: list[Event] = []
-    progression.train(settings, InProcess(rest.append))
+    progression.run_stages(preflight.check(settings), InProcess(rest.append))
 
     (started,) = (event for event in rest if isinstance(event, StageStarted))
     assert (started.step, started.steps) == (9, 27)
@@ -220,7 +220,7 @@ def test_a_name_with_another_configuration_is_refused(world: SmallWorld, tmp_pat
 
     def claim(*more: str) -> None:
         settings = config.load("demo", [*words, *more])
-        progression.claim(settings, progression.check(settings))
+        preflight.claim(preflight.check(settings))
 
     claim("--grounding.temperature=0.1")
     # who works on it may change, and what is not run
@@ -236,8 +236,8 @@ def test_a_name_with_other_data_is_refused(world: SmallWorld, tmp_path: Path) ->
     shards = tmp_path / "shards"
     shutil.copytree(world.shards / "captions" / "val", shards)
     settings = config.load("demo", [*world.settings(), f"--run.storage={tmp_path}/runs", f"--grounding.val={shards}"])
-    progression.claim(settings, progression.check(settings))
+    preflight.claim(preflight.check(settings))
     shutil.rmtree(shards)
     shutil.copytree(world.shards / "captions" / "train", shards)
     with pytest.raises(config.SettingsError, match=r"grounding\.val \(the shards' fingerprint\)"):
-        progression.claim(settings, progression.check(settings))
+        preflight.claim(preflight.check(settings))

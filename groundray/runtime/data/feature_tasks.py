@@ -9,28 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from groundray.config import Settings
 from groundray.data.derived import check_room, finalize, open_derived
 from groundray.runtime.data.derived_tasks import make_on_cluster
 from groundray.training import progression
-from groundray.training.checkpoint import Store
+from groundray.training.checkpoint import CheckpointStore
 from groundray.training.events import Event, FeaturesDone
+from groundray.training.preflight import CheckedRun
 from groundray.training.trunk_features import features_of, refusal, started_event
 
 
-def make_features(settings: Settings, observe: Callable[[Event], None]) -> None:
+def make_features(run: CheckedRun, observe: Callable[[Event], None]) -> None:
     """Make the missing features of the trunk that the run starts with, for the stages that read them.
 
     Raises:
         ValueError: the disk has no room, or a row group is damaged.
     """
-    store = Store.at(progression.folder_of(settings))
-    stages = progression.check(settings)
-    changing = next((place for place, stage in enumerate(stages) if stage.settings.trains_trunk), len(stages))
+    store, settings, stages = CheckpointStore.at(run.folder), run.settings, run.stages
+    changing = next((index for index, stage in enumerate(stages) if stage.settings.trains_trunk), len(stages))
     reading = [stage for stage in stages[:changing] if not refusal(stage, settings) and not store.finished(stage.name)]
     if not reading:
         return
-    trunk = progression.begin(settings)[0].visual.trunk
+    trunk = progression.initial_model(settings)[0].visual.trunk
     # stages with the same data share their features: the first stage's name is shown
     by_folder = {
         str(features.spec.folder): (f"{stage.name}.{split}", features)

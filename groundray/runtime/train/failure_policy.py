@@ -49,7 +49,7 @@ class FailurePolicy(compat.RayFailurePolicy):
         if compat.is_preemption_failure(error):
             return compat.FailureDecision.RETRY
         if stopped := [failure for failure in failures if isinstance(failure, Stopped)]:
-            if stopped[0].notice == "stopped":
+            if stopped[0].reason == "stopped":
                 return compat.FailureDecision.RAISE
             return compat.FailureDecision.RETRY
         if any(is_final(failure) for failure in failures):

@@ -28,8 +28,9 @@ from groundray.runtime.train.ray_worker import FLUSH_SECONDS, Mailbox, RayWorker
 from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles, node_cpus, wait_until
 from groundray.runtime.train.trainer import Trainer
 from groundray.storage.folder import Folder
-from groundray.training import allocator, progression
+from groundray.training import allocator, layout, preflight, progression
 from groundray.training.events import Event, Notice
+from groundray.training.preflight import CheckedRun
 from groundray.training.watchdog import Watchdog, grace
 from groundray.training.worker import InProcess, Stopped
 
@@ -43,7 +44,7 @@ class RunFailed(RuntimeError):
 
 
 def fit(
-    settings: Settings,
+    run: CheckedRun,
     observe: Callable[[Event], None],
     verbose: bool = False,
     notice: Callable[[], str] = lambda: "",
@@ -60,8 +61,9 @@ def fit(
         RunFailed: a worker raised; what the run had committed is kept, and the same command goes on from there.
         ValueError: the cluster cannot hold the run, nor has it grown meanwhile where it might.
     """
+    settings = run.settings
     if settings.scaling.max_workers == 0:
-        return _fit_in_process(settings, observe, notice)
+        return _fit_in_process(run, observe, notice)
     with cluster.connect(verbose=verbose):
         wait_until(
             lambda: cluster_resources(settings, share).check(),
@@ -70,25 +72,29 @@ def fit(
             lambda text: observe(Notice(text)),
         )
         try:
-            make_features(settings, observe)
+            make_features(run, observe)
         except RayError as error:
             raise RunFailed(f"trunk features: {getattr(error, 'cause', error)}") from error
-        return _fit_on_ray(settings, observe, notice, share)
+        return _fit_on_ray(run, observe, notice, share)
 
 
-def _fit_in_process(settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
+def _fit_in_process(run: CheckedRun, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
+    settings = run.settings
     device = "cuda" if settings.scaling.use_gpu else "cpu"
     torch.set_num_threads(settings.scaling.threads or joblib.cpu_count())
-    watchdog = _watchdog(settings, 0, lambda text: observe(Notice(text)))
+    watchdog = _watchdog(run.folder, settings, 0, lambda text: observe(Notice(text)))
     try:
-        return progression.train(settings, InProcess(observe, device, noticed=notice, watched=watchdog.alive))
+        return progression.run_stages(
+            run, InProcess(observe, device, get_stop_reason=notice, on_heartbeat=watchdog.heartbeat)
+        )
     finally:
         watchdog.close()
 
 
 def _fit_on_ray(
-    settings: Settings, observe: Callable[[Event], None], notice: Callable[[], str], share: float
+    run: CheckedRun, observe: Callable[[Event], None], notice: Callable[[], str], share: float
 ) -> dict[str, Any]:
+    settings = run.settings
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=here).remote()
     scaling = settings.scaling
@@ -110,7 +116,7 @@ def _fit_on_ray(
         ),
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
-            **storage_arguments(progression.folder_of(settings)),
+            **storage_arguments(run.folder),
             worker_runtime_env={"env_vars": allocator.ENVIRONMENT},
         ),
         settings=settings,
@@ -127,7 +133,7 @@ def _fit_on_ray(
             raise RunFailed(describe(error)) from error
         except RayError as error:
             raise RunFailed(describe(error)) from error
-    return progression.folder_of(settings).read_json(progression.RESULT)
+    return run.folder.read_json(layout.RESULT)
 
 
 def _run_in_thread(work: Callable[[], Any]) -> None:
@@ -162,7 +168,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     here = ray.get_runtime_context().get_node_id()
     cpu_budget = DataCpuBudget.of(gather_strings(here), settings.scaling.cpus_per_worker, node_cpus(), config["share"])
-    watchdog = _watchdog(settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)])))
+    watchdog = _watchdog(
+        layout.folder_of(settings), settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)]))
+    )
     worker = RayWorker(
         rank=rank,
         world_size=world_size,
@@ -173,14 +181,14 @@ def _train_worker(config: dict[str, Any]) -> None:
         watchdog=watchdog,
     )
     try:
-        progression.train(settings, worker)
+        progression.run_stages(preflight.check(settings), worker)
     finally:
         watchdog.close()
         worker.flush()
 
 
-def _watchdog(settings: Settings, rank: int, tell: Callable[[str], None]) -> Watchdog:
-    return Watchdog(settings.scaling.hang_minutes * 60, progression.folder_of(settings), rank, tell)
+def _watchdog(run: Folder, settings: Settings, rank: int, tell: Callable[[str], None]) -> Watchdog:
+    return Watchdog(settings.scaling.hang_minutes * 60, run, rank, tell)
 
 
 @contextlib.contextmanager

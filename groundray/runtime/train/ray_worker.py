@@ -74,12 +74,12 @@ class RayWorker:
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
         for step in stream(source, cursor, epochs, self.rank, self.world_size, self.cpu_budget, self.prefetch):
-            self.alive()
+            self.heartbeat()
             yield step.to(self.device)
 
     def emit(self, event: Event) -> None:
         """Tell the driver, at most once a second for steps; ranks other than 0 have nothing of their own to tell."""
-        self.alive()
+        self.heartbeat()
         if self.rank == 0:
             self._unsent.append(event)
             if not isinstance(event, StepDone) or time.monotonic() - self._sent > FLUSH_SECONDS:
@@ -89,11 +89,11 @@ class RayWorker:
         """Wait until the driver's mailbox has everything."""
         ray.get(self._send())
 
-    def alive(self) -> None:
+    def heartbeat(self) -> None:
         if self.watchdog:
-            self.watchdog.alive()
+            self.watchdog.heartbeat()
 
-    def notice(self) -> str:
+    def stop_reason(self) -> str:
         """From Ray, that the machine of a worker is taken away, or from the driver."""
         if not self._answers and time.monotonic() - self._sent > FLUSH_SECONDS:
             self._send()  # nothing was told for a while, as in a validation: ask

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from groundray.config import Settings, SettingsError, StageName, changed, did_you_mean, differences
 from groundray.runtime.tune.search_space import Space, format_value
 from groundray.storage.folder import Folder
-from groundray.training import progression
-from groundray.training.trunk_features import folder_of as features_of
+from groundray.training import layout, preflight
+from groundray.training.layout import features_folder
 
 Search = Literal["grid", "random", "tpe"]
 DEFINITION, SHARED, TRIALS, STATE = "sweep.json", "before", "trials", "tune"
@@ -69,7 +69,7 @@ class Sweep:
 
     @property
     def folder(self) -> Folder:
-        return progression.folder_of(self.settings)
+        return layout.folder_of(self.settings)
 
     @property
     def shared_stages(self) -> tuple[str, ...]:
@@ -122,12 +122,12 @@ class Sweep:
             "stages": self.stages,
             "run.storage": str(self.folder / TRIALS),
             "run.name": name,
-            "features.folder": str(features_of(self.settings)),
+            "features.folder": str(features_folder(self.settings)),
             # float32 rounds by the number of threads: as many for whoever trains a trial again
             "scaling.threads": self.settings.scaling.threads or self.cpus,
         }
         if self.shared_stages:
-            own |= {"run.start_from": str(self.folder / SHARED / progression.MODEL), "run.start_stage": None}
+            own |= {"run.start_from": str(self.folder / SHARED / layout.MODEL), "run.start_stage": None}
         return changed(self.settings, own | dict(values))
 
     def check(self) -> None:
@@ -154,8 +154,8 @@ class Sweep:
                 raise SettingsError(f"--search grid: expected choice:... of each setting, got {space}")
         if self.search == "tpe" and self.seeds > 1:
             raise SettingsError("--seeds: TPE learns from each trial on its own; use --search grid or random")
-        progression.reach(self.settings)
-        stages = {stage.name: stage for stage in progression.check(self.settings)}
+        preflight.check_storage(self.settings)
+        stages = {stage.name: stage for stage in preflight.check(self.settings).stages}
         reported = stages[self.metric.stage].metric_names
         if self.metric.name not in reported:
             raise SettingsError(
@@ -171,7 +171,7 @@ class Sweep:
         """
         folder, here = self.folder, self.definition()
         if not folder.exists(DEFINITION):
-            if folder.exists(progression.CONFIG):
+            if folder.exists(layout.CONFIG):
                 raise SettingsError(f"{folder} holds a training run: use another --run.name")
             folder.make().write_json(DEFINITION, here)
             return

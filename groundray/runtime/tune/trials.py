@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pickle import UnpicklingError
 from types import FrameType
@@ -34,10 +34,10 @@ from groundray.runtime.train.resources import MIN_DATA_CPUS, min_bundles, wait_u
 from groundray.runtime.tune.results import State, Trial
 from groundray.runtime.tune.search_space import Space
 from groundray.runtime.tune.spec import SEED, STATE, Sweep, describe_values
-from groundray.stage.protocol import Stage
 from groundray.tracking import Tracker, uri_of
-from groundray.training import history, progression
+from groundray.training import history, layout, preflight
 from groundray.training.events import EpochDone, Event
+from groundray.training.preflight import CheckedRun
 
 LOG = logging.getLogger(__name__)
 EPOCH, METRIC, BEST = "epoch", "metric", "best"
@@ -111,9 +111,9 @@ class TrialContext:
         scaling = settings.scaling.model_copy(update={"num_workers": 0, "chunks": settings.chunks})
         return settings.model_copy(update={"scaling": scaling})
 
-    def tracker(self, settings: Settings, stages: Sequence[Stage], warn: Callable[[str], None]) -> Tracker | None:
+    def tracker(self, run: CheckedRun, warn: Callable[[str], None]) -> Tracker | None:
         """Of a trial, below the sweep's own MLflow run."""
-        return Tracker.of(settings, stages, warn, self.parent) if self.parent else None
+        return Tracker.of(run, warn, self.parent) if self.parent else None
 
 
 @contextlib.contextmanager
@@ -151,7 +151,7 @@ def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Itera
 def make_shared_features(sweep: Sweep, observe: Callable[[Event], None]) -> None:
     """Make the trunk features that the trials share, where the first trial would make them."""
     values = {space.name: space.values[0] for space in sweep.spaces} | {SEED: sweep.settings.run.seed}
-    make_features(sweep.settings_of(values, "trial"), observe)
+    make_features(preflight.check(sweep.settings_of(values, "trial")), observe)
 
 
 def run_sweep(
@@ -199,9 +199,9 @@ def run_sweep(
         trials = [replace(one, state="unfinished") if one.name in heard.under_way else one for one in trials]
     for trial in trials:
         settings = context.settings(trial.all_values, trial.name)
-        begun = trial.state != "finished" and progression.folder_of(settings).exists(progression.CONFIG)
+        begun = trial.state != "finished" and layout.folder_of(settings).exists(layout.CONFIG)
         if begun and (
-            tracker := context.tracker(settings, progression.check(settings), tell)
+            tracker := context.tracker(preflight.check(settings), tell)
         ):  # whoever ended it left it as it was
             tracker.close(None, "FAILED" if trial.state == "failed" else "KILLED")
     return trials, received[0] if received else 0
@@ -251,9 +251,9 @@ def _train_trial(values: dict[str, Any], context: TrialContext) -> None:
     """In a trial's own process: its training run, each validation reported to Tune."""
     metric = context.sweep.metric
     settings = context.settings(values, _run_name(str(tune.get_context().get_trial_id())))
-    stages = progression.check(settings)
-    folder = progression.claim(settings, stages)
-    tracker = context.tracker(settings, stages, lambda text: None)
+    run = preflight.check(settings)
+    preflight.claim(run)
+    tracker = context.tracker(run, lambda text: None)
     best: list[float] = []
 
     def observe(event: Event) -> None:
@@ -270,9 +270,9 @@ def _train_trial(values: dict[str, Any], context: TrialContext) -> None:
 
     result: dict[str, Any] | None = None
     try:
-        for event, _ in history.read(folder, lambda text: None):
+        for event, _ in history.read(run.folder, lambda text: None):
             report(event)
-        result = launch.fit(settings, observe, share=context.share)
+        result = launch.fit(run, observe, share=context.share)
     finally:
         if tracker:
             tracker.close(result, "FINISHED" if result else "FAILED")

@@ -100,11 +100,11 @@ def drained(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_notice_comes_with_the_answer_to_an_event(mailbox: Near, drained: SimpleNamespace) -> None:
     one = rank_0(mailbox)
     one.emit(StepDone("grounding", 0, 1, 9, {}))
-    assert one.notice() == ""
+    assert one.stop_reason() == ""
     mailbox.request_stop.remote("stopped")
-    assert one.notice() == ""
+    assert one.stop_reason() == ""
     one.emit(Notice("epoch"))
-    assert one.notice() == "stopped"
+    assert one.stop_reason() == "stopped"
 
 
 def test_notice_comes_though_there_is_nothing_to_tell(
@@ -115,10 +115,10 @@ def test_notice_comes_though_there_is_nothing_to_tell(
     monkeypatch.setattr(ray_worker.time, "monotonic", lambda: now[0])
     one = rank_0(mailbox)
     one.emit(Notice("before"))
-    assert one.notice() == ""
+    assert one.stop_reason() == ""
     mailbox.request_stop.remote("resized")
     now[0] += ray_worker.FLUSH_SECONDS + 0.1
-    assert one.notice() == "resized"
+    assert one.stop_reason() == "resized"
 
 
 def test_a_drained_machine_is_notice_but_the_end_of_the_run_outweighs_it(
@@ -126,7 +126,7 @@ def test_a_drained_machine_is_notice_but_the_end_of_the_run_outweighs_it(
 ) -> None:
     one = rank_0(mailbox)
     drained.preempted = True
-    assert one.notice() == "preempted"
+    assert one.stop_reason() == "preempted"
     mailbox.request_stop.remote("stopped")
     one.emit(Notice("more"))
-    assert one.notice() == "stopped"
+    assert one.stop_reason() == "stopped"
