@@ -1,9 +1,9 @@
-"""MLflow: one run a training run, owned by the driver and found again by tag when the run is resumed.
+"""MLflow: one MLflow run for each training run, owned by the driver and found again by its tag when the run resumes.
 
-Each step is logged once, however often it was done, and none is missing: what a killed driver, a killed worker or a
-server that was down has lost is logged later, from the run's own history. Everything happens on a thread of its own
-with a bounded patience: a tracking server that is slow or down never holds up or ends a training run. What could not be
-logged is said once when it fails, and counted at the end.
+Each step is logged exactly once, however often it was repeated: what was lost because a driver or worker was killed, or
+a server was down, is logged later from the run's own history. All calls happen on a separate thread with a timeout, so
+a tracking server that is slow or down never delays or ends a training run. The first failure is reported when it
+happens, and the number of events that could not be logged at the end.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from groundray.training.preflight import CheckedRun
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 RUN_TAG = "groundray.run"
-TRAINING_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs and curves
+TRAINING_EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # MLflow's page then opens on runs and curves
 FLUSH_SECONDS = 2.0
-PATIENCE_SECONDS = 60.0
-MOST_METRICS = 1000  # of one call, by MLflow's limits
-MOST_PARAMETERS = 100
-PLACES = {StepDone: "", EpochDone: "/val", StageDone: "/best"}  # of an event's metrics, after the stage's name
+CLOSE_TIMEOUT_SECONDS = 60.0
+MAX_METRICS = 1000  # in one call: limits of MLflow
+MAX_PARAMETERS = 100
+PREFIXES = {StepDone: "", EpochDone: "/val", StageDone: "/best"}  # of an event's metrics, after the stage's name
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 PACKAGES = ("groundray", "ray", "torch", "torchvision", "transformers", "mlflow-skinny", "pyarrow", "numpy")
 
@@ -51,8 +53,13 @@ class Tracker:
         warn: Callable[[str], None],
         parent: str | None = None,
     ):
-        """A tracker of the run in a folder; one that has a `parent`, the MLflow run of a sweep, leaves its model where
-        it is."""
+        """Start to track the run in a folder.
+
+        Args:
+            fingerprints: the data sets' fingerprints by name, such as `grounding.train`.
+            warn: takes a line for each problem.
+            parent: the MLflow run of a sweep. A run that has one does not log its model.
+        """
         self._settings, self._folder, self._fingerprints, self._warn = settings, folder, fingerprints, warn
         self._parent = parent
         self._jobs: queue.Queue[Event | dict[str, Any] | None] = queue.Queue()
@@ -62,7 +69,7 @@ class Tracker:
 
     @staticmethod
     def of(run: CheckedRun, warn: Callable[[str], None], parent: str | None = None) -> Tracker:
-        """Returns a tracker of a run."""
+        """Return a tracker of a run."""
         return Tracker(run.settings, run.folder, run.fingerprints, warn, parent)
 
     def observe(self, event: Event) -> None:
@@ -70,24 +77,24 @@ class Tracker:
         self._jobs.put(event)
 
     def close(self, result: dict[str, Any] | None, status: Status = "FINISHED") -> None:
-        """Finish the run, waiting a minute at most for what is still under way."""
+        """End the MLflow run. Waits at most CLOSE_TIMEOUT_SECONDS for calls that are in progress."""
         self._jobs.put({"result": result, "status": status})
         self._jobs.put(None)
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(CLOSE_TIMEOUT_SECONDS)
         if self._thread.is_alive():
-            self._warn(f"tracking: gave up after {PATIENCE_SECONDS:.0f} s; the run itself is complete")
+            self._warn(f"tracking: no answer within {CLOSE_TIMEOUT_SECONDS:.0f} s; the run itself is complete")
         elif self._lost:
             self._warn(f"tracking: {self._lost} events could not be logged; the run itself is complete")
 
     def _work(self) -> None:
         log: _Log | None = None
-        over = False
-        while not over:
-            batch, over = self._next_batch()
+        closed = False
+        while not closed:
+            batch, closed = self._next_batch()
             try:
                 opened = log is None
                 log = log or _Log.open(self._settings, self._folder, self._fingerprints, self._parent)
-                if opened or any(isinstance(job, dict | Attempted) for job in batch):  # what may have been lost before
+                if opened or any(isinstance(job, dict | Attempted) for job in batch):  # events may be missing
                     log.metrics([event for event, _ in history.read(self._folder, self._warn)])
                     log.metrics(recovery.recoveries(self._folder))
                 log.metrics([event for event in batch if not isinstance(event, dict)])
@@ -95,18 +102,17 @@ class Tracker:
                     if isinstance(job, dict):
                         log.end(job["result"], job["status"], self._folder)
                         self._lost = 0
-            except Exception as error:  # noqa: BLE001  whatever tracking raises, the training run goes on
+            except Exception as error:  # noqa: BLE001  whatever tracking raises, training continues
                 if not self._lost:
-                    first = str(error).strip().splitlines() or [""]
-                    self._warn(f"tracking failed, training goes on: {type(error).__name__}: {first[0]}")
+                    self._warn(f"tracking failed, training continues: {_one_line(error)}")
                 self._lost += len(batch)
-                log = None  # its run may be gone
+                log = None  # its MLflow run may have been deleted
 
     def _next_batch(self) -> tuple[list[Event | dict[str, Any]], bool]:
-        """What has come in, at the latest after FLUSH_SECONDS, and whether it is all there will be."""
+        """Return the jobs of the next FLUSH_SECONDS, and whether the queue is closed."""
         batch: list[Event | dict[str, Any]] = []
         until = time.monotonic() + FLUSH_SECONDS
-        while (left := until - time.monotonic()) > 0 and len(batch) < MOST_METRICS:
+        while (left := until - time.monotonic()) > 0 and len(batch) < MAX_METRICS:
             try:
                 job = self._jobs.get(timeout=left)
             except queue.Empty:
@@ -126,46 +132,46 @@ class _Log:
 
     @staticmethod
     def open(settings: Settings, folder: Folder, fingerprints: Mapping[str, str], parent: str | None) -> _Log:
-        """The MLflow run of a training run: found by its tag, or made with all that is known at the start."""
+        """Find the MLflow run of a training run by its tag, or create it with the run's parameters."""
         client, number = _client(settings)
-        run_id = _found(client, number, folder)
+        run_id = _reopen(client, number, folder)
         if run_id is None:
             flat = {**dict(flatten(settings.model_dump(mode="json"))), "scaling.chunks": settings.chunks}
             known = flat | {f"data.{name}.fingerprint": value for name, value in fingerprints.items()}
             versions = {f"version.{name}": _version(name) for name in PACKAGES}
             tags = versions | ({"mlflow.parentRunId": parent} if parent else {})
-            run_id = _created(client, number, settings, folder, "groundray.train", known, tags)
+            run_id = _create_run(client, number, settings, folder, "groundray.train", known, tags)
         logged = {
             (prefix, point.step)
-            for prefix in (stage + place for stage in settings.stages for place in PLACES.values())
+            for prefix in (stage + suffix for stage in settings.stages for suffix in PREFIXES.values())
             for point in client.get_metric_history(run_id, f"{prefix}/loss")
         }
-        for name, place in (("attempts", "attempted"), ("first_step_seconds", "recovered")):
-            logged |= {(place, point.step) for point in client.get_metric_history(run_id, f"recovery/{name}")}
+        for name, series in (("attempts", "attempted"), ("first_step_seconds", "recovered")):
+            logged |= {(series, point.step) for point in client.get_metric_history(run_id, f"recovery/{name}")}
         return _Log(client, run_id, logged, attaches_model=parent is None)
 
     def metrics(self, events: Sequence[Event]) -> None:
-        """Log steps as `grounding/loss` and so on, validation as `grounding/val/loss`, and what a stage ended with as
-        `grounding/best/loss`, each once; and how the run recovered as `recovery/...`, by attempt."""
+        """Log each event once: steps as `grounding/loss`, validation as `grounding/val/loss`, a stage's best epoch as
+        `grounding/best/loss`, and recovery as `recovery/...` with the attempt's number as the step."""
         from mlflow.entities import Metric
 
         new: dict[tuple[str, int], list[Any]] = {}
         for event in events:
-            if (told := _told(event)) and (told.place, told.step) not in self._logged:
-                new[told.place, told.step] = [
-                    Metric(f"{told.prefix}/{name.replace('@', '_at_')}", value, int(told.time * 1000), told.step)
-                    for name, value in told.metrics.items()
+            if (entry := _entry(event)) and (entry.series, entry.step) not in self._logged:
+                new[entry.series, entry.step] = [
+                    Metric(f"{entry.prefix}/{name.replace('@', '_at_')}", value, int(entry.time * 1000), entry.step)
+                    for name, value in entry.metrics.items()
                 ]
         while new:
             part: dict[tuple[str, int], list[Any]] = {}
-            while new and sum(map(len, part.values())) + len(next(iter(new.values()))) <= MOST_METRICS:
-                place = next(iter(new))
-                part[place] = new.pop(place)
+            while new and sum(map(len, part.values())) + len(next(iter(new.values()))) <= MAX_METRICS:
+                key = next(iter(new))
+                part[key] = new.pop(key)
             self._client.log_batch(self._run_id, metrics=[point for points in part.values() for point in points])
             self._logged |= part.keys()
 
     def end(self, result: dict[str, Any] | None, status: Status, folder: Folder) -> None:
-        """Attach what the run made, and close it."""
+        """Log the result and the model, and end the MLflow run."""
         if result is not None:
             self._client.log_dict(self._run_id, result, "result.json")
             if self._attaches_model:
@@ -174,21 +180,21 @@ class _Log:
 
 
 class SweepLog:
-    """The MLflow run of a sweep, below which are those of its trials. What cannot be logged is said."""
+    """The MLflow run of a sweep, the parent of its trials' runs. What cannot be logged is reported as a warning."""
 
     def __init__(self, settings: Settings, folder: Folder, known: Mapping[str, Any], warn: Callable[[str], None]):
-        """Found by its tag, or made with what is known of the sweep as parameters."""
+        """Find the MLflow run by its tag, or create it with the parameters `known`."""
         self._settings, self._folder, self._warn = settings, folder, warn
         self.run_id: str | None = None
-        with self._patiently():
+        with self._warned():
             client, number = _client(settings)
-            self.run_id = _found(client, number, folder) or _created(
+            self.run_id = _reopen(client, number, folder) or _create_run(
                 client, number, settings, folder, "groundray.sweep", known, {}
             )
 
     def close(self, metrics: Mapping[str, float], files: Sequence[str], finished: bool) -> None:
         """Attach what came out of the sweep, files of its folder by name, and close its run."""
-        with self._patiently():
+        with self._warned():
             client, _ = _client(self._settings)
             for name, value in metrics.items():
                 client.log_metric(self.run_id, name.replace("@", "_at_"), value)
@@ -199,11 +205,13 @@ class SweepLog:
             client.set_terminated(self.run_id, "FINISHED" if finished else "KILLED")
 
     def register(self, trial: Folder, name: str, alias: str) -> str | None:
-        """The number of the version of a registered model that a trial's model is, made if there is none yet, and then
-        what `models:/NAME@ALIAS` means; None where that failed."""
-        with self._patiently():
+        """Register a trial's model, let `models:/NAME@ALIAS` refer to it, and return its version; None if that failed.
+
+        A model that is registered already keeps its version.
+        """
+        with self._warned():
             client, number = _client(self._settings)
-            run_id = _oldest(client, number, trial)
+            run_id = _find_run(client, number, trial)
             if run_id is None:
                 raise ValueError(f"{trial} has no MLflow run")
             if not client.search_registered_models(f"name = '{name}'"):
@@ -218,12 +226,11 @@ class SweepLog:
         return None
 
     @contextlib.contextmanager
-    def _patiently(self) -> Iterator[None]:
+    def _warned(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001  whatever tracking raises, the sweep goes on
-            first = str(error).strip().splitlines() or [""]
-            self._warn(f"tracking failed, the sweep goes on: {type(error).__name__}: {first[0]}")
+        except Exception as error:  # noqa: BLE001  whatever tracking raises, the sweep continues
+            self._warn(f"tracking failed, the sweep continues: {_one_line(error)}")
 
 
 def log_analysis(
@@ -233,49 +240,55 @@ def log_analysis(
     files: Mapping[str, bytes],
     warn: Callable[[str], None],
 ) -> bool:
-    """Add what an analysis found of a run's model to its MLflow run: metrics, and files below `analysis/`. What cannot
-    be logged is said, and False returned."""
+    """Add the metrics and files of an analysis to a run's MLflow run, the files in `analysis/`.
+
+    Returns False, with a warning, if that failed.
+    """
     from mlflow.entities import Metric
 
     try:
         client, number = _client(settings)
-        run_id = _oldest(client, number, folder)
+        run_id = _find_run(client, number, folder)
         if run_id is None:
             raise ValueError(f"no MLflow run of {folder} at {uri_of(settings)}: train with tracking.enabled true")
         now = int(time.time() * 1000)
-        points = [Metric(_allowed(name), value, now, 0) for name, value in metrics.items()]
-        for start in range(0, len(points), MOST_METRICS):
-            client.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
+        points = [Metric(_metric_name(name), value, now, 0) for name, value in metrics.items()]
+        for start in range(0, len(points), MAX_METRICS):
+            client.log_batch(run_id, metrics=points[start : start + MAX_METRICS])
         with tempfile.TemporaryDirectory() as local:
             for name, content in files.items():
                 (Path(local) / name).write_bytes(content)
             client.log_artifacts(run_id, local, "analysis")
-    except Exception as error:  # noqa: BLE001  whatever tracking raises, the analysis is there
-        first = str(error).strip().splitlines() or [""]
-        warn(f"tracking failed, the analysis is complete without it: {type(error).__name__}: {first[0]}")
+    except Exception as error:  # noqa: BLE001  whatever tracking raises, the analysis is complete
+        warn(f"tracking failed, the analysis itself is complete: {_one_line(error)}")
         return False
     return True
 
 
-def _allowed(name: str) -> str:
-    """A metric's name of the letters that MLflow takes."""
+def _one_line(error: Exception) -> str:
+    """Return the type and the first line of an exception."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def _metric_name(name: str) -> str:
+    """Return a metric's name with only the characters that MLflow accepts."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"), flags=re.ASCII)
 
 
 def uri_of(settings: Settings) -> str:
-    """Where a run is tracked, the same from every folder of this machine."""
+    """Return the tracking URI of a run, which means the same in every folder of this machine."""
     uri = settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     scheme, slashes, path = uri.partition(":///")
     return f"{scheme}:///{Path(path).absolute()}" if slashes and scheme == "sqlite" else uri
 
 
 def _client(settings: Settings) -> tuple[Any, str]:
-    """MLflow's client, and the experiment of these settings, made if there is none."""
+    """Return MLflow's client, and the id of the settings' experiment, which is created if it does not exist."""
     for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "1"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
-    from mlflow import MlflowClient  # takes seconds: only a run that is tracked pays, off the main thread
+    from mlflow import MlflowClient  # takes seconds, so only a tracked run imports it, off the main thread
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of each table that it makes
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # else it logs each table that it creates
     logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
     client = MlflowClient(uri_of(settings))
     experiment = client.get_experiment_by_name(settings.tracking.experiment)
@@ -284,26 +297,28 @@ def _client(settings: Settings) -> tuple[Any, str]:
     return client, client.create_experiment(settings.tracking.experiment, tags=TRAINING_EXPERIMENT)
 
 
-def _found(client: Any, experiment: str, folder: Folder) -> str | None:
-    """The MLflow run of what is kept in a folder, running again; None if there is none yet."""
-    run_id = _oldest(client, experiment, folder)
+def _reopen(client: Any, experiment: str, folder: Folder) -> str | None:
+    """Set the MLflow run of a folder to running, and return its id; None if there is none."""
+    run_id = _find_run(client, experiment, folder)
     if run_id:
         client.update_run(run_id, status="RUNNING")
     return run_id
 
 
-def _oldest(client: Any, experiment: str, folder: Folder) -> str | None:
-    """The MLflow run of what is kept in a folder. Of several, made by processes that did not know of each other, as a
-    trial that is ended and the sweep that closes its run, the later ones are deleted: they hold nothing of their own.
+def _find_run(client: Any, experiment: str, folder: Folder) -> str | None:
+    """Return the id of the MLflow run of a folder, None if there is none.
+
+    If several were created at once, as by a stopped trial and the sweep that closes its run, the oldest is kept and the
+    others, which hold nothing else, are deleted.
     """
-    found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{folder}'")
-    first, *later = sorted((run.info.start_time, run.info.run_id) for run in found) or [(0, None)]
+    runs = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{folder}'")
+    first, *later = sorted((run.info.start_time, run.info.run_id) for run in runs) or [(0, None)]
     for _, run_id in later:
         client.delete_run(run_id)
     return first[1]
 
 
-def _created(
+def _create_run(
     client: Any,
     experiment: str,
     settings: Settings,
@@ -312,16 +327,16 @@ def _created(
     known: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> str:
-    """A new MLflow run, with what is known at the start as its parameters; or that of who was first."""
+    """Create an MLflow run with the parameters `known`, and return its id; or that of a run another process created."""
     from mlflow.entities import Param
 
     named = {RUN_TAG: str(folder), "mlflow.source.name": source, "git.commit": git_commit()}
     run_id = client.create_run(experiment, run_name=settings.run.name, tags={**named, **tags}).info.run_id
-    if (first := _oldest(client, experiment, folder)) not in (None, run_id):
+    if (first := _find_run(client, experiment, folder)) not in (None, run_id):
         return first
     parameters = [Param(name, str(value)) for name, value in known.items()]
-    for start in range(0, len(parameters), MOST_PARAMETERS):
-        client.log_batch(run_id, params=parameters[start : start + MOST_PARAMETERS])
+    for start in range(0, len(parameters), MAX_PARAMETERS):
+        client.log_batch(run_id, params=parameters[start : start + MAX_PARAMETERS])
     client.log_text(run_id, settings.to_yaml(), "config.yaml")
     return run_id
 
@@ -332,21 +347,21 @@ def _attach_model(client: Any, run_id: str, folder: Folder) -> None:
         client.log_artifacts(run_id, local, "model")
 
 
-class _Told(NamedTuple):
-    """What is logged of an event: its metrics, below `prefix`; one event a `place` and step."""
+class _Entry(NamedTuple):
+    """The metrics of an event, named `prefix/...`. There is one event for each series and step."""
 
-    place: str
+    series: str
     prefix: str
     step: int
     time: float
     metrics: dict[str, float]
 
 
-def _told(event: Event) -> _Told | None:
+def _entry(event: Event) -> _Entry | None:
     match event:
         case StepDone() | EpochDone() | StageDone():
-            prefix = event.stage + PLACES[type(event)]
-            return _Told(prefix, prefix, event.step, event.time, event.metrics)
+            prefix = event.stage + PREFIXES[type(event)]
+            return _Entry(prefix, prefix, event.step, event.time, event.metrics)
         case Attempted():
             metrics = {
                 "attempts": float(event.number),
@@ -354,15 +369,15 @@ def _told(event: Event) -> _Told | None:
                 "repeated_steps": float(event.repeated_steps),
                 "repeated_seconds": event.repeated_seconds,
             }
-            return _Told("attempted", "recovery", event.number, time.time(), metrics)
+            return _Entry("attempted", "recovery", event.number, time.time(), metrics)
         case Recovered():
             metrics = {"first_step_seconds": event.start_seconds, "down_seconds": event.down_seconds}
-            return _Told("recovered", "recovery", event.number, time.time(), metrics)
+            return _Entry("recovered", "recovery", event.number, time.time(), metrics)
     return None
 
 
 def git_commit() -> str:
-    """The commit of the working directory, with `-dirty` where files differ; `unknown` outside a checkout."""
+    """Return the commit of the working directory, with `-dirty` if files differ; `unknown` outside a checkout."""
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

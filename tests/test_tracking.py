@@ -80,7 +80,7 @@ def test_a_run_and_its_resume_are_one_mlflow_run(
 def test_a_server_that_is_not_there_is_a_warning(folder: Folder) -> None:
     warnings = track("http://127.0.0.1:9", folder, range(1, 4))
     assert len(warnings) == 2
-    assert warnings[0].startswith("tracking failed, training goes on: ")
+    assert warnings[0].startswith("tracking failed, training continues: ")
     assert "could not be logged; the run itself is complete" in warnings[1]
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_history_keeps_no_run_open(tmp_path: Path, folder: Folder, mon
 def test_two_who_begin_at_once_are_one_run(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither finds a run, both make one: the later leaves its own for the other's."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "_found", lambda *_: None)
+    monkeypatch.setattr(tracking, "_reopen", lambda *_: None)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 4)) == []
     assert track(uri, folder, range(4, 6)) == []
@@ -195,6 +195,6 @@ def test_an_analysis_of_no_run_is_a_warning(tmp_path: Path, folder: Folder, monk
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert not tracking.log_analysis(settings(uri), folder, {}, {}, warnings.append)
     assert warnings == [
-        "tracking failed, the analysis is complete without it: ValueError: no MLflow run of "
+        "tracking failed, the analysis itself is complete: ValueError: no MLflow run of "
         f"{folder} at {uri}: train with tracking.enabled true"
     ]

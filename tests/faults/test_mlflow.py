@@ -124,7 +124,7 @@ class Tracked:
 
     def has_failed(self) -> bool:
         """Whether the run has said that it cannot be tracked."""
-        return "tracking failed, training goes on: " in self.log.read_text()
+        return "tracking failed, training continues: " in self.log.read_text()
 
     def hurry(self) -> None:
         (self.saboteur.folder / "quick").touch()
