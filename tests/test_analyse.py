@@ -1,4 +1,4 @@
-"""`python -m groundray.analyse` of words, and the analysis that a run ends with, as a person meets them."""
+"""`python -m groundray.analyse` of words, and the analysis at the end of a run, from the command line."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def few(world: SmallWorld, tmp_path: Path) -> Path:
-    """A folder of features alone, which are quick to analyse."""
+    """A folder with features only, which are quick to analyse."""
     (tmp_path / "few").mkdir()
     shutil.copy(world.source / "norms" / "features.csv", tmp_path / "few")
     return tmp_path / "few"
 
 
-def told(out: Path) -> dict[str, Any]:
+def read(out: Path) -> dict[str, Any]:
     return json.loads(out.read_text(), parse_constant=pytest.fail)
 
 
-def test_everything_that_there_is_data_for_is_analysed(
+def test_all_makes_every_analysis_that_has_data(
     world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "similarity").mkdir()
@@ -55,7 +55,7 @@ def test_everything_that_there_is_data_for_is_analysed(
     (tmp_path / "similarity" / "pairs.txt").write_text("red\torange\t8\nred\tidea\t1\ncircle\tring\t7\nhope\tblue\t0\n")
     words = ["all", "--checkpoint", str(model), "--norms", str(tmp_path), "--out", str(tmp_path / "report")]
     assert analyse.main([*words, "--model", f"again={model / 'language'}", "--json", str(tmp_path / "all.json")]) == 0
-    found = told(tmp_path / "all.json")
+    found = read(tmp_path / "all.json")
     assert list(found["models"]) == ["ungrounded", "text-only", "grounded", "again"]
     assert list(found["analyses"]) == [
         "axes",
@@ -80,7 +80,7 @@ def test_everything_that_there_is_data_for_is_analysed(
         "grounding/text_to_image/recall_at_10",
         "grounding/image_to_text/recall_at_10",
     ]
-    assert told(tmp_path / "report" / "report.json") == found
+    assert read(tmp_path / "report" / "report.json") == found
     assert (tmp_path / "report" / "report.html").stat().st_size > 100_000
     assert (tmp_path / "report" / "axes-measures.png").exists()
     shown = capsys.readouterr().out
@@ -92,7 +92,9 @@ def test_everything_that_there_is_data_for_is_analysed(
         assert text in shown
 
 
-def test_what_is_found_is_the_same_each_time(world: SmallWorld, model: Path, tmp_path: Path, few: Path) -> None:
+def test_results_are_equal_byte_for_byte_when_repeated(
+    world: SmallWorld, model: Path, tmp_path: Path, few: Path
+) -> None:
     for out in ("one", "other"):  # each with a cache of its own
         words = ["--checkpoint", str(model), "--cache", str(tmp_path / f"cache-{out}")]
         for name in ("axes", "categories"):
@@ -107,7 +109,7 @@ def test_what_is_found_is_the_same_each_time(world: SmallWorld, model: Path, tmp
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
 
 
-def test_norms_that_cannot_be_read_are_named_and_the_rest_is_made(
+def test_unreadable_norms_are_named_and_other_analyses_made(
     world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "norms").mkdir()
@@ -118,7 +120,7 @@ def test_norms_that_cannot_be_read_are_named_and_the_rest_is_made(
     line = (tmp_path / "norms" / "features.csv").read_text().count("\n")
     words = ["--checkpoint", str(model), "--norms", str(tmp_path / "norms"), "--json", str(tmp_path / "all.json")]
     assert analyse.main(["all", *words, "--out", str(tmp_path / "report")]) == 1
-    found = told(tmp_path / "all.json")
+    found = read(tmp_path / "all.json")
     assert f"features.csv line {line}: expected a number" in found["skipped"]["norms"]
     assert {"axes", "categories", "retrieval"} <= found["analyses"].keys()
     capsys.readouterr()
@@ -126,7 +128,7 @@ def test_norms_that_cannot_be_read_are_named_and_the_rest_is_made(
     assert f"features.csv line {line}" in capsys.readouterr().err
 
 
-def test_one_analysis_shows_its_tables_and_writes_no_report(
+def test_one_analysis_prints_tables_and_writes_no_report(
     world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--checkpoint", str(model), "--norms", str(world.source / "norms"), "--json", str(tmp_path / "found.json")]
@@ -134,19 +136,19 @@ def test_one_analysis_shows_its_tables_and_writes_no_report(
     shown = capsys.readouterr().out
     assert "Rank of each target" in shown
     assert "striped circle" in shown
-    assert list(told(tmp_path / "found.json")["analyses"]) == ["composition", "composition_through_images"]
+    assert list(read(tmp_path / "found.json")["analyses"]) == ["composition", "composition_through_images"]
     assert not (model.parent / "analysis").exists()
     assert analyse.main(["axes", *words, "--components", "2", "--out", str(tmp_path / "axes")]) == 0
     assert (tmp_path / "axes" / "report.html").exists()
-    assert "pc2/words/pearson" in told(tmp_path / "found.json")["analyses"]["axes"]["measures"]
+    assert "pc2/words/pearson" in read(tmp_path / "found.json")["analyses"]["axes"]["measures"]
 
 
-def test_options_change_what_is_measured(world: SmallWorld, model: Path, tmp_path: Path) -> None:
+def test_options_change_the_measures(world: SmallWorld, model: Path, tmp_path: Path) -> None:
     def found(*words: str) -> Any:
         name = words[0]
         norms = ["--checkpoint", str(model), "--norms", str(world.source / "norms")]
         assert analyse.main([name, *norms, *words[1:], "--json", str(tmp_path / "found.json")]) == 0
-        return told(tmp_path / "found.json")["analyses"][name]["measures"]
+        return read(tmp_path / "found.json")["analyses"][name]["measures"]
 
     pool = tmp_path / "pool.txt"
     pool.write_text("circle\nsquare\nred\nidea\nhope\nblue\nstar\n")
@@ -158,7 +160,7 @@ def test_options_change_what_is_measured(world: SmallWorld, model: Path, tmp_pat
 
     def features(*words: str) -> int:
         found("norms", *words)
-        return len(told(tmp_path / "found.json")["analyses"]["norms"]["tables"][0]["rows"])
+        return len(read(tmp_path / "found.json")["analyses"]["norms"]["tables"][0]["rows"])
 
     assert features("--folds", "2") > features() > features("--min-people", "11")
 
@@ -182,7 +184,7 @@ def test_options_change_what_is_measured(world: SmallWorld, model: Path, tmp_pat
         (["axes", "--model", "a=NOWHERE", "--checkpoint", "MODEL"], "no language model to be had at NOWHERE"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(
+def test_a_usage_error_is_one_line_and_status_2(
     model: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert analyse.main([word.replace("MODEL", str(model)) for word in words]) == 2
@@ -194,7 +196,7 @@ def test_what_cannot_be_done_is_one_line(
 @pytest.mark.parametrize(
     ("width", "intervals", "published"), [(70, False, False), (130, False, True), (200, True, True)]
 )
-def test_the_screen_shows_as_much_as_it_has_room_for(width: int, intervals: bool, published: bool) -> None:
+def test_a_table_shows_what_fits_the_width(width: int, intervals: bool, published: bool) -> None:
     made = Report("demo", dict.fromkeys(MODELS, ""), analyses())
     file = io.StringIO()
     console = Console(file=file, width=width, markup=False, highlight=False)
@@ -204,6 +206,13 @@ def test_the_screen_shows_as_much_as_it_has_room_for(width: int, intervals: bool
     assert ("[0.350, 0.440]" in shown) == intervals
     assert ("0.104 / 0.661 / 0.695" in shown) == published
     assert "…" not in shown
+
+
+def test_at_80_columns_a_measure_takes_one_line() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, markup=False, highlight=False)
+    console.print(terminal.comparison(Report("demo", dict.fromkeys(MODELS, ""), analyses()), console, short=False))
+    assert "PC1 and concreteness, words: Spearman rho  52  0.200  0.350  0.500  0.650" in file.getvalue()
 
 
 # the end of a run
@@ -219,7 +228,7 @@ def trained(world: SmallWorld, *words: str) -> list[str]:
     ]
 
 
-def test_a_run_ends_with_its_analysis_once(
+def test_a_finished_run_is_analysed_once(
     world: SmallWorld, tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -231,7 +240,7 @@ def test_a_run_ends_with_its_analysis_once(
     assert "norms  F1 of all features: median" in shown.out
     assert f"report  {tmp_path}/runs/demo/analysis/report.html" in shown.out
     report = tmp_path / "runs" / "demo" / "analysis" / "report.json"
-    found = told(report)
+    found = read(report)
     assert set(found["analyses"]) == {"norms", "retrieval"}
     assert set(found["models"]) == {"ungrounded", "text-only", "grounded"}
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -255,11 +264,11 @@ def test_a_run_ends_with_its_analysis_once(
 
     report.unlink()
     assert analyse.main(["all", "--checkpoint", "runs/demo/model", "--track"]) == 0  # with the run's own norms
-    assert set(told(report)["analyses"]) == {"norms", "retrieval"}
+    assert set(read(report)["analyses"]) == {"norms", "retrieval"}
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
-def test_an_analysis_that_fails_loses_no_run(
+def test_a_failed_analysis_leaves_the_run_complete(
     world: SmallWorld, tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: Any) -> None:
@@ -277,7 +286,7 @@ def test_an_analysis_that_fails_loses_no_run(
     assert (tmp_path / "demo" / "analysis" / "report.html").exists()
 
 
-def test_norms_that_are_not_there_are_said_before_anything_starts(
+def test_missing_norms_fail_before_training_starts(
     world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = trained(world, f"--run.storage={tmp_path}/runs", f"--analysis.norms={tmp_path}/nowhere")

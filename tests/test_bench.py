@@ -15,7 +15,7 @@ from groundray.benchmarks.published_losses import OURS, Contender
 from groundray.cli.command import EXIT_FAILED, EXIT_USAGE
 
 
-def test_help_lists_the_benchmarks_and_loads_no_torch() -> None:
+def test_help_lists_the_benchmarks_and_imports_no_torch() -> None:
     code = """
 import sys
 from groundray import bench
@@ -41,14 +41,14 @@ def test_a_benchmark_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert all(len(row["runs"]["both"]) == 2 for row in found["rows"])
 
 
-def test_without_a_gpu_its_rows_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpu_rows_are_marked_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["loss", "--batch", "2", "--tokens", "4", "--only", OURS, "--repeats", "1"]) == 0
     import torch
 
     assert ("not measured (no GPU)" in capsys.readouterr().out) != torch.cuda.is_available()
 
 
-def test_contenders_that_disagree_are_a_failure(
+def test_contenders_that_disagree_give_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(relation_step.CONTENDERS, "wrong", Contender(lambda one: one.S.sum()))
@@ -64,6 +64,6 @@ def test_contenders_that_disagree_are_a_failure(
         (["input", "--data", "nowhere"], "no dataset.json"),
     ],
 )
-def test_what_cannot_be_used_is_exit_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_options_give_status_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(words) == EXIT_USAGE
     assert message in capsys.readouterr().err

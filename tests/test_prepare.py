@@ -34,7 +34,7 @@ def words(source: Path, out: Path, *more: str) -> list[str]:
     return ["coco", "--images", f"{source}/images", "--captions", f"{source}/captions.json", "--out", str(out), *more]
 
 
-def test_the_good_is_written_and_the_bad_is_named(
+def test_usable_images_are_written_and_others_named(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "shards"
@@ -85,13 +85,15 @@ def test_a_cluster_and_processes_write_the_same_bytes(
         assert (tmp_path / "processes" / name).read_bytes() == (tmp_path / "cluster" / name).read_bytes()
 
 
-def test_strict_writes_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strict_writes_nothing_if_something_is_rejected(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert prepare.main(words(source, tmp_path / "shards", "--strict")) == 1
     assert not (tmp_path / "shards").exists()
     assert "nothing was written" in capsys.readouterr().err
 
 
-def test_no_usable_image_is_an_error(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_without_usable_images_fails(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file in (source / "images").iterdir():
         file.write_bytes(b"")
     assert prepare.main(words(source, tmp_path / "shards")) == 2
@@ -100,7 +102,7 @@ def test_no_usable_image_is_an_error(source: Path, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("anywhere", ["local", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
-def test_a_small_world_is_prepared_and_recognised(anywhere: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scenes_are_prepared_once(anywhere: str, capsys: pytest.CaptureFixture[str]) -> None:
     scenes = ["scenes", "--out", anywhere, "--num-scenes", "12", "--num-val", "4"]
     assert prepare.main(scenes) == 0
     assert Dataset.open(f"{anywhere}/captions/train").rows == 12
@@ -162,7 +164,7 @@ def test_class_folders_are_prepared(world: SmallWorld, tmp_path: Path, capsys: p
     assert "expected class folders in" in capsys.readouterr().err
 
 
-def test_text_is_prepared_without_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_text_are_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n\n")
     assert prepare.main(["text", "--files", f"{tmp_path}/a.txt", "--out", f"{tmp_path}/out"]) == 0
     assert Dataset.open(f"{tmp_path}/out", "text").counts == {"rows": 2, "lines": 2}
@@ -180,7 +182,7 @@ def test_text_is_prepared_without_a_cluster(tmp_path: Path, capsys: pytest.Captu
         ({"captions": "/no/such/file.json"}, "there is no file /no/such/file.json"),
     ],
 )
-def test_a_source_that_is_not_there(
+def test_a_missing_source_is_named(
     source: Path, tmp_path: Path, change: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {"images": f"{source}/images", "captions": f"{source}/captions.json"} | change
@@ -189,7 +191,7 @@ def test_a_source_that_is_not_there(
     assert message in capsys.readouterr().err
 
 
-def test_broken_captions_are_one_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_captions_give_one_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (source / "captions.json").write_text("{")
     assert prepare.main(words(source, tmp_path / "shards")) == 2
     error = capsys.readouterr().err

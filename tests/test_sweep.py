@@ -1,4 +1,4 @@
-"""Sweeps from the command line, on the test session's cluster and on their own."""
+"""Sweeps from the command line, on the test session's cluster and on one of their own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def words(
     return ["--space", space, "--metric", RECALL, *settings, *more]
 
 
-def test_what_a_command_line_says_goes_before_what_a_script_does() -> None:
+def test_command_line_settings_override_a_scripts_defaults() -> None:
     defaults = ["--visual.epochs=3", "--run.name=tau"]
     assert with_defaults([], defaults) == defaults
     for given in (["--visual.epochs", "2"], ["--visual.epochs=2"]):
@@ -47,7 +47,7 @@ def test_what_a_command_line_says_goes_before_what_a_script_does() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
+def test_a_sweep_writes_a_table_a_plot_and_the_best_model(
     world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -55,10 +55,10 @@ def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
         world, tmp_path, "--seeds=2", "--early-stopping=none", "--register=shown", stages="language,grounding"
     )
     assert main(given) == 0
-    said = capsys.readouterr()
-    assert "2 trials at once" in said.out
-    assert "language  trained once, for all trials" in said.out
-    assert "models:/shown@best is version 1" in said.out
+    output = capsys.readouterr()
+    assert "2 trials at once" in output.out
+    assert "language  trained once, for all trials" in output.out
+    assert "models:/shown@best is version 1" in output.out
 
     trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
     assert sorted((trial["values"]["grounding.temperature"], trial["seed"]) for trial in trials) == [
@@ -77,7 +77,7 @@ def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
     swept = {child.info.run_name: child.data.params["grounding.temperature"] for child in children}
     assert all(swept[trial["name"]] == str(trial["values"]["grounding.temperature"]) for trial in trials)
 
-    (line,) = (line for line in said.out.splitlines() if line.startswith("best"))
+    (line,) = (line for line in output.out.splitlines() if line.startswith("best"))
     winner = next(trial for trial in trials if trial["name"] == line.split()[1])
     assert winner["value"] == pytest.approx(float(line.split()[-1]), rel=1e-3)
     weights = Path("language/model.safetensors")
@@ -87,7 +87,7 @@ def test_a_sweep_ends_with_a_table_a_picture_and_a_model(
     assert (downloaded / weights).read_bytes() == trained
 
     # the command that it prints trains these weights again
-    (line,) = (line for line in said.out.splitlines() if "python -m groundray.train" in line)
+    (line,) = (line for line in output.out.splitlines() if "python -m groundray.train" in line)
     _, _, module, flag, preset, *more = shlex.split(line)
     assert (module, flag, preset) == ("groundray.train", "--config", "demo")
     settings = config.load(preset, more)
@@ -126,7 +126,7 @@ def test_points_are_drawn_within_their_ranges(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_is_kept_in_a_store(
+def test_a_sweep_writes_to_an_object_store(
     world: SmallWorld, s3: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     s3.use(monkeypatch)
@@ -149,7 +149,7 @@ def test_a_sweep_is_kept_in_a_store(
 
 
 def tracking(storage: Path) -> tuple[mlflow.MlflowClient, str]:
-    """MLflow's client, and the sweeps' experiment."""
+    """Return MLflow's client and the id of the sweeps' experiment."""
     client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiment = client.get_experiment_by_name("sweeps")
     assert experiment is not None
@@ -159,7 +159,7 @@ def tracking(storage: Path) -> tuple[mlflow.MlflowClient, str]:
 def apart(
     world: SmallWorld, storage: Path, *more: str, stages: str = "grounding", space: str = TEMPERATURES
 ) -> subprocess.Popen[str]:
-    """A sweep in a process of its own, with a cluster of its own."""
+    """Start a sweep in a separate process, with a separate cluster."""
     return subprocess.Popen(
         [sys.executable, "-m", "groundray.sweep", *words(world, storage, *more, stages=stages, space=space)],
         stdout=subprocess.PIPE,
@@ -172,9 +172,8 @@ def apart(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_early_stopped_trial_of_two_workers_frees_them(world: SmallWorld, tmp_path: Path) -> None:
-    """The cluster holds one such trial at a time: the next can only begin once the workers of one that was stopped are
-    gone."""
+def test_an_early_stopped_trial_frees_its_workers(world: SmallWorld, tmp_path: Path) -> None:
+    """The cluster has room for one such trial: the next starts only when the workers of a stopped one are gone."""
     more = [
         "--scaling.num_workers=2",
         "--scaling.cpus_per_worker=0.5",
@@ -182,33 +181,33 @@ def test_an_early_stopped_trial_of_two_workers_frees_them(world: SmallWorld, tmp
         "--metric=grounding/loss",
     ]
     with apart(world, tmp_path, *more, space="grounding.optimizer.lr=choice:1e-3,1e-9,1e-10") as sweep:
-        said = sweep.communicate(timeout=280)[0]
-    assert sweep.returncode == 0, said
+        output = sweep.communicate(timeout=280)[0]
+    assert sweep.returncode == 0, output
     trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
     ended = {trial["values"]["grounding.optimizer.lr"]: trial["state"] for trial in trials}
-    assert ended == {1e-3: "finished", 1e-9: "stopped early", 1e-10: "stopped early"}, said
+    assert ended == {1e-3: "finished", 1e-9: "stopped early", 1e-10: "stopped early"}, output
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_sweep_that_is_stopped_goes_on(world: SmallWorld, tmp_path: Path) -> None:
-    """Once while the run is trained that trials start from, once in a trial."""
+def test_an_interrupted_sweep_resumes(world: SmallWorld, tmp_path: Path) -> None:
+    """Interrupt the shared run that trials start from, then a trial."""
     more = ["--early-stopping=none", "--max-concurrent=1", "--language.epochs=40", "--resume"]
     for at, number in (("language  epoch 1/40  validation", signal.SIGINT), ("trial-00001  epoch 1", signal.SIGTERM)):
         with apart(world, tmp_path, *more, stages="language,grounding") as sweep:
-            said = ""
+            output = ""
             for line in sweep.stdout or ():
-                said += line
+                output += line
                 if at in line:
                     sweep.send_signal(number)
-        assert sweep.returncode == 128 + number, said
-        assert "rerun the same command with --resume to resume" in said
+        assert sweep.returncode == 128 + number, output
+        assert "rerun the same command with --resume to resume" in output
     folder = tmp_path / "tau" / "trials" / "trial-00000"
     first = {path.name: path.stat().st_mtime for path in folder.iterdir()}
 
     with apart(world, tmp_path, *more, stages="language,grounding") as sweep:
-        said = sweep.communicate(timeout=200)[0]
-    assert sweep.returncode == 0, said
+        output = sweep.communicate(timeout=200)[0]
+    assert sweep.returncode == 0, output
     assert {path.name: path.stat().st_mtime for path in folder.iterdir()} == first
     trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
     assert [trial["state"] for trial in trials] == ["finished"] * 3
@@ -222,7 +221,7 @@ def test_a_sweep_that_is_stopped_goes_on(world: SmallWorld, tmp_path: Path) -> N
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--max-concurrent=9"], "--max-concurrent: expected at most 2, got 9: a trial takes 1 CPUs and 0 GPUs"),
         (["--scaling.cpus_per_worker=5"], "a trial takes 5 CPUs and 0 GPUs, the cluster has 2 and 0: use fewer"),
@@ -233,15 +232,15 @@ def test_a_sweep_that_is_stopped_goes_on(world: SmallWorld, tmp_path: Path) -> N
         (["--space=grounding.dropout=uniform:1:0"], "expected the lower end before the higher"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_starts(
-    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+def test_an_impossible_sweep_fails_before_it_starts(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     assert main(words(world, tmp_path, *more)) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "tau").exists()
 
 
-def test_a_cluster_that_is_not_there_is_said(world: SmallWorld, tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_named(world: SmallWorld, tmp_path: Path) -> None:
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9", "RAY_gcs_rpc_server_reconnect_timeout_s": "1"}
     began = time.monotonic()
     ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""Tracking: what MLflow holds after a run, and that a run outlives its tracking."""
+"""Tracking: what MLflow contains after a run, and that failures of tracking do not end a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def track(uri: str, folder: Folder, steps: range) -> list[str]:
-    """Track some steps; the warnings."""
+    """Track some steps and return the warnings."""
     warnings: list[str] = []
     tracker = Tracker(settings(uri), folder, {"grounding.train": "abc"}, warnings.append)
     for step in steps:
@@ -47,7 +47,7 @@ def track(uri: str, folder: Folder, steps: range) -> list[str]:
 
 
 def only_run(uri: str) -> tuple[mlflow.MlflowClient, Run]:
-    """MLflow's client, and the one run of the tests' experiment."""
+    """Return MLflow's client and the only run of the tests' experiment."""
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
@@ -77,17 +77,15 @@ def test_a_run_and_its_resume_are_one_mlflow_run(
     assert files == {"config.yaml", "result.json", "model"}
 
 
-def test_a_server_that_is_not_there_is_a_warning(folder: Folder) -> None:
+def test_an_unreachable_server_gives_warnings(folder: Folder) -> None:
     warnings = track("http://127.0.0.1:9", folder, range(1, 4))
     assert len(warnings) == 2
     assert warnings[0].startswith("tracking failed, training continues: ")
     assert "could not be logged; the run itself is complete" in warnings[1]
 
 
-def test_no_step_is_logged_twice_and_none_is_missing(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A driver was killed before it had logged what a checkpoint was written for; its workers did some steps again."""
+def test_every_step_is_logged_exactly_once(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver was killed before it logged the steps of its last checkpoint, and the next repeated some of them."""
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     track(uri, folder, range(1, 4))
@@ -114,7 +112,7 @@ def test_no_step_is_logged_twice_and_none_is_missing(
     assert sorted(point.step for point in points) == list(range(1, 9))
     assert {point.step: point.timestamp for point in points}[5] == (10**9 + 5) * 1000
     recovery = {name.split("/")[1]: value for name, value in found.data.metrics.items() if name.startswith("recovery/")}
-    assert recovery == {  # though nobody told the tracker of it
+    assert recovery == {  # from the run's files: the tracker saw no such event
         "attempts": 2,
         "preemptions": 0,
         "repeated_steps": 1,
@@ -124,7 +122,7 @@ def test_no_step_is_logged_twice_and_none_is_missing(
     }
 
 
-def test_how_a_run_recovered_is_logged_once(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recovery_is_logged_once(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for _ in range(2):
@@ -137,7 +135,9 @@ def test_how_a_run_recovered_is_logged_once(tmp_path: Path, folder: Folder, monk
         assert [point.step for point in client.get_metric_history(found.info.run_id, f"recovery/{name}")] == [2]
 
 
-def test_a_damaged_history_keeps_no_run_open(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_history_does_not_keep_the_run_open(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     (folder / "history").make().write_bytes("grounding-00001-000000-a0001.jsonl", b'{"event": "StepDo')
@@ -147,8 +147,8 @@ def test_a_damaged_history_keeps_no_run_open(tmp_path: Path, folder: Folder, mon
     assert found.info.status == "FINISHED"
 
 
-def test_two_who_begin_at_once_are_one_run(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither finds a run, both make one: the later leaves its own for the other's."""
+def test_runs_created_at_once_become_one(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither process finds a run, so both create one: the later one is dropped for the older."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "_reopen", lambda *_: None)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -158,9 +158,7 @@ def test_two_who_begin_at_once_are_one_run(tmp_path: Path, folder: Folder, monke
     assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]
 
 
-def test_what_a_killed_process_began_twice_is_one_run(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_created_twice_becomes_one(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 4)) == []
@@ -189,7 +187,9 @@ def test_an_analysis_is_added_to_the_run(tmp_path: Path, folder: Folder, monkeyp
     assert logged == {"analysis/report.html", "analysis/axes-measures.png"}
 
 
-def test_an_analysis_of_no_run_is_a_warning(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_analysis_without_a_run_gives_a_warning(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     warnings: list[str] = []
     uri = f"sqlite:///{tmp_path}/mlflow.db"

@@ -1,12 +1,13 @@
-"""What a person sees of a run."""
+"""What a run prints, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
 import io
+import re
 
 from rich.console import Console
 
-from groundray.cli.progress import Reporter
+from groundray.cli.progress import Progress, Reporter
 from groundray.training.events import (
     Attempted,
     EpochDone,
@@ -21,11 +22,11 @@ from groundray.training.events import (
 )
 
 
-def printed(events: list[tuple[float, Event]], terminal: bool = False) -> str:
-    """What a reporter prints of events at their times in seconds."""
+def printed(events: list[tuple[float, Event]], terminal: bool = False, width: int = 160) -> str:
+    """Return what a reporter prints for events at their times in seconds."""
     now = [0.0]
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=160, highlight=False, markup=False)
+    console = Console(file=out, force_terminal=terminal, width=width, highlight=False, markup=False)
     reporter = Reporter(console, clock=lambda: now[0])
     assert not Reporter().console._markup  # an error's text may look like it
     for when, event in events:
@@ -40,7 +41,7 @@ def step(number: int, loss: float = 1.5) -> StepDone:
     return StepDone("grounding", 0, number, 100, metrics)
 
 
-def test_lines_come_now_and_then_with_all_that_matters() -> None:
+def test_a_line_every_10_seconds_has_step_loss_and_time_left() -> None:
     text = printed([(0, StageStarted("grounding", 0, 100, 2)), (5, step(5)), (11, step(10)), (12, step(11))])
     lines = text.splitlines()
     assert lines[0] == "grounding  starts: 2 epochs, 100 steps"
@@ -48,15 +49,15 @@ def test_lines_come_now_and_then_with_all_that_matters() -> None:
     assert lines[1:] == ["grounding  epoch 1/2  step 10/100  loss 1.5000  120/s  wait 2%  1:48 left"]
 
 
-def test_time_left_counts_from_where_the_run_went_on() -> None:
+def test_time_left_counts_from_the_resumed_step() -> None:
     text = printed([(0, StageStarted("grounding", 50, 100, 2)), (30, step(51)), (40, step(61))])
     lines = text.splitlines()
     assert "resumes after step 50" in lines[0]
-    assert lines[1].endswith("wait 2%")  # how long the first step took says nothing of the others
+    assert lines[1].endswith("wait 2%")  # the first step includes the start-up
     assert lines[2].endswith("0:39 left")  # 10 steps in 10 s leave 39
 
 
-def test_epochs_and_the_end_are_always_told() -> None:
+def test_epochs_and_stages_are_always_printed() -> None:
     epoch = EpochDone(
         "grounding", 0, 2, 50, True, {"loss": 0.25, "text_to_image/recall@1": 0.5, "text_to_image/recall@10": 0.9}
     )
@@ -70,7 +71,7 @@ def test_epochs_and_the_end_are_always_told() -> None:
     ]
 
 
-def test_a_pass_is_told_before_it_starts() -> None:
+def test_trunk_features_are_announced_with_their_size() -> None:
     started = FeaturesStarted("grounding.train", 118_287, 8_287, 118_287 * 512 * 14 * 14 * 2, "runs/.features/ab12")
     text = printed([(0, started), (9, FeaturesDone("grounding.train", 118_287, 9.2))])
     assert text.splitlines() == [
@@ -84,7 +85,7 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "━" in text
 
 
-def test_how_a_run_recovered_is_told() -> None:
+def test_recovery_is_printed() -> None:
     first = Attempted(1, "grounding", 0, "", 0, 0.0, 0)
     second = Attempted(2, "grounding", 36, "killed", 3, 4.2, 0)
     text = printed([(0, first), (0, second), (0, Recovered(2, 6.04, 21.3)), (0, Notice("[/gloo/pair.cc:534] closed"))])
@@ -93,3 +94,27 @@ def test_how_a_run_recovered_is_told() -> None:
         "attempt 2  first step 6.0 s after its start, 21.3 s after the previous attempt's last heartbeat",
         "note  [/gloo/pair.cc:534] closed",
     ]
+
+
+def test_lines_and_bars_fit_80_columns() -> None:
+    metrics = {"loss": 1.23456, "samples_per_second": 1300.0, "time/data_wait": 0.15}
+    steps = [StepDone("grounding", 11, number, 3300, metrics) for number in (1200, 1230)]
+    events: list[tuple[float, Event]] = [(0, StageStarted("grounding", 1199, 3300, 12)), (1, steps[0]), (12, steps[1])]
+    line = printed(events).splitlines()[1]
+    assert line == "grounding  epoch 12/12  step 1230/3300  loss 1.2346  1300/s  wait 15%  12:39 left"
+    bars = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed(events, terminal=True, width=80)).replace("\r", "\n")
+    assert max(map(len, bars.splitlines())) <= 80
+    assert "wait 15%" in bars
+
+
+def test_several_tasks_have_their_own_progress() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    with Progress(Console(file=out, width=80, highlight=False), clock=lambda: now[0]) as progress:
+        assert list(progress.track(range(3), "images")) == [0, 1, 2]
+        progress.update("vectors", 0, 5_000)
+        now[0] = 11.0
+        progress.update("vectors", 1_000, 5_000)
+        now[0] = 12.0
+        progress.update("vectors", 2_000, 5_000)
+    assert out.getvalue() == "vectors  1,000/5,000  0:44 left\n"

@@ -1,4 +1,4 @@
-"""Wherever a URL may stand, a store that cannot be used is one line, said before anything starts."""
+"""A store that cannot be used gives one line before anything starts, wherever a URL can be given."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ COMMANDS: dict[str, Callable[[SmallWorld, str], int]] = {
 @pytest.fixture(scope="module", autouse=True)
 def _imported() -> None:
     for name in ("groundray.cli.run_session", "groundray.runtime.tune.trials"):
-        importlib.import_module(name)  # takes seconds, and no store is to blame
+        importlib.import_module(name)  # takes seconds, which the tests do not count
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_line(said: str) -> str:
-    """What a command complained of."""
+    """Return the error line of a command."""
     (line,) = said.splitlines()
     assert line.startswith("error: ")
     return line
@@ -94,9 +94,9 @@ def one_line(said: str) -> str:
         ),
         ("", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "http://127.0.0.1:9"),
     ],
-    ids=["no bucket", "wrong key", "nobody there"],
+    ids=["no bucket", "wrong key", "no server"],
 )
-def test_a_store_that_cannot_be_used_is_one_line(
+def test_an_unusable_store_gives_one_line(
     world: SmallWorld,
     s3: Server,
     monkeypatch: pytest.MonkeyPatch,
@@ -119,7 +119,7 @@ def test_a_store_that_cannot_be_used_is_one_line(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_url_with_a_key_in_it_is_refused_and_not_repeated(
+def test_a_url_with_credentials_is_refused_and_not_printed(
     world: SmallWorld, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     assert COMMANDS[command](world, "s3://key:hush-hush@bucket/x") == 2
@@ -128,7 +128,7 @@ def test_a_url_with_a_key_in_it_is_refused_and_not_repeated(
     assert "hush" not in line
 
 
-def test_a_dry_run_says_that_a_store_cannot_be_used(
+def test_a_dry_run_names_an_unusable_store(
     world: SmallWorld, s3: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     s3.use(monkeypatch)
@@ -136,7 +136,7 @@ def test_a_dry_run_says_that_a_store_cannot_be_used(
     assert f"problem   run.storage: s3://{NO_BUCKET}/x: " in capsys.readouterr().out
 
 
-def test_what_is_not_there_in_a_store_is_said_as_on_a_disk(
+def test_missing_data_in_a_store_is_named_as_on_a_disk(
     world: SmallWorld, s3: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     s3.use(monkeypatch)

@@ -104,7 +104,7 @@ def categories(
         for name, figure in QUARTILES.items():
             key = f"silhouette/{form}/{name}"
             estimates = over_items(scores[form], figure)
-            label = f"Silhouette of categories {about}: {name.replace('_', ' ')}"
+            label = f"Silhouette {about}: {name.replace('_', ' ')}"
             tested = tests if name == "median" else {}
             measures.append(measure(key, label, len(names), estimates, tested, published.of("categories", key)))
     rows: list[tuple[Cell, ...]] = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import string
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from rich.box import HORIZONTALS
 from rich.console import Console
@@ -19,45 +21,68 @@ from groundray.analysis.result import Measure, Value
 
 MOST_ROWS = 20  # of a table on screen
 CERTAIN = 0.05
-MARGIN = 6  # columns of a table that its measure leaves out
 LESSER = re.compile(r"lower_quartile|upper_quartile|^pc[2-9]")  # keys of measures that a short table leaves out
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What the comparison shows, by the width that it has.
+
+    Attributes:
+        intervals: each figure's interval.
+        published: a column of published figures.
+        compact: an analysis's name above its measures, and a letter for each model.
+    """
+
+    intervals: bool = False
+    published: bool = False
+    compact: bool = False
+
+
+LAYOUTS = (_Layout(True, True), _Layout(published=True), _Layout(), _Layout(compact=True))  # widest first
+
+
 def comparison(made: Report, console: Console, short: bool) -> Grid:
-    """The figures of every model, with their intervals and beside what is published where the screen is wide enough.
+    """Return the table of every model's figures, a line for each measure, as detailed as the console's width allows.
 
     Args:
-        short: only the figures that say the most: not the outer quartiles, nor axes beyond the first.
+        short: leave out the outer quartiles, and axes beyond the first.
     """
     options = console.options.update(max_width=10_000)
-    whole, plain, bare = (_comparison(made, short, *shows) for shows in ((True, True), (False, True), (False, False)))
-    if Measurement.get(console, options, whole).maximum <= console.width:
-        return whole
-    return plain if Measurement.get(console, options, plain).minimum + MARGIN <= console.width else bare
+    grids = [_comparison(made, short, layout) for layout in LAYOUTS]
+    fitting = (grid for grid in grids if Measurement.get(console, options, grid).maximum <= console.width)
+    return next(fitting, grids[-1])
 
 
-def _comparison(made: Report, short: bool, intervals: bool, beside: bool) -> Grid:
+def _comparison(made: Report, short: bool, layout: _Layout) -> Grid:
     models, published, rows = compared(made)
-    published = published if beside else []
+    published = published if layout.published else []
     kept = [(analysis, measure) for analysis, measure in rows if not short or not LESSER.search(measure.key)]
-    told = ["in brackets 95% intervals" if intervals else "with intervals in the report"]
-    told += [f"published: {' / '.join(published)}"] if published else []
-    told += [f"{len(rows) - len(kept)} more figures in the report"] if len(kept) < len(rows) else []
-    grid = Grid(title=made.title, caption="; ".join(told), caption_justify="left", box=HORIZONTALS, pad_edge=False)
+    letters = dict(zip(models, string.ascii_uppercase, strict=False)) if layout.compact else {}
+    notes = [", ".join(f"{letter}: {model}" for model, letter in letters.items())] if letters else []
+    notes += ["in brackets 95% intervals" if layout.intervals else "with intervals in the report"]
+    notes += [f"published: {' / '.join(published)}"] if published else []
+    notes += [f"{len(rows) - len(kept)} more figures in the report"] if len(kept) < len(rows) else []
+    grid = Grid(title=made.title, caption="; ".join(notes), caption_justify="left", box=HORIZONTALS, pad_edge=False)
+    if layout.compact:
+        grid.show_edge, grid.padding = False, (0, 1, 0, 0)
     grid.add_column("measure", min_width=24)
     grid.add_column("n", justify="right", no_wrap=True)
     for model in models:
-        grid.add_column(model, justify="right", no_wrap=True)
+        grid.add_column(letters.get(model, model), justify="right", no_wrap=True)
     if published:
         grid.add_column("published", justify="right", no_wrap=True, style="dim")
-    for place, (analysis, measure) in enumerate(kept):
-        last = place + 1 == len(kept) or kept[place + 1][0] is not analysis
-        figures = [_figure(measure, model, intervals) for model in models]
+    for row, (analysis, measure) in enumerate(kept):
+        name = analysis.name.replace("_", " ")
+        first = row == 0 or kept[row - 1][0] is not analysis
+        last = row + 1 == len(kept) or kept[row + 1][0] is not analysis
+        figures = [_figure(measure, model, layout.intervals) for model in models]
         if published:
             figures.append(_joined(measure, published))
-        grid.add_row(
-            f"{analysis.name.replace('_', ' ')}  {measure.name}", f"{measure.items:,}", *figures, end_section=last
-        )
+        if layout.compact and first:
+            grid.add_row(name, style="bold")
+        title = measure.name if layout.compact else f"{name}  {measure.name}"
+        grid.add_row(title, f"{measure.items:,}", *figures, end_section=last)
     return grid
 
 
