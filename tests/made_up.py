@@ -1,4 +1,4 @@
-"""Analyses that nobody measured, to be drawn and told of: every kind of what an analysis can hold."""
+"""Invented analyses for tests of reports and figures, with every kind of content."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from groundray.analysis.result import Analysis, Difference, Measure, Point, Scat
 
 MODELS = ("ungrounded", "text-only", "grounded", "relational")
 GROUPS = ("shape", "kind", "colour", "texture", "size", "relation", "abstract noun", "abstract adjective", "adverb")
-NASTY = '<script>alert("x")</script> & $\\frac{1}$ <!-- -->'  # as a word of a file may be
+NASTY = '<script>alert("x")</script> & $\\frac{1}$ <!-- -->'  # hostile text, as a file may hold
 
 
 def words(count: int, groups: int, seed: int, named: int = 20) -> tuple[Point, ...]:
-    """Words around their groups' middles, the first of them named."""
+    """Return words scattered around their groups' centres; the first `named` of them have labels."""
     draw = np.random.default_rng(seed)
-    middles = draw.normal(size=(groups, 2)) * 2
+    centres = draw.normal(size=(groups, 2)) * 2
     return tuple(
         Point(
             text=NASTY if number == 0 else f"word {number}",
-            x=float(middles[number % groups, 0] + draw.normal() * 0.4),
-            y=float(middles[number % groups, 1] + draw.normal() * 0.4),
+            x=float(centres[number % groups, 0] + draw.normal() * 0.4),
+            y=float(centres[number % groups, 1] + draw.normal() * 0.4),
             group=GROUPS[number % groups] if groups <= len(GROUPS) else f"category {number % groups}",
             shade=float(draw.uniform(1, 5)),
             named=number < named,
@@ -53,7 +53,7 @@ def analyses() -> tuple[Analysis, ...]:
         (
             measure("pc1/words/pearson", "PC1 and concreteness, words: Pearson r", 0.1),
             measure("pc1/words/spearman", "PC1 and concreteness, words: Spearman rho", 0.2, published=False),
-            Measure("nan", "something that could not be had", 3, {"grounded": Value(math.nan), "relational": Value(1)}),
+            Measure("nan", "a measure without a value", 3, {"grounded": Value(math.nan), "relational": Value(1)}),
         ),
         (Table("Words along PC1", ("word", "grounded", "rating"), ((NASTY, 30.86, 4.97), ("zebra", 24.7, None))),),
         (

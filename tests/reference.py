@@ -1,4 +1,4 @@
-"""Naive twins: what groundray computes cleverly, written out in loops from the paper's equations."""
+"""Naive twins: what groundray computes efficiently, in loops that follow the paper's equations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from groundray.rng import pick
 
 
 def similarity(V: Tensor, W: Tensor, valid: Tensor, kind: str) -> Tensor:
-    """S(image, caption): the mean over valid tokens of the largest match over positions, pair by pair."""
+    """Return S(image, caption), the mean over valid tokens of the largest match over positions, pair by pair."""
     rows = []
     for image in V:
         row = []
@@ -27,7 +27,7 @@ def similarity(V: Tensor, W: Tensor, valid: Tensor, kind: str) -> Tensor:
 
 
 def max_match(image: Tensor, token: Tensor, kind: str) -> Tensor:
-    """The largest match of a token with a position of an image; of equal ones the first, which has the gradient."""
+    """Return the largest match of a token with a position of an image. Of equal ones the first has the gradient."""
     best = None
     for position in image:
         match = (position * token).sum()
@@ -40,7 +40,7 @@ def max_match(image: Tensor, token: Tensor, kind: str) -> Tensor:
 
 
 def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:
-    """-log softmax over captions - log softmax over images of each own pair, averaged; softmax written out."""
+    """Return the mean over pairs of -log softmax over captions - log softmax over images, softmax written out."""
     total = torch.zeros((), dtype=S.dtype)
     count = len(S)
     for i in range(count):
@@ -52,12 +52,12 @@ def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:
 
 
 def attention_block(x: Tensor, positions: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
-    """The spatial attention of one image (position, width), head by head and position by position, without dropout."""
+    """Return the spatial attention of one image [position width], head by head and position by position."""
     count, width = x.shape
     size = width // heads
-    placed = x + positions
+    positioned = x + positions
     query, key, value = (
-        placed @ weights["attention.in_proj_weight"][part * width : (part + 1) * width].T
+        positioned @ weights["attention.in_proj_weight"][part * width : (part + 1) * width].T
         + weights["attention.in_proj_bias"][part * width : (part + 1) * width]
         for part in range(3)
     )
@@ -66,8 +66,8 @@ def attention_block(x: Tensor, positions: Tensor, weights: dict[str, Tensor], he
         own = slice(head * size, (head + 1) * size)
         for i in range(count):
             scores = torch.stack([(query[i, own] * key[j, own]).sum() / math.sqrt(size) for j in range(count)])
-            shares = torch.exp(scores) / torch.exp(scores).sum()
-            attended[i, own] = sum(share * value[j, own] for j, share in enumerate(shares))
+            weight = torch.exp(scores) / torch.exp(scores).sum()
+            attended[i, own] = sum(weight[j] * value[j, own] for j in range(count))
     attended = attended @ weights["attention.out_proj.weight"].T + weights["attention.out_proj.bias"]
     x = layer_norm(x + attended, weights["attention_norm.weight"], weights["attention_norm.bias"])
     hidden = torch.clamp(x @ weights["ffn.0.weight"].T + weights["ffn.0.bias"], min=0)
@@ -81,7 +81,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def predicate_loss(S: Tensor, predicate: Tensor, temperature: float) -> Tensor:
-    """Loss_rel of each triplet, one after the other."""
+    """Return Loss_rel of each triplet, one after the other."""
     losses = []
     for b, p in enumerate(predicate.tolist()):
         total = sum(torch.exp(S[b, k] / temperature) for k in range(S.shape[1]))
@@ -90,7 +90,7 @@ def predicate_loss(S: Tensor, predicate: Tensor, temperature: float) -> Tensor:
 
 
 def pair_loss(S: Tensor, predicate: Tensor, annotated: Tensor, temperature: float) -> Tensor:
-    """Loss_obj of each triplet, one negative after the other."""
+    """Return Loss_obj of each triplet, one negative after the other."""
     losses = []
     for b, p in enumerate(predicate.tolist()):
         own = torch.exp(S[b, p] / temperature)
@@ -103,7 +103,7 @@ def pair_loss(S: Tensor, predicate: Tensor, annotated: Tensor, temperature: floa
 
 
 def relation_loss(chunks: list, temperature: float, weights: tuple[float, float, float], reduction: str) -> Tensor:
-    """The three losses of a whole batch, triplet by triplet and object by object, weighted."""
+    """Return the weighted sum of the three losses of a batch, triplet by triplet and object by object."""
     S = torch.cat([one.S for one in chunks])
     predicate = torch.cat([one.predicate for one in chunks])
     annotated = torch.cat([one.annotated for one in chunks])
@@ -122,7 +122,7 @@ def relation_loss(chunks: list, temperature: float, weights: tuple[float, float,
 
 
 def cross_modal_attention(phrases: Tensor, V: Tensor, image: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
-    """What each phrase sees, phrase by phrase and head by head."""
+    """Return the attention of each phrase to its image, phrase by phrase and head by head."""
     size = phrases.shape[1] // heads
     seen = []
     for phrase, number in zip(phrases, image.tolist(), strict=True):
@@ -138,14 +138,14 @@ def cross_modal_attention(phrases: Tensor, V: Tensor, image: Tensor, weights: di
 
 
 def relation_scores(r: Tensor, pairs: Tensor, operators: Tensor) -> Tensor:
-    """r_subject R_k r_object, pair by pair and predicate by predicate, without dropout."""
+    """Return r_subject R_k r_object, pair by pair and predicate by predicate."""
     return torch.stack(
         [torch.stack([r[s] @ (R / R.square().sum().sqrt()) @ r[o] for R in operators]) for s, o in pairs.tolist()]
     )
 
 
 def retrieval_vectors(x: Tensor, valid: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """One vector of length 1 for each image or text, token by token, without dropout."""
+    """Return a unit vector for each image or text, token by token."""
     vectors = []
     for tokens, mask in zip(x, valid, strict=True):
         mapped = [
@@ -163,7 +163,7 @@ def retrieval_vectors(x: Tensor, valid: Tensor, weights: dict[str, Tensor]) -> T
 def text_vector(
     model: Any, tokenizer: Any, text: str, special_tokens: bool = False, layer: int = -1, templates: tuple = ()
 ) -> Tensor:
-    """A text's vector, one sentence and one piece at a time; its pieces are found by counting those before it."""
+    """Return a text's vector, one sentence and one word piece at a time. Its pieces follow those of the template."""
     vectors = []
     for template in templates or ("{}",):
         before, after = template.split("{}")
@@ -185,18 +185,18 @@ def resampled(
     seed: int,
     count: int,
 ) -> list[float]:
-    """A figure of each bootstrap resample, of the items written out; items of a unit come together."""
-    found = []
+    """Return a figure for each bootstrap resample of units; all items of a drawn unit are included."""
+    figures = []
     members = [np.flatnonzero(units == unit) for unit in range(units.max() + 1)]
     for resample in range(count):
         drawn = [int(pick(len(members), seed, resample, place)) for place in range(len(members))]
         items = np.concatenate([members[unit] for unit in drawn])
-        found.append(figure(x[items], y[items]))
-    return found
+        figures.append(figure(x[items], y[items]))
+    return figures
 
 
 def silhouette(vectors: dict[str, np.ndarray], of: dict[str, set[str]], category: str, form: str) -> float:
-    """The mean over a category's words of (b - a) / max(a, b), from the distances of all pairs of words."""
+    """Return the mean over a category's words of (b - a) / max(a, b), from the distances of all pairs of words."""
 
     def distance(one: str, other: str) -> float:
         u, v = vectors[one], vectors[other]
@@ -217,7 +217,7 @@ def silhouette(vectors: dict[str, np.ndarray], of: dict[str, set[str]], category
 
 
 def logistic(X: np.ndarray, has: np.ndarray, X_new: np.ndarray, strength: float, balanced: bool) -> np.ndarray:
-    """Which of the new rows have a feature, by the minimum of strength * weighted log loss + |w|^2 / 2."""
+    """Return which new rows have a feature, from the minimum of strength * weighted log loss + |w|^2 / 2."""
     mean, deviation = X.mean(axis=0), X.std(axis=0)
     Z, Z_new = (X - mean) / deviation, (X_new - mean) / deviation
     sign = np.where(has, 1.0, -1.0)
@@ -235,7 +235,7 @@ def logistic(X: np.ndarray, has: np.ndarray, X_new: np.ndarray, strength: float,
 
 
 def ranked(vectors: list[list[float]], query: list[float], k: int) -> list[tuple[int, float]]:
-    """The rows of the `k` vectors of highest cosine with a query, and the cosines; of equal ones the first."""
+    """Return the rows of the `k` vectors with the highest cosine to a query, and the cosines; ties by row."""
 
     def cosine(one: list[float], other: list[float]) -> float:
         lengths = math.sqrt(math.fsum(x * x for x in one) * math.fsum(x * x for x in other))

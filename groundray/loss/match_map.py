@@ -117,13 +117,13 @@ def _best_matches(V: Tensor, words: Tensor, valid: Tensor, block: int, keep: boo
             W, count = tokens[span], span.stop - span.start
             highest = S.new_empty(images, count)
             tile = S.new_empty(min(group, images) * positions, count)
-            for some in _blocks(images, block, group):
-                rows = _aligned(V[some].flatten(0, 1).to(S.dtype))
+            for part in _blocks(images, block, group):
+                rows = _aligned(V[part].flatten(0, 1).to(S.dtype))
                 matches = torch.mm(rows, W.T, out=tile[: len(rows)]).unflatten(0, (-1, positions))
                 if keep:
-                    highest[some], best[some, span] = matches.max(dim=1)
+                    highest[part], best[part, span] = matches.max(dim=1)
                 else:
-                    highest[some] = matches.amax(dim=1)
+                    highest[part] = matches.amax(dim=1)
             S[:, captions] = _means(highest, tokens.counts[captions])
     return S, best
 
@@ -143,7 +143,7 @@ def _gradients(
     tokens = _Tokens.of(words, valid)
     images, positions, dim = V.shape
     to_V, to_words = torch.zeros_like(V, dtype=_wide(V)), torch.zeros_like(words, dtype=_wide(V))
-    shares = gradient / tokens.counts.clamp(min=1)
+    weights = gradient / tokens.counts.clamp(min=1)
     with torch.autocast(V.device.type, enabled=False):
         for _, span in tokens.tiles(max(1, ROWS // max(1, dim))):
             W = tokens[span]
@@ -151,14 +151,14 @@ def _gradients(
             of_block = to_W if block >= images else torch.zeros_like(W)
             # an image takes its rows, and 8 bytes for each token's index in sorted order
             group = max(1, ROWS // max(1, positions * dim, 6 * len(W)))
-            for some in _blocks(images, block, group):
-                rows = V[some].flatten(0, 1).to(to_V.dtype)
-                winner, share = best[some, span], shares[some].index_select(1, tokens.caption[span])
-                of_block.add_(_bags_of_positions(rows, winner, share))
-                if of_block is not to_W and (some.stop % block == 0 or some.stop == images):
+            for part in _blocks(images, block, group):
+                rows = V[part].flatten(0, 1).to(to_V.dtype)
+                winner, weight = best[part, span], weights[part].index_select(1, tokens.caption[span])
+                of_block.add_(_bags_of_positions(rows, winner, weight))
+                if of_block is not to_W and (part.stop % block == 0 or part.stop == images):
                     to_W.add_(of_block)
                     of_block.zero_()
-                to_V[some].add_(_bags_of_words(W, winner, share, positions).unflatten(0, (-1, positions)))
+                to_V[part].add_(_bags_of_words(W, winner, weight, positions).unflatten(0, (-1, positions)))
             to_words[span if tokens.rows is None else tokens.rows[span]] = to_W
     return to_V.to(V.dtype), to_words.to(words.dtype)
 
@@ -244,17 +244,17 @@ def _means(
 
 
 def _bags_of_positions(
-    V: Float[Tensor, "row dim"], winner: Integer[Tensor, "image token"], share: Float[Tensor, "image token"]
+    V: Float[Tensor, "row dim"], winner: Integer[Tensor, "image token"], weight: Float[Tensor, "image token"]
 ) -> Float[Tensor, "token dim"]:
     """Return, for each token, the weighted sum over images of the best position's embedding."""
     first = torch.arange(0, len(V), len(V) // len(winner), device=V.device)
-    return F.embedding_bag(winner.T + first, V, per_sample_weights=share.T.contiguous(), mode="sum")
+    return F.embedding_bag(winner.T + first, V, per_sample_weights=weight.T.contiguous(), mode="sum")
 
 
 def _bags_of_words(
     W: Float[Tensor, "token dim"],
     winner: Integer[Tensor, "image token"],
-    share: Float[Tensor, "image token"],
+    weight: Float[Tensor, "image token"],
     positions: int,
 ) -> Float[Tensor, "row dim"]:
     """Return, for each position of each image, the weighted sum of the tokens that it matches best."""
@@ -262,7 +262,7 @@ def _bags_of_words(
     indices = torch.arange(positions, dtype=winner.dtype, device=winner.device).expand(len(winner), -1)
     starts = torch.searchsorted(winner.gather(1, order), indices.contiguous())
     starts += torch.arange(0, winner.numel(), winner.shape[1], device=winner.device)[:, None]
-    weights = share.gather(1, order).flatten()
+    weights = weight.gather(1, order).flatten()
     return F.embedding_bag(order.flatten(), W, starts.flatten(), per_sample_weights=weights, mode="sum")
 
 

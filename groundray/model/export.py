@@ -280,5 +280,5 @@ def _parts(state: Tensors) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _equal(one: Tensors, other: Tensors) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def _equal(first: Tensors, second: Tensors) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

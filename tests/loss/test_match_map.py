@@ -28,7 +28,7 @@ def embeddings(images: int = 3, captions: int = 4) -> tuple[Tensor, Tensor, Tens
 
 
 def larger(dtype: torch.dtype = torch.float32, width: int = 37) -> tuple[Tensor, Tensor, Tensor]:
-    """V [24 49 width], W [24 12 width] with gradient, and masks with gaps; of one caption no token is valid."""
+    """V [24 49 width], W [24 12 width] with gradient, and masks with gaps; one caption has no valid token."""
     generator = torch.Generator().manual_seed(0)
     V = torch.randn(24, 49, width, generator=generator).to(dtype).requires_grad_()
     W = torch.randn(24, 12, width, generator=generator).to(dtype).requires_grad_()
@@ -38,16 +38,16 @@ def larger(dtype: torch.dtype = torch.float32, width: int = 37) -> tuple[Tensor,
 
 
 def gradients(S: Tensor, V: Tensor, W: Tensor) -> tuple[Tensor, ...]:
-    """Of a sum of S with weights, none of them the same."""
+    """Return the gradients of a sum of S with distinct weights."""
     weights = torch.randn(S.shape, dtype=S.dtype, generator=torch.Generator().manual_seed(1))
     return torch.autograd.grad((S * weights).sum(), [V, W], retain_graph=True)
 
 
-def assert_is_its_twin(V: Tensor, W: Tensor, valid: Tensor, kind: Kind) -> None:
+def assert_equals_twin(V: Tensor, W: Tensor, valid: Tensor, kind: Kind) -> None:
     ours, twins = similarity(V, W, valid, kind), reference.similarity(V, W, valid, kind)
     torch.testing.assert_close(ours, twins, rtol=1e-12, atol=1e-12)
-    for mine, its in zip(gradients(ours, V, W), gradients(twins, V, W), strict=True):
-        torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-12)
+    for gradient, expected in zip(gradients(ours, V, W), gradients(twins, V, W), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_similarity_of_a_written_out_pair() -> None:
@@ -60,40 +60,40 @@ def test_similarity_of_a_written_out_pair() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile", [1, 2**20])
-def test_similarity_is_its_twin(kind: Kind, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarity_equals_its_naive_twin(kind: Kind, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("TOKENS", tile), ("TILE", {"cpu": tile}), ("ROWS", tile)):
         monkeypatch.setattr(match_map, name, value)
-    assert_is_its_twin(*embeddings(), kind)
+    assert_equals_twin(*embeddings(), kind)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_similarity_is_its_twin_in_every_shape(data: st.DataObject) -> None:
-    """Of small whole numbers, so that positions often match a token equally well; with any tokens valid, or none."""
-    images, positions, captions, tokens, dim = (data.draw(st.integers(1, most)) for most in (4, 6, 5, 4, 3))
+def test_similarity_equals_its_naive_twin_in_every_shape(data: st.DataObject) -> None:
+    """Small whole numbers give many ties between positions. Any tokens are valid, or none."""
+    images, positions, captions, tokens, dim = (data.draw(st.integers(1, largest)) for largest in (4, 6, 5, 4, 3))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
 
     def whole(*shape: int) -> Tensor:
         return torch.randint(-2, 3, shape, generator=generator).double().requires_grad_()
 
     V, W = whole(images, positions, dim), whole(captions, tokens, dim)
-    share = data.draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
-    valid = torch.rand(captions, tokens, generator=generator) < share
+    fraction = data.draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+    valid = torch.rand(captions, tokens, generator=generator) < fraction
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(match_map, "TOKENS", data.draw(st.integers(1, 8)))
         patch.setattr(match_map, "TILE", {"cpu": data.draw(st.integers(1, 200))})
         patch.setattr(match_map, "ROWS", data.draw(st.integers(1, 60)))
-        assert_is_its_twin(V, W, valid, "dot")
+        assert_equals_twin(V, W, valid, "dot")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_is_that_of_small_steps(kind: Kind) -> None:
+def test_gradient_equals_finite_differences(kind: Kind) -> None:
     V, W, valid = embeddings()
     valid[1] = False
     assert torch.autograd.gradcheck(lambda V, W: similarity(V, W, valid, kind), (V, W))
 
 
-def test_of_equal_positions_the_first_has_the_gradient() -> None:
+def test_first_of_equal_positions_has_the_gradient() -> None:
     V = torch.ones(1, 3, 2, requires_grad=True)
     W = torch.ones(1, 1, 2)
     similarity(V, W, torch.ones(1, 1, dtype=torch.bool)).sum().backward()
@@ -101,7 +101,7 @@ def test_of_equal_positions_the_first_has_the_gradient() -> None:
     assert V.grad.tolist() == [[[1, 1], [0, 0], [0, 0]]]
 
 
-def test_a_caption_without_valid_token_is_like_nothing() -> None:
+def test_caption_without_valid_token_has_similarity_zero() -> None:
     V, W, valid = embeddings()
     valid[1] = False
     S = similarity(V, W, valid)
@@ -110,7 +110,7 @@ def test_a_caption_without_valid_token_is_like_nothing() -> None:
         assert gradient.abs().sum() == 0
 
 
-def test_padding_changes_nothing() -> None:
+def test_padding_does_not_change_the_similarity() -> None:
     V, W, valid = embeddings()
     longer = torch.cat([W, torch.full((4, 2, 6), 1e6, dtype=W.dtype)], dim=1)
     mask = torch.cat([valid, torch.zeros(4, 2, dtype=torch.bool)], dim=1)
@@ -119,68 +119,67 @@ def test_padding_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("images", "captions", "tokens"), [(0, 4, 4), (3, 0, 4), (3, 0, 0), (0, 0, 0), (3, 4, 0)])
-def test_nothing_is_like_nothing(images: int, captions: int, tokens: int) -> None:
+def test_empty_inputs_have_similarity_zero(images: int, captions: int, tokens: int) -> None:
     V, W = torch.zeros(images, 5, 6, requires_grad=True), torch.zeros(captions, tokens, 6, requires_grad=True)
     S = similarity(V, W, torch.ones(captions, tokens, dtype=torch.bool))
     assert S.tolist() == [[0.0] * captions] * images
     assert [gradient.shape for gradient in torch.autograd.grad(S.sum(), [V, W])] == [V.shape, W.shape]
 
 
-def test_repeats_have_the_same_bits() -> None:
+def test_repeated_calls_give_the_same_bits() -> None:
     V, W, valid = larger()
     first = similarity(V, W, valid)
     for _ in range(3):
         again = similarity(V, W, valid)
         assert torch.equal(again, first)
-        for one, other in zip(gradients(first, V, W), gradients(again, V, W), strict=True):
-            assert torch.equal(one, other)
+        assert all(map(torch.equal, gradients(first, V, W), gradients(again, V, W)))
 
 
 @pytest.mark.parametrize("width", [1, 7, 37, 64])
 @pytest.mark.parametrize("block", [1, 2, 6])
-def test_a_blocks_rows_have_the_same_bits_in_any_company(width: int, block: int) -> None:
-    """Elsewhere in memory, too: V's few positions of odd width do not each begin a cache line."""
+def test_rows_of_a_block_have_the_same_bits_whatever_the_other_blocks(width: int, block: int) -> None:
+    """Also at other addresses: with few positions of odd width, images are not aligned to cache lines."""
     V, W, valid = larger(width=width)
     for images in (V, V[:, :5].contiguous(), V[:, :1].contiguous()):
         together = similarity_to_words(images, W.flatten(0, 1), valid, block)
-        alone = [similarity_to_words(some.clone(), W[valid], valid, block) for some in images.split(block)]
-        assert torch.equal(torch.cat(alone), together)
+        separate = [similarity_to_words(part.clone(), W[valid], valid, block) for part in images.split(block)]
+        assert torch.equal(torch.cat(separate), together)
 
 
-def test_the_words_gradient_is_the_sum_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last bit, as two ranks add up what each has: of two addends the order says nothing."""
+def test_gradient_of_words_is_the_sum_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, as two ranks add their gradients: a sum of two does not depend on their order."""
     monkeypatch.setattr(match_map, "ROWS", 49 * 64 * 5)
     V, W, valid = larger(width=64)
     words = W.detach()[valid].requires_grad_()
     weights = torch.randn(24, 24, generator=torch.Generator().manual_seed(1))
     (together,) = torch.autograd.grad((similarity_to_words(V, words, valid, 12) * weights).sum(), words)
-    alone = [
-        torch.autograd.grad((similarity_to_words(V[some], words, valid, 12) * weights[some]).sum(), words)[0]
-        for some in (slice(0, 12), slice(12, 24))
+    separate = [
+        torch.autograd.grad((similarity_to_words(V[block], words, valid, 12) * weights[block]).sum(), words)[0]
+        for block in (slice(0, 12), slice(12, 24))
     ]
-    assert torch.equal(sum(alone), together)
+    assert torch.equal(sum(separate), together)
 
 
-def test_without_gradient_the_similarity_is_the_same() -> None:
+def test_similarity_is_the_same_without_gradient() -> None:
     V, W, valid = larger()
     with torch.no_grad():
         assert torch.equal(similarity(V, W, valid), similarity(V, W, valid))
     assert torch.equal(similarity(V.detach(), W.detach(), valid), similarity(V, W, valid).detach())
 
 
-def test_half_precision_is_added_in_float32() -> None:
-    """The product of two bfloat16 is a float32 without error: only gradients are rounded, and only at the end."""
+def test_half_precision_is_accumulated_in_float32() -> None:
+    """The product of two bfloat16 is exact in float32: only the final gradients are rounded."""
     V, W, valid = larger(torch.bfloat16)
     wide = [V.detach().float().requires_grad_(), W.detach().float().requires_grad_()]
     S, expected = similarity(V, W, valid), similarity(*wide, valid)
     assert S.dtype == torch.float32
     assert torch.equal(S, expected)
-    for mine, its in zip(gradients(S, V, W), gradients(expected, *wide), strict=True):
-        assert mine.dtype == torch.bfloat16
-        assert torch.equal(mine, its.bfloat16())
+    for half, full in zip(gradients(S, V, W), gradients(expected, *wide), strict=True):
+        assert half.dtype == torch.bfloat16
+        assert torch.equal(half, full.bfloat16())
 
 
-def test_autocast_changes_nothing() -> None:
+def test_autocast_does_not_change_the_similarity() -> None:
     V, W, valid = larger()
     S = similarity(V, W, valid)
     with torch.autocast("cpu", torch.bfloat16):
@@ -192,7 +191,7 @@ def test_autocast_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("positions", "dtype"), [(1, torch.uint8), (256, torch.uint8), (257, torch.int16), (2**15 + 1, torch.int32)]
 )
-def test_a_position_is_kept_in_as_few_bytes_as_hold_it(positions: int, dtype: torch.dtype) -> None:
+def test_best_positions_are_stored_in_the_smallest_type(positions: int, dtype: torch.dtype) -> None:
     V = torch.zeros(2, positions, 1)
     V[0, -1], V[1, positions // 2] = 1, 1
     V.requires_grad_()
@@ -206,7 +205,7 @@ def test_a_position_is_kept_in_as_few_bytes_as_hold_it(positions: int, dtype: to
     assert gradient.nonzero()[:, :2].tolist() == [[0, positions - 1], [1, positions // 2]]
 
 
-def test_the_operators_are_what_they_say() -> None:
+def test_operators_pass_torchs_checks() -> None:
     V, W, valid = embeddings()
     words = W.detach().flatten(0, 1).requires_grad_()
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -225,15 +224,15 @@ W = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
 compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
 for count in (3, 1):
     valid = (torch.arange(4) < count).repeat(6, 1)
-    for ours, its in zip(*(torch.autograd.grad(f(V, W, valid), [V, W]) for f in (compiled, loss))):
-        torch.testing.assert_close(ours, its, rtol=1e-12, atol=1e-12)
+    for ours, expected in zip(*(torch.autograd.grad(f(V, W, valid), [V, W]) for f in (compiled, loss))):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 with torch.no_grad():
     torch.testing.assert_close(compiled(V, W, valid), loss(V, W, valid), rtol=1e-12, atol=1e-12)
 """
 
 
-def test_it_compiles_whole() -> None:
-    """In a process of its own, where shapes are not checked at run time: those checks cannot be compiled."""
+def test_similarity_compiles_as_one_graph() -> None:
+    """In a process of its own, without the run-time shape checks, which cannot be compiled."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True)
 
 
@@ -251,10 +250,10 @@ print(peak(256) - small)
 """
 
 
-def test_the_match_maps_are_never_held() -> None:
-    """256 x 256 match maps of 49 x 32 are 411 MB; the positions kept are 2 MB, inputs and gradients 10, blocks 50."""
-    found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(found.stdout) < 100
+def test_match_maps_are_never_stored() -> None:
+    """256 x 256 match maps of 49 x 32 are 411 MB; best positions are 2 MB, inputs and gradients 10, blocks 50."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100
 
 
 def test_match_map_of_a_pair() -> None:

@@ -1,4 +1,4 @@
-"""The relation losses against their naive twins, in value and gradient; on one process and on two."""
+"""The relation losses against their naive twins, in value and gradient, on one process and on two."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PREDICATES, CLASSES = 5, 4
 
 
 def scored(triplets: int, objects: int = 0, images: int = 1, seed: int = 0) -> Scored:
-    """A chunk with random scores in float64."""
+    """Return a chunk with random scores in float64."""
     generator = torch.Generator().manual_seed(seed)
     S = torch.randn(triplets, PREDICATES, dtype=torch.float64, generator=generator, requires_grad=True)
     predicate = torch.randint(0, PREDICATES, (triplets,), generator=generator)
@@ -34,13 +34,13 @@ def scored(triplets: int, objects: int = 0, images: int = 1, seed: int = 0) -> S
     return Scored(S, predicate, annotated, logits, classes, images)
 
 
-def negatives(one: Scored, temperature: float) -> Tensor:
-    return log_sum_exp((one.S / temperature).masked_fill(one.annotated, -torch.inf))
+def negatives(chunk: Scored, temperature: float) -> Tensor:
+    return log_sum_exp((chunk.S / temperature).masked_fill(chunk.annotated, -torch.inf))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 23])
 @pytest.mark.parametrize("temperature", [1.0, 0.05])
-def test_both_losses_are_their_twins(count: int, temperature: float) -> None:
+def test_both_losses_equal_their_naive_twins(count: int, temperature: float) -> None:
     one = scored(count, seed=count)
     ours = (
         predicate_loss(one.S, one.predicate, temperature),
@@ -59,7 +59,7 @@ def test_both_losses_are_their_twins(count: int, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["triplets", "images"])
-def test_the_loss_of_a_batch_in_chunks_is_its_twin(reduction: Any) -> None:
+def test_loss_of_a_batch_in_chunks_equals_its_naive_twin(reduction: Any) -> None:
     chunks = [scored(4, 3, 2, seed=1), scored(0, 0, 1, seed=2), scored(6, 5, 3, seed=3)]
     weights = (1.0, 0.5, 2.0)
     ours = relation_loss(chunks, 0.3, weights, reduction)
@@ -74,16 +74,16 @@ def test_the_loss_of_a_batch_in_chunks_is_its_twin(reduction: Any) -> None:
         torch.testing.assert_close(gradient, torch.zeros_like(gradient) if expected is None else expected)
 
 
-def test_a_written_out_pair_loss() -> None:
+def test_pair_loss_of_a_small_example() -> None:
     S = torch.tensor([[1.0, 5.0], [2.0, 3.0]])
-    # of predicate 0, the second triplet's pair is the only negative; predicate 1 has none, since both are annotated
+    # the second triplet is the only negative of predicate 0; predicate 1 has none, as both pairs are annotated with it
     annotated = torch.tensor([[True, True], [False, True]])
-    found = pair_loss(S, torch.tensor([0, 1]), log_sum_exp(S.masked_fill(annotated, -torch.inf)), 1.0)
-    assert found[0].item() == pytest.approx(math.log(1 + math.e))
-    assert found[1].item() == 0.0
+    losses = pair_loss(S, torch.tensor([0, 1]), log_sum_exp(S.masked_fill(annotated, -torch.inf)), 1.0)
+    assert losses[0].item() == pytest.approx(math.log(1 + math.e))
+    assert losses[1].item() == 0.0
 
 
-def test_a_pair_has_all_the_predicates_it_is_annotated_with() -> None:
+def test_annotated_holds_all_predicates_of_a_pair() -> None:
     pairs = torch.tensor([[0, 1], [1, 0], [0, 1], [2, 0]])
     assert annotated_with(pairs, torch.tensor([0, 1, 2, 0]), 3).tolist() == [
         [True, False, True],
@@ -95,7 +95,7 @@ def test_a_pair_has_all_the_predicates_it_is_annotated_with() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["triplets", "images"])
-def test_no_triplet_and_no_object_is_no_loss_and_no_nan(reduction: Any) -> None:
+def test_batch_without_triplets_and_objects_has_loss_zero(reduction: Any) -> None:
     chunks = [scored(0, 0, images) for images in (0, 2)]
     loss = relation_loss(chunks, 1.0, reduction=reduction).total
     assert loss.item() == 0.0
@@ -103,7 +103,7 @@ def test_no_triplet_and_no_object_is_no_loss_and_no_nan(reduction: Any) -> None:
     assert all(one.S.grad is not None for one in chunks)
 
 
-def test_scores_far_apart_stay_finite() -> None:
+def test_loss_of_extreme_scores_is_finite() -> None:
     S = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
     predicate = torch.tensor([1, 0])
     none = torch.zeros(0, 1)
@@ -115,8 +115,8 @@ def test_scores_far_apart_stay_finite() -> None:
     assert S.grad.isfinite().all()
 
 
-def shared_chunks(own: slice) -> list[Scored]:
-    """Some of the four chunks of a batch, whose scores come from shared parameters; one of them is empty."""
+def chunks_of_batch(own: slice) -> list[Scored]:
+    """Return some of the four chunks of a batch, one of which is empty."""
     sizes = [(4, 3, 2), (0, 0, 1), (6, 5, 3), (1, 2, 1)]
     return [scored(*size, seed=number) for number, size in enumerate(sizes)][own]
 
@@ -124,7 +124,7 @@ def shared_chunks(own: slice) -> list[Scored]:
 def loss_and_gradients(own: slice) -> list[Tensor]:
     torch.manual_seed(0)
     W, U = (torch.randn(n, n, dtype=torch.float64, requires_grad=True) for n in (PREDICATES, CLASSES))
-    chunks = [one._replace(S=one.S.detach() @ W, logits=one.logits.detach() @ U) for one in shared_chunks(own)]
+    chunks = [one._replace(S=one.S.detach() @ W, logits=one.logits.detach() @ U) for one in chunks_of_batch(own)]
     loss = relation_loss(chunks, 0.5, (1.0, 0.7, 0.2)).total
     loss.backward()
     gradients = [tensor.grad for tensor in (W, U) if tensor.grad is not None]
@@ -133,25 +133,25 @@ def loss_and_gradients(own: slice) -> list[Tensor]:
 
 
 def on_a_rank(rank: int, folder: str) -> None:
-    """A process of its own: the loss and gradients of rank `rank`, saved."""
+    """Run in a process of its own: save the loss and gradients of a rank."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save(loss_and_gradients(slice(2 * rank, 2 * rank + 2)), f"{folder}/{rank}.pt")
     barrier()
     dist.destroy_process_group()
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
     mp.spawn(on_a_rank, (str(tmp_path),), nprocs=2)
-    alone = loss_and_gradients(slice(0, 4))
+    single = loss_and_gradients(slice(0, 4))
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert torch.equal(found[0], alone[0])  # chunks are summed in their order, wherever they are
-        for ours, expected in zip(found[1:], alone[1:], strict=True):
+        outputs = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.equal(outputs[0], single[0])  # chunks are summed in order, on whatever rank
+        for ours, expected in zip(outputs[1:], single[1:], strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_the_loss_is_50_times_faster_than_a_loop_over_triplets() -> None:
-    """At 500 triplets, forward and backward: the naive twin is the measure."""
+def test_loss_is_50_times_faster_than_its_naive_twin() -> None:
+    """At 500 triplets, forward and backward."""
     one = scored(500, seed=9)
 
     def seconds(loss: Callable[[], Tensor]) -> float:
@@ -173,7 +173,7 @@ def test_the_loss_is_50_times_faster_than_a_loop_over_triplets() -> None:
 
 
 def test_memory_grows_with_triplets_times_predicates() -> None:
-    """No tensor that the loss makes is larger than a few rows a triplet: none is triplets x triplets."""
+    """No tensor saved for the backward pass is larger than triplets x predicates."""
     one = scored(3000, seed=4)
     largest = 0
 

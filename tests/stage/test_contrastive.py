@@ -1,0 +1,52 @@
+"""What the contrastive stages share: counted tokens, concatenation, and validation by the training loss."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+
+from groundray.data.stream import Step
+from groundray.loss.grounding_loss import grounding_loss
+from groundray.loss.match_map import Kind
+from groundray.stage.contrastive import Encoded, concatenate, counted_tokens, validate
+
+
+def chunk(samples: int, tokens: int, seed: int) -> Encoded:
+    generator = torch.Generator().manual_seed(seed)
+    V = torch.randn(samples, 5, 6, generator=generator)
+    W = torch.randn(samples, tokens, 6, generator=generator)
+    return Encoded(V, W, torch.ones(samples, tokens, dtype=torch.bool))
+
+
+def test_counted_tokens_leave_out_the_first_and_the_last() -> None:
+    mask = torch.tensor([[True, True, True, True, False], [True, True, False, False, False]])
+    assert counted_tokens(mask, special_tokens=False).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
+    assert torch.equal(counted_tokens(mask, special_tokens=True), mask)
+
+
+def test_concatenated_captions_are_padded_to_the_longest() -> None:
+    first, second = chunk(2, 3, seed=1), chunk(1, 4, seed=2)
+    V, W, valid = concatenate([first, second])
+    assert (V.shape, W.shape) == ((3, 5, 6), (3, 4, 6))
+    assert torch.equal(W[:2, :3], first.W)
+    assert valid.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("kind", ["dot", "cosine"])
+def test_validation_loss_is_the_training_loss_averaged_over_samples(kind: Kind) -> None:
+    """Two batches of chunks; the second batch is short and one of its chunks is empty."""
+    chunks = [[chunk(4, 3, seed=1), chunk(4, 5, seed=2)], [chunk(3, 4, seed=3), chunk(0, 1, seed=4)]]
+    steps = [
+        Step(epoch=0, step=number, ends_epoch=number == 1, chunks=tuple(enumerate(batch)))
+        for number, batch in enumerate(chunks)
+    ]
+    metrics = validate(
+        lambda encoded: encoded, steps, lambda encoded: (grounding_loss(*concatenate(encoded), 0.2, kind, 4), {}), kind
+    )
+    batches = [concatenate(batch) for batch in chunks]
+    twins = [reference.two_way_nt_xent(reference.similarity(*batch, kind), 0.2).item() for batch in batches]
+    assert metrics["loss"] == pytest.approx((8 * twins[0] + 3 * twins[1]) / 11, rel=1e-5)
+    S = reference.similarity(*concatenate(batches), kind)
+    first = (S.T.argmax(dim=1) == torch.arange(11)).double().mean().item()
+    assert metrics["text_to_image/recall@1"] == pytest.approx(first)
