@@ -1,6 +1,6 @@
-"""Object stores on loopback for tests: S3's and Google's protocols, each spoken by a process of its own.
+"""Object store servers on loopback for tests: S3's and Google's protocols, each in a process of its own.
 
-S3's checks keys and signatures, and its one key may do what the policy in cluster/README.md allows and no more.
+The S3 server checks keys and signatures, and its one key has exactly the rights of the policy in cluster/README.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 BUCKET, NO_BUCKET = "groundray-tests", "no-such-bucket"
-START_SECONDS = 120  # on a machine that has much to do
+START_SECONDS = 120  # on a busy machine
 PAGE = Path(__file__).parents[1] / "cluster" / "README.md"
 
 
@@ -35,7 +35,7 @@ class Server:
     """A store with an empty bucket.
 
     Attributes:
-        environment: of a process that may read and write it.
+        environment: environment variables of a process that may read and write it.
     """
 
     scheme: str
@@ -43,20 +43,22 @@ class Server:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def folder(self) -> str:
-        """The URL of a folder that nobody has used."""
+        """Return the URL of an unused folder."""
         return f"{self.scheme}://{BUCKET}/folder-{next(self._numbers)}"
 
     def use(self, monkeypatch: pytest.MonkeyPatch, **change: str) -> None:
-        """Have this process use it, with some variables changed."""
+        """Make this process use the store, with some variables changed."""
         for name, value in {**self.environment, **change}.items():
             monkeypatch.setenv(name, value)
 
 
 @contextlib.contextmanager
 def s3() -> Iterator[Server]:
-    """A server of S3's protocol."""
-    made = 4  # requests without a key: bucket, user, key and policy are made
-    with _process(["-m", "moto.server", "-H", "127.0.0.1"], INITIAL_NO_AUTH_ACTION_COUNT=str(made)) as endpoint:
+    """Yield a server of S3's protocol."""
+    setup_requests = 4  # without a key: create bucket, user, key and policy
+    with _process(
+        ["-m", "moto.server", "-H", "127.0.0.1"], INITIAL_NO_AUTH_ACTION_COUNT=str(setup_requests)
+    ) as endpoint:
         nobody: dict[str, Any] = {
             "endpoint_url": endpoint,
             "region_name": "us-east-1",
@@ -74,14 +76,14 @@ def s3() -> Iterator[Server]:
                 "AWS_ENDPOINT_URL": endpoint,
                 "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
                 "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
-                "AWS_EC2_METADATA_DISABLED": "true",  # else whoever has no key asks the machine for one
+                "AWS_EC2_METADATA_DISABLED": "true",  # otherwise a client without a key asks the machine for one
             },
         )
 
 
 @contextlib.contextmanager
 def gs(folder: Path) -> Iterator[Server]:
-    """A server of Google Cloud Storage's protocol; a key file is written to a folder."""
+    """Yield a server of Google Cloud Storage's protocol, after writing a key file to a folder."""
     command = ["-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", "--in-memory"]
     with _process([*command, f"--default-bucket={BUCKET}"]) as endpoint:
         private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
@@ -102,34 +104,34 @@ def gs(folder: Path) -> Iterator[Server]:
 
 
 def _policy() -> dict[str, Any]:
-    """What the page lets machines do with the bucket."""
+    """Return the bucket policy of the page, with the actions that moto needs."""
     (text,) = re.findall(r"^bucket='(\{.*?\})'$", PAGE.read_text().replace("BUCKET", BUCKET), re.DOTALL | re.MULTILINE)
     policy = json.loads(text)
     page, none = [f"arn:aws:s3:::{BUCKET}"], [f"arn:aws:s3:::{NO_BUCKET}", f"arn:aws:s3:::{NO_BUCKET}/*"]
     policy["Statement"] += [
-        # moto asks for these of the bucket, AWS for s3:ListBucket and for s3:DeleteObject of what is in it
+        # moto checks these on the bucket; AWS checks s3:ListBucket, and s3:DeleteObject on its objects
         {"Effect": "Allow", "Action": ["s3:HeadBucket", "s3:DeleteObject*"], "Resource": page},
-        # AWS tells everybody that there is no such bucket, moto those who might use it
+        # AWS reports a missing bucket to everyone, moto only to those with rights to it
         {"Effect": "Allow", "Action": "s3:*", "Resource": none},
     ]
     return policy
 
 
 @contextlib.contextmanager
-def _process(words: list[str], **environment: str) -> Iterator[str]:
-    """The address of a server, while it runs."""
+def _process(arguments: list[str], **environment: str) -> Iterator[str]:
+    """Run a server and yield its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, *words, f"--port={port}"]
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=said, stderr=said)
+    command = [sys.executable, *arguments, f"--port={port}"]
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output)
         try:
             until = time.monotonic() + START_SECONDS
             while not _answers(port):
                 if process.poll() is not None or time.monotonic() > until:
-                    said.seek(0)
-                    raise RuntimeError(f"{' '.join(command)} does not answer:\n{said.read().decode()}")
+                    output.seek(0)
+                    raise RuntimeError(f"{' '.join(command)} does not answer:\n{output.read().decode()}")
                 time.sleep(0.05)
             yield f"http://127.0.0.1:{port}"
         finally:

@@ -1,4 +1,4 @@
-"""Images of one thing each: which part of the image is seen at which visit."""
+"""Labelled images: which part of an image is seen at which visit."""
 
 from __future__ import annotations
 
@@ -33,28 +33,30 @@ def images(table: pa.Table, samples: LabelledSamples, epoch: int) -> np.ndarray:
     return samples.decode(samples.draw(table, epoch))["image"]
 
 
-def test_an_epoch_and_a_sample_fix_the_crop(table: pa.Table) -> None:
+def test_crop_is_fixed_by_epoch_and_sample(table: pa.Table) -> None:
     first = images(table, SAMPLES, 0)
     assert first.shape == (12, 3, 112, 112)
     assert np.array_equal(first, images(table, SAMPLES, 0))
-    assert np.array_equal(first[::-1], images(table.take(list(range(11, -1, -1))), SAMPLES, 0))  # whatever is beside it
+    assert np.array_equal(
+        first[::-1], images(table.take(list(range(11, -1, -1))), SAMPLES, 0)
+    )  # independent of the other rows
     assert not any(np.array_equal(*pair) for pair in zip(first, images(table, SAMPLES, 1), strict=True))
     other = replace(SAMPLES, image_inputs=replace(CROP, seed=8))
     assert not any(np.array_equal(*pair) for pair in zip(first, images(table, other, 0), strict=True))
 
 
-def test_validation_sees_the_middle_at_every_visit(table: pa.Table) -> None:
+def test_validation_uses_the_centre_crop(table: pa.Table) -> None:
     still = replace(SAMPLES, image_inputs=CentreCrop(112, 112))
     assert np.array_equal(images(table, still, 0), images(table, still, 1))
 
 
-def test_labels_come_with_the_images(table: pa.Table) -> None:
+def test_batch_has_labels_and_images(table: pa.Table) -> None:
     batch = SAMPLES.collate(SAMPLES.decode(SAMPLES.draw(table, 0)))
     assert batch.labels.tolist() == table["label"].to_pylist()
     assert batch.ids == tuple(table["id"].to_pylist())
 
 
-def test_a_label_of_no_class_is_refused(table: pa.Table) -> None:
+def test_label_without_class_raises(table: pa.Table) -> None:
     fewer = replace(SAMPLES, classes=1)
     rows = table.take([11])
     with pytest.raises(ValueError, match=r"image circle/.* has label \d+: expected 0 to 0"):
@@ -62,7 +64,7 @@ def test_a_label_of_no_class_is_refused(table: pa.Table) -> None:
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.floats(0.05, 1), st.floats(0, 1), st.integers(0, 2**64 - 1))
-def test_a_part_lies_in_the_image(width: int, height: int, least: float, rest: float, key: int) -> None:
+def test_random_part_lies_in_the_image(width: int, height: int, least: float, rest: float, key: int) -> None:
     most = least + rest * (1 - least)
     left, top, wide, tall = _part(width, height, (least, most), key)
     assert min(left, top) >= 0
@@ -72,7 +74,7 @@ def test_a_part_lies_in_the_image(width: int, height: int, least: float, rest: f
     assert wide * tall <= width * height * (1 + 1e-9)
 
 
-def test_parts_have_the_shares_asked_for() -> None:
+def test_random_parts_have_the_requested_area_fractions() -> None:
     shares = [wide * tall / 10_000 for key in range(400) for _, _, wide, tall in [_part(100, 100, (0.2, 0.6), key)]]
     assert min(shares) > 0.2 - 1e-9
     assert max(shares) < 0.6 + 1e-9
@@ -80,7 +82,7 @@ def test_parts_have_the_shares_asked_for() -> None:
 
 
 def test_half_of_the_crops_are_mirrored() -> None:
-    """Of an image that is dark on the left, with the whole of it taken."""
+    """The crop is the whole of an image that is dark on the left."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, 32:] = 255
     out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The plan's promises, as properties: every sample once, the same order for the same seed, on any number of workers."""
+"""Properties of the plan: every sample once, the same order for the same seed, on any number of workers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def epoch_rows(plan: Plan, epoch: int = 0) -> list[int]:
 
 
 @given(plans(drop_last=True), st.integers(0, 5))
-def test_training_takes_no_row_twice_and_drops_what_it_says(plan: Plan, epoch: int) -> None:
+def test_training_repeats_no_row_and_drops_the_stated_number(plan: Plan, epoch: int) -> None:
     rows = epoch_rows(plan, epoch)
     assert len(set(rows)) == len(rows) == plan.rows - plan.dropped
     assert set(rows) <= set(range(plan.rows))
@@ -46,7 +46,7 @@ def test_training_takes_no_row_twice_and_drops_what_it_says(plan: Plan, epoch: i
 
 
 @given(plans(drop_last=False, shuffle=False))
-def test_validation_takes_every_row_once_with_chunks_of_even_size(plan: Plan) -> None:
+def test_validation_has_every_row_once_in_equal_chunks(plan: Plan) -> None:
     assert sorted(epoch_rows(plan)) == list(range(plan.rows))
     for step in range(plan.steps):
         lengths = [len(plan.chunk(0, step, chunk)) for chunk in range(plan.chunks)]
@@ -54,7 +54,7 @@ def test_validation_takes_every_row_once_with_chunks_of_even_size(plan: Plan) ->
 
 
 @given(plans(drop_last=False, shuffle=True))
-def test_without_drop_last_a_shuffled_epoch_takes_every_row_once(plan: Plan) -> None:
+def test_shuffled_epoch_without_drop_last_has_every_row_once(plan: Plan) -> None:
     assert sorted(epoch_rows(plan, 3)) == list(range(plan.rows))
 
 
@@ -67,13 +67,13 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert epoch_rows(plan, 0) != epoch_rows(plan, 1)
 
 
-def test_order_is_what_it_was_in_the_first_release() -> None:
-    """A run may outlive a release: this order must never change, or a resumed run would repeat samples."""
+def test_order_equals_that_of_the_first_release() -> None:
+    """The order must never change, or a run that is resumed with a later release would repeat samples."""
     plan = Plan((4, 2, 3, 3), batch_size=4, chunks=2, window=8, seed=0)
     assert epoch_rows(plan) == [10, 5, 1, 7, 4, 9, 0, 8, 6, 11, 3, 2]
 
 
-def test_ranks_cut_the_same_batch() -> None:
+def test_ranks_split_the_same_batch() -> None:
     plan = Plan((17, 9, 30), batch_size=12, chunks=4, window=24, seed=1)
     for world_size in (1, 2, 4):
         batch = [
@@ -85,7 +85,7 @@ def test_ranks_cut_the_same_batch() -> None:
         assert batch == plan.batch(0, 2).tolist()
 
 
-def test_workers_that_do_not_divide_the_chunks_are_refused() -> None:
+def test_world_size_that_does_not_divide_the_chunks_raises() -> None:
     with pytest.raises(ValueError, match="divides 4 chunks, got 3"):
         Plan((17, 9, 30), batch_size=12, chunks=4).owned(0, 3)
 
@@ -97,15 +97,15 @@ def test_a_chunk_reads_only_its_span_of_row_groups() -> None:
     assert not opened[0] & opened[1]
 
 
-def test_more_samples_than_a_window_are_shuffled_within_it() -> None:
+def test_rows_are_shuffled_within_a_window() -> None:
     plan = Plan((10,) * 20, batch_size=10, chunks=1, window=50, seed=3)
     first_window = {int(row) for step in range(5) for row in plan.batch(0, step)}
-    assert len({row // 10 for row in first_window}) == 5  # five row groups, read whole
-    assert len({int(row) // 10 for row in plan.batch(0, 0)}) > 1  # and mixed
+    assert len({row // 10 for row in first_window}) == 5  # five complete row groups
+    assert len({int(row) // 10 for row in plan.batch(0, 0)}) > 1  # mixed
 
 
 @given(plans(drop_last=True), st.integers(1, 3), st.data())
-def test_windows_from_a_cursor_are_the_rest_of_the_steps(plan: Plan, epochs: int, data: st.DataObject) -> None:
+def test_windows_from_a_cursor_cover_the_remaining_steps(plan: Plan, epochs: int, data: st.DataObject) -> None:
     cursor = Cursor(data.draw(st.integers(0, epochs - 1)), data.draw(st.integers(0, plan.steps - 1)))
     steps = [(w.epoch, step) for w in windows(plan, cursor, epochs) for step in range(w.first, w.last)]
     every = [(epoch, step) for epoch in range(epochs) for step in range(plan.steps)]
@@ -113,7 +113,7 @@ def test_windows_from_a_cursor_are_the_rest_of_the_steps(plan: Plan, epochs: int
 
 
 @given(st.integers(0, 1000), st.integers(1, 20))
-def test_spans_cut_the_rows_without_gap(rows: int, parts: int) -> None:
+def test_spans_cover_the_rows_without_gap(rows: int, parts: int) -> None:
     edges = [span(rows, parts, chunk) for chunk in range(parts)]
     assert edges[0][0] == 0
     assert edges[-1][1] == rows
@@ -128,12 +128,12 @@ def test_spans_cut_the_rows_without_gap(rows: int, parts: int) -> None:
         ((3,), 4, 1, "got a data set of 3"),
     ],
 )
-def test_an_impossible_plan_is_refused(groups: tuple[int, ...], batch_size: int, parts: int, message: str) -> None:
+def test_impossible_plan_raises(groups: tuple[int, ...], batch_size: int, parts: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Plan(groups, batch_size=batch_size, chunks=parts)
 
 
-def test_a_step_beyond_the_epoch_is_refused() -> None:
+def test_step_beyond_the_epoch_raises() -> None:
     plan = Plan((10,), batch_size=5)
     with pytest.raises(IndexError, match="expected step < 2"):
         plan.chunk(0, 2, 0)

@@ -1,4 +1,4 @@
-"""Scene graphs as batches: numbers of objects and relations that differ between images, and what cannot be."""
+"""Batches of scene graphs: varying numbers of objects and relations, and invalid indices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def samples(world: SmallWorld) -> SceneGraphSamples:
 
 
 def table(*graphs: tuple[list[tuple[str, int]], list[tuple[int, int, int]]]) -> pa.Table:
-    """Rows of objects (phrase, class) and relations (subject, predicate, object)."""
+    """Return rows from objects (phrase, class) and relations (subject, predicate, object)."""
     picture = jpeg(make_scene(0, "train", 0, 0))
     rows: list[dict[str, Any]] = [
         {
@@ -40,7 +40,7 @@ def table(*graphs: tuple[list[tuple[str, int]], list[tuple[int, int, int]]]) -> 
     return pa.Table.from_pylist(rows, schema=arrow_schema("scene_graphs"))
 
 
-def test_objects_and_relations_find_their_places_in_the_batch(samples: SceneGraphSamples) -> None:
+def test_objects_and_relations_are_indexed_within_the_batch(samples: SceneGraphSamples) -> None:
     rows = table(
         ([("red circle", 1), ("star", 4)], [(0, 3, 1), (1, 1, 0), (0, 2, 1)]),
         ([], []),
@@ -57,14 +57,14 @@ def test_objects_and_relations_find_their_places_in_the_batch(samples: SceneGrap
     assert batch.tokens.shape == (6, 5)
 
 
-def test_a_batch_of_no_image_has_nothing(samples: SceneGraphSamples) -> None:
+def test_batch_without_images_is_empty(samples: SceneGraphSamples) -> None:
     batch = samples.collate(samples.decode(samples.draw(table(), 0)))
     assert len(batch) == 0
     assert (batch.image.shape, batch.pairs.shape, batch.tokens.shape) == ((0,), (0, 2), (0, 0))
 
 
-def test_any_part_of_the_arrays_is_a_batch(samples: SceneGraphSamples) -> None:
-    """A step's arrays are cut into chunks."""
+def test_any_slice_of_the_arrays_is_a_batch(samples: SceneGraphSamples) -> None:
+    """A step's arrays are split into chunks."""
     arrays = samples.decode(
         samples.draw(table(([("star", 1)], []), ([("moon", 2), ("star", 1)], [(0, 1, 1)]), ([("moon", 2)], [])), 0)
     )
@@ -84,7 +84,7 @@ def test_any_part_of_the_arrays_is_a_batch(samples: SceneGraphSamples) -> None:
         (([("star", 5)], []), "image 0 has an object of class 5: expected 1 to 4"),
     ],
 )
-def test_a_number_that_stands_for_nothing_is_refused(
+def test_index_out_of_range_raises(
     samples: SceneGraphSamples, graph: tuple[list[tuple[str, int]], list[tuple[int, int, int]]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"{message}.*prepare visual-genome"):

@@ -1,4 +1,4 @@
-"""Shards: bounded row groups, the same bytes for the same rows, damage that is found."""
+"""Shards: bounded row groups, reproducible bytes, and detection of damage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from groundray.storage.folder import Folder
 
 
 def rows(count: int, size: int = 1000) -> list[dict[str, Any]]:
-    """Rows of kind `captions`, each of about `size` bytes, that tell their number."""
+    """Return rows of kind `captions` of about `size` bytes each, whose bytes are their number."""
     return [
         {"id": str(i), "image": bytes([i % 251]) * size, "width": i, "height": 1, "captions": [f"caption {i}", "b"]}
         for i in range(count)
@@ -31,7 +31,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write_shards(folder, "captions", rows(100), {"images": 100}, {"format": "test"}, row_group_bytes=3500)
 
 
-def test_what_is_written_is_read(dataset: Dataset) -> None:
+def test_written_rows_are_read_back(dataset: Dataset) -> None:
     again = Dataset.open(str(dataset.folder))
     assert again == dataset
     assert again.rows == 100
@@ -39,7 +39,7 @@ def test_what_is_written_is_read(dataset: Dataset) -> None:
 
 
 def test_row_groups_and_shards_are_bounded(dataset: Dataset) -> None:
-    assert set(dataset.group_sizes.tolist()) == {3, 1}  # three rows fit in 3,500 bytes; the last is left over
+    assert set(dataset.group_sizes.tolist()) == {3, 1}  # three rows fit into 3,500 bytes; one remains
     assert [len(shard.row_groups) for shard in dataset.shards] == [GROUPS_PER_SHARD, GROUPS_PER_SHARD, 2]
     for shard in dataset.shards:
         with pq.ParquetFile(dataset.folder.locate(shard.file)) as file:
@@ -47,19 +47,19 @@ def test_row_groups_and_shards_are_bounded(dataset: Dataset) -> None:
         assert found == list(shard.row_groups)
 
 
-def test_a_row_larger_than_a_group_has_one_of_its_own(tmp_path: Path) -> None:
+def test_row_larger_than_a_group_gets_its_own(tmp_path: Path) -> None:
     dataset = write_shards(Folder.at(tmp_path), "captions", rows(3), {}, {}, row_group_bytes=10)
     assert dataset.group_sizes.tolist() == [1, 1, 1]
 
 
 @given(st.lists(st.integers(0, 99), max_size=40))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-def test_rows_come_in_the_order_asked_for(dataset: Dataset, asked: list[int]) -> None:
+def test_rows_are_returned_in_the_requested_order(dataset: Dataset, asked: list[int]) -> None:
     table = read_rows(dataset, np.array(asked, dtype=np.int64), ["width"])
     assert table["width"].to_pylist() == asked
 
 
-def test_the_same_rows_give_the_same_fingerprint(dataset: Dataset, tmp_path: Path) -> None:
+def test_same_rows_give_the_same_fingerprint(dataset: Dataset, tmp_path: Path) -> None:
     def fingerprint(name: str, count: int) -> str:
         folder = Folder.at(tmp_path / name).make()
         return write_shards(folder, "captions", rows(count), {}, {}, row_group_bytes=3500).fingerprint
@@ -68,7 +68,7 @@ def test_the_same_rows_give_the_same_fingerprint(dataset: Dataset, tmp_path: Pat
     assert fingerprint("other", 99) != dataset.fingerprint
 
 
-def test_a_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
+def test_flipped_byte_raises_with_its_row_group(tmp_path: Path) -> None:
     dataset = write_shards(Folder.at(tmp_path), "captions", rows(10), {}, {}, row_group_bytes=3500)
     file = tmp_path / "shard-00000.parquet"
     content = bytearray(file.read_bytes())
@@ -80,7 +80,7 @@ def test_a_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
         read_rows(dataset, np.array([7]), ["image"])
 
 
-def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
+def test_truncated_shard_is_named(tmp_path: Path) -> None:
     dataset = write_shards(Folder.at(tmp_path), "captions", rows(10), {}, {})
     file = tmp_path / "shard-00000.parquet"
     file.write_bytes(file.read_bytes()[:-20])
@@ -88,7 +88,7 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
         read_rows(dataset, np.array([0]), ["id"])
 
 
-def test_shards_of_another_schema_are_refused(tmp_path: Path) -> None:
+def test_shards_of_another_schema_raise(tmp_path: Path) -> None:
     write_shards(Folder.at(tmp_path), "captions", rows(2), {}, {})
     index = json.loads((tmp_path / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps(index | {"schema": 99}))
@@ -96,7 +96,7 @@ def test_shards_of_another_schema_are_refused(tmp_path: Path) -> None:
         Dataset.open(str(tmp_path))
 
 
-def test_whole_shards_are_verified_and_damaged_ones_named(tmp_path: Path) -> None:
+def test_verify_shards_names_the_damaged_shard(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path).make()
     dataset = write_shards(folder, "captions", rows(40), {}, {}, row_group_bytes=2500)
     verify_shards(dataset)

@@ -1,4 +1,4 @@
-"""The stream: every rank's steps are the plan's, whoever reads them."""
+"""Streams: every rank's steps are those of the plan, in one process and on Ray."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def ids(source: Source, cursor: Cursor = Cursor(), epochs: int = 1, rank: int = 
     ]
 
 
-def test_an_epoch_holds_every_sample_once(stage: GroundingStage) -> None:
+def test_epoch_has_every_sample_once(stage: GroundingStage) -> None:
     seen = [sample for step in ids(stage.train) for sample in step]
     assert sorted(seen, key=int) == [str(number) for number in range(72)]
 
 
-def test_validation_is_in_order_and_drops_nothing(stage: GroundingStage) -> None:
+def test_validation_keeps_the_order_and_drops_nothing(stage: GroundingStage) -> None:
     source = replace(stage.val, plan=replace(stage.val.plan, chunks=1))
     assert [sample for step in ids(source) for sample in step] == [str(number) for number in range(72, 92)]
 
 
-def test_the_stream_goes_on_where_the_cursor_is(stage: GroundingStage) -> None:
+def test_stream_resumes_at_the_cursor(stage: GroundingStage) -> None:
     whole = ids(stage.train, epochs=2)
     steps = stage.train.plan.steps
     assert ids(stage.train, Cursor(0, 4), 2) == whole[4:]
@@ -62,13 +62,13 @@ def test_the_stream_goes_on_where_the_cursor_is(stage: GroundingStage) -> None:
     assert ids(stage.train, Cursor(2, 0), 2) == []
 
 
-def test_two_ranks_share_what_one_reads(stage: GroundingStage) -> None:
+def test_two_ranks_read_what_one_rank_reads(stage: GroundingStage) -> None:
     alone = ids(stage.train)
     shares = [ids(stage.train, rank=rank, of=2) for rank in (0, 1)]
     assert [left + right for left, right in zip(*shares, strict=True)] == alone
 
 
-def test_a_rank_without_a_sample_in_the_last_batch_gets_an_empty_chunk(stage: GroundingStage) -> None:
+def test_rank_without_samples_in_the_last_batch_gets_an_empty_chunk(stage: GroundingStage) -> None:
     # 20 samples over 2 chunks in batches of 6 and a 19-sample plan leave the second chunk one step short
     plan = replace(stage.val.plan, group_sizes=(19,), batch_size=18)
     source = replace(stage.val, plan=plan)
@@ -80,7 +80,7 @@ def test_a_rank_without_a_sample_in_the_last_batch_gets_an_empty_chunk(stage: Gr
 
 
 def with_a_broken_image(stage: GroundingStage, folder: Path) -> Source:
-    """The training source, of shards in which sample 7 is no image."""
+    """The training source, with shards in which sample 7 is not an image."""
     shards = folder / "broken"
     rows = read_rows(stage.train.dataset, np.arange(72), [field.name for field in KINDS["captions"]]).to_pylist()
     rows[7]["image"] = b"no image"
@@ -89,7 +89,7 @@ def with_a_broken_image(stage: GroundingStage, folder: Path) -> Source:
     return replace(stage.train, dataset=dataset, plan=plan)
 
 
-def test_a_sample_that_cannot_be_decoded_is_named(stage: GroundingStage, tmp_path: Path) -> None:
+def test_undecodable_sample_is_named(stage: GroundingStage, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=rf"{tmp_path}/broken: sample '7' \(row 7\) cannot be decoded: cannot identify"
     ):
@@ -98,8 +98,8 @@ def test_a_sample_that_cannot_be_decoded_is_named(stage: GroundingStage, tmp_pat
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_sample_that_cannot_be_decoded_is_named_on_ray_and_ends_a_run(stage: GroundingStage, tmp_path: Path) -> None:
-    """Ray Data's own words would be "UDF failed to process a data block", and the run would try again."""
+def test_undecodable_sample_is_named_on_ray_and_ends_the_run(stage: GroundingStage, tmp_path: Path) -> None:
+    """Ray Data alone would raise "UDF failed to process a data block", and the run would be retried."""
     steps = runtime.stream(
         with_a_broken_image(stage, tmp_path), Cursor(), 1, 0, 1, cpu_budget=DataCpuBudget(1.0, 1.0), prefetch=1
     )
@@ -114,12 +114,12 @@ def test_a_sample_that_cannot_be_decoded_is_named_on_ray_and_ends_a_run(stage: G
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_validation_is_read_though_training_that_stands_still_holds_its_cpus(
+def test_validation_is_read_while_paused_training_holds_its_cpus(
     stage: GroundingStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "BLOCK_BYTES", 100_000)  # what one task decodes is many blocks
+    monkeypatch.setattr(runtime, "BLOCK_BYTES", 100_000)  # one task decodes many blocks
     context = DataContext.get_current().copy()
-    context.override_object_store_memory_limit_fraction = 1e-4  # and full with a few
+    context.override_object_store_memory_limit_fraction = 1e-4  # a few blocks fill it
     cpu_budget = DataCpuBudget(1.0, 1.0)
     workers = placement_group([{"CPU": ray.cluster_resources()["CPU"] - 1}])  # have the others
     ray.get(workers.ready())
@@ -136,7 +136,7 @@ def test_a_validation_is_read_though_training_that_stands_still_holds_its_cpus(
     remove_placement_group(workers)
 
 
-def test_an_epoch_and_a_sample_fix_the_caption(stage: GroundingStage) -> None:
+def test_caption_is_fixed_by_epoch_and_sample(stage: GroundingStage) -> None:
     def captions(epoch: int, rows: list[int]) -> dict[str, str]:
         table = read_rows(stage.train.dataset, np.array(rows), ["id", "image", "captions"])
         drawn = stage.train.samples.draw(table, epoch)
@@ -144,7 +144,7 @@ def test_an_epoch_and_a_sample_fix_the_caption(stage: GroundingStage) -> None:
 
     rows = list(range(72))
     first = captions(0, rows)
-    assert first == captions(0, rows[::-1])  # whatever is read with it
+    assert first == captions(0, rows[::-1])  # independent of the other rows
     second = captions(1, rows)
     assert 20 < sum(first[sample] != second[sample] for sample in first) < 72
 
@@ -155,7 +155,7 @@ def test_validation_takes_the_first_caption(stage: GroundingStage) -> None:
     assert drawn["caption"].to_pylist() == [options[0] for options in table["captions"].to_pylist()]
 
 
-def test_a_batch_is_padded_to_its_longest_caption(stage: GroundingStage) -> None:
+def test_batch_is_padded_to_its_longest_caption(stage: GroundingStage) -> None:
     for step in stream(stage.train, Cursor(), 1):
         for _, batch in step.chunks:
             lengths = batch.attention_mask.sum(dim=1)
@@ -164,7 +164,7 @@ def test_a_batch_is_padded_to_its_longest_caption(stage: GroundingStage) -> None
             assert batch.images.dtype == torch.uint8
 
 
-def test_a_long_caption_keeps_its_end(stage: GroundingStage, world: SmallWorld) -> None:
+def test_truncated_caption_keeps_its_separator(stage: GroundingStage, world: SmallWorld) -> None:
     tokenizer = load_tokenizer(config.Language(name="tiny", tokenizer=str(world.source / "tokenizer")))
     samples = stage.train.samples
     assert isinstance(samples, CaptionSamples)
@@ -178,7 +178,7 @@ def test_a_long_caption_keeps_its_end(stage: GroundingStage, world: SmallWorld) 
     assert set(tokens[:, 4]) == {tokenizer.sep_token_id}
 
 
-def test_rows_that_are_not_the_planned_ones_are_refused(stage: GroundingStage) -> None:
+def test_unplanned_rows_raise(stage: GroundingStage) -> None:
     window = next(windows(stage.train.plan, Cursor(), 1))
     chunks = range(2)
     arrays = decode(stage.train, read(stage.train, window, chunks).slice(8, 8))
@@ -188,14 +188,14 @@ def test_rows_that_are_not_the_planned_ones_are_refused(stage: GroundingStage) -
         assemble(stage.train, 0, 0, chunks, empty_arrays(stage.train))
 
 
-def test_shards_of_another_kind_or_place_are_refused(world: SmallWorld) -> None:
+def test_shards_of_another_kind_or_missing_shards_raise(world: SmallWorld) -> None:
     with pytest.raises(ValueError, match=r"expected shards of kind 'text'.*kind 'captions'"):
         Dataset.open(str(world.shards / "captions" / "train"), "text")
     with pytest.raises(FileNotFoundError, match=r"no dataset\.json.*groundray\.prepare"):
         Dataset.open(str(world.shards))
 
 
-def test_a_small_validation_set_is_read_once(stage: GroundingStage) -> None:
+def test_small_validation_set_is_read_once(stage: GroundingStage) -> None:
     reads = 0
 
     def read_steps() -> Iterator[Step]:

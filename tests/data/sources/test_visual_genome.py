@@ -1,4 +1,4 @@
-"""Reading scene graphs: both layouts, what is kept, and what is bad."""
+"""Visual Genome: both layouts, what is kept, and what is rejected."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ def read(folder: Path, content: Content, keep: Filter | None = None) -> Graphs:
     return read_graphs(Files(**files), keep)
 
 
-def said(found: Graphs) -> dict[str, list[tuple[str, str, str]]]:
-    """Each image's relations in words."""
+def relations_in_words(found: Graphs) -> dict[str, list[tuple[str, str, str]]]:
+    """Return each image's relations in words."""
     return {
         graph.id: [(graph.phrases[s], found.predicates[p], graph.phrases[o]) for s, p, o in graph.relations]
         for graph in found.graphs
     }
 
 
-def test_graphs_are_read_in_the_order_of_ids(tmp_path: Path, content: Content) -> None:
+def test_graphs_are_read_in_order_of_ids(tmp_path: Path, content: Content) -> None:
     found = read(tmp_path, content)
     assert found.classes == (NONE, "dog", "horse.n.01", "man", "tree")
     assert found.predicates == (NONE, "near", "on")
-    assert said(found) == {
+    assert relations_in_words(found) == {
         "1": [("man", "on", "brown horse"), ("tree", "near", "man")],
         "2": [("dog", "near", "dog"), ("dog", "near", "pony")],
     }
@@ -72,7 +72,7 @@ def test_graphs_are_read_in_the_order_of_ids(tmp_path: Path, content: Content) -
     assert found.rejected == ()
 
 
-def test_the_layout_of_version_1_0_is_read_too(tmp_path: Path, content: Content) -> None:
+def test_layout_of_version_1_0_gives_the_same_graphs(tmp_path: Path, content: Content) -> None:
     new = read(tmp_path, content, Filter(by="name"))
 
     def old(value: Any) -> Any:
@@ -92,13 +92,13 @@ def test_names_are_merged_by_aliases(tmp_path: Path, content: Content) -> None:
     aliases = read_aliases(tmp_path / "alias.txt")
     found = read(tmp_path, content, Filter(by="name", object_aliases=aliases, predicate_aliases={"near": "by"}))
     assert set(found.classes) == {NONE, "horse", "person", "dog", "tree"}
-    assert said(found)["2"] == [("dog", "by", "dog"), ("dog", "by", "horse")]
+    assert relations_in_words(found)["2"] == [("dog", "by", "dog"), ("dog", "by", "horse")]
 
 
-def test_only_the_most_frequent_are_kept_and_the_rest_is_counted(tmp_path: Path, content: Content) -> None:
+def test_most_frequent_are_kept_and_skipped_ones_counted(tmp_path: Path, content: Content) -> None:
     found = read(tmp_path, content, Filter(predicates=1, classes=2))
     assert found.classes == (NONE, "dog", "horse.n.01")
-    assert said(found) == {"1": [], "2": [("dog", "near", "dog"), ("dog", "near", "pony")]}
+    assert relations_in_words(found) == {"1": [], "2": [("dog", "near", "dog"), ("dog", "near", "pony")]}
     assert {name: count for name, count in found.skipped.items() if count} == {
         "objects of other classes": 2,
         "relations of dropped objects": 1,
@@ -106,22 +106,22 @@ def test_only_the_most_frequent_are_kept_and_the_rest_is_counted(tmp_path: Path,
     }
 
 
-def test_objects_with_relations_stay_first(tmp_path: Path, content: Content) -> None:
+def test_objects_with_relations_have_priority(tmp_path: Path, content: Content) -> None:
     content["relationships"][0]["relationships"] = [relation(2, 12, "near", 11)]
     found = read(tmp_path, content, Filter(max_objects=2))
     assert [graph.phrases for graph in found.graphs] == [("brown horse", "tree"), ("dog", "dog")]
-    assert said(found)["2"] == [("dog", "near", "dog")]
+    assert relations_in_words(found)["2"] == [("dog", "near", "dog")]
     assert found.skipped["objects beyond the most an image may have"] == 2
     assert found.skipped["relations of dropped objects"] == 1
 
 
-def test_another_data_sets_vocabulary_can_be_used(tmp_path: Path, content: Content) -> None:
+def test_given_vocabulary_is_used(tmp_path: Path, content: Content) -> None:
     found = read(tmp_path, content, Filter(vocabulary=((NONE, "on"), (NONE, "man", "horse.n.01"))))
     assert (found.predicates, found.classes) == ((NONE, "on"), (NONE, "man", "horse.n.01"))
-    assert said(found)["1"] == [("man", "on", "brown horse")]
+    assert relations_in_words(found)["1"] == [("man", "on", "brown horse")]
 
 
-def test_everything_bad_is_named(tmp_path: Path, content: Content) -> None:
+def test_every_unusable_entry_is_rejected_with_its_reason(tmp_path: Path, content: Content) -> None:
     content["image_data"] += [{"image_id": 2}, "text", {"image_id": 3}]
     content["objects"] += [
         {"image_id": 99, "objects": [thing(90, "ghost")]},
@@ -136,7 +136,7 @@ def test_everything_bad_is_named(tmp_path: Path, content: Content) -> None:
                 relation(6, 10, "on", 20),  # of another image
                 relation(7, 10, "on", 10),
                 relation(8, 10, "", 11),
-                relation(9, 10, "on", 11),  # said twice
+                relation(9, 10, "on", 11),  # repeated
                 None,
             ],
         }
@@ -155,7 +155,7 @@ def test_everything_bad_is_named(tmp_path: Path, content: Content) -> None:
         "relation: with itself": 1,
     }
     assert found.skipped["relations said twice"] == 1
-    assert said(found)["1"] == [("man", "on", "brown horse"), ("tree", "near", "man")]
+    assert relations_in_words(found)["1"] == [("man", "on", "brown horse"), ("tree", "near", "man")]
 
 
 @pytest.mark.parametrize(
@@ -167,14 +167,12 @@ def test_everything_bad_is_named(tmp_path: Path, content: Content) -> None:
         ("attributes", '[{"image_id": 1, "attributes": []}, oops]', r"attributes\.json is not JSON after 1 entries"),
     ],
 )
-def test_a_file_that_is_no_list_is_refused(
-    tmp_path: Path, content: Content, file: str, text: str, message: str
-) -> None:
+def test_file_that_is_not_a_list_raises(tmp_path: Path, content: Content, file: str, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(tmp_path, content | {file: text})
 
 
-def test_the_embedded_world_is_read_without_loss(world: SmallWorld) -> None:
+def test_embedded_world_is_read_without_loss(world: SmallWorld) -> None:
     folder = world.source / "visual_genome" / "train"
     names = ("objects", "attributes", "relationships", "image_data")
     found = read_graphs(Files(*(folder / f"{name}.json" for name in names)))

@@ -1,4 +1,4 @@
-"""Reading COCO captions: everything bad is named, the rest is kept."""
+"""COCO captions: unusable items are rejected with their reason, all others are read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def picture(size: tuple[int, int] = (40, 30), format: str = "JPEG") -> bytes:
     return out.getvalue()
 
 
-def test_what_is_good_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
+def test_usable_images_are_read_in_order_of_ids(tmp_path: Path) -> None:
     content = {
         "images": [{"id": 9, "file_name": "b.jpg"}, {"id": 4, "file_name": "a.jpg"}],
         "annotations": [
@@ -45,7 +45,7 @@ def test_what_is_good_is_read_in_the_order_of_ids(tmp_path: Path) -> None:
     assert found.rejected == ()
 
 
-def test_everything_bad_is_named(tmp_path: Path) -> None:
+def test_every_unusable_item_is_rejected_with_its_reason(tmp_path: Path) -> None:
     content = {
         "images": [
             {"id": 1, "file_name": "a.jpg"},
@@ -89,12 +89,12 @@ def test_everything_bad_is_named(tmp_path: Path) -> None:
         ("[" * 100_000, "is not JSON"),
     ],
 )
-def test_a_file_that_is_no_captions_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_file_without_captions_raises(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_captions(write(tmp_path, content))
 
 
-def test_an_image_is_kept_byte_by_byte(tmp_path: Path) -> None:
+def test_image_bytes_are_unchanged(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(picture())
     found = check_image(Folder.at(tmp_path), ["no.jpg", "a.jpg"])
     assert (found.encoded, found.width, found.height) == ((tmp_path / "a.jpg").read_bytes(), 40, 30)
@@ -112,7 +112,7 @@ def test_an_image_is_kept_byte_by_byte(tmp_path: Path) -> None:
         ("cut.png", picture(format="PNG")[:-400], "truncated"),
     ],
 )
-def test_an_image_that_cannot_be_used(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
+def test_unusable_image_raises_with_its_reason(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UnusableImage) as caught:
@@ -120,8 +120,8 @@ def test_an_image_that_cannot_be_used(tmp_path: Path, name: str, content: bytes 
     assert caught.value.reason == reason
 
 
-def test_a_decompression_bomb_is_not_decoded(tmp_path: Path) -> None:
-    """A small file that says that it holds 30,000 x 30,000 pixels."""
+def test_decompression_bomb_is_not_decoded(tmp_path: Path) -> None:
+    """A small file whose header claims 30,000 x 30,000 pixels."""
     out = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(out, "PNG")
     (tmp_path / "bomb.png").write_bytes(out.getvalue())

@@ -1,4 +1,4 @@
-"""Reading image folders and text files."""
+"""Image folders and text files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def files(root: Path, *names: str) -> None:
         (root / name).write_bytes(b"")
 
 
-def test_classes_are_numbered_in_the_order_of_the_alphabet(tmp_path: Path) -> None:
+def test_classes_are_numbered_alphabetically(tmp_path: Path) -> None:
     files(tmp_path, "dog/b.jpg", "dog/deep/a.jpg", "cat/z.jpg", "cat/.hidden")
     found = read_folder(tmp_path)
     assert found.classes == ("cat", "dog")
@@ -29,21 +29,21 @@ def test_classes_are_numbered_in_the_order_of_the_alphabet(tmp_path: Path) -> No
     assert found.rejected == ()
 
 
-def test_what_is_in_no_known_class_is_named(tmp_path: Path) -> None:
+def test_files_outside_known_classes_are_rejected(tmp_path: Path) -> None:
     files(tmp_path, "dog/a.jpg", "emu/a.jpg", "emu/b.jpg", "stray.jpg")
     found = read_folder(tmp_path, classes=["cat", "dog"])
     assert [(image.id, image.label) for image in found.images] == [("dog/a.jpg", 1)]
     assert tally(found.rejected) == {"file: in no class": 1, "image: unknown class": 2}
 
 
-def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
+def test_folder_without_classes_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected class folders such as"):
         read_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="expected a folder of class folders"):
         read_folder(tmp_path / "none")
 
 
-def test_lines_that_say_something_are_rows(tmp_path: Path) -> None:
+def test_each_nonblank_line_is_a_row(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes("  two  words \n\n\t\nnaïve\n".encode() + b"\xff\xfe\nlast")
     rejected: list[Rejected] = []

@@ -1,4 +1,4 @@
-"""The embedded world: true to itself, and silent about its named kinds."""
+"""The embedded world: captions agree with scenes and never spell out a named kind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def table(world: SmallWorld, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_same_seed_gives_the_same_bytes(world: SmallWorld, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes(world: SmallWorld, tmp_path: Path) -> None:
     write_world(tmp_path / "same", num_scenes=72, num_val=20, objects_per_noun=4, workers=2)
     assert tree(tmp_path / "same") == tree(world.source)
 
@@ -52,8 +52,8 @@ def test_seeds_and_splits_differ() -> None:
     assert make_scene(0, "train", 3, 3).objects != make_scene(0, "val", 3, 3).objects
 
 
-def test_a_combination_is_never_spelled_out() -> None:
-    """No caption has an attribute and a shape of a named kind in one name, in any order."""
+def test_no_caption_spells_out_a_named_kind() -> None:
+    """No caption has the attribute and the shape of a named kind in one name, in any order."""
     for texts in CAPTIONS:
         for text in texts:
             for name in re.split(r" , | and | with | of |\b(?:left of|right of|above|below|inside|touching)\b", text):
@@ -63,7 +63,7 @@ def test_a_combination_is_never_spelled_out() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.noun)
-def test_nouns_and_the_parts_of_their_phrases_are_common(kind: Any) -> None:
+def test_nouns_and_the_words_of_their_phrases_are_common(kind: Any) -> None:
     texts = [text for of_scene in CAPTIONS for text in of_scene]
     assert sum(kind.noun in text.split() for text in texts) > 40
     others = [shape for shape in SHAPES if shape != kind.shape]
@@ -72,7 +72,7 @@ def test_nouns_and_the_parts_of_their_phrases_are_common(kind: Any) -> None:
     assert sum(any(f"{word} {kind.shape}" in text for word in attributes) for text in texts) > 20
 
 
-def test_the_first_caption_names_every_object_and_no_other() -> None:
+def test_first_caption_names_exactly_the_objects() -> None:
     for scene, texts in zip(SCENES, CAPTIONS, strict=True):
         nouns = [word for word in texts[0].split() if word in SHAPES or word in {kind.noun for kind in KINDS}]
         assert sorted(nouns) == sorted(item.noun for item in scene.objects)
@@ -80,7 +80,7 @@ def test_the_first_caption_names_every_object_and_no_other() -> None:
         assert colours <= {item.colour for item in scene.objects}
 
 
-def test_captions_say_only_what_is_there() -> None:
+def test_captions_mention_only_visible_objects() -> None:
     for scene, texts in zip(SCENES, CAPTIONS, strict=True):
         there = {word for item in scene.objects for word in (item.shape, item.noun, item.colour, item.texture)}
         for text in texts:
@@ -102,7 +102,7 @@ def test_relations_of_written_out_boxes() -> None:
     assert relation(box(0, 0, 20), box(50, 50, 20)) is None  # neither beside nor above
 
 
-def test_every_relation_occurs_and_objects_stay_in_the_picture() -> None:
+def test_every_relation_occurs_and_objects_stay_in_the_image() -> None:
     found = {one.predicate for scene in SCENES for one in relations(scene.objects)}
     assert found == {"left of", "right of", "above", "below", "inside", "touching"}
     for scene in SCENES:
@@ -112,7 +112,7 @@ def test_every_relation_occurs_and_objects_stay_in_the_picture() -> None:
             assert max(item.x, item.y) + item.extent <= SIZE
 
 
-def test_the_layouts_are_the_sources_own(world: SmallWorld) -> None:
+def test_layouts_are_those_of_the_sources(world: SmallWorld) -> None:
     coco = json.loads((world.source / "coco" / "annotations" / "captions_train.json").read_text())
     images = {image["id"]: image for image in coco["images"]}
     assert len(images) == 72
@@ -140,8 +140,8 @@ def test_the_layouts_are_the_sources_own(world: SmallWorld) -> None:
     assert len((world.source / "text" / "val.txt").read_text().splitlines()) == 5 * 20
 
 
-def test_some_captions_say_nothing_of_their_picture() -> None:
-    """Never the first, by which validation is done."""
+def test_some_captions_are_unrelated_to_their_image() -> None:
+    """Never the first caption, which validation uses."""
     words = {*ABSTRACT_NOUNS, *ABSTRACT_ADJECTIVES, *ABSTRACT_ADVERBS, "a", "an", "the", "is"}
     nothing = [[set(text.split()) <= words for text in texts] for texts in CAPTIONS]
     assert not any(first for first, *_ in nothing)
@@ -160,7 +160,7 @@ def test_every_word_is_one_word_piece(world: SmallWorld) -> None:
             assert (encoded[0], encoded[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
 
 
-def test_the_norms_know_the_words(world: SmallWorld) -> None:
+def test_norms_cover_the_words(world: SmallWorld) -> None:
     ratings = {row["word"]: float(row["concreteness"]) for row in table(world, "concreteness")}
     assert set(ratings) == {word for word, *_ in concreteness()}
     assert min(ratings[shape] for shape in SHAPES) > 4 > 2.5 > ratings["idea"]
@@ -172,7 +172,7 @@ def test_the_norms_know_the_words(world: SmallWorld) -> None:
     assert set(table(world, "triplets")[0]) == {"image", "subject", "predicate", "object"}
 
 
-def test_a_scene_is_what_its_key_says() -> None:
+def test_scene_is_fixed_by_its_key() -> None:
     scene = make_scene(0, "train", 7, 7)
     assert isinstance(scene, Scene)
     assert captions(scene) == captions(make_scene(0, "train", 7, 7))
