@@ -1,6 +1,6 @@
-"""The grounding loss against the same loss as others compute it, in time and memory.
+"""Time and memory of the grounding loss against other implementations of the same loss.
 
-Only how S, the similarities of all images and captions, comes about differs; the contrast in it is the same for all.
+The contenders differ in how they compute S, the similarities of all images and captions; NT-Xent on S is the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a batch: image positions, and the tokens that captions are padded to."""
+    """The sizes of a batch; captions are padded to `tokens`."""
 
     batch: int
     positions: int = 196
@@ -41,26 +41,26 @@ def ours(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
 
 
 def einsum_and_max(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
-    """The usual rewrite: the match maps of all pairs at once, and autograd."""
+    """Compute the match maps of all pairs with one einsum, and gradients with autograd."""
     return _contrast(torch.einsum("ipd,ctd->ictp", V, W), valid)
 
 
 def published_form(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
-    """As in the paper's code: images and captions are repeated for every pair, and multiplied pair by pair."""
+    """Repeat images and captions for every pair, and multiply pair by pair, as the paper's code does."""
     images = V[:, None].expand(-1, len(W), -1, -1)
     captions = W[None].expand(len(V), -1, -1, -1)
     return _contrast(captions @ images.transpose(2, 3), valid)
 
 
 def late_interaction(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
-    """MaxSim of sentence-transformers, a mean over tokens: captions are the queries, images the documents."""
+    """Compute MaxSim of sentence-transformers as a mean over tokens: captions are queries, images documents."""
     from sentence_transformers.util import mean_maxsim
 
     return two_way_nt_xent(mean_maxsim(W, V, a_mask=valid).T, TEMPERATURE)
 
 
 def _contrast(M: Tensor, valid: Tensor) -> Tensor:
-    """The loss, given the match maps M [image caption token position]."""
+    """Return the loss of match maps M [image caption token position]."""
     S = (M.max(dim=-1).values * valid).sum(dim=-1) / valid.sum(dim=-1)
     return two_way_nt_xent(S, TEMPERATURE)
 
@@ -71,21 +71,23 @@ def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:
     return (-F.log_softmax(logits, dim=1).diagonal() - F.log_softmax(logits, dim=0).diagonal()).mean()
 
 
-def contenders(of: Shape) -> dict[str, Contender]:
-    """Each way to compute the loss, with the bytes that it needs."""
-    pairs = of.batch**2
-    matches, embeddings = pairs * of.positions * of.tokens, pairs * of.positions * of.dim
+def contenders(shape: Shape) -> dict[str, Contender]:
+    """Return the implementations of the loss, with the bytes that each needs."""
+    pairs = shape.batch**2
+    matches, embeddings = pairs * shape.positions * shape.tokens, pairs * shape.positions * shape.dim
     return {
-        # the position that won, in two bytes a token at most, and tiles
-        OURS: Contender(ours, pairs * of.tokens * 2 + 2**26),
-        # all match maps, and the gradient of each
+        # the position of each maximum, at most two bytes a token, and tiles
+        OURS: Contender(ours, pairs * shape.tokens * 2 + 2**26),
+        # all match maps and their gradients
         BASELINE: Contender(einsum_and_max, 2 * matches * FLOAT),
-        # both embeddings for each pair, and the images' gradient; one of match maps and their gradient beside them
-        "published form": Contender(published_form, (2 * embeddings + pairs * of.tokens * of.dim + matches) * FLOAT),
-        # blocks of 10^8 numbers and their gradients, each with a gradient of all documents; int64 for what won
+        # both embeddings for each pair, the images' gradient, and match maps or their gradients
+        "published form": Contender(
+            published_form, (2 * embeddings + pairs * shape.tokens * shape.dim + matches) * FLOAT
+        ),
+        # blocks of 10^8 numbers and their gradients, each with a gradient of all documents; maxima as int64
         "sentence-transformers": Contender(
             late_interaction,
-            (2 * 10**8 + 2 * of.batch * of.positions * of.dim) * FLOAT + pairs * of.tokens * 8,
+            (2 * 10**8 + 2 * shape.batch * shape.positions * shape.dim) * FLOAT + pairs * shape.tokens * 8,
             _not_installed(),
         ),
     }
@@ -96,20 +98,20 @@ def measure(
     tokens: Sequence[int],
     only: Sequence[str],
     repeats: int,
-    most_seconds: float,
+    max_seconds: float,
     note: Callable[[str], None],
 ) -> Report:
-    """The benchmark `loss`.
+    """Run the benchmark `loss`.
 
     Args:
-        tokens: valid ones of a caption's 32, on average.
-        only: the contenders beside groundray; none is all.
-        most_seconds: no round of a case but the first starts when its rounds have taken so long.
-        note: told what is measured next.
+        tokens: mean numbers of valid tokens in captions padded to 32.
+        only: names of contenders besides groundray; empty for all.
+        max_seconds: time of a case after which no further round starts.
+        note: receives a line about each step.
 
     Raises:
-        Disagreement: a contender's loss is another one.
-        ValueError: an unknown contender, or more tokens than a caption has.
+        Disagreement: the loss of a contender differs.
+        ValueError: a contender is unknown, or captions have fewer tokens.
     """
     rows: list[Row] = []
     for device in ("cpu", "cuda"):
@@ -121,19 +123,19 @@ def measure(
                     rows += [Row(case, name, dict.fromkeys(PARTS, NO_GPU)) for name in chosen]
                     continue
                 note(f"loss: batch {shape.batch}, {valid} of {shape.tokens} tokens, {device}")
-                problem, small = (random_problem(one, valid, device) for one in (shape, Shape(2)))
-                rows += compare(case, chosen, problem, small, BASELINE, repeats, most_seconds)
+                problem, small = (random_problem(size, valid, device) for size in (shape, Shape(2)))
+                rows += compare(case, chosen, problem, small, BASELINE, repeats, max_seconds)
     return Report("loss", CAPTION, columns(BASELINE), rows, machine())
 
 
 def random_problem(shape: Shape, valid: int, device: str = "cpu") -> Problem:
-    """Random V [batch positions dim] and W [batch tokens dim], and masks of `valid` tokens on average.
+    """Return random V [batch positions dim] and W [batch tokens dim], and masks of `valid` tokens on average.
 
-    Captions have up to 4 tokens more or less, where they have room. Matches have standard deviation 1, so that the
-    loss depends on more than the best of them.
+    The number of tokens varies by up to 4. Matches have standard deviation 1, so that the loss depends on more than the
+    best of them.
 
     Raises:
-        ValueError: captions have no room for so many tokens.
+        ValueError: `valid` is below 1 or above the padded length.
     """
     if not 1 <= valid <= shape.tokens:
         raise ValueError(f"--tokens: expected 1 to {shape.tokens} valid tokens of a caption, got {valid}")
@@ -147,10 +149,10 @@ def random_problem(shape: Shape, valid: int, device: str = "cpu") -> Problem:
     return Problem((V, W, (torch.arange(shape.tokens) < lengths).to(device)), (V, W))
 
 
-def _chosen(all_of_them: dict[str, Contender], only: Sequence[str]) -> dict[str, Contender]:
-    if unknown := [name for name in only if name not in all_of_them]:
-        raise ValueError(f"--only: expected some of {', '.join(map(repr, all_of_them))}, got {unknown[0]!r}")
-    return {name: one for name, one in all_of_them.items() if name == OURS or not only or name in only}
+def _chosen(known: dict[str, Contender], only: Sequence[str]) -> dict[str, Contender]:
+    if unknown := [name for name in only if name not in known]:
+        raise ValueError(f"--only: expected some of {', '.join(map(repr, known))}, got {unknown[0]!r}")
+    return {name: contender for name, contender in known.items() if name == OURS or not only or name in only}
 
 
 def _not_installed() -> Missing | None:

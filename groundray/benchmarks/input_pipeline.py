@@ -1,6 +1,6 @@
-"""From shards to batches: Ray Data's stream against one process, and against a plain DataLoader of as many processes.
+"""The input pipeline: Ray Data against one process, and against a DataLoader with as many processes.
 
-All three read the same rows in the plan's order and decode them by the same code; only who does it differs.
+All three read the same rows in the plan's order and decode them with the same code.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from groundray.runtime.train.resources import DataCpuBudget
 from groundray.storage.folder import Folder
 
 RAY, IN_PROCESS, LOADER = "Ray Data", "one process", "DataLoader"
-PREFETCH = 2  # batches that wait ready: for Ray Data in all, for a DataLoader in each of its processes
-FIRST_FEW = 4  # steps before samples a second are counted
+PREFETCH = 2  # batches fetched ahead: by Ray Data in total, by a DataLoader in each process
+FIRST_FEW = 4  # steps before samples per second are counted
 RESIZE, CROP, PIECES = 256, 224, 32
 PHOTOS, WIDTH, HEIGHT = 1500, 640, 480
 COLUMNS = (
@@ -47,7 +47,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Stepwise(IterableDataset):
-    """A source for a DataLoader: each of its processes reads the plan's windows, and decodes a step in turn."""
+    """A source for a DataLoader. Each process reads the plan's windows and decodes every n-th step."""
 
     source: Source
     epochs: int
@@ -75,25 +75,25 @@ def measure(
     samples: int | None,
     cpus: int,
     repeats: int,
-    most_seconds: float,
+    max_seconds: float,
     note: Callable[[str], None],
 ) -> Report:
-    """The benchmark `input`.
+    """Run the benchmark `input`.
 
     Args:
-        data: folder of caption shards; None draws photos.
-        samples: streamed each time, rounded up to whole batches (default: two epochs').
-        cpus: that Ray Data and the DataLoader read and decode on.
-        most_seconds: no round but the first starts when the rounds have taken so long.
-        note: told what is done next.
+        data: folder of caption shards; None generates images.
+        samples: number of samples in a run, rounded up to whole batches; None for two epochs.
+        cpus: number of CPUs for reading and decoding.
+        max_seconds: time after which no further round starts.
+        note: receives a line about each step.
 
     Raises:
-        FileNotFoundError, ValueError: there are no such shards, or fewer samples than a few batches.
+        FileNotFoundError, ValueError: the shards do not exist, or the samples are fewer than a few batches.
     """
     with ExitStack() as stack:
         if data is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="groundray-bench-"))
-            note(f"input: drawing {PHOTOS} photos of {WIDTH} x {HEIGHT}")
+            note(f"input: generating {PHOTOS} images of {WIDTH} x {HEIGHT}")
             data = str(write_photos(Path(folder), PHOTOS).folder)
         source = training_source(Dataset.open(data, "captions"), batch_size)
         steps = -(-samples // batch_size) if samples else 2 * source.plan.steps
@@ -106,26 +106,26 @@ def measure(
         runs = interleaved(
             {name: timed(begin, steps, batch_size) for name, begin in streams(source, epochs, cpus).items()},
             repeats,
-            most_seconds,
+            max_seconds,
         )
     typical = {name: medians(of) for name, of in runs.items()}
     rows = []
-    for name, found in typical.items():
+    for name, figures in typical.items():
         ratios = {
-            "rate_of_loader": found["samples_per_second"] / typical[LOADER]["samples_per_second"],
-            "first_batch_of_loader": found["first_batch"] / typical[LOADER]["first_batch"],
+            "rate_of_loader": figures["samples_per_second"] / typical[LOADER]["samples_per_second"],
+            "first_batch_of_loader": figures["first_batch"] / typical[LOADER]["first_batch"],
         }
-        rows.append(Row(case, name, {**found, **ratios}, runs[name]))
+        rows.append(Row(case, name, {**figures, **ratios}, runs[name]))
     caption = (
-        f"Captioned photos to {CROP} pixels, batches of {batch_size}, read and decoded on {cpus} CPUs: Ray Data's "
-        f"share of the cluster, and {cpus} processes of the DataLoader's, forked each time. The cluster is up, its "
-        f"workers idle. Samples a second after the first {FIRST_FEW} batches."
+        f"Captioned images of {CROP} pixels, batches of {batch_size}, read and decoded on {cpus} CPUs: by Ray Data on "
+        f"a running cluster with idle workers, and by {cpus} processes of a DataLoader, forked for each run. Samples "
+        f"per second after the first {FIRST_FEW} batches."
     )
     return Report("input", caption, COLUMNS, rows, machine())
 
 
 def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[], Iterator[Step]]]:
-    """Each way to stream all steps of some epochs."""
+    """Return each contender as a function that streams all steps of some epochs."""
     from groundray.runtime.data.ray_stream import (
         stream as ray_stream,
     )  # brings Ray Data, which the cluster has made quiet
@@ -148,7 +148,7 @@ def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[],
 
 
 def timed(begin: Callable[[], Iterator[Step]], steps: int, batch_size: int) -> Callable[[], dict[str, float]]:
-    """A run through the first `steps` of a stream: seconds to the first batch, and samples a second after a few."""
+    """Return a run that measures seconds to the first batch, and samples per second, over `steps` steps."""
 
     def run() -> dict[str, float]:
         started = time.perf_counter()
@@ -163,13 +163,13 @@ def timed(begin: Callable[[], Iterator[Step]], steps: int, batch_size: int) -> C
 
 
 def training_source(dataset: Dataset, batch_size: int) -> Source:
-    """What the grounding stage trains on: shuffled windows, and captions drawn at each visit."""
+    """Return the source of the grounding stage's training: shuffled windows, and a random caption at each visit."""
     samples = CaptionSamples(WordPieceTokenizer(spelling().to_str(), PIECES), CentreCrop(RESIZE, CROP), seed=0)
     return Source(dataset, samples, Plan(tuple(dataset.group_sizes.tolist()), batch_size))
 
 
 def spelling() -> Tokenizer:
-    """A BERT tokenizer whose word pieces are letters: it costs what another does, and nothing has to be downloaded."""
+    """Return a BERT tokenizer whose word pieces are letters. It costs as much as others, and needs no download."""
     specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
     letters = [chr(code) for code in range(33, 127)]
     pieces = [*specials, *letters, *(f"##{letter}" for letter in letters)]
@@ -183,9 +183,9 @@ def spelling() -> Tokenizer:
 
 
 def write_photos(folder: Path, count: int) -> Dataset:
-    """Shards of JPEG files that are as large, and cost as much to decode, as photos of COCO (640 x 480, about 130 kB).
+    """Write shards of JPEG files that are as large and as costly to decode as photos of COCO (640 x 480, about 130 kB).
 
-    Each is a window of one smooth noise, whose detail is weaker the finer it is, as in photos.
+    Each image is a window of one noise image whose amplitude falls with frequency, as in photos.
     """
     generator = np.random.default_rng(0)
     side = 4 * WIDTH
@@ -212,6 +212,8 @@ def write_photos(folder: Path, count: int) -> Dataset:
 
 
 def scaled(noise: np.ndarray, side: int) -> np.ndarray:
-    """Noise [row column channel], each channel enlarged smoothly to `side` pixels."""
+    """Resize noise [row column channel] to `side` pixels with bicubic interpolation."""
     channels = [Image.fromarray(channel.astype(np.float32)) for channel in noise.transpose(2, 0, 1)]
-    return np.stack([np.asarray(one.resize((side, side), Image.Resampling.BICUBIC)) for one in channels], axis=-1)
+    return np.stack(
+        [np.asarray(channel.resize((side, side), Image.Resampling.BICUBIC)) for channel in channels], axis=-1
+    )

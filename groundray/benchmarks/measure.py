@@ -1,10 +1,9 @@
-"""How the benchmarks measure: in turns, in medians, each on the clock of its device, memory in runs of its own."""
+"""Measurements of the benchmarks: interleaved rounds, medians, and peak memory in separate runs."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import platform
 import statistics
 import time
@@ -14,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import psutil
 import torch
 from rich.table import Table
 
-PROCESS, MACHINE = Path("/proc/self"), Path("/proc")
+PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A figure that was not measured, and why."""
+    """A figure that was not measured, and the reason."""
 
     reason: str
 
@@ -36,12 +36,12 @@ NO_GPU = Missing("no GPU")
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a contender in a case.
+    """The figures of one contender in one case.
 
     Attributes:
-        case: the sizes that all contenders have in common.
-        figures: by name, in seconds, bytes, samples a second or plain ratios.
-        runs: what the medians among the figures are of, in the order of the rounds.
+        case: the sizes of the case, the same for all contenders.
+        figures: by name, in seconds, bytes, samples per second or ratios.
+        runs: the measured values of each median, in the order of the rounds.
     """
 
     case: Mapping[str, int | str]
@@ -52,21 +52,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, how its figures are written, and their names; several stand side by side."""
+    """A column of the table: its title, the format of a figure, and the names of the figures in a cell."""
 
     title: str
-    written: Callable[[float], str]
+    format: Callable[[float], str]
     names: tuple[str, ...]
 
     def cell(self, figures: Mapping[str, Figure]) -> str | Missing:
-        found = [figures[name] for name in self.names if name in figures]
-        missing = [figure for figure in found if isinstance(figure, Missing)]
-        return missing[0] if missing else " / ".join(self.written(figure) for figure in found)  # type: ignore[arg-type]
+        shown = [figures[name] for name in self.names if name in figures]
+        missing = [figure for figure in shown if isinstance(figure, Missing)]
+        return missing[0] if missing else " / ".join(self.format(figure) for figure in shown)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a benchmark has measured."""
+    """All figures of a benchmark."""
 
     bench: str
     caption: str
@@ -75,9 +75,9 @@ class Report:
     machine: Mapping[str, Any]
 
     def table(self) -> Table:
-        """The figures, a row a contender and a section a case; a column for each size in which cases differ.
+        """Return the table: one row for each contender, one section for each case.
 
-        What a GPU was needed for is one line below it.
+        Sizes that differ between cases are columns. Rows that need a GPU are replaced by a line below the table.
         """
         rows = [row for row in self.rows if not all(figure == NO_GPU for figure in row.figures.values())]
         caption = self.caption if len(rows) == len(self.rows) else f"{self.caption} On a GPU: {NO_GPU}."
@@ -98,7 +98,7 @@ class Report:
         return table
 
     def as_json(self) -> dict[str, Any]:
-        """The same with every single run. A figure that is missing is null, and `reasons` says why."""
+        """Return the report with the values of every run. A missing figure is null, with its reason in `reasons`."""
         return {
             "bench": self.bench,
             "about": self.caption,
@@ -108,7 +108,9 @@ class Report:
                     "case": dict(row.case),
                     "contender": row.contender,
                     **{name: None if isinstance(figure, Missing) else figure for name, figure in row.figures.items()},
-                    "reasons": {name: one.reason for name, one in row.figures.items() if isinstance(one, Missing)},
+                    "reasons": {
+                        name: value.reason for name, value in row.figures.items() if isinstance(value, Missing)
+                    },
                     "runs": {name: list(values) for name, values in row.runs.items()},
                 }
                 for row in self.rows
@@ -119,68 +121,41 @@ class Report:
 def interleaved(
     runs: Mapping[str, Callable[[], Mapping[str, float]]],
     repeats: int,
-    most_seconds: float = float("inf"),
+    max_seconds: float = float("inf"),
     warm_up: bool = True,
 ) -> dict[str, dict[str, list[float]]]:
-    """What each contender measured of itself in each round: A B C A B C ...
+    """Run the contenders in turns, A B C A B C ..., and return the figures of each round by contender and name.
 
-    So a machine that slows down meanwhile slows all of them alike.
+    A machine that slows down during the benchmark slows all contenders alike.
 
     Args:
-        repeats: rounds.
-        most_seconds: no round but the first starts when the rounds have taken so long.
-        warm_up: begin with a round that does not count.
+        repeats: number of rounds.
+        max_seconds: time after which no further round starts.
+        warm_up: begin with a round that is not counted.
     """
     if warm_up:
         for run in runs.values():
             run()
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
+    figures: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
     started = time.perf_counter()
     for turn in range(repeats):
-        if turn and time.perf_counter() - started > most_seconds:
+        if turn and time.perf_counter() - started > max_seconds:
             break
         for name, run in runs.items():
-            for what, value in run().items():
-                found[name].setdefault(what, []).append(value)
-    return found
+            for figure, value in run().items():
+                figures[name].setdefault(figure, []).append(value)
+    return figures
 
 
 def medians(runs: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The median of each figure."""
+    """Return the median of each figure."""
     return {name: statistics.median(values) for name, values in runs.items()}
 
 
-class Stopwatch:
-    """Seconds between marks: wall time on a CPU; on CUDA, where calls return early, the device's own time."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = torch.device(device).type == "cuda"
-        self._marks: list[Any] = []
-        if self._cuda:
-            torch.cuda.synchronize()  # nothing of earlier work is under way when the first mark is passed
-        self.mark()
-
-    def mark(self) -> None:
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Of each stretch from a mark to the next."""
-        pairs = list(zip(self._marks, self._marks[1:], strict=False))
-        if self._cuda:
-            torch.cuda.synchronize()
-            return [start.elapsed_time(end) / 1000 for start, end in pairs]
-        return [end - start for start, end in pairs]
-
-
 def peak_memory(call: Callable[[], object], device: str) -> Figure:
-    """Bytes that a call holds at its peak beyond what was held before it, its result among them.
+    """Return the bytes that a call holds at its peak, beyond those held before it; its result counts.
 
-    On a CPU it is the process's resident memory, which the Linux kernel can be asked to watch anew.
+    On a CPU this is resident memory of the process. Linux can reset its peak; psutil does not offer that.
     """
     gc.collect()
     if torch.device(device).type == "cuda":
@@ -191,50 +166,41 @@ def peak_memory(call: Callable[[], object], device: str) -> Figure:
         torch.cuda.synchronize()
         return float(torch.cuda.max_memory_allocated() - before)
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # glibc gives back what it keeps for later
-        (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew
+        ctypes.CDLL(None).malloc_trim(0)  # glibc returns freed memory that it keeps for later
+        (PROC / "self" / "clear_refs").write_text("5", encoding="ascii")  # resets VmHWM, the peak
     except (OSError, AttributeError):
-        return Missing("the peak of resident memory is known on Linux with glibc alone")
-    before = _status("VmRSS")
+        return Missing("the peak of resident memory can be reset on Linux with glibc only")
+    before = psutil.Process().memory_info().rss
     call()
-    return float(max(0, _status("VmHWM") - before))
+    return float(max(0, _peak_resident() - before))
 
 
-def _status(name: str) -> int:
-    """A number of bytes from the kernel's account of this process."""
-    return _kilobytes(PROCESS / "status", name) * 1024
+def _peak_resident() -> int:
+    """Return the peak of this process's resident memory since the last reset, in bytes."""
+    lines = (PROC / "self" / "status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
-def _kilobytes(file: Path, name: str) -> int:
-    lines = file.read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-def free_memory(device: str) -> int | None:
-    """Bytes that a process could still take on a device; None where nobody knows."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    try:
-        return _kilobytes(MACHINE / "meminfo", "MemAvailable") * 1024
-    except OSError:
-        return None
+def free_memory(device: str) -> int:
+    """Return the bytes that a process can still allocate on a device."""
+    return torch.cuda.mem_get_info()[0] if torch.device(device).type == "cuda" else psutil.virtual_memory().available
 
 
 def too_large(needs: int, device: str) -> Missing | None:
-    """Why a contender that needs so many bytes is not tried, or None where it fits."""
+    """Return the reason to skip a contender that needs more bytes than are free, or None if it fits."""
     free = free_memory(device)
-    if free is None or needs <= free:
+    if needs <= free:
         return None
     return Missing(f"needs {needs / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describe the machine of the measurements."""
     cuda = torch.cuda.is_available()
     return {
         "cpu": _cpu_model(),
         "cpus": joblib.cpu_count(),
-        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "load": list(psutil.getloadavg()),
         "memory": free_memory("cpu"),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else None,
@@ -246,14 +212,14 @@ def machine() -> dict[str, Any]:
 
 def _cpu_model() -> str:
     try:
-        lines = (MACHINE / "cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = (PROC / "cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def seconds(value: float) -> str:
-    """As a table shows it: 12.3 s, 0.123 s or 1.23 ms."""
+    """Format seconds: 12.3 s, 0.123 s or 1.23 ms."""
     if value < 0.1:
         return f"{value * 1000:.2f} ms"
     return f"{value:.3f} s" if value < 10 else f"{value:.1f} s"

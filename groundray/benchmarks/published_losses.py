@@ -1,4 +1,4 @@
-"""Comparing implementations of one loss: forward and backward in turns, peak memory, and that they are the same."""
+"""Compares implementations of one loss: time of forward and backward, peak memory, and equality of the values."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import timer
 
 from groundray.benchmarks.measure import (
     Column,
     Figure,
     Missing,
     Row,
-    Stopwatch,
     interleaved,
     medians,
     megabytes,
@@ -25,17 +25,17 @@ from groundray.benchmarks.measure import (
 )
 
 OURS = "groundray"
-MOST_DIFFERENCE = 1e-3
+MAX_DIFFERENCE = 1e-3
 PARTS = ("forward", "backward", "both")
 
 
 class Disagreement(RuntimeError):
-    """A contender computes something else, so that its time says nothing."""
+    """A contender computes another value, so its time is not comparable."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a loss is computed of, and the tensors among it whose gradients are wanted."""
+    """The arguments of a loss, and those tensors among them whose gradients are computed."""
 
     arguments: tuple[Any, ...]
     sources: tuple[Tensor, ...]
@@ -46,17 +46,17 @@ class Problem:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the sources, and of their gradients."""
+        """Bytes of the sources, which their gradients take again."""
         return sum(source.nbytes for source in self.sources)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to compute the loss.
+    """An implementation of the loss.
 
     Attributes:
-        needs: bytes that forward and backward hold at their peak, beyond the sources and their gradients.
-        absent: why it cannot run at all.
+        needs: peak bytes of forward and backward, beyond the sources and their gradients.
+        absent: the reason why it cannot run, if it cannot.
     """
 
     loss: Callable[..., Tensor]
@@ -65,7 +65,7 @@ class Contender:
 
 
 def columns(baseline: str) -> tuple[Column, ...]:
-    """The columns of a table of such comparisons."""
+    """Return the columns of a table of comparisons."""
     return (
         *(Column(part, seconds, (part,)) for part in PARTS),
         Column(f"time of\n{baseline}", times, ("of_baseline",)),
@@ -82,30 +82,30 @@ def compare(
     small: Problem,
     baseline: str,
     repeats: int,
-    most_seconds: float = float("inf"),
+    max_seconds: float = float("inf"),
 ) -> Iterator[Row]:
-    """A row for each contender, groundray's own first.
+    """Yield a row for each contender, groundray's own first.
 
     Args:
-        small: a smaller problem of the same kind, to warm up with.
+        small: a smaller problem of the same kind, for the warm-up.
         baseline: the contender whose time is 1.
-        most_seconds: no round but the first starts when the timed rounds have taken so long.
+        max_seconds: time after which no further round starts.
 
     Raises:
-        Disagreement: a contender's loss is another one.
+        Disagreement: the loss of a contender differs.
     """
     absent: dict[str, Missing] = {}
-    held: dict[str, dict[str, Figure]] = {}
+    memory: dict[str, dict[str, Figure]] = {}
     expected = None
     for name, contender in contenders.items():
-        # the gradients are yet to come, the sources are there
+        # the sources are allocated already, their gradients are not
         if reason := contender.absent or too_large(contender.needs + problem.nbytes, problem.device):
             absent[name] = reason
             continue
         _timed(contender.loss, small)
-        loss, peak = _watched(contender.loss, problem)
+        loss, peak = _loss_and_peak(contender.loss, problem)
         expected = loss if expected is None else expected
-        held[name] = {
+        memory[name] = {
             "scratch": peak if isinstance(peak, Missing) else max(0.0, peak - problem.nbytes),
             "peak": peak,
             "error": _error(name, loss, expected),
@@ -114,14 +114,14 @@ def compare(
     def turn(name: str) -> Callable[[], dict[str, float]]:
         return lambda: _timed(contenders[name].loss, problem)
 
-    # each has run once already, while its memory was measured
-    runs = interleaved({name: turn(name) for name in held}, repeats, most_seconds, warm_up=False)
+    # each contender has run once already, for its memory
+    runs = interleaved({name: turn(name) for name in memory}, repeats, max_seconds, warm_up=False)
     typical = {name: medians(of) for name, of in runs.items()}
     for name in contenders:
         if name in absent:
             yield Row(case, name, dict.fromkeys(PARTS, absent[name]))
             continue
-        figures = {**typical[name], **held[name]}
+        figures = {**typical[name], **memory[name]}
         if baseline in typical:
             figures["of_baseline"] = typical[name]["both"] / typical[baseline]["both"]
         if OURS in typical:
@@ -129,8 +129,8 @@ def compare(
         yield Row(case, name, figures, runs[name])
 
 
-def _watched(loss: Callable[..., Tensor], problem: Problem) -> tuple[float, Figure]:
-    """The loss, and the bytes that it and the gradients take at their peak, the gradients among them."""
+def _loss_and_peak(loss: Callable[..., Tensor], problem: Problem) -> tuple[float, Figure]:
+    """Return the loss, and the peak bytes of its forward and backward, including the gradients."""
     values = []
 
     def call() -> object:
@@ -143,21 +143,21 @@ def _watched(loss: Callable[..., Tensor], problem: Problem) -> tuple[float, Figu
 
 
 def _timed(loss: Callable[..., Tensor], problem: Problem) -> dict[str, float]:
-    watch = Stopwatch(problem.device)
+    """Return the seconds of forward and backward. The timer waits for the device."""
+    start = timer()
     value = loss(*problem.arguments)
-    watch.mark()
+    middle = timer()
     torch.autograd.grad(value, problem.sources)
-    watch.mark()
-    forward, backward = watch.seconds()
-    return {"forward": forward, "backward": backward, "both": forward + backward}
+    end = timer()
+    return {"forward": middle - start, "backward": end - middle, "both": end - start}
 
 
 def _error(name: str, loss: float, expected: float) -> float:
-    """The relative difference of a loss from groundray's."""
+    """Return the relative difference of a loss from groundray's."""
     error = abs(loss - expected) / abs(expected)
-    if not error <= MOST_DIFFERENCE:
+    if not error <= MAX_DIFFERENCE:
         raise Disagreement(
             f"{name} computes the loss {loss:.6g}, groundray {expected:.6g}: expected a relative error of at most "
-            f"{MOST_DIFFERENCE:g}, got {error:.2g}"
+            f"{MAX_DIFFERENCE:g}, got {error:.2g}"
         )
     return error

@@ -1,4 +1,4 @@
-"""The relation losses (Loss_rel + Loss_obj) against loops over triplets, and against all pairs of triplets at once."""
+"""The relation losses (Loss_rel + Loss_obj) against loops over triplets, and against one matrix of all pairs."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from groundray.benchmarks.published_losses import OURS, Contender, Problem, colu
 from groundray.loss.relation_loss import Scored, relation_loss
 
 BASELINE = "loop over triplets"
-ANNOTATED = 0.02  # share of predicates that a pair of objects is annotated with, beside the triplet's own
+ANNOTATED = 0.02  # fraction of predicates that a pair of objects is annotated with, besides the triplet's own
 CAPTION = (
     "One loss and its gradient, float32, on the CPU. Memory: the peak of forward and backward beyond the scores and "
     "beyond their gradient. Error: of the loss, relative to groundray's."
 )
 
 
-def ours(one: Scored) -> Tensor:
-    return relation_loss([one], 1.0, (1.0, 1.0, 0.0)).total
+def ours(scored: Scored) -> Tensor:
+    return relation_loss([scored], 1.0, (1.0, 1.0, 0.0)).total
 
 
-def all_pairs(one: Scored) -> Tensor:
-    """Every triplet's negatives as a row of a matrix, triplets x triplets."""
-    own = torch.eye(len(one.S), dtype=torch.bool)
-    left_out = one.annotated[:, one.predicate].T & ~own
-    pairs = one.S[:, one.predicate].T.masked_fill(left_out, -torch.inf)
-    return F.cross_entropy(one.S, one.predicate) + F.cross_entropy(pairs, torch.arange(len(pairs)))
+def all_pairs(scored: Scored) -> Tensor:
+    """Compute the negatives of all triplets as rows of one matrix, triplets x triplets."""
+    own = torch.eye(len(scored.S), dtype=torch.bool)
+    left_out = scored.annotated[:, scored.predicate].T & ~own
+    pairs = scored.S[:, scored.predicate].T.masked_fill(left_out, -torch.inf)
+    return F.cross_entropy(scored.S, scored.predicate) + F.cross_entropy(pairs, torch.arange(len(pairs)))
 
 
-def triplet_by_triplet(one: Scored) -> Tensor:
-    """A loop over triplets: the predicates of each are a vector, and so are its negatives."""
+def triplet_by_triplet(scored: Scored) -> Tensor:
+    """Loop over triplets; the predicates and the negatives of each are vectors."""
     losses = []
-    for b, p in enumerate(one.predicate.tolist()):
-        pairs = torch.cat([one.S[b, p].view(1), one.S[~one.annotated[:, p], p]])
-        losses.append(one.S[b].logsumexp(0) + pairs.logsumexp(0) - 2 * one.S[b, p])
+    for b, p in enumerate(scored.predicate.tolist()):
+        pairs = torch.cat([scored.S[b, p].view(1), scored.S[~scored.annotated[:, p], p]])
+        losses.append(scored.S[b].logsumexp(0) + pairs.logsumexp(0) - 2 * scored.S[b, p])
     return torch.stack(losses).mean()
 
 
-def number_by_number(one: Scored) -> Tensor:
-    """As the equations stand: a loop over triplets, in it one over predicates and one over negatives."""
+def number_by_number(scored: Scored) -> Tensor:
+    """Compute the equations literally: loops over triplets, and within them over predicates and negatives."""
     losses = []
-    for b, p in enumerate(one.predicate.tolist()):
-        own = predicates = pairs = torch.exp(one.S[b, p])
-        for k in range(one.S.shape[1]):
+    for b, p in enumerate(scored.predicate.tolist()):
+        own = predicates = pairs = torch.exp(scored.S[b, p])
+        for k in range(scored.S.shape[1]):
             if k != p:
-                predicates = predicates + torch.exp(one.S[b, k])
-        for n in range(len(one.S)):
-            if not one.annotated[n, p]:
-                pairs = pairs + torch.exp(one.S[n, p])
+                predicates = predicates + torch.exp(scored.S[b, k])
+        for n in range(len(scored.S)):
+            if not scored.annotated[n, p]:
+                pairs = pairs + torch.exp(scored.S[n, p])
         losses.append(-torch.log(own / predicates) - torch.log(own / pairs))
     return torch.stack(losses).mean()
 
@@ -65,29 +65,29 @@ CONTENDERS = {
 
 
 def measure(
-    triplets: Sequence[int], predicates: int, repeats: int, most_seconds: float, note: Callable[[str], None]
+    triplets: Sequence[int], predicates: int, repeats: int, max_seconds: float, note: Callable[[str], None]
 ) -> Report:
-    """The benchmark `relation`.
+    """Run the benchmark `relation`.
 
     Args:
-        triplets: of a batch, a case each.
-        most_seconds: no round of a case but the first starts when its rounds have taken so long.
-        note: told what is measured next.
+        triplets: numbers of triplets in a batch, one case each.
+        max_seconds: time of a case after which no further round starts.
+        note: receives a line about each step.
 
     Raises:
-        Disagreement: a contender's loss is another one.
+        Disagreement: the loss of a contender differs.
     """
     rows: list[Row] = []
     for count in triplets:
         note(f"relation: {count} triplets, {predicates} predicates")
         case = {"triplets": count, "predicates": predicates}
-        problem, small = (random_problem(some, predicates) for some in (count, 8))
-        rows += compare(case, CONTENDERS, problem, small, BASELINE, repeats, most_seconds)
+        problem, small = (random_problem(size, predicates) for size in (count, 8))
+        rows += compare(case, CONTENDERS, problem, small, BASELINE, repeats, max_seconds)
     return Report("relation", CAPTION, columns(BASELINE), rows, machine())
 
 
 def random_problem(triplets: int, predicates: int) -> Problem:
-    """Random scores [triplets predicates] of annotated pairs; no objects to classify."""
+    """Return random scores [triplets predicates] of annotated pairs, without objects to classify."""
     generator = torch.Generator().manual_seed(0)
     S = torch.randn(triplets, predicates, generator=generator, requires_grad=True)
     predicate = torch.randint(0, predicates, (triplets,), generator=generator)

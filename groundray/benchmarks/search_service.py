@@ -1,35 +1,35 @@
-"""Search over HTTP: what one client waits for, and what many at once do to the service."""
+"""Search over HTTP: response times of one client and of many concurrent clients."""
 
 from __future__ import annotations
 
 import http.client
 import itertools
 import json
-import os
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 import numpy as np
+import psutil
 
-from groundray.benchmarks.measure import MACHINE, Column, Figure, Missing, Report, Row, machine, megabytes, seconds
+from groundray.benchmarks.measure import Column, Figure, Missing, Report, Row, machine, megabytes, seconds
 from groundray.image_search import towers
 from groundray.image_search.index import open_pool
 from groundray.runtime import cluster
 from groundray.storage.folder import Folder
 
 HOST = "127.0.0.1"
-ALONE_SHARE = 0.25  # of the seconds that many clients ask, for one
-WARM_SHARE = 0.2  # of a spell, after which memory is looked at for the first time
-PATIENCE_SECONDS = 60
+SINGLE_FRACTION = 0.25  # of the duration for many clients, for one
+WARM_FRACTION = 0.2  # of a period, after which memory is measured first
+TIMEOUT_SECONDS = 60
 PHRASES = 20
-REFUSED = 503
+UNAVAILABLE = 503
+REPLICA = "ray::ServeReplica:search"  # the title of its process
 COLUMNS = (
     Column("answers/s", lambda rate: f"{rate:,.1f}", ("rate",)),
     Column("median", seconds, ("median",)),
@@ -40,16 +40,16 @@ COLUMNS = (
 )
 
 
-class Asked(NamedTuple):
-    """A kind of request, and its path."""
+class Request(NamedTuple):
+    """A request: its kind, and its path."""
 
     kind: str
     path: str
 
 
 @dataclass
-class Told:
-    """What clients were told, by the kind of request: seconds of answers, and how often each status came (0: none)."""
+class ClientLog:
+    """Response times in seconds by kind of request, and counts by kind and status (0: no response)."""
 
     times: dict[str, list[float]] = field(default_factory=dict)
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -61,18 +61,18 @@ class Told:
 
 
 def measure(
-    checkpoint: str, images: str, clients: int, replicas: int, lasting: float, note: Callable[[str], None]
+    checkpoint: str, images: str, clients: int, replicas: int, duration: float, note: Callable[[str], None]
 ) -> Report:
-    """The benchmark `service`.
+    """Run the benchmark `service`.
 
     Args:
-        checkpoint, images: what is served.
-        clients: that ask at once.
-        lasting: seconds that they do so.
-        note: told what is done next.
+        checkpoint, images: the model and the images to serve.
+        clients: number of concurrent clients.
+        duration: seconds of the period with all clients.
+        note: receives a line about each step.
 
     Raises:
-        FileNotFoundError, ValueError: the model or the images cannot be used.
+        FileNotFoundError, ValueError: the model or the images are invalid.
     """
     towers.check_searchable(checkpoint)
     open_pool(images)
@@ -86,46 +86,46 @@ def measure(
 
         model, pool = str(Folder.at(checkpoint)), str(Folder.at(images))
         with serving(Arguments(checkpoint=model, images=pool, replicas=replicas), HOST, free_port()) as address:
-            asked = requests(address)
-            for count, spell in ((1, ALONE_SHARE * lasting), (clients, lasting)):
-                note(f"service: {count} client{'s' if count > 1 else ''} for {spell:.0f} s")
-                rows += spent(address, asked, count, spell)
+            mix = requests(address)
+            for count, seconds_each in ((1, SINGLE_FRACTION * duration), (clients, duration)):
+                note(f"service: {count} client{'s' if count > 1 else ''} for {seconds_each:.0f} s")
+                rows += run_clients(address, mix, count, seconds_each)
     caption = (
-        "Clients that ask for the next thing when they have the answer, on this machine, beside the service of "
-        f"{replicas} replica{'s' if replicas > 1 else ''}. A 503 is the service's own, where too many wait. Memory is "
-        f"that of the replicas, after {WARM_SHARE:.0%} of the time and at its end."
+        "Clients on the machine of the service, each with one request at a time; "
+        f"{replicas} replica{'s' if replicas > 1 else ''}. The service answers 503 if too many wait. Memory of "
+        f"the replicas after {WARM_FRACTION:.0%} of the time and at its end."
     )
     return Report("service", caption, COLUMNS, rows, machine())
 
 
-def spent(address: str, asked: Sequence[Asked], clients: int, spell: float) -> list[Row]:
-    """A spell of seconds in which so many clients ask in turns, in a row for each kind of request."""
-    told, stop, lock = Told(), threading.Event(), threading.Lock()
-    each = [
-        threading.Thread(target=ask, args=(address, [*asked[start:], *asked[:start]], told, lock, stop), daemon=True)
-        for start in (number * len(asked) // clients for number in range(clients))
+def run_clients(address: str, mix: Sequence[Request], clients: int, duration: float) -> list[Row]:
+    """Send requests from concurrent clients for some seconds. Returns a row for each kind of request."""
+    log, stop, lock = ClientLog(), threading.Event(), threading.Lock()
+    threads = [
+        threading.Thread(target=run_client, args=(address, [*mix[start:], *mix[:start]], log, lock, stop), daemon=True)
+        for start in (number * len(mix) // clients for number in range(clients))
     ]
-    for one in each:
-        one.start()
-    time.sleep(WARM_SHARE * spell)
+    for thread in threads:
+        thread.start()
+    time.sleep(WARM_FRACTION * duration)
     before = memory()
-    time.sleep((1 - WARM_SHARE) * spell)
+    time.sleep((1 - WARM_FRACTION) * duration)
     stop.set()
-    for one in each:
-        one.join()
+    for thread in threads:
+        thread.join()
     after = memory()
     rows = []
-    for kind in dict.fromkeys(one.kind for one in asked):
-        times = told.times.get(kind, [])
-        nobody = Missing("no answer")
+    for kind in dict.fromkeys(request.kind for request in mix):
+        times = log.times.get(kind, [])
+        none = Missing("no answer")
         errors = sum(
-            count for (of, status), count in told.statuses.items() if of == kind and status not in (200, REFUSED)
+            count for (of, status), count in log.statuses.items() if of == kind and status not in (200, UNAVAILABLE)
         )
         figures: dict[str, Figure] = {
-            "rate": len(times) / spell,
-            "median": float(np.median(times)) if times else nobody,
-            "p99": float(np.percentile(times, 99)) if times else nobody,
-            "refused": told.statuses[kind, REFUSED],
+            "rate": len(times) / duration,
+            "median": float(np.median(times)) if times else none,
+            "p99": float(np.percentile(times, 99)) if times else none,
+            "refused": log.statuses[kind, UNAVAILABLE],
             "errors": errors,
             "memory": before,
             "memory_after": after,
@@ -134,11 +134,13 @@ def spent(address: str, asked: Sequence[Asked], clients: int, spell: float) -> l
     return rows
 
 
-def ask(address: str, asked: Sequence[Asked], told: Told, lock: threading.Lock, stop: threading.Event) -> None:
-    """A client: ask for one thing after the other on one connection, until it is stopped."""
-    place = urlsplit(address)
-    connection = http.client.HTTPConnection(place.hostname or HOST, place.port, timeout=PATIENCE_SECONDS)
-    for kind, path in itertools.cycle(asked):
+def run_client(
+    address: str, mix: Sequence[Request], log: ClientLog, lock: threading.Lock, stop: threading.Event
+) -> None:
+    """Send one request after the other on one connection until `stop` is set."""
+    url = urlsplit(address)
+    connection = http.client.HTTPConnection(url.hostname or HOST, url.port, timeout=TIMEOUT_SECONDS)
+    for kind, path in itertools.cycle(mix):
         if stop.is_set():
             break
         started = time.perf_counter()
@@ -148,68 +150,53 @@ def ask(address: str, asked: Sequence[Asked], told: Told, lock: threading.Lock, 
             response.read()
             status = response.status
         except (OSError, http.client.HTTPException):
-            connection.close()  # the next request opens it again
+            connection.close()  # the next request reopens it
             status = 0
         with lock:
-            told.add(kind, status, time.perf_counter() - started)
+            log.add(kind, status, time.perf_counter() - started)
     connection.close()
 
 
-def requests(address: str) -> list[Asked]:
-    """What people ask: words, mixes, the whole way from an image to a word, and why; each in many forms."""
-    words = [word["text"] for word in fetched(address, "/words")["words"]]
-    images = [image["id"] for image in fetched(address, f"/pool?k={PHRASES}")["results"]]
-    grounded = "grounding" in fetched(address, "/healthz")["stages"]
-    found = []
+def requests(address: str) -> list[Request]:
+    """Return typical requests: words, mixes of words and images, paths between them, and match maps."""
+    words = [word["text"] for word in fetch(address, "/words")["words"]]
+    images = [image["id"] for image in fetch(address, f"/pool?k={PHRASES}")["results"]]
+    grounded = "grounding" in fetch(address, "/healthz")["stages"]
+    mix = []
     for number, image in zip(range(PHRASES), itertools.cycle(images), strict=False):
         phrase = f"{words[number % len(words)]} {words[(7 * number + 3) % len(words)]}"
-        mix, way = {"text": phrase, "image": image}, [step / 20 for step in range(21)]
-        found += [
-            Asked("a text", f"/search?{urlencode({'text': phrase})}"),
-            Asked("a mix", f"/search?{urlencode(mix)}"),
-            Asked("21 mixes", f"/search?{urlencode({**mix, 'alpha': way}, doseq=True)}"),
-            *([Asked("a match map", f"/match-map?{urlencode(mix)}")] if grounded else []),
-            Asked("where a phrase lands", f"/words?{urlencode({'text': phrase})}"),
-            Asked("a thumbnail", f"/thumbnails/{quote(image, safe='')}"),
+        query, alphas = {"text": phrase, "image": image}, [step / 20 for step in range(21)]
+        mix += [
+            Request("a text", f"/search?{urlencode({'text': phrase})}"),
+            Request("a mix", f"/search?{urlencode(query)}"),
+            Request("21 mixes", f"/search?{urlencode({**query, 'alpha': alphas}, doseq=True)}"),
+            *([Request("a match map", f"/match-map?{urlencode(query)}")] if grounded else []),
+            Request("where a phrase lands", f"/words?{urlencode({'text': phrase})}"),
+            Request("a thumbnail", f"/thumbnails/{quote(image, safe='')}"),
         ]
-    return found
+    return mix
 
 
-def fetched(address: str, path: str) -> Any:
-    place = urlsplit(address)
-    connection = http.client.HTTPConnection(place.hostname or HOST, place.port, timeout=PATIENCE_SECONDS)
+def fetch(address: str, path: str) -> Any:
+    url = urlsplit(address)
+    connection = http.client.HTTPConnection(url.hostname or HOST, url.port, timeout=TIMEOUT_SECONDS)
     connection.request("GET", path)
     return json.loads(connection.getresponse().read())
 
 
 def memory() -> Figure:
-    """Bytes of resident memory of the replicas that this process's cluster runs."""
-    try:
-        pages = sum(
-            int((process / "statm").read_text(encoding="ascii").split()[1])
-            for process in MACHINE.glob("[0-9]*")
-            if _is_own_replica(process)
-        )
-    except OSError:
-        return Missing("a replica has ended meanwhile, or this is no Linux")
-    return float(pages * os.sysconf("SC_PAGE_SIZE")) if pages else Missing("the replicas are on other machines")
-
-
-def _is_own_replica(process: Path) -> bool:
-    """Whether a process is a replica of a cluster that this process has started."""
-    try:
-        if not (process / "cmdline").read_bytes().startswith(b"ray::ServeReplica:search"):
-            return False
-        own, parent = str(os.getpid()), process.name
-        while parent not in ("0", "1", own):
-            stat = (MACHINE / parent / "stat").read_text(encoding="utf-8")
-            parent = stat.rpartition(")")[2].split()[1]
-    except OSError:
-        return False
-    return parent == own
+    """Return the resident bytes of the replicas in this process's own cluster."""
+    replicas = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(REPLICA):
+                replicas += process.memory_info().rss
+        except psutil.Error:  # ended meanwhile
+            continue
+    return float(replicas) if replicas else Missing("the replicas are on other machines")
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A training step of the grounding stage: with and without trunk features, and with and without Ray."""
+"""A training step of the grounding stage, with and without trunk features, and with and without Ray."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from groundray.training.timing import PARTS
 CACHED, PIXELS, ALONE, ALONE_PIXELS = "trunk features", "images", "trunk features, no Ray", "images, no Ray"
 BASELINE = PIXELS
 PHOTOS, HELD_OUT = 384, 16
-FIRST_FEW = 2  # steps of a run that do not count
-SHARES = (*PARTS, "other")
+FIRST_FEW = 2  # steps of a run that are not counted
+FRACTIONS = (*PARTS, "other")
 COLUMNS = (
     Column("a step", seconds, ("step",)),
     Column("samples/s", lambda rate: f"{rate:,.1f}", ("samples_per_second",)),
     Column(f"speed of\n{BASELINE}", times, ("speed_of_images",)),
-    *(Column(part.replace("_", "\n"), lambda share: f"{share:.1%}", (f"time/{part}",)) for part in SHARES),
+    *(Column(part.replace("_", "\n"), lambda fraction: f"{fraction:.1%}", (f"time/{part}",)) for part in FRACTIONS),
     Column("memory", lambda size: f"{size:.2f} GB", ("peak_memory_gb",)),
     Column("loss", lambda loss: f"{loss:.4f}", ("loss",)),
 )
@@ -36,13 +36,13 @@ COLUMNS = (
 
 @dataclass
 class Run:
-    """The settings of a contender, and the number of runs of it so far: each has a name of its own."""
+    """The settings of a contender, and the number of its runs so far. Each run has its own name."""
 
     settings: Settings
     number: int = 0
 
     def __call__(self) -> dict[str, float]:
-        """The medians over the steps of a run of two epochs, and the mean loss of its second epoch."""
+        """Train two epochs. Returns medians over the steps, and the mean loss of the second epoch."""
         self.number += 1
         called = {"name": f"{self.settings.run.name}-{self.number}"}
         settings = Settings(**_with(self.settings, {"run": called}))
@@ -67,34 +67,36 @@ def measure(
     data: str | None,
     workers: int,
     repeats: int,
-    most_seconds: float,
+    max_seconds: float,
     note: Callable[[str], None],
 ) -> Report:
-    """The benchmark `step`: two epochs of the grounding stage of a preset, a run a contender and round.
+    """Run the benchmark `step`: in each round, each contender trains two epochs of a preset's grounding stage.
 
     Args:
         preset: a preset or YAML file whose grounding stage has a frozen trunk.
-        words: settings on top of it.
-        data: folder of caption shards; None draws photos.
-        workers: of the contenders with Ray; those without are one process.
-        most_seconds: no round but the first starts when the rounds have taken so long.
-        note: told what is done next.
+        words: settings that override it.
+        data: folder of caption shards; None generates images.
+        workers: number of workers of the contenders with Ray; the others use one process.
+        max_seconds: time after which no further round starts.
+        note: receives a line about each step.
 
     Raises:
-        SettingsError, FileNotFoundError, ValueError: the settings or shards cannot be used.
+        SettingsError, FileNotFoundError, ValueError: the settings or shards are invalid.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="groundray-bench-")))
-        note(f"step: drawing {HELD_OUT if data else PHOTOS + HELD_OUT} photos")
+        note(f"step: generating {HELD_OUT if data else PHOTOS + HELD_OUT} images")
         held_out = str(write_photos(folder / "held-out", HELD_OUT).folder)
         data = data or str(write_photos(folder / "seen", PHOTOS).folder)
         settings = config.load(preset, [*_words(folder, data, held_out), *words])
         if settings.stage("grounding").trains_trunk:
-            raise ValueError(f"{preset}: expected a frozen trunk, grounding.trains.trunk is true: it has no features")
+            raise ValueError(
+                f"{preset}: expected a frozen trunk, got grounding.trains.trunk true: features need fixed weights"
+            )
         runs = {name: Run(one) for name, one in contenders(settings, workers).items()}
         stack.enter_context(cluster.connect())
         note(f"step: {len(runs)} contenders, a run of two epochs each and a warm-up")
-        found = interleaved(runs, repeats, most_seconds)
+        found = interleaved(runs, repeats, max_seconds)
     case = {
         "trunk": settings.model.trunk.name,
         "language": settings.model.language.name,
@@ -113,13 +115,13 @@ def measure(
     caption = (
         f"Grounding of preset {preset}: {case['trunk']}, {case['language']}, global batches of {case['batch']}; with "
         f"Ray on {workers} workers, without in one process. Medians over the steps of a run of two epochs, then over "
-        "runs. Shares of a step's time on rank 0; memory is the process's peak. Loss: mean of the second epoch."
+        "runs. Fractions of a step's time on rank 0; memory is the peak of the process. Loss: mean of the second epoch."
     )
     return Report("step", caption, COLUMNS, rows, machine())
 
 
 def contenders(settings: Settings, workers: int) -> Mapping[str, Settings]:
-    """The same grounding stage with trunk features and without, on Ray and in this process."""
+    """Return the settings of each contender: with trunk features and without, on Ray and in this process."""
     ways = {CACHED: ("auto", workers), PIXELS: ("never", workers), ALONE: ("auto", 0), ALONE_PIXELS: ("never", 0)}
     return {
         name: Settings(
@@ -148,7 +150,7 @@ def _words(folder: Path, data: str, held_out: str) -> list[str]:
 
 
 def _with(settings: Settings, changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The tree of the settings with some of its leaves changed."""
+    """Return the settings as a dict, with some values changed."""
     tree = settings.model_dump()
     for section, values in changes.items():
         tree[section] |= values

@@ -1,4 +1,4 @@
-"""The nearest of many vectors: groundray's matrix product against FAISS, exactly and not."""
+"""Nearest neighbours among many vectors: groundray's matrix product against exact and approximate search with FAISS."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from groundray.image_search.knn import ExactSearch, Neighbours, inverted_file, r
 
 OURS = "groundray"
 K = 10
-QUERIES = 64  # different ones, in turns
-TOGETHER = (1, 16)
-CENTRES, SPREAD = 400, 0.8  # of the drawn vectors
+QUERIES = 64  # different queries, used in turns
+TOGETHER = (1, 16)  # queries in one call
+CENTRES, SPREAD = 400, 0.8  # of the generated vectors
 COLUMNS = (
     Column("median", seconds, ("median",)),
     Column("99th\npercentile", seconds, ("p99",)),
-    Column(f"recall@{K}", lambda share: f"{share:.3f}", ("recall",)),
-    Column("built in", seconds, ("build",)),
+    Column(f"recall@{K}", lambda fraction: f"{fraction:.3f}", ("recall",)),
+    Column("build time", seconds, ("build",)),
 )
 Nearest = Callable[[np.ndarray, int], Neighbours]
 
 
 def measure(
-    count: int, width: int, threads: int, repeats: int, most_seconds: float, note: Callable[[str], None]
+    count: int, width: int, threads: int, repeats: int, max_seconds: float, note: Callable[[str], None]
 ) -> Report:
-    """The benchmark `search`.
+    """Run the benchmark `search`.
 
     Args:
-        count, width: of the vectors.
-        threads: that each contender may take.
-        repeats: rounds, of a query each.
-        most_seconds: no round but the first starts when the rounds have taken so long.
-        note: told what is done next.
+        count, width: number and length of the vectors.
+        threads: number of threads of each contender.
+        repeats: number of rounds, each with one call.
+        max_seconds: time after which no further round starts.
+        note: receives a line about each step.
     """
     torch.set_num_threads(threads)
-    note(f"search: drawing {count:,} vectors of {width}")
-    vectors = drawn(count + QUERIES, width)
+    note(f"search: generating {count:,} vectors of {width}")
+    vectors = random_vectors(count + QUERIES, width)
     vectors, queries = np.ascontiguousarray(vectors[:count]), np.ascontiguousarray(vectors[count:])
     exact = ExactSearch(vectors)(queries, K)
     rows = []
@@ -50,7 +50,7 @@ def measure(
         case = {"vectors": count, "width": width, "together": together}
         note(f"search: {together} at once")
         runs = interleaved(
-            {name: timed(nearest, queries, together) for name, (nearest, _) in built.items()}, repeats, most_seconds
+            {name: timed(nearest, queries, together) for name, (nearest, _) in built.items()}, repeats, max_seconds
         )
         for name, (nearest, build) in built.items():
             times = runs[name]["seconds"]
@@ -64,13 +64,13 @@ def measure(
         rows += [] if len(built) > 1 else [Row(case, "FAISS", {"median": Missing("pip install groundray[search]")})]
     caption = (
         f"The {K} nearest of {count:,} vectors of {width} in {CENTRES} clusters to queries from the same clusters, on "
-        f"{threads} thread{'s' if threads > 1 else ''}; `together` are answered in one call, whose time is told."
+        f"{threads} thread{'s' if threads > 1 else ''}; `together` is the number of queries in the timed call."
     )
     return Report("search", caption, COLUMNS, rows, machine())
 
 
 def contenders(vectors: np.ndarray, threads: int, note: Callable[[str], None]) -> Mapping[str, tuple[Nearest, float]]:
-    """Each way to find the nearest, and the seconds that it took to build."""
+    """Return the contenders, each with the seconds that it took to build."""
     try:
         faiss: Any = importlib.import_module("faiss")
     except ImportError:
@@ -93,16 +93,16 @@ def contenders(vectors: np.ndarray, threads: int, note: Callable[[str], None]) -
         "FAISS IVF": lambda: inverted_file(vectors),
         "FAISS HNSW": graph,
     }
-    found = {}
-    for name, way in ways.items():
+    built = {}
+    for name, build in ways.items():
         note(f"search: building {name}")
         started = time.perf_counter()
-        found[name] = (way(), time.perf_counter() - started)
-    return found
+        built[name] = (build(), time.perf_counter() - started)
+    return built
 
 
 def timed(nearest: Nearest, queries: np.ndarray, together: int) -> Callable[[], dict[str, float]]:
-    """A call for so many queries, the next ones each time: its seconds."""
+    """Return a run that measures the seconds of a call for the next `together` queries."""
     turn = 0
 
     def run() -> dict[str, float]:
@@ -116,8 +116,8 @@ def timed(nearest: Nearest, queries: np.ndarray, together: int) -> Callable[[], 
     return run
 
 
-def drawn(count: int, width: int) -> np.ndarray:
-    """Vectors of length 1 in clusters, float32: an encoder's lie neither evenly nor in a few points."""
+def random_vectors(count: int, width: int) -> np.ndarray:
+    """Return unit vectors in clusters, float32: an encoder's lie neither evenly nor in a few points."""
     generator = np.random.default_rng(0)
     centres = generator.standard_normal((CENTRES, width), np.float32)
     vectors = SPREAD * generator.standard_normal((count, width), np.float32)

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from groundray.benchmarks import measure
-from groundray.benchmarks.measure import Column, Missing, Report, Row, Stopwatch, interleaved, medians, peak_memory
+from groundray.benchmarks.measure import Column, Missing, Report, Row, interleaved, medians, peak_memory
 
 
 def recording(calls: list[str], name: str) -> Callable[[], dict[str, float]]:
@@ -30,20 +30,12 @@ def test_contenders_take_turns_after_a_round_that_does_not_count() -> None:
 
 def test_no_round_but_the_first_starts_too_late() -> None:
     calls: list[str] = []
-    interleaved({"A": recording(calls, "A")}, repeats=5, most_seconds=0.0, warm_up=False)
+    interleaved({"A": recording(calls, "A")}, repeats=5, max_seconds=0.0, warm_up=False)
     assert calls == ["A"]
 
 
 def test_medians_of_runs() -> None:
     assert medians({"odd": [9.0, 1.0, 2.0], "even": [1.0, 4.0]}) == {"odd": 2.0, "even": 2.5}
-
-
-def test_a_stopwatch_has_a_stretch_between_marks() -> None:
-    watch = Stopwatch("cpu")
-    watch.mark()
-    watch.mark()
-    assert len(watch.seconds()) == 2
-    assert all(0 <= seconds < 1 for seconds in watch.seconds())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is watched on Linux")

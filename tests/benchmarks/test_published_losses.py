@@ -100,3 +100,12 @@ def test_another_loss_is_no_contender() -> None:
     forms = {OURS: Contender(lambda x: x.sum()), "other": Contender(lambda x: 1.01 * x.sum())}
     with pytest.raises(Disagreement, match=r"other computes the loss 6.06, groundray 6: .* at most 0.001, got 0.01"):
         list(compare({}, forms, numbers(), numbers(), baseline=OURS, repeats=1))
+
+
+def test_forward_and_backward_are_timed_in_each_round() -> None:
+    (row,) = compare({}, {OURS: Contender(lambda x: x.square().sum())}, numbers(), numbers(), baseline=OURS, repeats=2)
+    assert [len(row.runs[part]) for part in ("forward", "backward", "both")] == [2, 2, 2]
+    for forward, backward, both in zip(row.runs["forward"], row.runs["backward"], row.runs["both"], strict=True):
+        assert forward > 0
+        assert backward > 0
+        assert both == pytest.approx(forward + backward)

@@ -12,11 +12,11 @@ import pytest
 from groundray import bench
 from groundray.benchmarks import search_service, vector_search
 from groundray.benchmarks.measure import Missing
-from groundray.benchmarks.search_service import Asked, Told
+from groundray.benchmarks.search_service import ClientLog, Request
 
 
 def test_all_contenders_are_measured_against_the_exact_nearest() -> None:
-    report = vector_search.measure(1500, 16, threads=1, repeats=3, most_seconds=60, note=lambda _: None)
+    report = vector_search.measure(1500, 16, threads=1, repeats=3, max_seconds=60, note=lambda _: None)
     found = {(row.contender, row.case["together"]): row.figures for row in report.rows}
     assert len(found) == 4 * len(vector_search.TOGETHER)
     for together in vector_search.TOGETHER:
@@ -31,7 +31,7 @@ def test_without_faiss_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(vector_search.importlib, "import_module", missing)
-    report = vector_search.measure(100, 8, threads=1, repeats=1, most_seconds=60, note=lambda _: None)
+    report = vector_search.measure(100, 8, threads=1, repeats=1, max_seconds=60, note=lambda _: None)
     assert [row.contender for row in report.rows] == [vector_search.OURS, "FAISS"] * len(vector_search.TOGETHER)
     assert report.rows[1].figures["median"] == Missing("pip install groundray[search]")
 
@@ -82,8 +82,8 @@ def address() -> Iterator[str]:
 
 
 def test_what_clients_are_told_is_counted(address: str) -> None:
-    asked = [Asked(kind, f"/{kind}") for kind in ("busy", "broken", "silent")]
-    rows = {row.contender: row for row in search_service.spent(address, asked, clients=3, spell=0.5)}
+    mix = [Request(kind, f"/{kind}") for kind in ("busy", "broken", "silent")]
+    rows = {row.contender: row for row in search_service.run_clients(address, mix, clients=3, duration=0.5)}
     busy, broken, silent = (rows[kind] for kind in ("busy", "broken", "silent"))
     assert busy.figures["errors"] == silent.figures["refused"] == 0
     answered = len(busy.runs["seconds"])
@@ -96,11 +96,11 @@ def test_what_clients_are_told_is_counted(address: str) -> None:
 
 
 def test_an_answer_alone_has_a_time() -> None:
-    told = Told()
-    told.add("a text", 200, 0.5)
-    told.add("a text", 503, 0.1)
-    assert told.times == {"a text": [0.5]}
-    assert told.statuses == {("a text", 200): 1, ("a text", 503): 1}
+    log = ClientLog()
+    log.add("a text", 200, 0.5)
+    log.add("a text", 503, 0.1)
+    assert log.times == {"a text": [0.5]}
+    assert log.statuses == {("a text", 200): 1, ("a text", 503): 1}
 
 
 @pytest.mark.parametrize("words", [["--checkpoint", "nowhere"], ["--checkpoint", "nowhere", "--images", "nowhere"]])

@@ -8,7 +8,7 @@ import pytest
 from conftest import CALM, SmallWorld
 
 from groundray import config
-from groundray.benchmarks.training_step import ALONE, ALONE_PIXELS, CACHED, PIXELS, SHARES, Run, contenders, measure
+from groundray.benchmarks.training_step import ALONE, ALONE_PIXELS, CACHED, FRACTIONS, PIXELS, Run, contenders, measure
 
 
 def test_contenders_without_ray_learn_the_same(world: SmallWorld, tmp_path: Path) -> None:
@@ -26,9 +26,9 @@ def test_contenders_without_ray_learn_the_same(world: SmallWorld, tmp_path: Path
     assert cached["loss"] != pixels["loss"]
     for found in (cached, pixels):
         assert found["step"] == pytest.approx(8 / found["samples_per_second"])
-        assert {f"time/{part}" for part in SHARES} <= set(found)
+        assert {f"time/{part}" for part in FRACTIONS} <= set(found)
 
 
 def test_a_trunk_that_learns_has_no_features(world: SmallWorld) -> None:
-    with pytest.raises(ValueError, match=r"expected a frozen trunk, grounding\.trains\.trunk is true"):
+    with pytest.raises(ValueError, match=r"expected a frozen trunk, got grounding\.trains\.trunk true"):
         measure("demo", ["--grounding.trains.trunk=true"], f"{world.shards}/captions/train", 1, 1, 1, lambda _: None)
