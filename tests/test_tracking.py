@@ -97,7 +97,7 @@ def test_every_step_is_logged_exactly_once(tmp_path: Path, folder: Folder, monke
             start = replace(start, last_heartbeat=1e9 - 20, ended="killed", repeated_steps=1, repeated_seconds=2.5)
             kept = [StepDone("grounding", 0, 7, 10, {"loss": 1.0}, time=1e9 + 3.5)]
         attempt.write_begin({**asdict(start), "stages": ["grounding"]})
-        history.write(folder, attempt.name(f"grounding-00000-00000{number}"), tuple(map(history.line, kept)))
+        history.write(folder, attempt.name(f"grounding-00000-00000{number}"), tuple(map(history.to_line, kept)))
 
     warnings: list[str] = []
     tracker = Tracker(settings(uri), folder, {}, warnings.append)

@@ -1,4 +1,4 @@
-"""What a run tells while it trains; the driver prints it and logs it."""
+"""Events of a training run, which the driver prints and logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage begins, or goes on at `step` (counted from the stage's first) of `steps`."""
+    """A stage starts, or resumes after `step` of its `steps`."""
 
     stage: str
     step: int
@@ -18,7 +18,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """A step of `stage`; `metrics` holds the loss, and what the timer tells of its time."""
+    """A step of `stage` is done; `metrics` has its loss and what `timing.StepTimer` measured."""
 
     stage: str
     epoch: int
@@ -30,7 +30,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """Validation at the end of an epoch; `best` says whether it is the stage's best so far."""
+    """An epoch is validated; `best` is true if it is the stage's best so far."""
 
     stage: str
     epoch: int
@@ -43,7 +43,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class StageDone:
-    """A stage is over after so many steps; `metrics` are those of its best epoch, which the next stage starts from."""
+    """A stage is finished after `step` steps; `metrics` are those of its best epoch, where the next stage starts."""
 
     stage: str
     step: int
@@ -53,8 +53,14 @@ class StageDone:
 
 @dataclass(frozen=True)
 class FeaturesStarted:
-    """A pass through the frozen trunk begins, for `what` (as `grounding.train`): `missing` of `images` images, whose
-    feature maps take `bytes` all together at `folder`."""
+    """The trunk features of `what` (as `grounding.train`) are being made.
+
+    Attributes:
+        images: in the data set.
+        missing: images without features so far.
+        bytes: size of all features.
+        folder: where they are stored.
+    """
 
     what: str
     images: int
@@ -65,7 +71,7 @@ class FeaturesStarted:
 
 @dataclass(frozen=True)
 class FeaturesDone:
-    """The feature maps of `images` images are there, after so many seconds."""
+    """The trunk features of `images` images are complete; making them took `seconds`."""
 
     what: str
     images: int
@@ -77,11 +83,11 @@ class Attempted:
     """An attempt at the run begins.
 
     Attributes:
-        number: of the attempt, counted from 1.
-        stage: the one that it begins with, after `done` steps of it; None where all are finished.
-        ended: why the attempt before it ended; empty for the first.
-        repeated_steps: steps of that one that are done again.
-        repeated_seconds: that it spent on them.
+        number: counted from 1.
+        stage: the stage that it resumes, after `done` of its steps; None if all are finished.
+        ended: why the previous attempt ended; empty for the first.
+        repeated_steps: steps of the previous attempt that are done again.
+        repeated_seconds: time that it spent on them.
         preemptions: of the run so far.
     """
 
@@ -106,7 +112,7 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that a person should know."""
+    """A message to show."""
 
     text: str
 

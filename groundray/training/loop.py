@@ -1,4 +1,4 @@
-"""The training loop. It knows no stage: what is special about one lies in `stage/`."""
+"""The training loop. It knows no stage: what is special about one is in `stage/`."""
 
 from __future__ import annotations
 
@@ -19,45 +19,53 @@ from groundray.model.grounded import GroundedModel
 from groundray.rng import hash64, hash_name
 from groundray.stage.protocol import Metrics, Stage
 from groundray.training.checkpoint import CheckpointStore
-from groundray.training.checkpointer import Keeper
+from groundray.training.checkpointer import Checkpointer
 from groundray.training.events import StageStarted
+from groundray.training.non_finite import handle_non_finite
 from groundray.training.recovery import Start
 from groundray.training.timing import StepTimer
+from groundray.training.train_state import TrainState
 from groundray.training.worker import Worker
 
 
 def train_stage(
-    stage: Stage, model: GroundedModel, worker: Worker, store: CheckpointStore, start: Start, run: Settings
+    stage: Stage, model: GroundedModel, worker: Worker, store: CheckpointStore, start: Start, settings: Settings
 ) -> Metrics:
-    """The metrics of a stage's best epoch, whose weights are left in the model. Goes on where the attempt starts."""
-    settings = stage.settings
+    """Train a stage and return the metrics of its best epoch, whose weights are left in the model.
+
+    Resumes where the attempt starts.
+    """
+    own = stage.settings
     stage.prepare(model)
-    optimizer = make_optimizer(model, settings.optimizer)
+    optimizer = make_optimizer(model, own.optimizer)
     held_out = CachedBatches(lambda: worker.batches(stage.val, Cursor(), epochs=1))
-    timer = StepTimer(worker.device, worker.world_size, settings.precision)
-    keeper = Keeper(stage, model, optimizer, worker, store, run)
-    keeper.go_on(start)
-    worker.emit(StageStarted(stage.name, keeper.done, settings.epochs * keeper.steps, settings.epochs))
+    timer = StepTimer(worker.device, worker.world_size, own.precision)
+    state = TrainState(stage, model, optimizer)
+    state.restore(store, start)
+    checkpointer = Checkpointer(state, worker, store, start, settings)
+    worker.emit(StageStarted(stage.name, state.done, state.total_steps, own.epochs))
 
     def end_epoch() -> None:
-        keeper.epoch_done(validate(stage, model, keeper.watched(held_out)))
+        checkpointer.epoch_done(validate(stage, model, checkpointer.stoppable(held_out)))
         timer.restart()
 
-    if keeper.validation_is_due:
+    if state.validation_is_due:
         end_epoch()
-    for batch in timer.timed_batches(worker.batches(stage.train, keeper.cursor, settings.epochs)):
-        learning_rate = set_learning_rate(optimizer, settings.optimizer, batch.epoch, keeper.done)
+    for batch in timer.timed_batches(worker.batches(stage.train, state.cursor, own.epochs)):
+        learning_rate = set_learning_rate(optimizer, own.optimizer, batch.epoch, state.done)
         with timer.step():
-            metrics = update(stage, model, optimizer, batch, run.run.seed, run.scaling.accumulate, timer)
-        if not math.isfinite(metrics["loss"] + metrics["gradient_norm"]):
-            keeper.not_finite(batch, metrics)
-        keeper.step_done(batch, metrics | {"learning_rate": learning_rate} | timer.step_metrics(settings.batch_size))
+            metrics = update(stage, model, optimizer, batch, settings.run.seed, settings.scaling.accumulate, timer)
+        if not is_finite(metrics):
+            state.skipped += 1
+            handle_non_finite(stage.name, batch, metrics, worker, store.attempt.run, settings.run.on_nan)
+        metrics |= {"learning_rate": learning_rate} | timer.step_metrics(own.batch_size)
+        checkpointer.step_done(batch, metrics)
         if batch.ends_epoch:
             end_epoch()
 
-    chosen = choose(stage, model, held_out, keeper)
-    keeper.finish(chosen)
-    return chosen
+    best = load_best(state, store, checkpointer, held_out)
+    checkpointer.stage_done(best)
+    return best
 
 
 def update(
@@ -69,19 +77,21 @@ def update(
     accumulate: bool,
     timer: StepTimer,
 ) -> Metrics:
-    """The loss of a global batch and the norm of its gradient, after the model has learned from it, if both are
-    finite."""
-    loss, metrics = learn(stage, model, batch, seed, accumulate, timer)
+    """Do an optimizer step on a global batch, unless its loss or gradient is not finite; returns its metrics.
+
+    They include `loss` and `gradient_norm`, the norm over all ranks before clipping.
+    """
+    loss, metrics = compute_gradients(stage, model, batch, seed, accumulate, timer)
 
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in trained:
-        if parameter.grad is None:  # every rank sums the same tensors, touched by its own chunks or not
+        if parameter.grad is None:  # every rank sums the same tensors, whether its own chunks use them or not
             parameter.grad = torch.zeros_like(parameter)
     sum_over_ranks([parameter.grad for parameter in trained])
     with timer.span("optimizer"):
         norm = nn.utils.get_total_norm(parameter.grad for parameter in trained)
         metrics |= {"loss": loss.item(), "gradient_norm": norm.item()}
-        if math.isfinite(metrics["loss"] + metrics["gradient_norm"]):
+        if is_finite(metrics):
             if stage.settings.clip_norm:
                 nn.utils.clip_grads_with_norm_(trained, stage.settings.clip_norm, norm)
             optimizer.step()
@@ -89,29 +99,34 @@ def update(
     return metrics
 
 
-def learn(
+def is_finite(metrics: Metrics) -> bool:
+    """True if the loss and the norm of the gradient are finite."""
+    return math.isfinite(metrics["loss"] + metrics["gradient_norm"])
+
+
+def compute_gradients(
     stage: Stage, model: GroundedModel, batch: Step, seed: int, accumulate: bool, timer: StepTimer
 ) -> tuple[Tensor, Metrics]:
-    """The loss of a global batch, its gradients left in the parameters.
+    """Compute the loss of a global batch and leave its gradients, of this rank's chunks, in the parameters.
 
     The gradient of an embedding needs the whole loss, but the graph between parameters and embeddings falls apart into
-    chunks, and their gradients are added up chunk by chunk: as ranks add up theirs. To `accumulate` is to encode a
-    chunk a second time when its turn comes, with the same dropout, so that one chunk's graph is held at a time (Gao et
-    al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
+    chunks. Their gradients are added chunk by chunk, as they are added over ranks. With `accumulate`, a chunk is
+    encoded a second time, with the same dropout, when its gradient is computed, so that one chunk's graph is held at a
+    time (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
     """
-    chunks = range(len(batch.chunks))
+    indices = range(len(batch.chunks))
     with timer.span("forward"):
         with torch.set_grad_enabled(not accumulate):
-            encoded = [encode_chunk(stage, model, batch, place, seed) for place in chunks]
-        leaves = [trees.tree_map_only(Tensor, _leaf, one) for one in encoded]
+            encoded = [encode_chunk(stage, model, batch, index, seed) for index in indices]
+        leaves = [trees.tree_map_only(Tensor, _leaf, embeddings) for embeddings in encoded]
         loss, metrics = stage.loss(leaves)
     with timer.span("backward"):
         loss.backward()
-        for place in chunks:
-            one = encode_chunk(stage, model, batch, place, seed) if accumulate else encoded[place]
+        for index in indices:
+            embeddings = encode_chunk(stage, model, batch, index, seed) if accumulate else encoded[index]
             pairs = [
                 (tensor, leaf.grad)
-                for tensor, leaf in zip(trees.tree_leaves(one), trees.tree_leaves(leaves[place]), strict=True)
+                for tensor, leaf in zip(trees.tree_leaves(embeddings), trees.tree_leaves(leaves[index]), strict=True)
                 if isinstance(tensor, Tensor) and tensor.requires_grad and leaf.grad is not None
             ]
             if pairs:
@@ -124,15 +139,15 @@ def _leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(x.is_floating_point())
 
 
-def encode_chunk(stage: Stage, model: GroundedModel, batch: Step, place: int, seed: int) -> Any:
-    """The embeddings of a chunk of a step. Its dropout follows from where it is in the run, whoever encodes it."""
-    chunk, samples = batch.chunks[place]
+def encode_chunk(stage: Stage, model: GroundedModel, batch: Step, index: int, seed: int) -> Any:
+    """Encode a chunk of a step. Dropout depends on the chunk's position in the run, not on the rank."""
+    chunk, samples = batch.chunks[index]
     torch.manual_seed(int(hash64(seed, hash_name(stage.name), batch.epoch, batch.step, chunk)) >> 1)
     return encode(stage, model, samples)
 
 
 def encode(stage: Stage, model: GroundedModel, samples: Any) -> Any:
-    """The embeddings of a chunk, in the stage's precision; the loss is never under autocast."""
+    """Encode samples in the stage's precision; the loss is never under autocast."""
     device = next(model.parameters()).device.type
     with torch.autocast(device, torch.bfloat16, enabled=stage.settings.precision == "bf16"):
         return stage.encode(model, samples)
@@ -140,7 +155,7 @@ def encode(stage: Stage, model: GroundedModel, samples: Any) -> Any:
 
 @torch.no_grad()
 def validate(stage: Stage, model: GroundedModel, steps: Iterable[Step], blind: bool = False) -> Metrics:
-    """The metrics of the whole validation set, with everything in eval mode meanwhile; `blind` withholds the images."""
+    """Compute the metrics of the validation set in eval mode; with `blind`, images are replaced by a blank one."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     if blind:
@@ -152,7 +167,7 @@ def validate(stage: Stage, model: GroundedModel, steps: Iterable[Step], blind: b
 
 
 def make_optimizer(model: GroundedModel, settings: config.Optimizer) -> optim.Optimizer:
-    """The optimiser of the parameters that are trained, the language stream's with a learning rate of its own."""
+    """Returns the optimizer of the trained parameters, with a learning rate of its own for the language stream."""
     language = {id(parameter) for parameter in model.language.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -165,25 +180,35 @@ def make_optimizer(model: GroundedModel, settings: config.Optimizer) -> optim.Op
 
 
 def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, epoch: int, step: int) -> float:
-    """The learning rate of a step (counted from the stage's first): it rises over the first `warmup` steps, and halves
-    every `halve_every` epochs, as does each group's own."""
+    """Set the learning rate of each group for a step, and return that of the streams other than language.
+
+    It rises linearly over the first `warmup` steps and halves every `halve_every` epochs.
+
+    Args:
+        step: counted from the stage's first, which is 0.
+    """
     factor = min(1.0, (step + 1) / (settings.warmup + 1)) * 0.5 ** (epoch // settings.halve_every)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return settings.lr * factor
 
 
-def choose(stage: Stage, model: GroundedModel, held_out: Iterable[Step], keeper: Keeper) -> Metrics:
-    """The metrics of the stage's best epoch, whose weights are then in every rank's model; without images too."""
-    keeper.wait()
-    barrier()  # rank 0 has written what the others read now
-    if keeper.best is None:
-        raise RuntimeError(f"stage {stage.name} ended without a validation")
-    name, chosen = keeper.best
-    keeper.store.load(keeper.store.named(name), model)
-    if keeper.skipped:
-        chosen = chosen | {"skipped_steps": float(keeper.skipped)}
-    if stage.sees_images:
-        blind = validate(stage, model, keeper.watched(held_out), blind=True)
-        chosen = chosen | {f"without_image/{metric}": value for metric, value in blind.items()}
-    return chosen
+def load_best(
+    state: TrainState, store: CheckpointStore, checkpointer: Checkpointer, held_out: Iterable[Step]
+) -> Metrics:
+    """Load the weights of the stage's best epoch on every rank, and return its metrics.
+
+    For a stage that sees images, they include `without_image/...`, measured with blank images.
+    """
+    checkpointer.wait()
+    barrier()  # rank 0 has written what the other ranks read now
+    if state.best is None:
+        raise RuntimeError(f"stage {state.stage.name} ended without a validation")
+    name, metrics = state.best
+    store.load(store.get(name), state.model)
+    if state.skipped:
+        metrics = metrics | {"skipped_steps": float(state.skipped)}
+    if state.stage.sees_images:
+        blind = validate(state.stage, state.model, checkpointer.stoppable(held_out), blind=True)
+        metrics = metrics | {f"without_image/{metric}": value for metric, value in blind.items()}
+    return metrics

@@ -99,7 +99,7 @@ def run_stage(
 ) -> Metrics:
     """Train a stage, or load its best weights if it is finished, and return the metrics of its best epoch."""
     if finished := store.finished(stage.name):
-        store.load(store.named(finished.best), model)
+        store.load(store.get(finished.best), model)
         return finished.metrics
     stage = with_features(stage, settings, model.visual.trunk, worker)
     return train_stage(stage, model, worker, store, start, settings)
@@ -115,7 +115,7 @@ def export_model(run: CheckedRun, metrics: dict[str, Metrics], store: Checkpoint
             if finished is None:
                 raise RuntimeError(f"stage {stage.name} is not finished in {store.folder}")
             worker.heartbeat()
-            weights = store.weights(store.named(finished.best))
+            weights = store.weights(store.get(finished.best))
             writer.add(stage.name, weights, metrics[stage.name], stage.vocabulary)
         writer.close({part: f"{dataset.folder} ({_describe(dataset)})" for part, dataset in run.datasets.items()})
         store.attempt.ensure_current()  # a newer attempt may have exported the model

@@ -1,4 +1,4 @@
-"""The timer of a training run: where the time of each step goes, and what it takes."""
+"""Where the time of each training step goes: waiting for data, forward, backward, communication, optimizer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from groundray.stage.protocol import Metrics
 Part = Literal["data_wait", "forward", "backward", "communication", "optimizer"]
 PARTS: tuple[Part, ...] = ("data_wait", "forward", "backward", "communication", "optimizer")
 
-# Operations a second that a GPU can do at best, dense, in float32 without tensor cores and in bfloat16, by what its
-# name contains (NVIDIA's data sheets, SXM versions).
+# Peak operations per second of a GPU, dense, in float32 without tensor cores and in bfloat16, by a part of its name
+# (NVIDIA's data sheets, SXM versions).
 PEAK_FLOPS: dict[str, dict[str, float]] = {
     "B200": {"float32": 75e12, "bf16": 2250e12},
     "H200": {"float32": 67e12, "bf16": 989e12},
@@ -33,15 +33,15 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
 
 
 class StepTimer:
-    """Books each moment of a worker's steps on one of PARTS; what is left over is its own.
+    """Attributes the time of a worker's steps to PARTS and `other`.
 
-    Communication inside of a forward or backward pass is booked as communication. On a GPU the moments are events in
-    its stream of work, so nothing is held up to take them.
+    Communication within a forward or backward pass counts as communication only. On a GPU, times are CUDA events in
+    the stream, so that measuring does not synchronize.
 
     Args:
         device: of the model.
-        world_size: workers that share the samples.
-        precision: of the stage, which fixes what the GPU could do at best.
+        world_size: workers that share a global batch.
+        precision: of the stage, for the peak rate of the GPU.
     """
 
     def __init__(self, device: str = "cpu", world_size: int = 1, precision: str = "float32"):
@@ -53,13 +53,13 @@ class StepTimer:
         self.restart()
 
     def restart(self) -> None:
-        """Leave out what happened since the last lap (a validation, a checkpoint)."""
+        """Leave out the time since the last `step_metrics` (a validation, a checkpoint)."""
         self._start = self._clock.now()
         self._spans: list[tuple[Part, Part | None, Any, Any]] = []
 
     @contextlib.contextmanager
     def span(self, part: Part) -> Iterator[None]:
-        """Book the meantime on a part, and not on the part that it lies in."""
+        """Attribute the time inside the context to a part, and not to the part around it."""
         around = self._open[-1] if self._open else None
         self._open.append(part)
         start = self._clock.now()
@@ -70,7 +70,7 @@ class StepTimer:
             self._open.pop()
 
     def timed_batches(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps, with the time until each of them booked as waiting for data."""
+        """Yields the steps; the time until each is attributed to waiting for data."""
         while True:
             with self.span("data_wait"):
                 step = next(steps, None)
@@ -80,7 +80,7 @@ class StepTimer:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """A step: what ranks exchange meanwhile is booked, and the first step's operations are counted on a GPU."""
+        """Attribute collectives inside the context to communication, and count the operations of a GPU's first step."""
         counter = flop_counter() if self._peak and self._flops is None else None
         with distributed.timed_by(lambda: self.span("communication")), counter or contextlib.nullcontext():
             yield
@@ -88,10 +88,10 @@ class StepTimer:
             self._flops = float(counter.get_total_flops())
 
     def step_metrics(self, samples: int) -> Metrics:
-        """Speed and shares since the last lap, for a global batch of so many samples.
+        """Returns speed, memory and the fractions of time since the last call, for a global batch of `samples`.
 
-        `time/...` are shares from 0 to 1 which add up to 1; memory is the process's peak so far in GB, the GPU's where
-        there is one; `flop_utilisation` is the share of the GPU's peak operations that this rank's model did.
+        `time/...` are fractions from 0 to 1 that add up to 1; `peak_memory_gb` is the peak so far of the process, or
+        of the GPU if there is one; `flop_utilisation` is this rank's fraction of the GPU's peak rate.
         """
         seconds = self._clock.between(self._start, self._clock.now())
         spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
@@ -114,23 +114,22 @@ class StepTimer:
 
 
 class _WallClock:
-    """Moments as this process has them."""
+    """Times of this process, in seconds."""
 
     def now(self) -> Any:
         return time.perf_counter()
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds."""
         return end - start
 
     def peak_bytes(self) -> int:
-        """The most memory that the process has held."""
+        """Returns the peak resident memory of the process."""
         kilobytes = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
 
 
 class _DeviceClock:
-    """Moments as a GPU's stream of work has them."""
+    """Times of a GPU's stream."""
 
     def now(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)
@@ -149,18 +148,18 @@ _Clock = _WallClock | _DeviceClock
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts the operations of matrix products and convolutions meanwhile, the match maps' among them."""
+    """Returns a context that counts the operations of matrix products, convolutions and match maps."""
 
-    def of_match_maps(V: tuple[int, ...], words: tuple[int, ...], *_: Any, **__: Any) -> int:
+    def match_map_flops(V: tuple[int, ...], words: tuple[int, ...], *_: Any, **__: Any) -> int:
         images, positions, dim = V
         return 2 * images * positions * dim * words[0]
 
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.groundray.best_matches: of_match_maps})
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.groundray.best_matches: match_map_flops})
 
 
 def peak_flops(gpu: str, precision: str) -> float | None:
-    """Operations a second that a GPU can do at best in a precision; None where that is not known."""
-    # the longest name first: an L40S is no L4
+    """Returns the peak operations per second of a GPU in a precision; None if unknown."""
+    # longest name first: an L40S is no L4
     for name in sorted(PEAK_FLOPS, key=len, reverse=True):
         if name in gpu:
             return PEAK_FLOPS[name].get(precision)

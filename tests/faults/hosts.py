@@ -1,12 +1,12 @@
-"""Runs a command on a cluster of several hosts, all on this machine: a head without CPUs, and workers of one each.
+"""Runs a command on a cluster of several hosts on this machine: a head without CPUs, and workers with one CPU each.
 
-`python hosts.py WORKERS FOLDER COMMAND...`: each host has a network, a name, a /dev/shm and a Ray folder of its own,
-and shares the rest of the file system. While it runs, a file FOLDER/cut with the name of a worker takes its link down,
-and its processes live on; FOLDER/mend brings the links up again. A worker starts Ray anew whenever it has ended, as a
-service would.
+`python hosts.py WORKERS FOLDER COMMAND...`: each host has its own network, host name, /dev/shm and Ray folder, and
+shares the rest of the file system. While the command runs, a file FOLDER/cut with the name of a worker takes its link
+down, and its processes live on; FOLDER/mend brings the links up again. A worker restarts Ray whenever it has ended, as
+a service would.
 
-This is for the first process of network, mount, host name and process namespaces of its own, as `apart` makes them:
-whatever ends that process ends all of this, and nothing of it has a name outside.
+It must be the first process of new network, mount, UTS and PID namespaces, as `apart` of test_kills.py makes them: when
+it ends, all processes end with it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from pathlib import Path
 import ray
 
 HEAD, PORT = "head", 6379
-PATIENCE_SECONDS = 150.0
-# What makes a host of a process: memory and disk, a name (which it alone knows, and takes for its loopback, as Debian
-# has it; and no server tells it of others), and an address.
+TIMEOUT_SECONDS = 150.0
+# Turns a process into a host: its own memory, disk, address and host name (on its loopback, as Debian has it; no DNS).
 HOST = """
 set -e
 mount -t tmpfs tmpfs /dev/shm
@@ -41,15 +40,15 @@ FOREVER = 'while true; do "$@" || true; sleep 1; done'
 
 
 def main(workers: int, folder: Path, command: list[str]) -> int:
-    """The command's exit status."""
+    """Start the hosts, run the command and return its exit status."""
     if b"apart" not in Path("/proc/1/cmdline").read_bytes().split(b"\0"):
         sys.exit(
             "hosts.py gives its namespaces another name, network and memory: run it within apart() of test_kills.py"
         )
     names = [HEAD, *(f"worker{number}" for number in range(1, workers + 1))]
-    addresses = {name: f"10.77.0.{place}" for place, name in enumerate(names, 1)}
+    addresses = {name: f"10.77.0.{number}" for number, name in enumerate(names, 1)}
 
-    ip("link add wire type bridge")  # the switch is in the head
+    ip("link add wire type bridge")  # the bridge is on the head
     subprocess.run(["bash", "-c", HOST, "host", HEAD, addresses[HEAD], folder], check=True)
     options = ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"]
     subprocess.run(start_ray(addresses[HEAD], *options), stdout=subprocess.DEVNULL, check=True)
@@ -75,7 +74,7 @@ def main(workers: int, folder: Path, command: list[str]) -> int:
 
 
 def add_worker(name: str, command: list[str]) -> None:
-    """Run a command in namespaces of its own, with a link to the switch."""
+    """Run a command in new namespaces, with a link to the bridge."""
     own = subprocess.Popen(["unshare", "--net", "--mount", "--uts", *command], stdout=subprocess.DEVNULL)
     here = Path("/proc/self/ns/net").readlink()
     while Path(f"/proc/{own.pid}/ns/net").readlink() == here:
@@ -85,18 +84,18 @@ def add_worker(name: str, command: list[str]) -> None:
 
 
 def start_ray(address: str, *options: str) -> list[str]:
-    """The command that makes a host a node of a cluster; its folder is the host's own disk."""
+    """Returns the command that starts Ray on a host, with its folder on the host's own disk."""
     known = [f"--node-ip-address={address}", "--temp-dir=/mnt/ray", "--object-store-memory=100000000"]
     return [sys.executable, "-m", "ray.scripts.scripts", "start", *known, *options]
 
 
 def wait_for(hosts: int) -> None:
-    """Wait until so many have joined the cluster."""
+    """Wait until so many hosts have joined the cluster."""
     ray.init(log_to_driver=False, logging_level="ERROR")
-    until = time.monotonic() + PATIENCE_SECONDS
-    while (there := sum(node["Alive"] for node in ray.nodes())) < hosts:
+    until = time.monotonic() + TIMEOUT_SECONDS
+    while (alive := sum(node["Alive"] for node in ray.nodes())) < hosts:
         if time.monotonic() > until:
-            raise TimeoutError(f"expected {hosts} hosts in the cluster, got {there} after {PATIENCE_SECONDS:.0f} s")
+            raise TimeoutError(f"expected {hosts} hosts in the cluster, got {alive} after {TIMEOUT_SECONDS:.0f} s")
         time.sleep(0.2)
     ray.shutdown()
 

@@ -1,6 +1,6 @@
-"""Runs a command on a cluster of several nodes, all on this machine: a head without CPUs, and nodes of one each.
+"""Runs a command on a cluster of several nodes on this machine: a head without CPUs, and nodes with one CPU each.
 
-`python nodes.py NODES FOLDER COMMAND...`: while it runs, a file FOLDER/shrink takes a node away, FOLDER/grow adds one.
+`python nodes.py NODES FOLDER COMMAND...`: while it runs, a file FOLDER/shrink removes a node, FOLDER/grow adds one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 
 def main(nodes: int, folder: Path, command: list[str]) -> int:
-    """The command's exit status."""
+    """Start the cluster, run the command and return its exit status."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     others = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
     running = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address})

@@ -32,7 +32,7 @@ from groundray.data.sources.visual_genome import Files, Graph, read_graphs
 from groundray.data.transforms import centre_crop
 from groundray.storage.folder import Folder
 from groundray.training import attempts, recovery
-from groundray.training.checkpoint import Checkpoint, CheckpointStore, snapshot
+from groundray.training.checkpoint import Checkpoint, CheckpointStore, take_snapshot
 from groundray.training.events import Event, Notice
 from groundray.training.worker import InProcess
 
@@ -296,7 +296,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
         for seed, cursor in enumerate((Cursor(1), Cursor(1, 4))):
             name, best = store.name("grounding", cursor), store.name("grounding", Cursor(1))
             checkpoint = Checkpoint(name, "grounding", cursor, 10 + cursor.step, best, {"loss": 0.5}, saved_at=7.0)
-            store.save(snapshot(checkpoint, *linear(seed), ()))
+            store.save(take_snapshot(checkpoint, *linear(seed), ()))
         begun(Folder.at(folder))
     return SmallRun(folder, *store.committed("grounding"))
 

@@ -1,7 +1,7 @@
-"""A run over several hosts, of which one is cut off in mid-training and comes back.
+"""A run over several hosts, one of which is cut off during training and reconnected.
 
-The hosts are namespaces of this machine with addresses of their own, joined by a switch (`hosts.py`): a head, where the
-driver is, and two with a worker each. They share a file system, which is the run's storage, and nothing else.
+The hosts are network namespaces of this machine, joined by a bridge (`hosts.py`): a head with the driver, and two hosts
+with a worker each. They share only a file system, which is the run's storage.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def saboteur(world: SmallWorld, tmp_path: Path) -> Saboteur:
-    """Of runs on hosts, where they can be had."""
+    """Returns a saboteur of runs on hosts; skips where network namespaces cannot be made."""
     if shutil.which("ip") is None:
         pytest.skip("needs iproute2 for networks of its own: `ip` is not installed")
     if os.geteuid() != 0:
         pytest.skip("needs root for networks of its own")
-    room = apart("--net", "--uts")
-    if not room:
+    namespace = apart("--net", "--uts")
+    if not namespace:
         pytest.skip("no network of its own can be made here: `unshare --net --uts --pid --mount` is refused")
-    tried = subprocess.run([*room, "ip", "link", "add", "wire", "type", "bridge"], capture_output=True, text=True)
+    tried = subprocess.run([*namespace, "ip", "link", "add", "wire", "type", "bridge"], capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"no switch can be made here: {tried.stderr.strip()}")
     return saboteur_in(tmp_path, world, "grounding")
 
 
-def test_a_host_that_is_cut_off_and_comes_back(saboteur: Saboteur) -> None:
-    """Rank 0's, while a checkpoint is on its way, and nobody kills anything there.
+def test_run_survives_a_host_that_is_cut_off_and_reconnected(saboteur: Saboteur) -> None:
+    """Rank 0's host is cut off while it writes a checkpoint; its processes live on.
 
-    Ray notices; the other host goes on alone from the checkpoint before, as attempt 2. The stale worker then commits
-    its own in the shared storage, whole: nobody takes it. When the link is up again, Ray ends what had been cut off,
-    the host joins anew, and the run goes on with both, as attempt 3. It ends with the weights of a run in one process
-    that nothing happened to, bit by bit, and each step used the same samples, once.
+    Attempt 2 resumes on the other host from the previous checkpoint. The stale worker then commits its own checkpoint
+    to the shared storage; no attempt accepts it. When the link is up again, Ray ends the stale processes, the host
+    joins, and the run resumes on both as attempt 3. Weights and samples equal those of an undisturbed run in one
+    process.
     """
     words = ("--grounding.epochs=4", "--scaling.chunks=2")
     saboteur.plan(cut=2, mend=3, alone=4.0)
@@ -69,31 +69,31 @@ def test_a_host_that_is_cut_off_and_comes_back(saboteur: Saboteur) -> None:
     assert saboteur.ended() == saboteur.ended("alone")
 
 
-def test_nothing_of_the_hosts_outlives_whoever_began_them(saboteur: Saboteur) -> None:
+def test_processes_of_the_hosts_end_with_their_parent(saboteur: Saboteur) -> None:
     saboteur.plan()
     running = saboteur.start("--scaling.num_workers=[1,2]", hosts=2, log=saboteur.folder / "log")
     try:
-        room = ours = Path("/proc/self/ns/pid").readlink()
-        while len(processes_in(room)) < 20 or room == ours:
+        namespace = ours = Path("/proc/self/ns/pid").readlink()
+        while len(processes_in(namespace)) < 20 or namespace == ours:
             assert running.poll() is None, (saboteur.folder / "log").read_text()
-            room = Path(f"/proc/{running.pid}/ns/pid_for_children").readlink()
+            namespace = Path(f"/proc/{running.pid}/ns/pid_for_children").readlink()
             time.sleep(0.2)
-        links = {Path(f"/proc/{one}/ns/net").readlink() for one in processes_in(room)}
+        links = {Path(f"/proc/{one}/ns/net").readlink() for one in processes_in(namespace)}
         assert len(links) == 3
     finally:
         running.kill()
         running.wait()
     until = time.monotonic() + 20
-    while (left := processes_in(room)) and time.monotonic() < until:
+    while (left := processes_in(namespace)) and time.monotonic() < until:
         time.sleep(0.1)
     assert left == []
 
 
-def processes_in(room: Path) -> list[int]:
-    """The processes of a process namespace."""
-    found = []
-    for place in Path("/proc").iterdir():
+def processes_in(namespace: Path) -> list[int]:
+    """Returns the processes of a PID namespace."""
+    processes = []
+    for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
-            if (place / "ns" / "pid").readlink() == room:
-                found.append(int(place.name))
-    return found
+            if (folder / "ns" / "pid").readlink() == namespace:
+                processes.append(int(folder.name))
+    return processes

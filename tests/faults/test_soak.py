@@ -1,4 +1,4 @@
-"""One long run, killed thirty times at random moments."""
+"""One long run, killed thirty times at random times."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from groundray.training import attempts, history
 from groundray.training.events import StepDone
 
 KILLS = 30
-TRAINS = 12.0  # seconds of training, at most, from where an attempt begins to its end
-STARTS = 25.0  # seconds, at most, from one kill to the next, where that may come before anything trains
-LONGEST = 60.0  # for which an attempt is waited for: a kill may have met a worker that was to end anyway
-EARLY = 0.2  # of the kills do
+TRAINING_SECONDS = 12.0  # maximum time from the beginning of an attempt to its kill
+EARLY_SECONDS = 25.0  # maximum time from one kill to an early one
+MAX_WAIT_SECONDS = 60.0  # for the next attempt: a kill may have met a worker that was ending anyway
+EARLY_FRACTION = 0.2  # of the kills, which may come before training starts
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_thirty_kills_over_one_demo(tmp_path: Path) -> None:
-    """A worker or the driver, whatever they are at; the run ends as one that nothing happened to."""
+def test_demo_killed_thirty_times_ends_with_equal_weights(tmp_path: Path) -> None:
+    """Each kill hits a worker or the driver at a random time."""
     subprocess.run(
         [sys.executable, "-m", "groundray.prepare", "scenes", "--out", "data/scenes"], cwd=tmp_path, check=True
     )
@@ -36,13 +36,13 @@ def test_thirty_kills_over_one_demo(tmp_path: Path) -> None:
     while True:
         driver = train(tmp_path, "soaked", "--checkpoints.every_steps=20")
         while driver.poll() is None and kills < KILLS:
-            if chance.random() < EARLY:
-                pause(driver, chance.uniform(0, STARTS))
+            if chance.random() < EARLY_FRACTION:
+                pause(driver, chance.uniform(0, EARLY_SECONDS))
             else:
-                there, until = len(attempts.begun(folder)), time.monotonic() + LONGEST
-                while driver.poll() is None and len(attempts.begun(folder)) == there and time.monotonic() < until:
+                before, until = len(attempts.begun(folder)), time.monotonic() + MAX_WAIT_SECONDS
+                while driver.poll() is None and len(attempts.begun(folder)) == before and time.monotonic() < until:
                     time.sleep(0.2)
-                pause(driver, chance.uniform(0, TRAINS))
+                pause(driver, chance.uniform(0, TRAINING_SECONDS))
             workers = sorted(processes(driver, "RayTrainWorker"))
             drivers = sorted(processes(driver, "groundray.train"))[-1:]
             victims = drivers if not workers or chance.random() < 1 / 3 else workers
@@ -51,10 +51,10 @@ def test_thirty_kills_over_one_demo(tmp_path: Path) -> None:
                 os.kill(victim, signal.SIGKILL)
                 kills += 1
                 what = "a worker" if victim in workers else "the driver"
-                told = (
+                message = (
                     f"{time.monotonic() - began:.0f} s: kill {kills}, {what}, in attempt {len(attempts.begun(folder))}"
                 )
-                print(told, flush=True)
+                print(message, flush=True)
         if driver.wait() == 0:
             break
     print(f"{time.monotonic() - began:.0f} s in all, {kills} kills", flush=True)
@@ -71,19 +71,19 @@ def test_thirty_kills_over_one_demo(tmp_path: Path) -> None:
 
 
 def pause(driver: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait so long, or until the driver has ended."""
+    """Wait for `seconds`, or until the driver has ended."""
     until = time.monotonic() + seconds
     while driver.poll() is None and time.monotonic() < until:
         time.sleep(0.2)
 
 
 def train(folder: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
-    """The demo under a name, in processes apart from all others."""
+    """Start the demo under a name, in namespaces of its own."""
     words = ["--config", "demo", f"--run.name={name}", "--run.log_samples=true", "--tracking.enabled=false", *more]
     return subprocess.Popen([*apart(), sys.executable, "-m", "groundray.train", *words], cwd=folder)
 
 
 def used(folder: Path) -> list[tuple[str, int, list[list[str]] | None]]:
-    """Which samples each step used."""
-    told = history.read(Folder.at(folder))
-    return [(event.stage, event.step, samples) for event, samples in told if isinstance(event, StepDone)]
+    """Returns the samples of each step."""
+    events = history.read(Folder.at(folder))
+    return [(event.stage, event.step, samples) for event, samples in events if isinstance(event, StepDone)]

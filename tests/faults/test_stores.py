@@ -32,13 +32,13 @@ def stored(
 
 
 def unharmed(world: SmallWorld, folder: Path, *words: str) -> Ended:
-    """What a run leaves that nothing happened to, in this process and on this machine's disk."""
+    """Returns what an undisturbed run leaves, trained in this process on a local folder."""
     mine = world.settings(*WORDS, f"--run.storage={folder}", *words)
     launch.fit(preflight.check(config.load("demo", [*mine, *HERE])), lambda _: None)
     return Saboteur(mine, folder, Folder.at(folder)).ended()
 
 
-def test_a_driver_that_is_killed_goes_on_from_a_store(
+def test_resume_from_a_store_after_the_driver_is_killed(
     world: SmallWorld, stored: Saboteur, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored.plan(who="driver", when="write", count=2)
@@ -63,7 +63,7 @@ def test_a_driver_that_is_killed_goes_on_from_a_store(
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("stored", ["s3"], indirect=True)
-def test_a_worker_that_is_killed_goes_on_from_a_store(world: SmallWorld, stored: Saboteur, tmp_path: Path) -> None:
+def test_resume_from_a_store_after_a_worker_is_killed(world: SmallWorld, stored: Saboteur, tmp_path: Path) -> None:
     stored.plan(who="worker", when="step", count=7)
     ran = stored.run()
     assert stored.happened, ran.stdout + ran.stderr

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, checked when read, the last and the best kept, those of stale attempts ignored."""
+"""Checkpoints are whole or absent, verified when read, fenced; the last two and the best are kept."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from groundray.data.plan import Cursor
 from groundray.storage.folder import Folder
 from groundray.training import attempts
 from groundray.training.attempts import Attempt, FencingToken, Superseded
-from groundray.training.checkpoint import Checkpoint, CheckpointStore, snapshot
+from groundray.training.checkpoint import Checkpoint, CheckpointStore, take_snapshot
 
 
 def trained(seed: int) -> tuple[nn.Module, optim.Optimizer]:
-    """A small model and its Adam after two steps."""
+    """Returns a small model and its Adam after two steps."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     optimizer = optim.Adam(model.parameters(), lr=0.1)
@@ -29,11 +29,11 @@ def trained(seed: int) -> tuple[nn.Module, optim.Optimizer]:
 def saved(
     store: CheckpointStore, cursor: Cursor, best: Cursor | None = None, seed: int = 0, stage: str = "grounding"
 ) -> str:
-    """The name of a checkpoint at a cursor, whose stage's best is at another (default: the same)."""
+    """Save a checkpoint at a cursor and return its name; `best` is the cursor of the best one (default: the same)."""
     name = store.name(stage, cursor)
     of_best = store.name(stage, best or cursor)
     checkpoint = Checkpoint(name, stage, cursor, 10 * cursor.epoch + cursor.step, of_best, {"loss": 0.5}, saved_at=7.0)
-    store.save(snapshot(checkpoint, *trained(seed), ()))
+    store.save(take_snapshot(checkpoint, *trained(seed), ()))
     return name
 
 
@@ -47,7 +47,7 @@ def store(run: Folder) -> CheckpointStore:
     return CheckpointStore(Attempt(run, attempts.claim(run)))
 
 
-def test_what_is_saved_is_what_is_loaded(store: CheckpointStore) -> None:
+def test_load_gives_what_was_saved(store: CheckpointStore) -> None:
     model, optimizer = trained(0)
     name = saved(store, Cursor(3, 5))
     found = store.last("grounding")
@@ -61,12 +61,11 @@ def test_what_is_saved_is_what_is_loaded(store: CheckpointStore) -> None:
             assert torch.equal(tensor, other_optimizer.state[loaded][key])
 
 
-def test_a_snapshot_is_a_copy(store: CheckpointStore) -> None:
-    """What the model learns while its checkpoint is written is not in it."""
+def test_snapshot_does_not_change_with_the_model(store: CheckpointStore) -> None:
     model, optimizer = trained(0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     checkpoint = Checkpoint(store.name("grounding", Cursor(1)), "grounding", Cursor(1), 10, None, {})
-    copies = snapshot(checkpoint, model, optimizer, ())
+    copies = take_snapshot(checkpoint, model, optimizer, ())
     optimizer.step()
     store.save(copies)
     found = store.last("grounding")
@@ -80,13 +79,13 @@ def epochs(found: list[Checkpoint]) -> list[int]:
     return [checkpoint.cursor.epoch for checkpoint in found]
 
 
-def test_the_last_two_are_kept_and_the_best_and_what_would_make_it_again(store: CheckpointStore) -> None:
+def test_last_two_best_and_the_one_before_the_best_are_kept(store: CheckpointStore) -> None:
     for epoch, best in [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 3)]:
         saved(store, Cursor(epoch), Cursor(best))
     assert {one.best for one in store.committed("grounding")[1:]} == {store.name("grounding", Cursor(3))}
     assert epochs(store.committed("grounding")) == [2, 3, 5, 6]
 
-    # 8 is the best now, and 7 before it would be gone on from with the best of then, 3
+    # 8 is the best now; if it is damaged the run resumes from 7, whose best is 3
     for epoch, best in [(7, 3), (8, 8), (9, 8), (10, 8)]:
         saved(store, Cursor(epoch), Cursor(best))
     assert epochs(store.committed("grounding")) == [3, 7, 8, 9, 10]
@@ -95,13 +94,13 @@ def test_the_last_two_are_kept_and_the_best_and_what_would_make_it_again(store: 
     assert epochs(store.usable("grounding", lambda _: None)) == [3, 7]
 
 
-def test_stages_do_not_disturb_each_other(store: CheckpointStore) -> None:
+def test_stages_have_separate_checkpoints(store: CheckpointStore) -> None:
     saved(store, Cursor(1))
     saved(store, Cursor(2), stage="retrieval")
     assert [checkpoint.stage for checkpoint in store.committed("grounding")] == ["grounding"]
 
 
-def test_a_folder_without_manifest_is_no_checkpoint_and_is_cleared_away(store: CheckpointStore) -> None:
+def test_folder_without_manifest_is_no_checkpoint_and_is_deleted(store: CheckpointStore) -> None:
     saved(store, Cursor(1))
     half = store.name("grounding", Cursor(2))
     (store.folder / half).make().write_bytes("model.safetensors", b"half")
@@ -112,7 +111,7 @@ def test_a_folder_without_manifest_is_no_checkpoint_and_is_cleared_away(store: C
     assert half not in store.folder.names()
 
 
-def test_an_empty_store_has_no_checkpoint(store: CheckpointStore) -> None:
+def test_empty_store_has_no_checkpoint(store: CheckpointStore) -> None:
     assert store.last("grounding") is None
     assert store.finished("grounding") is None
 
@@ -124,29 +123,29 @@ def damage(store: CheckpointStore, name: str, file: str = "model.safetensors") -
     (store.folder / name).write_bytes(file, bytes(content))
 
 
-def test_a_damaged_checkpoint_is_refused_when_it_is_loaded(store: CheckpointStore) -> None:
+def test_load_refuses_a_damaged_checkpoint(store: CheckpointStore) -> None:
     damage(store, saved(store, Cursor(1)))
     last = store.last("grounding")
     assert last is not None
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
         store.load(last, trained(1)[0])
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
-def test_the_one_before_a_damaged_one_is_used(store: CheckpointStore, file: str) -> None:
+def test_checkpoint_before_a_damaged_one_is_used(store: CheckpointStore, file: str) -> None:
     first, second = saved(store, Cursor(1)), saved(store, Cursor(1, 4), Cursor(1))
     damage(store, second, file)
     warnings: list[str] = []
     assert [one.name for one in store.usable("grounding", warnings.append)] == [first]
     (warning,) = warnings
     assert second in warning
-    assert f"the checksum of {file}" in warning
+    assert file in warning
     assert store.usable("grounding", warnings.append)
-    assert len(warnings) == 1  # it is set aside, and not looked at again
+    assert len(warnings) == 1  # it is quarantined, and not read again
 
 
-def test_a_damaged_best_takes_those_along_that_came_after_it(store: CheckpointStore) -> None:
-    """Training goes on from before the best epoch, and finds it again: else another epoch would be exported."""
+def test_checkpoints_after_a_damaged_best_are_not_used(store: CheckpointStore) -> None:
+    """Training resumes before the best epoch and repeats it: otherwise another epoch would be exported."""
     first = saved(store, Cursor(1))
     best = saved(store, Cursor(2))
     saved(store, Cursor(2, 5), Cursor(2))
@@ -156,28 +155,27 @@ def test_a_damaged_best_takes_those_along_that_came_after_it(store: CheckpointSt
     assert [best in warning for warning in warnings] == [True]
 
 
-def test_a_finished_stage_whose_best_is_damaged_is_not_finished(store: CheckpointStore) -> None:
+def test_finished_stage_with_a_damaged_best_is_not_intact(store: CheckpointStore) -> None:
     best = saved(store, Cursor(1))
-    store.finish("grounding", {"loss": 0.5}, best)
+    store.mark_finished("grounding", {"loss": 0.5}, best)
     done = store.finished("grounding")
     assert done is not None
     assert done.metrics == {"loss": 0.5}
-    assert store.whole(done, pytest.fail)
+    assert store.is_intact(done, pytest.fail)
     damage(store, best)
     warnings: list[str] = []
-    assert not store.whole(done, warnings.append)
+    assert not store.is_intact(done, warnings.append)
     assert best in warnings[0]
 
 
-def test_what_a_stale_attempt_writes_does_not_count(run: Folder, store: CheckpointStore) -> None:
-    """A worker of a host that was cut off writes on: nothing of it is taken, and it deletes nothing."""
+def test_superseded_attempt_cannot_commit_or_delete(run: Folder, store: CheckpointStore) -> None:
     old = saved(store, Cursor(1))
     new = CheckpointStore(Attempt(run, attempts.claim(run), frozenset([old])))
-    with pytest.raises(Superseded, match=r"attempt 2 .* has begun .* which ends attempt 1"):
+    with pytest.raises(Superseded, match=r"attempt 2 .* attempt 1"):
         saved(store, Cursor(2))
     with pytest.raises(Superseded):
-        store.finish("grounding", {}, old)
-    # it had looked just before: its checkpoint is whole, and later
+        store.mark_finished("grounding", {}, old)
+    # it checked just before: its checkpoint is committed, at a later cursor
     stale = store.name("grounding", Cursor(9))
     manifest = (store.folder / old).read_sealed("manifest.json") | {"epoch": 9}
     (store.folder / stale).make().write_sealed("manifest.json", manifest)
@@ -185,14 +183,14 @@ def test_what_a_stale_attempt_writes_does_not_count(run: Folder, store: Checkpoi
     assert [one.cursor.epoch for one in store.committed("grounding")] == [1, 9]
 
 
-def test_attempts_take_numbers_of_their_own(run: Folder) -> None:
-    marks = [attempts.claim(run) for _ in range(3)]
-    assert [mark.number for mark in marks] == [1, 2, 3]
-    told = json.loads((run / "attempts").read_bytes(f"{marks[1]}.json"))
+def test_each_attempt_takes_the_next_number(run: Folder) -> None:
+    tokens = [attempts.claim(run) for _ in range(3)]
+    assert [token.number for token in tokens] == [1, 2, 3]
+    told = json.loads((run / "attempts").read_bytes(f"{tokens[1]}.json"))
     assert {"host", "process", "began"} == told.keys()
 
 
-def test_weights_of_another_model_are_refused_by_name(store: CheckpointStore) -> None:
+def test_load_names_the_weights_that_do_not_fit(store: CheckpointStore) -> None:
     model, _ = trained(0)
     saved(store, Cursor(1))
     last = store.last("grounding")
@@ -201,23 +199,23 @@ def test_weights_of_another_model_are_refused_by_name(store: CheckpointStore) ->
         store.load(last, nn.Sequential(*model.children()).append(nn.Linear(2, 2, bias=False)).requires_grad_(False))
 
 
-def test_what_a_frozen_attempt_deletes_is_its_own(
+def test_superseded_attempt_keeps_the_checkpoints_of_a_newer_one(
     run: Folder, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It looked for a newer one, was frozen, and goes on when that one has written checkpoints."""
+    """It checked for a newer attempt, was suspended, and deletes after the newer one has written checkpoints."""
     for epoch in (1, 2):
         saved(store, Cursor(epoch), Cursor(2))
     newer = CheckpointStore(Attempt(run, attempts.claim(run), frozenset(store.folder.names())))
     kept = saved(newer, Cursor(5))
     monkeypatch.setattr(Attempt, "ensure_current", lambda _: None)
     saved(store, Cursor(3))
-    assert newer.last("grounding") == newer.named(kept)
+    assert newer.last("grounding") == newer.get(kept)
 
 
 def claimed_at_once(
     run: Folder, first: str, second: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[FencingToken, FencingToken]:
-    """The marks of two who both look before either has written; the one with the first token writes last."""
+    """Returns the tokens of two attempts that both list before either has written; the first one writes last."""
     real, tokens, seconds = Folder.write_json, iter([first, "99999999"]), []
 
     def late(folder: Folder, name: str, content: object) -> None:
@@ -229,32 +227,32 @@ def claimed_at_once(
     return attempts.claim(run, lambda: next(tokens)), seconds[0]
 
 
-def test_of_two_that_take_a_number_at_once_one_goes_on(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The higher mark holds the run, and nothing that the other writes counts for it, nor is in its way."""
-    marks = claimed_at_once(run, "22222222", "11111111", monkeypatch)
-    assert marks == (FencingToken(1, "22222222"), FencingToken(1, "11111111"))
-    holds, lost = (CheckpointStore(Attempt(run, mark)) for mark in marks)
+def test_one_of_two_simultaneous_attempts_owns_the_run(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The higher token owns the run; it accepts nothing that the other writes, and does not collide with it."""
+    tokens = claimed_at_once(run, "22222222", "11111111", monkeypatch)
+    assert tokens == (FencingToken(1, "22222222"), FencingToken(1, "11111111"))
+    holds, lost = (CheckpointStore(Attempt(run, token)) for token in tokens)
     name = saved(holds, Cursor(1))
     with pytest.raises(Superseded):
         saved(lost, Cursor(1))
-    monkeypatch.setattr(Attempt, "ensure_current", lambda _: None)  # it had looked just before
+    monkeypatch.setattr(Attempt, "ensure_current", lambda _: None)  # it checked just before
     saved(lost, Cursor(1), seed=1)
     assert [one.name for one in holds.committed("grounding")] == [name]
-    holds.load(holds.named(name), trained(0)[0])
+    holds.load(holds.get(name), trained(0)[0])
 
 
-def test_who_has_the_lower_mark_of_two_takes_the_next_number(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_of_two_simultaneous_tokens_takes_the_next_number(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     assert claimed_at_once(run, "11111111", "22222222", monkeypatch) == (
         FencingToken(2, "99999999"),
         FencingToken(1, "22222222"),
     )
 
 
-def test_a_sign_of_life_that_cannot_be_left_ends_nothing(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_heartbeat_raises_nothing(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = Attempt(run, attempts.claim(run))
 
     def failing(*_: object) -> None:
-        raise OSError("the storage is away")
+        raise OSError("the storage is unreachable")
 
     monkeypatch.setattr(Folder, "write_json", failing)
     attempt.heartbeat("grounding", 3)

@@ -1,4 +1,4 @@
-"""What the loop does between the stages' own doings."""
+"""The optimizer and the learning rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from groundray.training.loop import make_optimizer, set_learning_rate
 
 
 @pytest.mark.parametrize("language_layers", ["all", "1", "0"])
-def test_the_language_stream_learns_at_its_own_rate(world: SmallWorld, language_layers: str) -> None:
+def test_language_stream_has_its_own_learning_rate(world: SmallWorld, language_layers: str) -> None:
     settings = config.load(
         "demo",
         world.settings(
@@ -44,7 +44,7 @@ def test_the_language_stream_learns_at_its_own_rate(world: SmallWorld, language_
         assert moved == pytest.approx(expected, rel=1e-2), name
 
 
-def test_the_learning_rate_warms_up() -> None:
+def test_learning_rate_warms_up() -> None:
     settings = config.Optimizer(lr=0.1, warmup=4, halve_every=1)
     optimizer = make_optimizer_of(settings)
     assert [set_learning_rate(optimizer, settings, 0, step) for step in range(6)] == pytest.approx(
@@ -53,7 +53,7 @@ def test_the_learning_rate_warms_up() -> None:
     assert set_learning_rate(optimizer, settings, 1, 6) == pytest.approx(0.05)
 
 
-def test_sgd_has_momentum_and_decay() -> None:
+def test_sgd_has_momentum_and_weight_decay() -> None:
     """Two steps by hand: v = 0.9 v + (g + wd p), p = p - lr v, of a parameter 1 with gradient 1."""
     settings = config.Optimizer(kind="sgd", lr=0.1, momentum=0.9, weight_decay=0.5, halve_every=9)
     optimizer = make_optimizer_of(settings)
@@ -69,7 +69,7 @@ def test_sgd_has_momentum_and_decay() -> None:
 
 
 def make_optimizer_of(settings: config.Optimizer) -> optim.Optimizer:
-    """The optimiser of a model whose only trained part is a head of grounding."""
+    """Returns the optimizer of a model whose only trained part is the grounding heads."""
     with torch.device("meta"):
         language = build_language(config.Language(name="bert-base-uncased"), pretrained=False)
         model = GroundedModel(build_visual(config.Model(), language.width, pretrained=False), language)

@@ -1,4 +1,4 @@
-"""Stages one after the other: what each begins with, what it leaves, and what cannot go together."""
+"""Stages in order: what each starts from, what it leaves, and which combinations are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def whole(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return storage / "demo", alone(world.settings(f"--run.storage={storage}", stages=STAGES))
 
 
-def test_every_stage_is_run_and_told_of(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
+def test_every_stage_is_run_and_reported(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
     folder, events = whole
     settings = config.load("demo", world.settings(stages=STAGES))
     done = {event.stage: event.metrics for event in events if isinstance(event, StageDone)}
@@ -61,8 +61,8 @@ def about_stages(folder: Path) -> list[str]:
     return [stage.name for stage in export.about(folder / "model").stages]
 
 
-def test_a_stage_begins_with_the_best_weights_of_the_one_before(world: SmallWorld, tmp_path: Path) -> None:
-    """The loss of its first step is that of a run that begins with the exported model."""
+def test_stage_starts_from_the_best_weights_of_the_previous_one(world: SmallWorld, tmp_path: Path) -> None:
+    """The loss of its first step equals that of a run that starts from the exported model."""
     more = (f"--run.storage={tmp_path}", "--visual.epochs=3")
     whole = alone(world.settings(*more, stages="visual,grounding,relational"))
     alone(world.settings(*more, "--run.name=first", stages="visual"))
@@ -77,22 +77,22 @@ def test_a_stage_begins_with_the_best_weights_of_the_one_before(world: SmallWorl
     assert began.read_bytes() == ended.read_bytes()
 
 
-def test_it_is_the_best_epoch_that_arrives(world: SmallWorld, tmp_path: Path) -> None:
-    """A last epoch that learns too fast to be the best is not what is exported."""
+def test_best_epoch_is_exported(world: SmallWorld, tmp_path: Path) -> None:
+    """With a learning rate at which the last epoch is not the best."""
     words = ("--visual.optimizer.lr=0.02", "--visual.epochs=3", f"--run.storage={tmp_path}")
     alone(world.settings(*words, stages="visual"))
     store = CheckpointStore.at(Folder.at(tmp_path / "demo"))
     last, done = store.last("visual"), store.finished("visual")
     assert last is not None
     assert done is not None
-    best = store.named(done.best)
+    best = store.get(done.best)
     assert best.cursor < last.cursor
     exported = export.load(tmp_path / "demo" / "model").model.state_dict()
     weights = store.weights(best)
     assert all(torch.equal(exported[name], weights[name]) for name in weights)
 
 
-def test_a_finished_stage_is_not_run_again(world: SmallWorld, tmp_path: Path) -> None:
+def test_finished_stage_is_not_trained_again(world: SmallWorld, tmp_path: Path) -> None:
     words = [*world.settings(stages="visual,grounding"), f"--run.storage={tmp_path}"]
 
     class Killed(Exception):
@@ -112,14 +112,14 @@ def test_a_finished_stage_is_not_run_again(world: SmallWorld, tmp_path: Path) ->
     assert results[0] == results[1]
 
 
-def test_only_the_heads_learn_in_the_retrieval_stage(whole: tuple[Path, list[Event]]) -> None:
+def test_retrieval_stage_trains_only_its_heads(whole: tuple[Path, list[Event]]) -> None:
     about = export.about(whole[0] / "model")
     relational, retrieval = about.stage("relational"), about.stage("retrieval")
     assert (retrieval.visual, retrieval.language) == (relational.visual, relational.language)
     assert retrieval.heads["relational"] == relational.heads["relational"]
 
 
-def test_a_stage_without_what_it_needs_is_refused(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
+def test_check_refuses_a_stage_whose_needed_head_is_missing(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
     with pytest.raises(ValueError, match=r"stage retrieval .* stage relational"):
         preflight.check(config.load("demo", world.settings(stages="grounding,retrieval")))
     with pytest.raises(ValueError, match="put relational before it"):
@@ -130,14 +130,16 @@ def test_a_stage_without_what_it_needs_is_refused(world: SmallWorld, whole: tupl
         preflight.check(config.load("demo", [*words, "--run.start_stage=grounding"]))
 
 
-def test_a_model_of_another_shape_is_refused_by_name(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
+def test_start_model_of_another_shape_is_refused_by_weight_name(
+    world: SmallWorld, whole: tuple[Path, list[Event]]
+) -> None:
     words = world.settings(f"--run.start_from={whole[0]}/model", "--model.attention_ffn=64")
     with pytest.raises(ValueError, match=r"start_from.* other sizes of attention\.ffn\.0\.weight \(512 x 128 there"):
         progression.initial_model(config.load("demo", words))
 
 
 def fewer_words(source: Path, target: Path, kind: str) -> Path:
-    """A copy of shards whose index names one word of a kind less."""
+    """Copy shards and drop the last word of a kind from their index."""
     shutil.copytree(source, target)
     index = json.loads((target / "dataset.json").read_text())
     index["vocabulary"][kind] = index["vocabulary"][kind][:-1]
@@ -145,7 +147,7 @@ def fewer_words(source: Path, target: Path, kind: str) -> Path:
     return target
 
 
-def test_fewer_classes_than_the_model_has_are_refused(
+def test_fewer_classes_than_the_start_model_are_refused(
     world: SmallWorld, whole: tuple[Path, list[Event]], tmp_path: Path
 ) -> None:
     parts = {
@@ -160,14 +162,14 @@ def test_fewer_classes_than_the_model_has_are_refused(
     assert preflight.check(config.load("demo", [*words, "--visual.new_head=true"]))
 
 
-def test_training_and_validation_must_number_alike(world: SmallWorld, tmp_path: Path) -> None:
+def test_training_and_validation_need_equal_vocabularies(world: SmallWorld, tmp_path: Path) -> None:
     val = fewer_words(world.shards / "scene_graphs" / "val", tmp_path / "val", "predicates")
     words = world.settings(f"--relational.val={val}", stages="relational")
     with pytest.raises(ValueError, match=r"different predicates \(7 and 6; in only one of them: "):
         preflight.check(config.load("demo", words))
 
 
-def test_numbers_that_the_settings_expect_are_checked(world: SmallWorld) -> None:
+def test_expected_number_of_classes_is_checked(world: SmallWorld) -> None:
     with pytest.raises(ValueError, match="expected 1000 classes, as the settings say, got 15"):
         preflight.check(config.load("demo", world.settings("--visual.classes=1000", stages="visual")))
 
@@ -181,7 +183,7 @@ def test_numbers_that_the_settings_expect_are_checked(world: SmallWorld) -> None
         ("relational", "captions", "'scene_graphs'"),
     ],
 )
-def test_shards_of_the_wrong_kind_are_refused(world: SmallWorld, stage: str, kind: str, wanted: str) -> None:
+def test_shards_of_another_kind_are_refused(world: SmallWorld, stage: str, kind: str, wanted: str) -> None:
     words = world.settings(f"--{stage}.train={world.shards / kind / 'train'}", stages=stage)
     with pytest.raises(ValueError, match=f"kind {wanted} .* kind '{kind}'"):
         preflight.check(config.load("demo", words))
@@ -194,7 +196,7 @@ def test_every_stage_runs_in_bf16(world: SmallWorld, tmp_path: Path) -> None:
     assert all(math.isfinite(loss) for loss in losses(events))
 
 
-def test_the_retrieval_heads_drop_what_the_settings_say(world: SmallWorld, tmp_path: Path) -> None:
+def test_retrieval_heads_have_the_dropout_of_the_settings(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings("--retrieval.dropout=0.25", f"--run.storage={tmp_path}", stages=STAGES)
     settings = config.load("demo", words)
     *_, stage = preflight.check(settings).stages
@@ -204,14 +206,14 @@ def test_the_retrieval_heads_drop_what_the_settings_say(world: SmallWorld, tmp_p
     assert {layer.p for layer in heads.modules() if isinstance(layer, torch.nn.Dropout)} == {0.25}
 
 
-def test_the_language_stage_takes_captions_too(world: SmallWorld, tmp_path: Path) -> None:
+def test_language_stage_trains_on_captions(world: SmallWorld, tmp_path: Path) -> None:
     captions = [f"--language.{part}={world.shards / 'captions' / part}" for part in ("train", "val")]
     events = alone(world.settings(*captions, f"--run.storage={tmp_path}", stages="language"))
     assert losses(events)[-1] < losses(events)[0]
 
 
-def test_scene_graphs_without_a_relation_train_to_a_finite_end(world: SmallWorld, tmp_path: Path) -> None:
-    """Batches with no triplet at all; the objects' classes are still learned."""
+def test_scene_graphs_without_relations_give_finite_losses(world: SmallWorld, tmp_path: Path) -> None:
+    """No batch has a triplet; object classes are still trained."""
     for part in ("train", "val"):
         shutil.copytree(world.shards / "scene_graphs" / part, tmp_path / part)
         for file in (tmp_path / part).glob("*.parquet"):

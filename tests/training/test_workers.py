@@ -1,4 +1,4 @@
-"""The same seed gives the same run: on one worker and on two, and again."""
+"""The same seed gives the same run: repeated, and on one worker or two."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEPS = 54  # 6 epochs of 9
 
 @dataclass
 class GlooWorker:
-    """A worker of plain torch.distributed, without Ray."""
+    """A worker on torch.distributed, without Ray."""
 
     rank: int
     world_size: int
@@ -55,7 +55,7 @@ def losses(events: list[Event]) -> list[float]:
 
 
 def on_a_rank(rank: int, runs: dict[str, list[str]], folder: str) -> None:
-    """A process of its own: some runs, one after the other; rank 0 saves their losses."""
+    """Train runs one after the other in a process of its own; rank 0 saves their losses."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for name, words in runs.items():
@@ -99,11 +99,11 @@ def test_one_worker_and_two_give_the_same_losses(world: SmallWorld, tmp_path: Pa
         assert len(found) == len(one[precision]) == STEPS
         differences = [abs(a - b) / b for a, b in zip(found, one[precision], strict=True)]
         assert max(differences) <= tolerance, f"{precision}: {differences}"
-    assert len(set(one["float32"])) == STEPS  # and it does go on
+    assert len(set(one["float32"])) == STEPS  # the loss changes at each step
 
 
-def test_every_stage_is_the_same_on_one_worker_and_two(world: SmallWorld, tmp_path: Path) -> None:
-    """The progression as a whole: each step's loss, with dropout, in both precisions."""
+def test_every_stage_has_equal_losses_on_one_worker_and_two(world: SmallWorld, tmp_path: Path) -> None:
+    """Each step of every stage, with dropout, in both precisions."""
     others = ("visual", "language", "relational", "retrieval")
     words = {
         precision: world.settings(
@@ -125,7 +125,7 @@ def test_every_stage_is_the_same_on_one_worker_and_two(world: SmallWorld, tmp_pa
         assert len(one) == 7 + 9 + 9 + 9
 
 
-def test_a_resumed_run_ends_with_the_same_weights(world: SmallWorld, tmp_path: Path) -> None:
+def test_resumed_run_ends_with_equal_weights(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings("--grounding.epochs=3")
     whole = alone([*words, f"--run.storage={tmp_path}/whole"])
 
@@ -150,7 +150,7 @@ def test_a_resumed_run_ends_with_the_same_weights(world: SmallWorld, tmp_path: P
     assert weights[0] == weights[1]
 
 
-def test_a_finished_run_is_not_trained_again(world: SmallWorld, tmp_path: Path) -> None:
+def test_finished_run_is_not_trained_again(world: SmallWorld, tmp_path: Path) -> None:
     words = [*world.settings(), f"--run.storage={tmp_path}"]
     first = alone(words)
     second = alone(words)
@@ -160,29 +160,29 @@ def test_a_finished_run_is_not_trained_again(world: SmallWorld, tmp_path: Path) 
     assert (attempt.number, attempt.stage, attempt.ended) == (2, None, "finished")
 
 
-def test_what_a_run_leaves(world: SmallWorld, tmp_path: Path) -> None:
+def test_result_and_events_of_a_run(world: SmallWorld, tmp_path: Path) -> None:
     events = alone([*world.settings(), f"--run.storage={tmp_path}"])
     epochs = [event for event in events if isinstance(event, EpochDone)]
     best = min(epochs, key=lambda event: event.metrics["loss"])
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
     told = result["stages"]["grounding"]
     assert {name: value for name, value in told.items() if not name.startswith("without_image/")} == best.metrics
-    assert told["without_image/text_to_image/recall@1"] == 0.0  # all blank images are alike, and ties count against
+    assert told["without_image/text_to_image/recall@1"] == 0.0  # all blank images are equal, and ties count as misses
     assert set(best.metrics) >= {"loss", "text_to_image/recall@1", "image_to_text/recall@10"}
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [event.step for event in steps] == list(range(1, 19))
     for event in steps:
-        shares = {name: share for name, share in event.metrics.items() if name.startswith("time/")}
-        assert set(shares) == {f"time/{part}" for part in (*PARTS, "other")}
-        assert sum(shares.values()) == pytest.approx(1)
-        assert shares["time/forward"] > 0
-        assert shares["time/backward"] > 0
+        fractions = {name: fraction for name, fraction in event.metrics.items() if name.startswith("time/")}
+        assert set(fractions) == {f"time/{part}" for part in (*PARTS, "other")}
+        assert sum(fractions.values()) == pytest.approx(1)
+        assert fractions["time/forward"] > 0
+        assert fractions["time/backward"] > 0
         assert event.metrics["samples_per_second"] == event.metrics["samples_per_second_per_worker"] > 0
         assert 0.05 < event.metrics["peak_memory_gb"] < 20
 
 
-def test_accumulation_changes_nothing(world: SmallWorld, tmp_path: Path) -> None:
-    """A chunk's graph at a time, in four chunks with dropout on: every stage to the last bit, loss and weights."""
+def test_accumulation_gives_equal_losses_and_weights(world: SmallWorld, tmp_path: Path) -> None:
+    """One chunk's graph at a time, in four chunks with dropout: bit-equal in every stage."""
     words = [
         *world.settings("--scaling.chunks=4", "--grounding.dropout=0.3", stages=STAGES),
         *(f"--{stage}.epochs=1" for stage in STAGES.split(",")),
@@ -198,7 +198,7 @@ def test_accumulation_changes_nothing(world: SmallWorld, tmp_path: Path) -> None
         assert (tmp_path / "true" / file).read_bytes() == (tmp_path / "false" / file).read_bytes(), file
 
 
-def test_the_learning_rate_halves(world: SmallWorld, tmp_path: Path) -> None:
+def test_learning_rate_halves(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings(
         "--grounding.epochs=3", "--grounding.optimizer.halve_every=2", "--grounding.optimizer.lr=0.01"
     )

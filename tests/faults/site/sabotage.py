@@ -1,12 +1,19 @@
-"""Kills a process of a run at an exact place, once: it is armed in all of them, by `sitecustomize`.
+"""Kills a process of a run at an exact place, once. `sitecustomize` arms it in every Python process of the run.
 
-The plan is a folder with `plan.json`: `who` is killed (worker, node, driver), or `what` else is done to a worker (hang,
-stop, devour), `when` (begin, step, write, validation, epoch, stage), at which `count` of that in its process, and how
-long each step is held up (`slow`, seconds, until there is a file `quick`). A file beside it says that it has happened.
-With `drain`, the node of rank 1 is drained at that step. With `resize`, a node is taken away at that step of a group of
-two workers, and added at that step of a group of one. With `cut`, the host of rank 0 is cut off when the manifest of
-that checkpoint is due, which is written all the same once the next attempt has begun; with `mend`, it comes back at
-that step of a worker alone, each step of which takes `alone` seconds.
+The plan is a folder with `plan.json`:
+
+    who     worker, node or driver: the process to kill
+    what    instead of a kill, what a worker does: hang, stop (SIGSTOP), devour (take all memory)
+    when    begin, step, write, validation, epoch or stage
+    count   at which occurrence in its process
+    slow    seconds by which each step is delayed, until there is a file `quick`
+    drain   the step at which the node of rank 1 is drained
+    resize  the step at which a group of two workers loses a node, and a group of one gets one
+    cut     the checkpoint at whose manifest the host of rank 0 is cut off; the manifest is written once the next
+            attempt has begun
+    mend    the step of a single worker at which the host is reconnected; each of its steps takes `alone` seconds
+
+A file beside the plan records that the fault has happened.
 """
 
 from __future__ import annotations
@@ -29,34 +36,34 @@ DRIVER = "driver.pid"
 
 
 def arm(folder: str) -> None:
-    """Get ready in this process."""
-    place = Path(folder)
+    """Patch this process according to the plan."""
+    plan_folder = Path(folder)
     if sys.argv[0] == "-m" and "groundray.train" in sys.orig_argv:
-        (place / DRIVER).write_text(str(os.getpid()))
-    plan = json.loads((place / "plan.json").read_text())
-    sys.meta_path.insert(0, _After(_patches(plan, place)))
+        (plan_folder / DRIVER).write_text(str(os.getpid()))
+    plan = json.loads((plan_folder / "plan.json").read_text())
+    sys.meta_path.insert(0, _After(_patches(plan, plan_folder)))
 
 
 def hang() -> None:
-    """Do nothing for ever."""
+    """Sleep for ever."""
     while True:
         time.sleep(1)
 
 
 def devour() -> None:
-    """Take memory, 200 MB a second, until this process is ended for it."""
+    """Take 200 MB of memory a second, until this process is killed for it."""
     taken = []
     while True:
         taken.append(b"\1" * 20_000_000)
         time.sleep(0.1)
 
 
-def _patches(plan: dict[str, Any], place: Path) -> dict[str, Callable[[Any], None]]:
-    """What is changed in which module, after it has been imported."""
+def _patches(plan: dict[str, Any], plan_folder: Path) -> dict[str, Callable[[Any], None]]:
+    """Returns the patches of modules, by name, to apply after import."""
     seen = [0]
 
     def strike(rank: int) -> None:
-        """Kill, if this is the place, and it has not happened yet."""
+        """Do what the plan says on a rank, if this is the planned occurrence and it has not happened yet."""
         import torch.distributed as dist
 
         here = dist.get_rank() if dist.is_initialized() else 0
@@ -66,10 +73,10 @@ def _patches(plan: dict[str, Any], place: Path) -> dict[str, Callable[[Any], Non
         if seen[0] != plan["count"]:
             return
         try:
-            (place / DONE).touch(exist_ok=False)
+            (plan_folder / DONE).touch(exist_ok=False)
         except FileExistsError:
             return
-        victims = {"worker": os.getpid, "node": os.getppid, "driver": lambda: int((place / DRIVER).read_text())}
+        victims = {"worker": os.getpid, "node": os.getppid, "driver": lambda: int((plan_folder / DRIVER).read_text())}
         match plan.get("what", "kill"):
             case "hang":
                 hang()
@@ -81,24 +88,24 @@ def _patches(plan: dict[str, Any], place: Path) -> dict[str, Callable[[Any], Non
                 os.kill(victims[plan["who"]](), signal.SIGKILL)
 
     def resize() -> None:
-        """Take a node away or add one, once each; nodes.py does it."""
+        """Have nodes.py remove or add a node, once each."""
         import torch.distributed as dist
 
         seen[0] += 1
         alone = not dist.is_initialized() or dist.get_world_size() == 1
         name = "grow" if alone else "shrink"
-        if seen[0] == plan["resize"] and not (place / f"{name}.{DONE}").exists():
-            (place / f"{name}.{DONE}").touch()
-            (place / name).touch()
+        if seen[0] == plan["resize"] and not (plan_folder / f"{name}.{DONE}").exists():
+            (plan_folder / f"{name}.{DONE}").touch()
+            (plan_folder / name).touch()
 
     def drain() -> None:
-        """Announce that this node will be taken away, as a cloud does."""
+        """Drain this node, as a cloud does before it preempts a machine."""
         import ray
         import torch.distributed as dist
 
         seen[0] += dist.is_initialized() and dist.get_rank() == 1
-        if seen[0] == plan["drain"] and not (place / f"drain.{DONE}").exists():
-            (place / f"drain.{DONE}").touch()
+        if seen[0] == plan["drain"] and not (plan_folder / f"drain.{DONE}").exists():
+            (plan_folder / f"drain.{DONE}").touch()
             context = ray.get_runtime_context()
             words = ["--address", context.gcs_address, "--node-id", context.get_node_id()]
             reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
@@ -106,27 +113,27 @@ def _patches(plan: dict[str, Any], place: Path) -> dict[str, Callable[[Any], Non
             subprocess.Popen([*command, "--deadline-remaining-seconds", "60"])
 
     def cut(run: Path) -> None:
-        """Have this host cut off, hosts.py does it, and wait until the run has gone on without it."""
-        (place / "cut.asked").write_text(socket.gethostname())
-        (place / "cut.asked").rename(place / "cut")
+        """Have hosts.py cut this host off, and wait until the run has resumed without it."""
+        (plan_folder / "cut.asked").write_text(socket.gethostname())
+        (plan_folder / "cut.asked").rename(plan_folder / "cut")
         while not any((run / "attempts").glob("0002-*-from.json")):
             time.sleep(0.1)
 
     def mend() -> None:
-        """Have it back, once; a worker alone takes its time, until there are two again."""
+        """Have hosts.py reconnect the host, once; slow down a single worker until there are two again."""
         import torch.distributed as dist
 
         if not dist.is_initialized() or dist.get_world_size() == 1:
             seen[0] += 1
             if seen[0] == plan["mend"]:
-                (place / "mend").touch()
+                (plan_folder / "mend").touch()
             time.sleep(plan["alone"])
 
     def at_a_step(loop: Any) -> None:
         real = loop.sum_over_ranks
 
         def summing(tensors: Any) -> None:
-            if not (place / "quick").exists():
+            if not (plan_folder / "quick").exists():
                 time.sleep(plan.get("slow", 0))
             if "resize" in plan:
                 resize()
@@ -155,13 +162,13 @@ def _patches(plan: dict[str, Any], place: Path) -> dict[str, Callable[[Any], Non
 
         def sealing(folder: Any, name: str, content: Any) -> None:
             written[0] += name == "manifest.json"
-            stale = name == "manifest.json" and written[0] == plan.get("cut") and not (place / "stale").exists()
+            stale = name == "manifest.json" and written[0] == plan.get("cut") and not (plan_folder / "stale").exists()
             if stale:
-                (place / "stale").touch()
+                (plan_folder / "stale").touch()
                 cut(Path(folder.path).parents[1])
             real(folder, name, content)
             if stale:
-                (place / "stale").write_text(f"{folder.name}/{name}")
+                (plan_folder / "stale").write_text(f"{folder.name}/{name}")
 
         storage.Folder.write_sealed = sealing
 
@@ -179,8 +186,9 @@ def _patches(plan: dict[str, Any], place: Path) -> dict[str, Callable[[Any], Non
 
         grounding.GroundingStage.validate = validating
 
-    def at_an_edge(keeper: Any) -> None:
-        epoch_done, finish = keeper.Keeper.epoch_done, keeper.Keeper.finish
+    def at_an_edge(module: Any) -> None:
+        checkpointer = module.Checkpointer
+        epoch_done, stage_done = checkpointer.epoch_done, checkpointer.stage_done
 
         def after_an_epoch(self: Any, *args: Any) -> None:
             epoch_done(self, *args)
@@ -189,11 +197,11 @@ def _patches(plan: dict[str, Any], place: Path) -> dict[str, Callable[[Any], Non
                 strike(0)
 
         def after_a_stage(self: Any, *args: Any) -> None:
-            finish(self, *args)
+            stage_done(self, *args)
             if plan.get("when") == "stage":
                 strike(0)
 
-        keeper.Keeper.epoch_done, keeper.Keeper.finish = after_an_epoch, after_a_stage
+        checkpointer.epoch_done, checkpointer.stage_done = after_an_epoch, after_a_stage
 
     def at_a_beginning(torch: Any) -> None:
         real = torch._setup_torch_process_group
@@ -215,7 +223,7 @@ def _patches(plan: dict[str, Any], place: Path) -> dict[str, Callable[[Any], Non
 
 
 class _After(importlib.abc.MetaPathFinder):
-    """Changes modules once they are imported."""
+    """Patches modules once they are imported."""
 
     def __init__(self, patches: dict[str, Callable[[Any], None]]):
         self._patches = patches

@@ -20,8 +20,8 @@ from groundray.runtime.compat import (
 from groundray.runtime.train.failure_policy import FailurePolicy, describe
 from groundray.runtime.train.scaling_policy import NoWorkers
 from groundray.training.attempts import Superseded
-from groundray.training.checkpointer import NotFinite
 from groundray.training.events import Notice
+from groundray.training.non_finite import NotFinite
 from groundray.training.worker import Stopped
 
 

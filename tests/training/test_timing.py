@@ -1,4 +1,4 @@
-"""The timer: every moment on one part, and all of them together the whole."""
+"""StepTimer attributes every moment to one part, and the parts add up to the whole."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from groundray import distributed
 from groundray.loss.match_map import similarity
-from groundray.training import timing as books
+from groundray.training import timing
 from groundray.training.timing import StepTimer, flop_counter, peak_flops
 
 
 class Clock:
-    """Goes on when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -33,11 +33,11 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(books, "_WallClock", lambda: clock)
+    monkeypatch.setattr(timing, "_WallClock", lambda: clock)
     return clock
 
 
-def test_a_step_by_the_clock(clock: Clock) -> None:
+def test_time_of_a_step_is_attributed_to_its_parts(clock: Clock) -> None:
     def steps() -> Iterator[Any]:
         clock.time += 1
         yield "a step"
@@ -47,7 +47,7 @@ def test_a_step_by_the_clock(clock: Clock) -> None:
         with timer.step():
             with timer.span("forward"):
                 clock.time += 2
-                with distributed.communication():  # what ranks exchange for the loss is no part of the forward pass
+                with distributed.communication():  # a collective within the forward pass
                     clock.time += 3
             with timer.span("backward"):
                 clock.time += 8
@@ -69,16 +69,16 @@ def test_a_step_by_the_clock(clock: Clock) -> None:
         }
 
 
-def test_what_lies_between_is_left_out(clock: Clock) -> None:
+def test_time_before_restart_is_left_out(clock: Clock) -> None:
     timer = StepTimer()
     with timer.span("forward"):
         clock.time += 9
     timer.restart()
     with timer.span("backward"):
         clock.time += 2
-    shares = timer.step_metrics(1)
-    assert shares["time/forward"] == 0
-    assert shares["time/backward"] == 1
+    fractions = timer.step_metrics(1)
+    assert fractions["time/forward"] == 0
+    assert fractions["time/backward"] == 1
 
 
 def test_collectives_outside_a_step_are_not_timed(clock: Clock) -> None:
@@ -90,7 +90,7 @@ def test_collectives_outside_a_step_are_not_timed(clock: Clock) -> None:
     assert timer.step_metrics(1)["time/communication"] == 0
 
 
-def test_operations_are_counted_with_the_match_maps() -> None:
+def test_flop_counter_counts_match_maps() -> None:
     V, W = torch.randn(2, 9, 5, requires_grad=True), torch.randn(3, 4, 5)
     with flop_counter() as counter:
         similarity(V @ torch.randn(5, 5), W, torch.ones(3, 4, dtype=torch.bool)).sum().backward()
@@ -109,5 +109,5 @@ def test_operations_are_counted_with_the_match_maps() -> None:
         ("a GPU of next year", "bf16", None),
     ],
 )
-def test_the_peak_of_a_gpu(gpu: str, precision: str, expected: float | None) -> None:
+def test_peak_flops_by_gpu_name(gpu: str, precision: str, expected: float | None) -> None:
     assert peak_flops(gpu, precision) == expected
