@@ -65,7 +65,7 @@ def _comparison(made: Report, short: bool, layout: _Layout) -> Grid:
     notes += [f"{len(rows) - len(kept)} more figures in the report"] if len(kept) < len(rows) else []
     grid = Grid(title=made.title, caption="; ".join(notes), caption_justify="left", box=HORIZONTALS, pad_edge=False)
     if layout.compact:
-        grid.show_edge, grid.padding = False, (0, 1, 0, 0)
+        grid.show_edge, grid.padding = False, (0, 0, 0, 0)
     grid.add_column("measure", min_width=24)
     grid.add_column("n", justify="right", no_wrap=True)
     for model in models:
