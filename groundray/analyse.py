@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    options = arguments().parse_args(argv)
+    options = build_parser().parse_args(argv)
     analyse: Callable[[argparse.Namespace, Console, Console], tuple[dict[str, Any], int]] = options.analyse
     open_paths(errors.print, _paths(options))
     result, status = analyse(options, table_console(), errors)
@@ -55,7 +55,7 @@ def _paths(options: argparse.Namespace) -> list[str]:
     return [*itertools.chain.from_iterable([path] if isinstance(path, str) else path for path in given), *models]
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m groundray.analyse", description="Measure what a trained model has learned."

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    parser = arguments()
+    parser = build_parser()
     options, rest = parser.parse_known_args(argv)
     if rest and options.measure is not _measure_step:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -43,7 +43,7 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     return 0
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m groundray.bench",

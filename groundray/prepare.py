@@ -40,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    options = arguments().parse_args(argv)
+    options = build_parser().parse_args(argv)
     prepare: Callable[[argparse.Namespace, Console], None] = options.prepare
     go_home(errors.print)
     prepare(options, plain_console())
     return 0
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m groundray.prepare", description="Write shards from a data source.")
     sources = parser.add_subparsers(required=True, metavar="SOURCE")

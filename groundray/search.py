@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    options = arguments().parse_args(argv)
+    options = build_parser().parse_args(argv)
     open_paths(errors.print, [*image_index.paths_of(options).values(), options.json])
     write_json(options.json, _search(options, table_console()))
     return 0
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m groundray.search",

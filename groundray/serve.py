@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    options, console = arguments().parse_args(argv), plain_console()
+    options, console = build_parser().parse_args(argv), plain_console()
     open_paths(errors.print, image_index.paths_of(options).values())
     served = False
     try:
@@ -43,7 +43,7 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     return 0
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m groundray.serve", description="Search a pool of images in a browser, with a trained model."

@@ -50,14 +50,17 @@ class Defaults:
     settings: tuple[str, ...] = ()
 
 
-def main(argv: Sequence[str] | None = None, defaults: Defaults = Defaults()) -> int:
+DEFAULTS = Defaults()
+
+
+def main(argv: Sequence[str] | None = None, defaults: Defaults = DEFAULTS) -> int:
     """Sweep and return the exit status: 0 a trial has a value, 1 none has, 2 the sweep cannot start, 130 or 143 stopped
     by Ctrl-C or SIGTERM."""
     return run_command(partial(_run, argv, defaults), interrupted=INTERRUPTED)
 
 
 def _run(argv: Sequence[str] | None, defaults: Defaults, errors: Console) -> int:
-    options, overrides = arguments(defaults).parse_known_args(argv)
+    options, overrides = build_parser(defaults).parse_known_args(argv)
     if options.config is None:
         options.config, overrides = "demo", with_defaults(overrides, defaults.settings)
     # one worker a trial: several trials at once use a cluster better
@@ -78,7 +81,7 @@ def with_defaults(overrides: Sequence[str], defaults: Sequence[str]) -> list[str
     return [*(word for word in defaults if word.partition("=")[0] not in given), *overrides]
 
 
-def arguments(defaults: Defaults) -> argparse.ArgumentParser:
+def build_parser(defaults: Defaults = DEFAULTS) -> argparse.ArgumentParser:
     """Return the parser of the command's own options. What it leaves over are settings."""
     parser = argparse.ArgumentParser(
         description=f"{defaults.description} Rerun the same command with --resume to resume.",

@@ -133,14 +133,14 @@ def parse(command: str, argv: list[str], scripted: bool) -> None:
     module = importlib.import_module(f"groundray.{command}")
     if command == "sweep":
         script = module.Defaults(space=("grounding.temperature=choice:0.1,1",), metric="grounding/loss")
-        parser = module.arguments(script if scripted else module.Defaults())
+        parser = module.build_parser(script if scripted else module.Defaults())
         options, settings = parser.parse_known_args(argv)
         config.load(options.config or "demo", settings)
         return
     if command != "train":
-        module.arguments().parse_args(argv)
+        module.build_parser().parse_args(argv)
         return
-    options, settings = module.arguments().parse_known_args(argv)
+    options, settings = module.build_parser().parse_known_args(argv)
     config.load("photos" if options.config.endswith(".yaml") else options.config, settings)
 
 

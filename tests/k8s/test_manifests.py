@@ -340,7 +340,7 @@ def commands(job: Object) -> list[Command]:
 def settings_of(command: Command) -> config.Settings:
     """The settings that a training run or a sweep would have. Refuses what the command itself would refuse."""
     if command.program.endswith(".py"):
-        parser = sweep.arguments(sweep.Defaults(space=("any",), metric="any"))
+        parser = sweep.build_parser(sweep.Defaults(space=("any",), metric="any"))
     else:
         parser = train.build_parser()
     options, rest = parser.parse_known_args(command.words)
@@ -351,7 +351,7 @@ def test_commands_exist_and_take_their_words(jobs: list[Object]) -> None:
     for job in jobs:
         preparing, working = commands(job)
         assert preparing.program == "groundray.prepare"
-        prepared = prepare.arguments().parse_args(preparing.words)
+        prepared = prepare.build_parser().parse_args(preparing.words)
         settings = settings_of(working)
         if working.program.endswith(".py"):
             assert (ROOT / working.program).is_file(), working.program
@@ -394,7 +394,7 @@ def test_search_serves_what_the_run_made(objects: tuple[Object, ...], jobs: list
     run = settings_of(working).run
     assert application["args"]["checkpoint"] == f"{run.storage}/{run.name}/model"
     for place in ("images", "norms"):
-        assert Path(application["args"][place]).is_relative_to(prepare.arguments().parse_args(preparing.words).out)
+        assert Path(application["args"][place]).is_relative_to(prepare.build_parser().parse_args(preparing.words).out)
 
 
 def test_search_can_be_built_and_has_room(objects: tuple[Object, ...]) -> None:
