@@ -123,7 +123,7 @@ def run_analyses(
         written = write_report(report, folder, progress.update) if folder else {}
     for table in (terminal.comparison(report, console, everything), *([] if everything else terminal.tables(report))):
         console.print(table)
-    for line in terminal.notes(report):
+    for line in (*terminal.notes(report), *(terminal.summary(report) if everything else ())):
         console.print(line, soft_wrap=True)
     if folder:
         console.print(f"report  {folder}/{PAGE}", soft_wrap=True)

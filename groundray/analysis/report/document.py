@@ -1,4 +1,4 @@
-"""The report of some analyses: one page that needs nothing else, the same pictures as PNG files, the same as JSON."""
+"""The report of several analyses: a self-contained page, its pictures as PNG files, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from groundray.analysis.report import summary
 from groundray.analysis.report.figures import pictures
+from groundray.analysis.report.numbers import format_interval, format_number, format_p
 from groundray.analysis.report.plotting import png, svg
-from groundray.analysis.result import Analysis, Cell, Difference, Measure, Table, Value
+from groundray.analysis.report.summary import Summary, summarize
+from groundray.analysis.result import Analysis, Cell, Difference, Measure, Table
 
-PAGE, JSON = "report.html", "report.json"
+PAGE, JSON, SUMMARY = "report.html", "report.json", "summary.png"
 PAPER_MODELS = ("ungrounded", "grounded", "relational")
-NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is reported of some models.
+    """Analyses of some models.
 
     Attributes:
-        title: whose models they are.
-        models: where each is from, by name, in the order in which they are shown.
-        notes: what a reader must know of the whole, such as a control that is missing.
+        title: name of the run, or of the models.
+        models: origin of each model, by name, in the order of display.
+        notes: remarks on the whole report, such as a missing control.
         skipped: analyses that were not made, with the reason.
-        made_of: checksums of what was analysed.
+        made_of: checksums of the analysed models and data.
     """
 
     title: str
@@ -44,7 +46,7 @@ class Report:
 
 
 class Drawn(NamedTuple):
-    """A picture of the page: its title, its PNG file's name, and its `<svg>` element."""
+    """A picture of the page: its title, the name of its PNG file, and its `<svg>` element."""
 
     title: str
     file: str
@@ -52,19 +54,31 @@ class Drawn(NamedTuple):
 
 
 def files(report: Report) -> Iterator[tuple[str, bytes]]:
-    """The name and the content of each file of a report; the same bytes for the same findings."""
+    """Yield the name and the content of each file of a report. Equal reports give equal bytes."""
     drawn: dict[str, list[Drawn]] = {}
+    overview, models = summary_of(report), list(report.models)
+    if overview.rows:
+        figure = summary.draw(overview, models)
+        yield SUMMARY, png(figure)
+        title = "Key measures with 95% intervals, each on its own scale; hollow: published by the paper"
+        drawn["summary"] = [Drawn(title, SUMMARY, Markup(svg(figure, "summary")))]
     for analysis in report.analyses:
-        for name, title, figure in pictures(analysis, list(report.models)):
+        for name, title, figure in pictures(analysis, models):
             key = name if name.startswith(analysis.name) else f"{analysis.name}-{name}"
             yield f"{key}.png", png(figure)
             drawn.setdefault(analysis.name, []).append(Drawn(title, f"{key}.png", Markup(svg(figure, key))))
     yield JSON, as_text(as_json(report)).encode()
-    yield PAGE, _page(report, drawn).encode()
+    yield PAGE, _page(report, overview, drawn).encode()
+
+
+def summary_of(report: Report) -> Summary:
+    """Return the summary that opens a report."""
+    return summarize(report.analyses, list(report.models))
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """What a report says, of plain lists and numbers; what is not a finite number is None."""
+    """Return a report as plain lists and numbers; a number that is not finite becomes None."""
+    overview = summary_of(report)
     return finite(
         {
             "title": report.title,
@@ -72,13 +86,19 @@ def as_json(report: Report) -> dict[str, Any]:
             "notes": list(report.notes),
             "skipped": report.skipped,
             "made_of": report.made_of,
+            "summary": {
+                "control": overview.control,
+                "treatment": overview.treatment,
+                "sentences": list(overview.sentences),
+                "measures": [f"{row.kind.analysis}/{row.measure.key}" for row in overview.rows],
+            },
             "analyses": {analysis.name: analysis_as_json(analysis) for analysis in report.analyses},
         }
     )
 
 
 def analysis_as_json(analysis: Analysis) -> dict[str, Any]:
-    """An analysis without its pictures, measures by their keys."""
+    """Return an analysis without its pictures, its measures by key."""
     return finite(
         {
             "about": analysis.about,
@@ -90,8 +110,8 @@ def analysis_as_json(analysis: Analysis) -> dict[str, Any]:
                     "values": {model: vars(value) for model, value in measure.values.items()},
                     "published": measure.published,
                     "differences": [
-                        {"first": one.first, "other": one.other, **vars(one.value), "p": one.p}
-                        for one in measure.differences
+                        {"first": pair.first, "other": pair.other, **vars(pair.value), "p": pair.p}
+                        for pair in measure.differences
                     ],
                 }
                 for measure in analysis.measures
@@ -105,7 +125,7 @@ def analysis_as_json(analysis: Analysis) -> dict[str, Any]:
 
 
 def finite(tree: Any) -> Any:
-    """The same with None for each number that is not finite, which JSON has no word for."""
+    """Replace each number that is not finite by None, since JSON cannot hold it."""
     if isinstance(tree, dict):
         return {str(key): finite(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -117,12 +137,12 @@ def finite(tree: Any) -> Any:
 
 
 def as_text(content: Any) -> str:
-    """JSON for a file."""
+    """Format JSON for a file."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def metrics(report: Report) -> dict[str, float]:
-    """Every finite figure of a report by `analysis/ANALYSIS/MEASURE/MODEL`."""
+    """Return every finite figure of a report, by `analysis/ANALYSIS/MEASURE/MODEL`."""
     return {
         f"analysis/{analysis.name}/{measure.key}/{model}": float(value.value)
         for analysis in report.analyses
@@ -132,32 +152,8 @@ def metrics(report: Report) -> dict[str, float]:
     }
 
 
-def shown(cell: Cell) -> str:
-    """A table's cell for a person: three decimals of numbers below a hundred, one above."""
-    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
-        return NOTHING
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, int):
-        return f"{cell:,}"
-    return (f"{cell:.3f}" if abs(cell) < 100 else f"{cell:,.1f}").replace("-", MINUS)
-
-
-def shown_interval(value: Value) -> str:
-    """`[low, high]`, or nothing where there is no interval."""
-    if value.low is None or value.high is None:
-        return ""
-    return f"[{shown(float(value.low))}, {shown(float(value.high))}]"
-
-
-def shown_p(p: float | None) -> str:
-    if p is None or not math.isfinite(p):
-        return NOTHING
-    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
-
-
 def compared(report: Report) -> tuple[list[str], list[str], list[tuple[Analysis, Measure]]]:
-    """The columns of models and of published figures, and the rows, of the table that compares everything."""
+    """Return the comparison of all measures: its columns of models, its columns of published figures, and its rows."""
     rows = [(analysis, measure) for analysis in report.analyses for measure in analysis.measures]
     measured = {model for _, measure in rows for model in measure.values}
     models = [model for model in report.models if model in measured]
@@ -167,7 +163,7 @@ def compared(report: Report) -> tuple[list[str], list[str], list[tuple[Analysis,
 
 
 def differences(report: Report) -> list[tuple[Analysis, Measure, Difference]]:
-    """Every difference between two models."""
+    """Return every difference between two models."""
     return [
         (analysis, measure, difference)
         for analysis in report.analyses
@@ -176,7 +172,7 @@ def differences(report: Report) -> list[tuple[Analysis, Measure, Difference]]:
     ]
 
 
-def _page(report: Report, drawn: dict[str, list[Drawn]]) -> str:
+def _page(report: Report, overview: Summary, drawn: dict[str, list[Drawn]]) -> str:
     environment = Environment(
         loader=PackageLoader("groundray.analysis.report", "page"),
         autoescape=True,
@@ -185,9 +181,9 @@ def _page(report: Report, drawn: dict[str, list[Drawn]]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "shown": shown,
-        "interval": shown_interval,
-        "p": shown_p,
+        "shown": format_number,
+        "interval": format_interval,
+        "p": format_p,
         "sortable": _sortable,
         "kinds": _kinds,
         "title_of": lambda name: name.replace("_", " ").capitalize(),
@@ -199,6 +195,7 @@ def _page(report: Report, drawn: dict[str, list[Drawn]]) -> str:
     )
     return environment.get_template("page.html").render(
         report=report,
+        summary=overview,
         models=models,
         published=published,
         rows=rows,
@@ -211,14 +208,14 @@ def _page(report: Report, drawn: dict[str, list[Drawn]]) -> str:
 
 
 def _kinds(table: Table) -> list[str]:
-    """How each column is set: the first stays in sight, numbers stand at the right."""
+    """Return the style of each column: the first stays in view, numbers are right-aligned."""
     numbers = [any(isinstance(cell, int | float) for cell in cells) for cells in zip(*table.rows, strict=True)]
     numbers += [False] * (len(table.columns) - len(numbers))
-    return ["first" if place == 0 else "number" if number else "" for place, number in enumerate(numbers)]
+    return ["first" if index == 0 else "number" if number else "" for index, number in enumerate(numbers)]
 
 
 def _sortable(cell: Cell) -> float | str:
-    """What a cell is sorted by: its number, or nothing where it has none."""
+    """Return the sort key of a cell: its number, or its text, or nothing."""
     if cell is None or isinstance(cell, str):
         return cell or ""
     return float(cell) if math.isfinite(cell) else ""

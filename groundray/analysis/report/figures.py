@@ -1,4 +1,4 @@
-"""The pictures of an analysis: figures of the models with their intervals, words in a plane, spreads over items."""
+"""The pictures of an analysis: measures with their intervals, words in a plane, distributions over items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 
 from groundray.analysis.report.labels import NEAR, place
@@ -21,6 +20,7 @@ from groundray.analysis.report.plotting import (
     Look,
     legend,
     look,
+    marker,
     new,
     settle,
     style,
@@ -29,20 +29,20 @@ from groundray.analysis.report.plotting import (
 from groundray.analysis.result import Analysis, Measure, Point, Scatter, Spread, Value
 
 PANEL = (5.4, 4.7)  # inches
-MOST_GROUPS = 12  # that a legend explains; more are named where they lie
-MOST_DRAWN = 1500  # points that stay shapes in an SVG; more become an image within it
-GAP = 4.0  # from a point to its name, in points of print
-BAND = (5, 95)  # percentiles that whiskers reach to
+MAX_LEGEND_GROUPS = 12  # more groups are named at their place, without a legend
+MAX_VECTOR_POINTS = 1500  # more points are rasterized within an SVG
+GAP = 4.0  # distance of a name from its point, in points (1/72 inch)
+BAND = (5, 95)  # percentiles at the whiskers' ends
 
 
 def pictures(analysis: Analysis, models: Sequence[str] = ()) -> Iterator[tuple[str, str, Figure]]:
-    """The name, the title and the figure of each picture of an analysis, first that of its measures.
+    """Yield the name, the title and the figure of each picture of an analysis, its measures first.
 
     Args:
-        models: that look the same in the pictures of all analyses, whichever of them one analysis is of.
+        models: all models, so that each looks the same in the pictures of all analyses.
     """
     if analysis.measures:
-        title = "With 95% intervals where there are any; hollow: as published"
+        title = "With 95% intervals; hollow: published by the paper"
         yield "measures", title, forest(analysis.measures, models)
     for picture in analysis.pictures:
         figure = scatter(picture) if isinstance(picture, Scatter) else spread(picture, models)
@@ -51,8 +51,8 @@ def pictures(analysis: Analysis, models: Sequence[str] = ()) -> Iterator[tuple[s
 
 @style()
 def forest(measures: Sequence[Measure], known: Sequence[str] = ()) -> Figure:
-    """A panel a measure: a row a model, with its value and interval, and what is published of the paper's models."""
-    looks = _looks((name for one in measures for name in (*one.values, *one.published)), known)
+    """Draw a panel for each measure, with a row for each model: its value, its interval, and the published value."""
+    looks = _looks((name for measure in measures for name in (*measure.values, *measure.published)), known)
     columns = min(len(measures), 3)
     rows = math.ceil(len(measures) / columns)
     figure = new(1.3 + 3.2 * columns, 0.5 + (0.75 + 0.21 * len(looks)) * rows)
@@ -61,9 +61,9 @@ def forest(measures: Sequence[Measure], known: Sequence[str] = ()) -> Figure:
         _forest_panel(panel, measure, looks, named=number % columns == 0)
     for panel in panels[len(measures) :]:
         panel.set_axis_off()
-    handles = {"measured, with its 95% interval": _marker(look(0))}
+    handles = {"measured, with its 95% interval": marker(look(0))}
     if any(measure.published for measure in measures):
-        handles["published"] = _marker(look(0), hollow=True)
+        handles["published"] = marker(look(0), hollow=True)
     legend(figure, handles)
     settle(figure)
     return figure
@@ -91,14 +91,14 @@ def _forest_panel(panel: Axes, measure: Measure, looks: Mapping[str, Look], name
 
 
 def _looks(models: Iterable[str], known: Sequence[str]) -> dict[str, Look]:
-    """The look of each model that is there: of those that are known by their place among them, then of others."""
-    there = set(models := list(models))
-    every = enumerate(dict.fromkeys((*known, *models)))
-    return {model: look(number) for number, model in every if model in there}
+    """Return the look of each model: known models by their index, then the others."""
+    present = set(models := list(models))
+    ordered = enumerate(dict.fromkeys((*known, *models)))
+    return {model: look(number) for number, model in ordered if model in present}
 
 
 def _interval(value: Value) -> tuple[float, float]:
-    """The ends of a value's interval; the value itself where there is none."""
+    """Return the ends of a value's interval, or the value twice if there is none."""
     ends = (value.low, value.high)
     low, high = (value.value if end is None or not math.isfinite(end) else end for end in ends)
     return low, high
@@ -106,9 +106,9 @@ def _interval(value: Value) -> tuple[float, float]:
 
 @style()
 def scatter(picture: Scatter) -> Figure:
-    """A panel a model: its words, coloured by their shade or their group, with the names of those that have one.
+    """Draw a panel for each model: its words, coloured by shade or by group, with names.
 
-    Names do not overlap; one that finds no room is left out, and the panel's title counts them.
+    Names do not overlap. Names without room are omitted, and the panel's title counts them.
     """
     drawn = {model: _finite(points) for model, points in picture.panels.items()}
     every = [point for points in drawn.values() for point in points]
@@ -128,20 +128,20 @@ def scatter(picture: Scatter) -> Figure:
         panel.set_xlabel(picture.x)
         panel.set_ylabel(picture.y)
         tidy(panel)
-        if not picture.x and not picture.y:  # directions without a meaning
+        if not picture.x and not picture.y:  # axes without a meaning
             panel.tick_params(length=0, labelbottom=False, labelleft=False)
     for panel in panels[len(drawn) :]:
         panel.set_axis_off()
     if mapped is not None:
         figure.colorbar(mapped, ax=panels.tolist(), label=picture.shade, shrink=0.7, pad=0.02)
-    if 1 < len(groups) <= MOST_GROUPS:
+    if 1 < len(groups) <= MAX_LEGEND_GROUPS:
         shown = {group: Look(GREY if shades else one.colour, one.shape) for group, one in looks.items()}
-        legend(figure, {group: _marker(one) for group, one in shown.items()}, columns=5)
+        legend(figure, {group: marker(one) for group, one in shown.items()}, columns=5)
 
-    settle(figure)  # now panels have their final places, and names can be fitted in
+    settle(figure)  # fixes the panels' places, so that names can be fitted in
     for panel, points in zip(panels, drawn.values(), strict=False):
         names = [(point.text, point.x, point.y, GREY) for point in points if point.named]
-        if len(groups) > MOST_GROUPS:
+        if len(groups) > MAX_LEGEND_GROUPS:
             names += [(group, *_middle(points, group), looks[group].colour) for group in _by_size(points)]
         if missing := _write_names(panel, names, points):
             panel.set_title(f"{panel.get_title(loc='left')} ({missing} of {len(names)} names had no room)", loc="left")
@@ -151,9 +151,9 @@ def scatter(picture: Scatter) -> Figure:
 def _scatter_panel(
     panel: Axes, points: Sequence[Point], looks: Mapping[str, Look], limits: tuple[float, float] | None
 ) -> PathCollection | None:
-    """Draw the points; what a colour bar is made of, where they are shaded."""
+    """Draw the points, and return the collection for a colour bar if they are shaded."""
     size = 26 if len(points) <= 150 else 12 if len(points) <= 1500 else 4
-    shape_only = len(looks) <= MOST_GROUPS
+    shape_only = len(looks) <= MAX_LEGEND_GROUPS
     mapped = None
     for group in dict.fromkeys(point.group for point in points):
         members = [point for point in points if point.group == group]
@@ -172,15 +172,15 @@ def _scatter_panel(
                 vmax=limits[1] if limits and shaded else None,
                 marker=shape if shape_only else "o",
                 linewidths=0.4 if size > 4 else 0,
-                edgecolors=GREY if shaded else PAPER,  # the darkest shade is lost on a dark page
-                rasterized=len(points) > MOST_DRAWN,
+                edgecolors=GREY if shaded else PAPER,  # the darkest shade needs an edge on a dark page
+                rasterized=len(points) > MAX_VECTOR_POINTS,
             )
             mapped = marks if shaded else mapped
     return mapped
 
 
 def _write_names(panel: Axes, names: Sequence[tuple[str, float, float, str]], points: Sequence[Point]) -> int:
-    """Write names beside their points, with a thin line where they stand farther away; how many had no room."""
+    """Write names beside their points, with a thin line to distant ones. Return how many had no room."""
     figure = panel.figure
     scale = figure.dpi / 72
     written: list[Annotation] = []
@@ -220,8 +220,8 @@ def _write_names(panel: Axes, names: Sequence[tuple[str, float, float, str]], po
 
 @style()
 def spread(picture: Spread, known: Sequence[str] = ()) -> Figure:
-    """A row a group and model: a box from the lower to the upper quartile with the median in it, whiskers from the 5th
-    to the 95th percentile, and every item behind them."""
+    """Draw a row for each group and model: a box between the quartiles with the median, whiskers to the 5th and 95th
+    percentiles, and every item behind them."""
     looks = _looks((model for of_group in picture.groups.values() for model in of_group), known)
     models = list(looks)
     labels = {
@@ -238,13 +238,13 @@ def spread(picture: Spread, known: Sequence[str] = ()) -> Figure:
     panel.set_ylim(len(labels) - 0.5, -0.5)
     panel.tick_params(axis="y", length=0)
     panel.set_xlabel(picture.y)
-    panel.use_sticky_edges = False  # bars would hold the edge at 0
+    panel.use_sticky_edges = False  # bars would pin the edge to 0
     panel.margins(x=0.04)
     tidy(panel)
     panel.grid(visible=False, axis="y")
     for edge in range(1, len(labels)):
         panel.axhline(edge - 0.5, color=GREY, linewidth=0.4, alpha=0.5)
-    legend(figure, {model: _marker(one) for model, one in looks.items()})
+    legend(figure, {model: marker(one) for model, one in looks.items()})
     settle(figure)
     return figure
 
@@ -254,7 +254,7 @@ def _spread_row(panel: Axes, values: np.ndarray, where: float, step: float, look
         panel.annotate("none", (0.01, where), xycoords=("axes fraction", "data"), va="center", color=GREY, fontsize=7)
         return
     jitter = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * step * 0.7
-    many = len(values) > MOST_DRAWN / 5
+    many = len(values) > MAX_VECTOR_POINTS / 5
     panel.scatter(
         values, where + jitter, s=4 if many else 10, color=look.colour, alpha=0.4, linewidths=0, rasterized=many
     )
@@ -267,7 +267,7 @@ def _spread_row(panel: Axes, values: np.ndarray, where: float, step: float, look
 
 
 def _counts(found: Mapping[str, Sequence[float]]) -> str:
-    """How many items each model has: one number where it is the same."""
+    """Return the number of items of each model, or one number if all are equal."""
     return " / ".join(dict.fromkeys(f"{len(values):,}" for values in found.values()))
 
 
@@ -276,7 +276,7 @@ def _finite(points: Iterable[Point]) -> list[Point]:
 
 
 def _by_size(points: Sequence[Point]) -> list[str]:
-    """The groups that have points here, the largest first."""
+    """Return the groups of the points, largest first."""
     sizes: dict[str, int] = {}
     for point in points:
         if point.group is not None:
@@ -285,16 +285,10 @@ def _by_size(points: Sequence[Point]) -> list[str]:
 
 
 def _middle(points: Sequence[Point], group: str) -> tuple[float, float]:
-    """The median of a group's points, each coordinate on its own."""
+    """Return the median of a group's points, coordinate by coordinate."""
     members = [(point.x, point.y) for point in points if point.group == group]
     x, y = np.median(members, axis=0)
     return float(x), float(y)
-
-
-def _marker(look: Look, hollow: bool = False) -> Line2D:
-    """What stands for a look in a legend."""
-    face = PAPER if hollow else look.colour
-    return Line2D([], [], color=look.colour, marker=look.shape, linestyle="", markersize=6, markerfacecolor=face)
 
 
 def _wrapped(text: str, width: int) -> str:

@@ -1,4 +1,4 @@
-"""How every figure of groundray looks: colours and shapes that colour-blind people tell apart, panels, files."""
+"""The style of all figures: colours and shapes that are distinct without colour vision, panels, files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-# Okabe and Ito's, without yellow, which is faint on paper, and black, which is not seen on a dark page
+# Okabe and Ito's palette, without yellow (faint on white) and black (invisible on a dark page)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E")
 BLUE, ORANGE, GREY = COLOURS[0], COLOURS[1], COLOURS[6]
-SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # a number that has no factor in common with that of colours
-INK, PAPER = "#1b1b1d", "#ffffff"  # of letters and lines, and of what lies behind them
+SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # as many as are coprime with the number of colours
+INK, PAPER = "#1b1b1d", "#ffffff"  # foreground and background
 SHADES = "cividis"
-DPI = 150  # of a PNG
+DPI = 150  # of PNG files
 
 STYLE: dict[Any, Any] = {
-    "text.parse_math": False,  # words come from files, and may hold a dollar sign
-    "svg.fonttype": "path",  # else a browser's own letters may be wider than the room that was measured for them
+    "text.parse_math": False,  # words come from files, and may contain a dollar sign
+    "svg.fonttype": "path",  # a browser's own font may be wider than the measured text
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
@@ -36,56 +37,62 @@ class Look(NamedTuple):
     shape: str
 
 
-def look(place: int) -> Look:
-    """The look of the n-th of several things: its own up to 63 of them."""
-    return Look(COLOURS[place % len(COLOURS)], SHAPES[place % len(SHAPES)])
+def look(index: int) -> Look:
+    """Return the look of the n-th item: unique up to 63 items."""
+    return Look(COLOURS[index % len(COLOURS)], SHAPES[index % len(SHAPES)])
+
+
+def marker(look: Look, hollow: bool = False) -> Line2D:
+    """Return a legend's marker of a look."""
+    face = PAPER if hollow else look.colour
+    return Line2D([], [], color=look.colour, marker=look.shape, linestyle="", markersize=6, markerfacecolor=face)
 
 
 def style() -> Any:
-    """A block or a function in which figures are made, and written to files, in this style."""
+    """Return a context manager and decorator under which figures are made and written in this style."""
     return matplotlib.rc_context(STYLE)
 
 
 def new(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, which arranges what it holds by itself."""
+    """Create an empty figure of a size in inches, with constrained layout."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def tidy(panel: Axes) -> None:
-    """Take off a panel what says nothing, and lay a faint grid behind what it shows."""
+    """Remove a panel's superfluous spines, and add a faint grid behind its data."""
     panel.grid(alpha=0.25)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
 
 
 def legend(figure: Figure, handles: Mapping[str, Any] | None = None, columns: int = 8) -> None:
-    """Name once, below all panels, what they show.
+    """Add one legend below all panels.
 
     Args:
-        handles: by label; by default those of what the panels have drawn with one.
-        columns: at most.
+        handles: handles by label (default: all labelled artists of the panels).
+        columns: maximum number of columns.
     """
     if handles is None:
-        found: dict[str, Any] = {}
+        labelled: dict[str, Any] = {}
         for panel in figure.axes:
             for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-                found.setdefault(label, handle)
-        handles = found
+                labelled.setdefault(label, handle)
+        handles = labelled
     if handles:
         ncols = min(columns, len(handles))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols, frameon=False)
 
 
 def settle(figure: Figure) -> None:
-    """Arrange the figure once for all: what is drawn into its panels later does not move them."""
+    """Lay out the figure for good: later additions do not move its panels."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
 def png(figure: Figure) -> bytes:
-    """The figure on white."""
+    """Return the figure as a PNG on white."""
     content = io.BytesIO()
     with style():
         figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
@@ -93,16 +100,17 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure, key: str) -> str:
-    """The figure as an `<svg>` element for a page, in the page's own colours of letters (`currentColor`) and background
-    (`--paper`), the same bytes each time.
+    """Return the figure as an `<svg>` element, in the page's text colour (`currentColor`) and background (`--paper`).
+
+    Equal figures give equal bytes.
 
     Args:
-        key: sets its ids apart from those of the page's other figures.
+        key: prefix of its ids, unique on the page.
     """
     content = io.StringIO()
     with style(), matplotlib.rc_context({"svg.hashsalt": key}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(content, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(content, format="svg", transparent=True, metadata=no_metadata)
     element = content.getvalue()
     element = element[element.index("<svg") :]
     element = re.sub(r"<!--.*?-->", "", element, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""What analyses found, on a screen: a line a measure, a column a model."""
+"""Analyses on a terminal: a line for each measure, a column for each model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rich.table import Table as Grid
 from groundray.analysis.measures.image_text_retrieval import ROWS, WAYS, Retrieval
 from groundray.analysis.measures.relations import Relations
 from groundray.analysis.report import document
-from groundray.analysis.report.document import Report, compared, shown, shown_interval
+from groundray.analysis.report.document import Report, compared, summary_of
+from groundray.analysis.report.numbers import format_interval, format_number
 from groundray.analysis.result import Measure, Value
 
 MOST_ROWS = 20  # of a table on screen
@@ -88,15 +89,15 @@ def _comparison(made: Report, short: bool, layout: _Layout) -> Grid:
 
 def _joined(measure: Measure, published: list[str]) -> str:
     """The published figures in one cell; empty where there is none."""
-    return " / ".join(shown(measure.published.get(model)) for model in published) if measure.published else ""
+    return " / ".join(format_number(measure.published.get(model)) for model in published) if measure.published else ""
 
 
 def _figure(measure: Measure, model: str, intervals: bool) -> str:
     value: Value | None = measure.values.get(model)
     if value is None:
         return ""
-    interval = shown_interval(value) if intervals else ""
-    return f"{shown(value.value)} {interval}".strip()
+    interval = format_interval(value) if intervals else ""
+    return f"{format_number(value.value)} {interval}".strip()
 
 
 def tables(made: Report) -> Iterator[Grid]:
@@ -108,7 +109,7 @@ def tables(made: Report) -> Iterator[Grid]:
             numbers = any(isinstance(row[place], int | float) for row in one.rows)
             grid.add_column(column, justify="right" if numbers else "left")
         for row in one.rows[:MOST_ROWS]:
-            grid.add_row(*map(shown, row))
+            grid.add_row(*map(format_number, row))
         yield grid
 
 
@@ -157,3 +158,10 @@ def notes(made: Report) -> list[str]:
         lines.append(f"{certain} of {len(tested)} tested differences between models have p < .05 (Holm, each measure)")
     lines += [f"{name}  not made: {reason}" for name, reason in made.skipped.items()]
     return [*lines, *(f"note  {note}" for note in made.notes)]
+
+
+def summary(report: Report) -> list[str]:
+    """Return the sentences of the report's summary, one a line."""
+    overview = summary_of(report)
+    against = f" against {overview.control}" if overview.control else ""
+    return [f"summary  {overview.treatment}{against}", *(f"  {sentence}" for sentence in overview.sentences)]

@@ -1,4 +1,4 @@
-"""The report: everything that was found is in it, nothing of it is code, and it needs no other file."""
+"""The report: it holds every result, executes nothing from the data, and needs no other file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from groundray.analysis.report.document import (
     files,
     finite,
     metrics,
-    shown,
-    shown_interval,
-    shown_p,
 )
+from groundray.analysis.report.numbers import format_interval, format_number, format_p
 from groundray.analysis.result import Value
 
 Row = list[tuple[str, dict[str, str]]]
 
 
 class Page(HTMLParser):
-    """A page's elements, and its tables: rows of cells, each its text and attributes."""
+    """The elements of a page, and its tables as rows of cells with text and attributes."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -79,11 +77,12 @@ def page(made: dict[str, bytes]) -> Page:
 
 def test_everything_is_in_files_and_pictures_are_png(made: dict[str, bytes]) -> None:
     drawn = ["axes-measures", "axes-pc2-pc3", "categories-measures", "categories-silhouette", "categories-tsne"]
+    drawn.append("summary")
     assert sorted(made) == sorted([*(f"{name}.png" for name in drawn), "report.html", "report.json"])
     assert all(made[f"{name}.png"].startswith(b"\x89PNG") for name in drawn)
 
 
-def test_words_of_files_are_no_code(made: dict[str, bytes], page: Page) -> None:
+def test_words_from_files_are_escaped(made: dict[str, bytes], page: Page) -> None:
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "<script>alert" not in made["report.html"].decode()
     assert any(NASTY in text for table in page.tables for row in table for text, _ in row)
@@ -103,7 +102,7 @@ def test_nothing_is_fetched(page: Page) -> None:
     assert policy.startswith("default-src 'none'")
 
 
-def test_the_comparison_comes_first_and_holds_every_figure(page: Page) -> None:
+def test_the_comparison_holds_every_figure(page: Page) -> None:
     groups, head, *rows = page.tables[0]
     assert [(text, cell.get("colspan")) for text, cell in groups] == [("", "2"), ("measured", "4"), ("published", "3")]
     assert [text for text, _ in head] == ["measure", "items", *MODELS, "ungrounded", "grounded", "relational"]
@@ -141,38 +140,39 @@ def test_numbers_in_tables_can_be_sorted(page: Page) -> None:
     assert second[2][1]["data-sort"] == ""
 
 
-def test_what_was_left_out_and_not_made_is_said(made: dict[str, bytes]) -> None:
+def test_omitted_items_and_skipped_analyses_are_listed(made: dict[str, bytes]) -> None:
     text = made["report.html"].decode()
     assert "<b>3</b> words out of vocabulary" in text
     assert "<b>similarity</b> was not made: no word pairs in" in text
     assert "no control &lt;script&gt;" in text
 
 
-def test_json_holds_the_same_without_what_is_no_number(report: Report, made: dict[str, bytes]) -> None:
-    told = json.loads(made["report.json"], parse_constant=pytest.fail)
-    assert told == as_json(report)
-    axes = told["analyses"]["axes"]
+def test_json_holds_the_same_numbers_and_null_for_nan(report: Report, made: dict[str, bytes]) -> None:
+    content = json.loads(made["report.json"], parse_constant=pytest.fail)
+    assert content == as_json(report)
+    axes = content["analyses"]["axes"]
     grounded = axes["measures"]["pc1/words/pearson"]["values"]["grounded"]
     assert grounded == pytest.approx({"value": 0.4, "low": 0.35, "high": 0.44})
     assert axes["measures"]["pc1/words/pearson"]["differences"][0]["p"] == 0.0004
     assert axes["measures"]["nan"]["values"]["grounded"]["value"] is None
     assert axes["tables"][0]["rows"][1] == ["zebra", 24.7, None]
     assert axes["left_out"] == {"words out of vocabulary": 3, "duplicates": 0}
-    assert told["skipped"].keys() == {"similarity"}
+    assert len(content["summary"]["sentences"]) == 1
+    assert content["skipped"].keys() == {"similarity"}
 
 
-def test_two_reports_of_the_same_are_the_same_bytes(report: Report, made: dict[str, bytes]) -> None:
+def test_equal_reports_give_equal_bytes(report: Report, made: dict[str, bytes]) -> None:
     assert dict(files(report)) == made
 
 
-def test_metrics_are_finite_and_named_by_their_place(report: Report) -> None:
+def test_metrics_are_finite_and_named_by_analysis_and_measure(report: Report) -> None:
     found = metrics(report)
     assert found["analysis/axes/pc1/words/pearson/grounded"] == pytest.approx(0.4)
     assert "analysis/axes/nan/grounded" not in found
     assert found["analysis/axes/nan/relational"] == 1
 
 
-def test_a_report_of_nothing_is_a_page() -> None:
+def test_an_empty_report_is_a_page() -> None:
     made = dict(files(Report("empty", {}, ())))
     assert set(made) == {"report.html", "report.json"}
 
@@ -189,11 +189,11 @@ def test_a_report_of_nothing_is_a_page() -> None:
     ],
 )
 def test_cells(cell: str | float | None, text: str) -> None:
-    assert shown(cell) == text
+    assert format_number(cell) == text
 
 
 def test_intervals_and_p() -> None:
-    assert shown_interval(Value(1.0, 0.5, 1.5)) == "[0.500, 1.500]"
-    assert shown_interval(Value(1.0)) == ""
-    assert [shown_p(p) for p in (None, 0.0001, 0.0123, 0.5, 1.0)] == ["–", "< .001", ".012", ".500", "1"]  # noqa: RUF001
+    assert format_interval(Value(1.0, 0.5, 1.5)) == "[0.500, 1.500]"
+    assert format_interval(Value(1.0)) == ""
+    assert [format_p(p) for p in (None, 0.0001, 0.0123, 0.5, 1.0)] == ["–", "< .001", ".012", ".500", "1"]  # noqa: RUF001
     assert finite({"a": (math.inf, 1, True, "x", None)}) == {"a": [None, 1, True, "x", None]}
