@@ -66,16 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def _service(options: argparse.Namespace, console: Console) -> Iterator[str]:
     """Serve inside the context; yields the address."""
-    # these import torch and Ray, which --help does without
-    from groundray.image_search import towers, word_space
-    from groundray.image_search.index import open_pool
-    from groundray.runtime import cluster
+    from groundray.runtime import cluster  # imports Ray, which --help does without
 
-    # a model, images or norms that cannot be used fail before Ray starts
-    towers.check_searchable(options.checkpoint)
-    open_pool(options.images)
-    if options.norms:
-        word_space.Words.of_norms(options.norms)
+    image_index.check_inputs(options)
     with cluster.connect(verbose=options.verbose):
         image_index.open_index(options, console)
         from groundray.runtime.serve import deployment  # imports Ray Serve, which `connect` has made quiet

@@ -169,11 +169,10 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
 
 def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, errors: Console) -> int:
     from groundray.cli.progress import Reporter
-    from groundray.cli.run_session import Signals, run_training
+    from groundray.cli.run_session import Signals, is_complete, run_training
     from groundray.runtime.tune import trials as tune
     from groundray.runtime.tune.spec import PLOT, RESULTS, SHARED, TABLE, TRIALS
     from groundray.tracking import SweepLog
-    from groundray.training import layout
 
     started, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
     with tune.connected(sweep, options.verbose, console.print) as concurrent:
@@ -182,7 +181,7 @@ def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, err
         log = SweepLog(settings, folder, sweep.definition(), errors.print) if settings.tracking.enabled else None
         parent = log.run_id if log else None
         shared = sweep.shared_settings()
-        if shared and not (folder / SHARED).exists(layout.RESULT):
+        if shared and not is_complete(folder / SHARED):
             console.print(f"{', '.join(sweep.shared_stages)}  trained once, for all trials")
             signals = Signals()
             status = run_training(

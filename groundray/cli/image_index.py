@@ -40,6 +40,21 @@ def absolute_paths_of(options: argparse.Namespace) -> dict[str, str | None]:
     return {name: path and str(Folder.at(path)) for name, path in paths_of(options).items()}
 
 
+def check_inputs(options: argparse.Namespace) -> None:
+    """Check the model, the images and the norms, so that what cannot be used fails before Ray starts.
+
+    Raises:
+        FileNotFoundError, ValueError: one of them cannot be used.
+    """
+    from groundray.image_search import towers, word_space
+    from groundray.image_search.index import open_pool
+
+    towers.check_searchable(options.checkpoint)
+    open_pool(options.images)
+    if options.norms:
+        word_space.Words.of_norms(options.norms)
+
+
 def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, DerivedDataset]:
     """Return a model and its index of the images. Builds a missing index on the connected cluster, or starts one.
 

@@ -14,6 +14,7 @@ from groundray.cli.command import EXIT_FAILED, EXIT_SIGNAL, EXIT_USAGE
 from groundray.cli.progress import Reporter
 from groundray.config import Settings, SettingsError
 from groundray.runtime.train import launch
+from groundray.storage.folder import Folder
 from groundray.tracking import Tracker
 from groundray.training import layout, preflight
 from groundray.training.events import Attempted, Event
@@ -47,6 +48,11 @@ class Signals:
         self.received.append(number)
         if not self.training or len(self.received) > 1:
             raise KeyboardInterrupt
+
+
+def is_complete(folder: Folder) -> bool:
+    """Return True if the run in a folder has trained to its end."""
+    return folder.exists(layout.RESULT)
 
 
 def run_training(
