@@ -28,20 +28,21 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status, or 2 if there is no such command."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments and arguments[0] in COMMANDS:
-        return _module(arguments[0]).main(arguments[1:])
-    return run_command(partial(_run, arguments))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in COMMANDS:
+        return _module(argv[0]).main(argv[1:])
+    return run_command(partial(_run, argv))
 
 
-def _run(arguments: list[str], errors: Console) -> int:
+def _run(argv: Sequence[str], errors: Console) -> int:
     parser = argparse.ArgumentParser(
         prog="groundray",
         usage="groundray COMMAND ...\n       groundray [--help] [--print-completion SHELL]",
         description="Train, sweep and understand visually grounded language models on Ray.",
         epilog="commands:\n"
         + "\n".join(f"  {name:<9}{about}" for name, about in COMMANDS.items())
-        + "\n\ngroundray COMMAND --help shows the options of a command",
+        + "\n\ngroundray COMMAND --help shows the options of a command\n"
+        + 'eval "$(groundray --print-completion bash)" completes commands, options and settings in this shell',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -51,16 +52,15 @@ def _run(arguments: list[str], errors: Console) -> int:
         metavar="SHELL",
         help=f"print a completion script for {' or '.join(SHELLS)}, and exit",
     )
-    if arguments and not arguments[0].startswith("-"):
+    if argv and not argv[0].startswith("-"):
         errors.print(
-            f"error: expected a command ({', '.join(COMMANDS)}), got {arguments[0]!r}"
-            + did_you_mean(arguments[0], COMMANDS)
+            f"error: expected a command ({', '.join(COMMANDS)}), got {argv[0]!r}" + did_you_mean(argv[0], COMMANDS)
         )
         return EXIT_USAGE
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv)
     if options.print_completion:
         modules = {name: _module(name) for name in COMMANDS}
-        parsers = {name: module.build_parser() for name, module in modules.items() if hasattr(module, "build_parser")}
+        parsers = {name: module.arguments() for name, module in modules.items() if hasattr(module, "arguments")}
         sys.stdout.write(script(parser, parsers, COMMANDS, options.print_completion))
         return 0
     parser.print_help(sys.stderr)
