@@ -59,8 +59,7 @@ def _run(argv: Sequence[str], errors: Console) -> int:
         return EXIT_USAGE
     options = parser.parse_args(argv)
     if options.print_completion:
-        modules = {name: _module(name) for name in COMMANDS}
-        parsers = {name: module.arguments() for name, module in modules.items() if hasattr(module, "arguments")}
+        parsers = {name: _module(name).build_parser() for name in COMMANDS}
         sys.stdout.write(script(parser, parsers, COMMANDS, options.print_completion))
         return 0
     parser.print_help(sys.stderr)

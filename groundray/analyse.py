@@ -57,9 +57,7 @@ def _paths(options: argparse.Namespace) -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m groundray.analyse", description="Measure what a trained model has learned."
-    )
+    parser = argparse.ArgumentParser(prog="groundray analyse", description="Measure what a trained model has learned.")
     analyses = parser.add_subparsers(required=True, metavar="ANALYSIS")
     for name, about in ABOUT.items():
         command = analyses.add_parser(

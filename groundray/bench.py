@@ -46,7 +46,7 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m groundray.bench",
+        prog="groundray bench",
         description="Measure the time and memory of groundray, against other ways to do the same.",
     )
     benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")

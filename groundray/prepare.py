@@ -49,7 +49,7 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(prog="python -m groundray.prepare", description="Write shards from a data source.")
+    parser = argparse.ArgumentParser(prog="groundray prepare", description="Write shards from a data source.")
     sources = parser.add_subparsers(required=True, metavar="SOURCE")
 
     captions = sources.add_parser("coco", help="captioned images: a folder and a captions file in COCO's layout")

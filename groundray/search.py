@@ -38,7 +38,7 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m groundray.search",
+        prog="groundray search",
         description="Find the images of a pool nearest to a text, a picture, or a mix of both. With neither, build the "
         "index of the images and stop.",
     )

@@ -46,7 +46,7 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m groundray.serve", description="Search a pool of images in a browser, with a trained model."
+        prog="groundray serve", description="Search a pool of images in a browser, with a trained model."
     )
     image_index.add_options(parser)
     parser.add_argument(

@@ -82,10 +82,11 @@ def with_defaults(overrides: Sequence[str], defaults: Sequence[str]) -> list[str
 
 
 def build_parser(defaults: Defaults = DEFAULTS) -> argparse.ArgumentParser:
-    """Return the parser of the command's own options. What it leaves over are settings."""
+    """Return the parser of the command's own options. The arguments that it does not know are settings."""
     parser = argparse.ArgumentParser(
+        prog="groundray sweep" if defaults == DEFAULTS else None,
         description=f"{defaults.description} Rerun the same command with --resume to resume.",
-        epilog="Any setting of a run may be given as well, for all trials: see python -m groundray.train --help",
+        epilog="Any setting of a run may be given as well, for all trials: see groundray train --help",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    parser = arguments()
+    parser = build_parser()
     options, overrides = parser.parse_known_args(argv)
     if text := requested_help(parser, options):
         sys.stdout.write(text)
@@ -39,7 +39,7 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     return _train(settings, options, errors)
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's own options. The arguments that it does not know are settings."""
     parser = argparse.ArgumentParser(
         prog="groundray train",

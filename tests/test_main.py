@@ -67,6 +67,9 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train --run.on_nan ''", {"stop", "skip"}),
         ("train --scaling.use_gpu t", {"true"}),
         ("train --dry", {"--dry-run"}),
+        ("sweep --retrieval.drop", {"--retrieval.dropout"}),
+        ("prepare vis", {"visual-genome"}),
+        ("analyse all --check", {"--checkpoint"}),
     ],
 )
 def test_bash_completes_commands_options_settings_and_choices(

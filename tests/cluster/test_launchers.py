@@ -232,7 +232,7 @@ def known(line: str) -> None:
 def settings_of(words: str) -> config.Settings:
     """The settings that words of `python -m groundray.train` give."""
     given = [word for word in shlex.split(words.split(' "$@"')[0], comments=True) if word != "&"]
-    options, overrides = train.arguments().parse_known_args(given)
+    options, overrides = train.build_parser().parse_known_args(given)
     return config.load(options.config, overrides)
 
 

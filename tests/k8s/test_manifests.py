@@ -342,7 +342,7 @@ def settings_of(command: Command) -> config.Settings:
     if command.program.endswith(".py"):
         parser = sweep.build_parser(sweep.Defaults(space=("any",), metric="any"))
     else:
-        parser = train.arguments()
+        parser = train.build_parser()
     options, rest = parser.parse_known_args(command.words)
     return config.load(options.config, rest)
 
