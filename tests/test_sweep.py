@@ -97,7 +97,7 @@ def test_a_sweep_writes_a_table_a_plot_and_the_best_model(
 
     # once more: nothing is trained again, nothing is logged or registered twice
     assert main(given) == 2
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "give --resume" in capsys.readouterr().err
     assert main([*given, "--resume", "--max-concurrent=1"]) == 2
     assert "trials at once: 'as many as fit' there, 1 now" in capsys.readouterr().err
     assert main([*given, "--resume"]) == 0

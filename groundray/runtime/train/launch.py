@@ -1,4 +1,4 @@
-"""A training run on Ray Train: the same `training.run.train` on each worker, and its events brought to the driver."""
+"""Runs a training run with Ray Train: each worker runs the same stages, and the driver receives their events."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from groundray.training.watchdog import Watchdog, grace
 from groundray.training.worker import InProcess, Stopped
 
 RAY_FOLDER = "ray"
-LOOK_SECONDS = 10.0  # from one look at whether there is room for another number of workers to the next
-START_SECONDS = 20  # for which Ray holds a place for a worker group at a time; scaling.wait_minutes is longer
+RESIZE_CHECK_SECONDS = 10.0  # interval of the check whether another number of workers fits
+START_SECONDS = 20  # Ray's timeout of one attempt to place a worker group; scaling.wait_minutes limits all attempts
 
 
 class RunFailed(RuntimeError):
-    """A run that ended with an error on a worker; the message is the worker's."""
+    """A run ended with an error of a worker; the message describes it."""
 
 
 def fit(
@@ -50,16 +50,16 @@ def fit(
     notice: Callable[[], str] = lambda: "",
     share: float = 1.0,
 ) -> dict[str, Any]:
-    """The result of a run, on Ray Train workers or, with `scaling.num_workers` 0, in this process.
+    """Train, and return the result. Uses Ray Train workers, or this process if `scaling.num_workers` is 0.
 
     Args:
-        notice: why the run should write a checkpoint and end now; empty as long as it should not.
-        share: of the cluster's CPUs, which the run may take for itself.
+        notice: returns the reason to write a checkpoint and stop, or an empty string.
+        share: fraction of the cluster's CPUs that the run may use, above 0 to 1.
 
     Raises:
-        Stopped: it had notice; the same command goes on.
-        RunFailed: a worker raised; what the run had committed is kept, and the same command goes on from there.
-        ValueError: the cluster cannot hold the run, nor has it grown meanwhile where it might.
+        Stopped: the run was asked to stop; the same command resumes it.
+        RunFailed: a worker failed; the same command resumes from the last checkpoint.
+        ValueError: the cluster has too few resources, and has not grown within `scaling.wait_minutes`.
     """
     settings = run.settings
     if settings.scaling.max_workers == 0:
@@ -112,7 +112,7 @@ def _fit_on_ray(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
             resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})},
-            elastic_resize_monitor_interval_s=LOOK_SECONDS,
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_SECONDS,
         ),
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
@@ -128,7 +128,7 @@ def _fit_on_ray(
         except TrainingFailedError as error:
             failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
             waiting = [error.controller_failure] if isinstance(error, ControllerError) else []
-            if stopped := next((one for one in (*failures, *waiting) if isinstance(one, Stopped)), None):
+            if stopped := next((error for error in (*failures, *waiting) if isinstance(error, Stopped)), None):
                 raise stopped from None
             raise RunFailed(describe(error)) from error
         except RayError as error:
@@ -137,8 +137,8 @@ def _fit_on_ray(
 
 
 def _run_in_thread(work: Callable[[], Any]) -> None:
-    """Do it in a thread, while this one is free for signals: Ray's own handler for Ctrl-C, which gives workers no time
-    for a checkpoint, is only put in place on the main thread."""
+    """Run a function in a thread, and raise what it raises. Signals are handled in this thread meanwhile: on the main
+    thread Ray would install its own handler of Ctrl-C, which leaves workers no time for a checkpoint."""
     raised: list[BaseException] = []
 
     def working() -> None:
@@ -156,7 +156,7 @@ def _run_in_thread(work: Callable[[], Any]) -> None:
 
 
 def storage_arguments(folder: Folder) -> dict[str, Any]:
-    """A folder as Ray's configurations of runs take it."""
+    """Return a folder as arguments of Ray's `RunConfig`."""
     return {"storage_path": folder.path} | ({} if folder.local else {"storage_filesystem": folder.filesystem})
 
 
@@ -193,36 +193,36 @@ def _watchdog(run: Folder, settings: Settings, rank: int, tell: Callable[[str], 
 
 @contextlib.contextmanager
 def _exchange_events(mailbox: Any, observe: Callable[[Event], None], notice: Callable[[], str]) -> Iterator[None]:
-    """Meanwhile, a thread brings the mailbox's events to `observe`, and a notice to rank 0; at the end all events have
-    arrived."""
-    over = threading.Event()
+    """Pass events from the mailbox to `observe`, and stop requests to rank 0, in a thread inside the context. At its
+    end all events have been passed."""
+    ended = threading.Event()
 
     def exchange() -> None:
-        told = ""
-        while not over.wait(FLUSH_SECONDS / 2):
-            if (wanted := notice()) and wanted != told:
-                told = wanted
+        sent = ""
+        while not ended.wait(FLUSH_SECONDS / 2):
+            if (reason := notice()) and reason != sent:
+                sent = reason
                 with contextlib.suppress(RayError):
-                    mailbox.request_stop.remote(wanted)
+                    mailbox.request_stop.remote(reason)
             take()
 
     def take() -> None:
         try:
             events = ray.get(mailbox.take.remote())
-        except RayError:  # what ends the mailbox ends the run, which says why
+        except RayError:  # the mailbox died with its node, and so did the run, which reports the cause
             return
         for event in events:
             try:
                 observe(event)
-            except Exception:  # a screen that is gone must not end a run, nor keep notice from it
-                logging.getLogger(__name__).exception("an event could not be told: %s", event)
+            except Exception:  # a closed terminal must neither end the run nor block stop requests
+                logging.getLogger(__name__).exception("cannot pass on an event: %s", event)
 
     thread = threading.Thread(target=exchange, name="groundray-events", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()
         with contextlib.suppress(RayError):
             take()

@@ -1,4 +1,4 @@
-"""A Ray Train worker as the loop knows it, and the mailbox between rank 0 and the driver."""
+"""The training loop's `Worker` on Ray Train, and the mailbox between rank 0 and the driver."""
 
 from __future__ import annotations
 
@@ -22,43 +22,44 @@ FLUSH_SECONDS = 1.0
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Lives beside the driver. Holds what workers told until the driver takes it, and what the driver wants of them."""
+    """An actor on the driver's node that holds events for the driver, and stop requests for rank 0."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._wanted = ""
-        self._farthest: dict[str, int] = {}
+        self._last_step: dict[str, int] = {}
 
     def put(self, events: list[Event]) -> str:
-        """Tell the driver; the answer is the notice for rank 0, if there is one."""
+        """Add events, and return the pending stop reason for rank 0 or an empty string."""
         self._events += events
         for event in events:
             if isinstance(event, StepDone):
-                self._farthest[event.stage] = max(event.step, self._farthest.get(event.stage, 0))
+                self._last_step[event.stage] = max(event.step, self._last_step.get(event.stage, 0))
         return self._wanted
 
     def take(self) -> list[Event]:
+        """Return and remove all events."""
         events, self._events = self._events, []
         return events
 
     def request_stop(self, notice: str) -> None:
-        """Give rank 0 notice with its next answer. The end of the run outweighs everything else."""
+        """Set the stop reason. `stopped`, the end of the run, is not replaced by others."""
         if self._wanted != "stopped":
             self._wanted = notice
 
     def clear_request(self) -> str:
-        """Forget what was wanted of a group of workers that is no more; what is still wanted, of the run."""
+        """Clear a stop reason that concerned the last worker group, and return what remains: `stopped` or empty."""
         self.request_stop("")
         return self._wanted
 
     def steps_done(self) -> int:
-        """How many steps the run has got to so far, each counted once."""
-        return sum(self._farthest.values())
+        """Return the number of different steps done so far; repeated steps count once."""
+        return sum(self._last_step.values())
 
 
 @dataclass
 class RayWorker:
-    """A Ray Train worker, as the loop knows it."""
+    """A Ray Train worker; implements `training.worker.Worker`."""
 
     rank: int
     world_size: int
@@ -78,7 +79,7 @@ class RayWorker:
             yield step.to(self.device)
 
     def emit(self, event: Event) -> None:
-        """Tell the driver, at most once a second for steps; ranks other than 0 have nothing of their own to tell."""
+        """Send an event to the driver; step events at most once a second, and from rank 0 only."""
         self.heartbeat()
         if self.rank == 0:
             self._unsent.append(event)
@@ -86,7 +87,7 @@ class RayWorker:
                 self._send()
 
     def flush(self) -> None:
-        """Wait until the driver's mailbox has everything."""
+        """Send pending events, and wait until the mailbox has all."""
         ray.get(self._send())
 
     def heartbeat(self) -> None:
@@ -94,13 +95,13 @@ class RayWorker:
             self.watchdog.heartbeat()
 
     def stop_reason(self) -> str:
-        """From Ray, that the machine of a worker is taken away, or from the driver."""
+        """Return the stop reason from the driver, or `preempted` if Ray is about to lose a machine of the run."""
         if not self._answers and time.monotonic() - self._sent > FLUSH_SECONDS:
-            self._send()  # nothing was told for a while, as in a validation: ask
+            self._send()  # no event for a while, as in a validation: ask for the reason
         done, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
         for answer in done:
             self._notice = ray.get(answer) or self._notice
-        # `ray.train.get_preemption_info` would be a barrier; only rank 0 needs to know, and Ray tells each worker
+        # only rank 0 needs to know, and Ray informs each worker
         if self._notice != "stopped" and compat.is_preempted():
             return "preempted"
         return self._notice

@@ -1,10 +1,10 @@
-"""What a sweep is: the settings that its trials share, what differs between them, and how they are compared.
+"""The specification of a sweep: the settings that its trials share, those that differ, and the metric.
 
-STORAGE/NAME/sweep.json       what it is; a name belongs to one sweep
-STORAGE/NAME/before/          the run that its trials start from, where there is something to train first
-STORAGE/NAME/trials/          one run a trial
-STORAGE/NAME/tune/            Ray Tune's own state, from which it is resumed
-STORAGE/NAME/table.csv, trials.json, sweep.png      what came out
+STORAGE/NAME/sweep.json       the specification; a name belongs to one sweep
+STORAGE/NAME/before/          the run with the stages that all trials share, if any
+STORAGE/NAME/trials/          one run for each trial
+STORAGE/NAME/tune/            Ray Tune's state, from which the sweep resumes
+STORAGE/NAME/table.csv, trials.json, sweep.png      the results
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEED = "run.seed"
 
 
 class Metric(NamedTuple):
-    """What trials are compared by: a validation metric of a stage, `grounding/text_to_image/recall@10`."""
+    """The validation metric of a stage that trials are compared by, such as `grounding/text_to_image/recall@10`."""
 
     stage: str
     name: str
@@ -38,7 +38,7 @@ class Metric(NamedTuple):
 
     @staticmethod
     def parse(text: str, mode: Literal["min", "max"] | None) -> Metric:
-        """Of these, less of a loss, a perplexity or a rank is better, unless `mode` says otherwise."""
+        """Parse STAGE/METRIC. Without `mode`, losses, perplexities and ranks are minimized, other metrics maximized."""
         stage, slash, name = text.partition("/")
         if not slash:
             raise SettingsError(f"--metric: expected STAGE/METRIC such as grounding/loss, got {text!r}")
@@ -48,14 +48,14 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """Many runs that differ in a few settings.
+    """A sweep: runs that differ in a few settings.
 
     Attributes:
-        settings: what all trials share; `run.storage` and `run.name` say where the sweep is kept.
-        num_samples: points that are drawn; a grid has its own number.
-        seeds: trials at each point, that differ in `run.seed`.
-        early_stopping: whether ASHA (Li et al. 2020) ends trials that fall behind.
-        max_concurrent: trials at once; None for as many as fit on the cluster that the sweep begins on.
+        settings: shared by all trials; `run.storage` and `run.name` give the sweep's folder.
+        num_samples: number of points to draw; unused by a grid.
+        seeds: number of trials at each point, which differ in `run.seed`.
+        early_stopping: stop weak trials early with ASHA (Li et al. 2020).
+        max_concurrent: number of concurrent trials; None for as many as fit on the cluster at the start.
     """
 
     settings: Settings
@@ -73,7 +73,7 @@ class Sweep:
 
     @property
     def shared_stages(self) -> tuple[str, ...]:
-        """The stages that are trained once, for all trials: those before the first that a trial could change."""
+        """The stages that are trained once for all trials: those before the first that a swept setting affects."""
         names = self.settings.stages
         places = [self._first_changed(space) for space in self.spaces]
         return names[: min([*places, names.index(self.metric.stage)])]
@@ -82,7 +82,7 @@ class Sweep:
         names, section = self.settings.stages, space.name.partition(".")[0]
         if section in names:
             return names.index(section)
-        return 0  # as `model.` and `data.`: every stage depends on it
+        return 0  # such as `model.` and `data.`, on which every stage depends
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -92,18 +92,18 @@ class Sweep:
 
     @property
     def epochs(self) -> int:
-        """Of the metric's stage."""
+        """Number of epochs of the metric's stage."""
         return self.settings.stage(self.metric.stage).epochs
 
     @property
     def cpus(self) -> int:
-        """Of a trial that trains in a process of its own, which reads and decodes there too, or of each worker."""
+        """CPUs of a trial that trains, reads and decodes in its own process, or of each worker."""
         return max(1, math.ceil(self.settings.scaling.cpus_per_worker))
 
     def shared_settings(self) -> Settings | None:
-        """The run that trials start from; None where there is nothing to train first.
+        """Return the settings of the run that trains the shared stages, or None if there are none.
 
-        Nothing else runs meanwhile: where a trial has one worker, it has as many as there is room for.
+        It runs alone on the cluster: if trials have one worker, it uses as many as fit.
         """
         if not self.shared_stages:
             return None
@@ -113,7 +113,7 @@ class Sweep:
         return changed(self.settings, {"stages": self.shared_stages, **own})
 
     def settings_of(self, values: Mapping[str, Any], name: str) -> Settings:
-        """The settings of a trial.
+        """Return the settings of a trial.
 
         Args:
             values: swept settings and the seed, by dotted name.
@@ -123,7 +123,7 @@ class Sweep:
             "run.storage": str(self.folder / TRIALS),
             "run.name": name,
             "features.folder": str(features_folder(self.settings)),
-            # float32 rounds by the number of threads: as many for whoever trains a trial again
+            # float32 sums depend on the number of threads: fixed, so that a trial can be repeated
             "scaling.threads": self.settings.scaling.threads or self.cpus,
         }
         if self.shared_stages:
@@ -131,10 +131,10 @@ class Sweep:
         return changed(self.settings, own | dict(values))
 
     def check(self) -> None:
-        """Raise what makes the sweep impossible, before anything starts: data, stages, a metric that nobody reports.
+        """Check data, stages, metric and search spaces before anything starts.
 
         Raises:
-            SettingsError, FileNotFoundError, ValueError: with what was expected, and the repair.
+            SettingsError, FileNotFoundError, ValueError: the sweep cannot run; the message gives the repair.
         """
         if self.metric.stage not in self.settings.stages:
             raise SettingsError(
@@ -164,10 +164,10 @@ class Sweep:
             )
 
     def claim(self, resume: bool) -> None:
-        """Take the sweep's name, or find that it is this sweep's.
+        """Claim the sweep's folder, or check that it belongs to this sweep.
 
         Raises:
-            SettingsError: the name is in use, and not by this sweep, or without `resume`.
+            SettingsError: the folder belongs to another sweep or run, or to this one and `resume` is False.
         """
         folder, here = self.folder, self.definition()
         if not folder.exists(DEFINITION):
@@ -180,10 +180,10 @@ class Sweep:
                 f"{folder} holds another sweep:\n" + "\n".join(different) + "\nuse another --run.name, or its settings"
             )
         if not resume:
-            raise SettingsError(f"{folder} holds this sweep already: --resume goes on with it, another --run.name anew")
+            raise SettingsError(f"{folder} holds this sweep already: give --resume to resume it, or another --run.name")
 
     def definition(self) -> dict[str, Any]:
-        """All that makes it this sweep and no other."""
+        """Return everything that identifies the sweep."""
         settings = {key: value for key, value in self.settings.identity().items() if value is not None}
         return settings | {
             "space": [str(space) for space in self.spaces],
@@ -192,10 +192,10 @@ class Sweep:
             "samples": self.num_samples,
             "seeds": self.seeds,
             "early stopping": self.early_stopping,
-            "trials at once": self.max_concurrent or "as many as fit",  # Tune keeps to what it began with
+            "trials at once": self.max_concurrent or "as many as fit",  # Tune keeps the number of the start
         }
 
 
 def describe_values(values: Mapping[str, Any]) -> str:
-    """A trial's values for a person: the last part of each name."""
+    """Format a trial's values, with the last part of each name."""
     return ", ".join(f"{name.rpartition('.')[2]} {format_value(value)}" for name, value in values.items())

@@ -1,8 +1,8 @@
-"""A sweep on Ray Tune: each trial is a training run of its own, that Tune starts, compares and ends.
+"""Runs a sweep with Ray Tune: each trial is a training run that Tune starts, compares and stops.
 
-A trial of one worker trains in its own process, one of many on a nested Ray Train run; both tell Tune of each
-validation as they tell a driver. A trial that is started again, by Tune or with the sweep, goes on as every run does,
-and tells of its earlier epochs first: ASHA counts each once.
+A trial with one worker trains in its own process, a trial with more in a nested Ray Train run. Both report each
+validation to Tune. A restarted trial resumes as any run does, and first reports its earlier epochs, which ASHA counts
+once.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ from groundray.training.preflight import CheckedRun
 
 LOG = logging.getLogger(__name__)
 EPOCH, METRIC, BEST = "epoch", "metric", "best"
-GRACE = 1 / 4  # of the epochs, before which ASHA ends no trial
-REDUCTION = 3  # of as many trials at one of ASHA's rungs, the best goes on
-DRIVER_CPUS = 0.01  # of a trial that only drives its workers
+GRACE = 1 / 4  # fraction of the epochs before which ASHA stops no trial
+REDUCTION = 3  # one of so many trials continues at each of ASHA's rungs
+DRIVER_CPUS = 0.01  # CPUs of a trial that only drives its workers
 ENVIRONMENT = {
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # for which a trial that is ended may close its MLflow run
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run has a history of its own
-    "RAY_AIR_NEW_OUTPUT": "0",  # else Tune prints tables of its own
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # time for a stopped trial to close its MLflow run
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own history
+    "RAY_AIR_NEW_OUTPUT": "0",  # no tables of Tune
 }
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What a trial takes of the cluster, with what Ray Data needs to feed it."""
+    """The resources of a trial, including the CPUs that Ray Data needs for it."""
 
     cpus: float
     gpus: int
 
     @staticmethod
     def of(sweep: Sweep) -> TrialResources:
-        """The room that a trial takes."""
+        """Return the resources of one trial of a sweep."""
         scaling = sweep.settings.scaling
         nested = scaling.max_workers > 1
         cpus = scaling.min_workers * (scaling.cpus_per_worker + MIN_DATA_CPUS) if nested else sweep.cpus
         return TrialResources(cpus, max(1, scaling.min_workers) if scaling.use_gpu else 0)
 
     def concurrent(self, wanted: int | None, cluster_cpus: float, cluster_gpus: float) -> int:
-        """How many trials run at once on such a cluster: as many as are wanted, or as fit.
+        """Return the number of concurrent trials on a cluster: `wanted`, or as many as fit.
 
         Raises:
-            SettingsError: there is no room for one, or for so many.
+            SettingsError: not one trial fits, or not as many as wanted.
         """
         rounding = 1e-9
         most = int(min(cluster_cpus / self.cpus + rounding, cluster_gpus / self.gpus if self.gpus else math.inf))
@@ -88,12 +88,12 @@ class TrialResources:
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What a trial's process needs to know, besides its values.
+    """What a trial's process needs besides its values.
 
     Attributes:
-        share: of the cluster, that a trial may take.
-        parent: the sweep's MLflow run, where it is tracked.
-        tracked_at: by which MLflow.
+        share: fraction of the cluster that a trial may use.
+        parent: id of the sweep's MLflow run; None if it is not tracked.
+        tracked_at: URI of the MLflow store.
     """
 
     sweep: Sweep
@@ -102,7 +102,7 @@ class TrialContext:
     tracked_at: str
 
     def settings(self, values: dict[str, Any], name: str) -> Settings:
-        """A trial's settings; a trial of one worker needs no Ray Train."""
+        """Return a trial's settings. A trial with one worker trains in its process, without Ray Train."""
         settings = self.sweep.settings_of(values, name)
         tracking = settings.tracking.model_copy(update={"uri": self.tracked_at})
         settings = settings.model_copy(update={"tracking": tracking})
@@ -112,24 +112,24 @@ class TrialContext:
         return settings.model_copy(update={"scaling": scaling})
 
     def tracker(self, run: CheckedRun, warn: Callable[[str], None]) -> Tracker | None:
-        """Of a trial, below the sweep's own MLflow run."""
+        """Return the tracker of a trial, a child of the sweep's MLflow run; None if the sweep is not tracked."""
         return Tracker.of(run, warn, self.parent) if self.parent else None
 
 
 @contextlib.contextmanager
 def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Iterator[int]:
-    """Meanwhile this process is connected to Ray; how many trials run at once.
+    """Connect this process to Ray inside the context. Yields the number of concurrent trials.
 
     Args:
-        tell: takes lines for a person.
+        tell: receives notes.
 
     Raises:
-        SettingsError: the cluster has no room.
+        SettingsError: the cluster has too few resources.
         OSError: there is no cluster at `RAY_ADDRESS`.
     """
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     nested = sweep.settings.scaling.max_workers > 1
-    # Ray Train asks the dashboard whether the driver of a nested run still lives, before it frees the workers' places
+    # Ray Train asks the dashboard whether the driver of a nested run is alive before it frees the workers' resources
     with cluster.connect(verbose=verbose, dashboard=nested):
         room, settings = TrialResources.of(sweep), sweep.settings
 
@@ -149,7 +149,7 @@ def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Itera
 
 
 def make_shared_features(sweep: Sweep, observe: Callable[[Event], None]) -> None:
-    """Make the trunk features that the trials share, where the first trial would make them."""
+    """Make the trunk features that the trials share, in the folder that the first trial would use."""
     values = {space.name: space.values[0] for space in sweep.spaces} | {SEED: sweep.settings.run.seed}
     make_features(preflight.check(sweep.settings_of(values, "trial")), observe)
 
@@ -157,14 +157,14 @@ def make_shared_features(sweep: Sweep, observe: Callable[[Event], None]) -> None
 def run_sweep(
     sweep: Sweep, concurrent: int, parent: str | None, resume: bool, tell: Callable[[str], None]
 ) -> tuple[list[Trial], int]:
-    """Run all trials that are not done yet: how all ended, or how far they are, and the number of the signal that came
-    meanwhile (Ctrl-C or SIGTERM), 0 if none did.
+    """Run all trials that have not finished. Returns the state of each trial, and the number of the signal that
+    interrupted the sweep (SIGINT or SIGTERM) or 0.
 
     Args:
-        concurrent: trials at once.
-        tell: takes lines for a person.
+        concurrent: number of concurrent trials.
+        tell: receives a line about each validation and end of a trial.
     """
-    # Tune starts a trial in a folder of its own
+    # Tune starts each trial in its own working folder
     sweep = replace(sweep, settings=sweep.settings.absolute())
     context = TrialContext(sweep, 1 / concurrent, parent, uri_of(sweep.settings))
     trainable = _trainable(context)
@@ -178,8 +178,8 @@ def run_sweep(
             search_alg=_search_algorithm(sweep, concurrent),
             scheduler=_scheduler(sweep),
             num_samples=1 if sweep.search == "grid" else sweep.num_samples,
-            max_concurrent_trials=concurrent if sweep.search == "tpe" else None,  # the others count for themselves
-            # a process that has imported everything trains the next; one that drives workers ends with them
+            max_concurrent_trials=concurrent if sweep.search == "tpe" else None,  # the others limit themselves
+            # reuse a trial's process and its imports, unless it drives workers, which end with the process
             reuse_actors=sweep.settings.scaling.max_workers < 2,
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
@@ -194,21 +194,21 @@ def run_sweep(
     )
     with _interruptible() as received, _forward_log(tell) as heard:
         grid = tuner.fit()
-    trials = [_result_of(sweep, one) for one in compat.trials_of(grid)]
-    if received:  # Tune has ended those that were under way
-        trials = [replace(one, state="unfinished") if one.name in heard.under_way else one for one in trials]
+    trials = [_result_of(sweep, trial) for trial in compat.trials_of(grid)]
+    if received:  # Tune has stopped those that were running
+        trials = [replace(trial, state="unfinished") if trial.name in heard.running else trial for trial in trials]
     for trial in trials:
         settings = context.settings(trial.all_values, trial.name)
         begun = trial.state != "finished" and layout.folder_of(settings).exists(layout.CONFIG)
         if begun and (
             tracker := context.tracker(preflight.check(settings), tell)
-        ):  # whoever ended it left it as it was
+        ):  # it was killed before it could close its MLflow run
             tracker.close(None, "FAILED" if trial.state == "failed" else "KILLED")
     return trials, received[0] if received else 0
 
 
 def _restored(sweep: Sweep, trainable: Any, tell: Callable[[str], None]) -> tune.Tuner | None:
-    """Tune as it was when the sweep was interrupted; None where it had not begun, or its state is damaged."""
+    """Return the tuner of an interrupted sweep, or None if it had not started or its state is damaged."""
     state = sweep.folder / STATE
     filesystem = None if state.local else state.filesystem
     if not tune.Tuner.can_restore(state.path, filesystem):
@@ -223,13 +223,13 @@ def _restored(sweep: Sweep, trainable: Any, tell: Callable[[str], None]) -> tune
             storage_filesystem=filesystem,
         )
     except (EOFError, UnpicklingError) as error:
-        tell(f"note  {state} is damaged ({error}): trials are drawn again, and go on where they have a checkpoint")
+        tell(f"note  {state} is damaged ({error}): trials are drawn again, and resume where they have a checkpoint")
         sweep.folder.delete(STATE)
         return None
 
 
 def name_of(trial: TuneTrial) -> str:
-    """Of a trial's run: `trial-00003`, or what its searcher numbers it by."""
+    """Return the name of a trial's run: `trial-` and the number that its searcher gives it."""
     return _run_name(trial.trial_id)
 
 
@@ -240,7 +240,7 @@ def _run_name(trial_id: str) -> str:
 def _trainable(context: TrialContext) -> Any:
     nested = context.sweep.settings.scaling.max_workers > 1
     one = TrialResources.of(context.sweep)
-    # a nested run asks for its workers' places itself, and Tune takes no empty bundle
+    # a nested run requests its workers' resources itself, and Tune accepts no empty bundle
     bundle: dict[str, int | float] = {"CPU": DRIVER_CPUS if nested else one.cpus}
     if one.gpus and not nested:
         bundle["GPU"] = one.gpus
@@ -248,7 +248,7 @@ def _trainable(context: TrialContext) -> Any:
 
 
 def _train_trial(values: dict[str, Any], context: TrialContext) -> None:
-    """In a trial's own process: its training run, each validation reported to Tune."""
+    """Train in a trial's own process, and report each validation to Tune."""
     metric = context.sweep.metric
     settings = context.settings(values, _run_name(str(tune.get_context().get_trial_id())))
     run = preflight.check(settings)
@@ -303,14 +303,14 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr=EPOCH,
-        max_t=sweep.epochs + 1,  # who gets to the last epoch ends by itself, its model exported
+        max_t=sweep.epochs + 1,  # a trial that reaches the last epoch ends by itself and exports its model
         grace_period=max(1, round(sweep.epochs * GRACE)),
         reduction_factor=REDUCTION,
     )
 
 
 class _LogValidations(tune.Callback):
-    """Tells of each validation of each trial, by a logger: Tune keeps its callbacks as pickles."""
+    """Logs the validations of all trials. Tune pickles its callbacks, so it uses a module's logger."""
 
     def __init__(self, sweep: Sweep):
         self._sweep = sweep
@@ -367,25 +367,25 @@ def _error(trial: TuneTrial) -> str:
 
 
 class _LogForwarder(logging.Handler):
-    """Brings the callback's lines to `tell`, and knows which trials are under way."""
+    """Forwards the callback's lines to `tell`, and keeps the names of running trials."""
 
     def __init__(self, tell: Callable[[str], None]):
         super().__init__()
         self._tell = tell
-        self.under_way: set[str] = set()
+        self.running: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         self._tell(record.getMessage())
         match vars(record):
             case {"starts": name}:
-                self.under_way.add(name)
+                self.running.add(name)
             case {"ends": name}:
-                self.under_way.discard(name)
+                self.running.discard(name)
 
 
 @contextlib.contextmanager
 def _forward_log(tell: Callable[[str], None]) -> Iterator[_LogForwarder]:
-    """Meanwhile the callback's lines come to `tell`."""
+    """Forward the callback's lines to `tell` inside the context."""
     heard = _LogForwarder(tell)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
@@ -398,14 +398,14 @@ def _forward_log(tell: Callable[[str], None]) -> Iterator[_LogForwarder]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Meanwhile Ctrl-C and SIGTERM let Tune write its state and end, a second one ends it as it is; those received."""
+    """Let Tune save its state and stop at SIGINT or SIGTERM; a second one stops at once. Yields those received."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt
-        signal.raise_signal(signal.SIGUSR1)  # which Tune listens to, and says nothing else by
+        signal.raise_signal(signal.SIGUSR1)  # Tune handles it as a request to stop
 
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -112,7 +112,7 @@ def test_a_name_belongs_to_one_sweep(world: SmallWorld, tmp_path: Path) -> None:
     one = sweep(world.settings(f"--run.storage={tmp_path}", "--run.name=s"), "grounding.temperature=choice:0.1,1")
     one.claim(resume=True)  # so that one command begins it and goes on with it
     one.claim(resume=True)
-    with pytest.raises(SettingsError, match="holds this sweep already: --resume goes on with it"):
+    with pytest.raises(SettingsError, match="holds this sweep already: give --resume"):
         one.claim(resume=False)
     with pytest.raises(SettingsError, match=r"seeds: 1 .*2 now"):
         replace(one, seeds=2).claim(resume=True)
