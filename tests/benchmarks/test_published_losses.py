@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import reference
 import torch
@@ -109,3 +112,13 @@ def test_forward_and_backward_are_timed_in_each_round() -> None:
         assert forward > 0
         assert backward > 0
         assert both == pytest.approx(forward + backward)
+
+
+def test_loss_benchmark_imports_neither_ray_nor_mlflow() -> None:
+    code = """
+import sys
+from groundray import bench
+assert bench.main(["loss", "--batch", "2", "--tokens", "4", "--only", "groundray", "--repeats", "1"]) == 0
+assert not {"ray", "mlflow"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

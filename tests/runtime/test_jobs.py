@@ -167,8 +167,8 @@ def settings(epochs: int) -> str:
 def test_a_job_is_stopped_and_the_same_command_ends_it(cluster: Cluster) -> None:
     (cluster.clone / "mine.yaml").write_text(settings(epochs=20))
     # workers that had the installed package would write another file than the driver reads
-    run = cluster.clone / "groundray" / "training" / "run.py"
-    run.write_text(run.read_text().replace('"result.json"', '"outcome.json"'))
+    layout = cluster.clone / "groundray" / "training" / "layout.py"
+    layout.write_text(layout.read_text().replace('"result.json"', '"outcome.json"'))
     train = ("python", "-m", "groundray.train", "--config", "mine.yaml")
 
     assert cluster.submit("first", *train, follow=False).returncode == 0
