@@ -66,7 +66,7 @@ class Attempt:
         return self.token.number
 
     def accepts(self, name: str) -> bool:
-        """True if a file or folder was written by this attempt, or by an older one and is built on."""
+        """True if a file or folder is part of what this attempt builds on, or its own."""
         return name in self.accepted or token_of(name) == self.token
 
     def name(self, stem: str) -> str:
@@ -89,7 +89,7 @@ class Attempt:
             (self.run / ATTEMPTS).write_json(f"{self.token}-alive.json", state)
 
     def last_heartbeat(self) -> dict[str, Any] | None:
-        """Returns what `heartbeat` wrote last; None if there is nothing that can be read."""
+        """Returns what `heartbeat` wrote last; None if nothing can be read."""
         state = _read(self.run, f"{self.token}-alive.json")
         kinds = {"stage": str, "done": int, "time": float, "ended": str}
         return state if state and all(isinstance(state.get(name), kind) for name, kind in kinds.items()) else None

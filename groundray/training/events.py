@@ -102,8 +102,13 @@ class Attempted:
 
 @dataclass(frozen=True)
 class Recovered:
-    """The first step of a later attempt is done: so many seconds after it began, and after the last sign of life of
-    the one before it."""
+    """The first step of a resumed run is done.
+
+    Attributes:
+        number: of the attempt.
+        start_seconds: since the attempt began.
+        down_seconds: since the last heartbeat of the previous attempt.
+    """
 
     number: int
     start_seconds: float

@@ -2,7 +2,7 @@
 
 STORAGE/NAME/config.yaml      the resolved settings; a name belongs to one configuration
 STORAGE/NAME/data.json        the fingerprints of its data
-STORAGE/NAME/attempts/        who has worked on the run: attempts.py
+STORAGE/NAME/attempts/        the attempts at the run: attempts.py
 STORAGE/NAME/checkpoints/     checkpoint.py
 STORAGE/NAME/history/         every step and validation: history.py
 STORAGE/NAME/not_finite/      the samples of steps whose loss or gradient was not finite: non_finite.py

@@ -1,4 +1,4 @@
-"""The training loop. It knows no stage: what is special about one is in `stage/`."""
+"""The training loop, the same for every stage; what differs between stages is in `stage/`."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def train_stage(
 
     Resumes where the attempt starts.
     """
-    own = stage.settings
+    stage_settings = stage.settings
     stage.prepare(model)
-    optimizer = make_optimizer(model, own.optimizer)
+    optimizer = make_optimizer(model, stage_settings.optimizer)
     held_out = CachedBatches(lambda: worker.batches(stage.val, Cursor(), epochs=1))
-    timer = StepTimer(worker.device, worker.world_size, own.precision)
+    timer = StepTimer(worker.device, worker.world_size, stage_settings.precision)
     state = TrainState(stage, model, optimizer)
     state.restore(store, start)
     checkpointer = Checkpointer(state, worker, store, start, settings)
-    worker.emit(StageStarted(stage.name, state.done, state.total_steps, own.epochs))
+    worker.emit(StageStarted(stage.name, state.done, state.total_steps, stage_settings.epochs))
 
     def end_epoch() -> None:
         checkpointer.epoch_done(validate(stage, model, checkpointer.stoppable(held_out)))
@@ -51,14 +51,14 @@ def train_stage(
 
     if state.validation_is_due:
         end_epoch()
-    for batch in timer.timed_batches(worker.batches(stage.train, state.cursor, own.epochs)):
-        learning_rate = set_learning_rate(optimizer, own.optimizer, batch.epoch, state.done)
+    for batch in timer.timed_batches(worker.batches(stage.train, state.cursor, stage_settings.epochs)):
+        learning_rate = set_learning_rate(optimizer, stage_settings.optimizer, batch.epoch, state.done)
         with timer.step():
             metrics = update(stage, model, optimizer, batch, settings.run.seed, settings.scaling.accumulate, timer)
         if not is_finite(metrics):
             state.skipped += 1
             handle_non_finite(stage.name, batch, metrics, worker, store.attempt.run, settings.run.on_nan)
-        metrics |= {"learning_rate": learning_rate} | timer.step_metrics(own.batch_size)
+        metrics |= {"learning_rate": learning_rate} | timer.step_metrics(stage_settings.batch_size)
         checkpointer.step_done(batch, metrics)
         if batch.ends_epoch:
             end_epoch()

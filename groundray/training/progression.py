@@ -26,7 +26,6 @@ from groundray.training.checkpoint import CheckpointStore
 from groundray.training.layout import MODEL, RESULT
 from groundray.training.loop import train_stage
 from groundray.training.preflight import CheckedRun
-from groundray.training.recovery import Start
 from groundray.training.trunk_features import with_features
 from groundray.training.worker import Worker, raise_if_stop_requested
 
@@ -48,7 +47,12 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
     metrics: dict[str, Metrics] = {}
     for stage in run.stages:
         attach_heads(stage, model, heads, run.settings)
-        metrics[stage.name] = run_stage(stage, model, worker, store, start, run.settings)
+        if finished := store.finished(stage.name):
+            store.load(store.get(finished.best), model)
+            metrics[stage.name] = finished.metrics
+            continue
+        stage = with_features(stage, run.settings, model.visual.trunk, worker)
+        metrics[stage.name] = train_stage(stage, model, worker, store, start, run.settings)
 
     result = {"run": run.settings.run.name, "stages": metrics}
     if worker.rank == 0:
@@ -92,17 +96,6 @@ def attach_heads(stage: Stage, model: GroundedModel, heads: dict[str, nn.Module]
     model.heads = nn.ModuleDict({name: heads[name] for name in (*NEEDS.get(stage.name, ()), stage.name)})
     parameter = next(model.parameters())
     model.to(parameter.device, torch.float64 if stage.settings.precision == "float64" else torch.float32)
-
-
-def run_stage(
-    stage: Stage, model: GroundedModel, worker: Worker, store: CheckpointStore, start: Start, settings: Settings
-) -> Metrics:
-    """Train a stage, or load its best weights if it is finished, and return the metrics of its best epoch."""
-    if finished := store.finished(stage.name):
-        store.load(store.get(finished.best), model)
-        return finished.metrics
-    stage = with_features(stage, settings, model.visual.trunk, worker)
-    return train_stage(stage, model, worker, store, start, settings)
 
 
 def export_model(run: CheckedRun, metrics: dict[str, Metrics], store: CheckpointStore, worker: Worker) -> None:
