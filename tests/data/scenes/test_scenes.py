@@ -27,7 +27,7 @@ from groundray.data.scenes.vocabulary import (
     SINGLES,
     TEXTURES,
 )
-from groundray.data.scenes.wording import NOTHING_SHARE, captions
+from groundray.data.scenes.wording import UNRELATED_FRACTION, captions
 
 SCENES = [make_scene(0, "train", index, index) for index in range(600)]
 CAPTIONS = [captions(scene) for scene in SCENES]
@@ -145,7 +145,7 @@ def test_some_captions_are_unrelated_to_their_image() -> None:
     words = {*ABSTRACT_NOUNS, *ABSTRACT_ADJECTIVES, *ABSTRACT_ADVERBS, "a", "an", "the", "is"}
     nothing = [[set(text.split()) <= words for text in texts] for texts in CAPTIONS]
     assert not any(first for first, *_ in nothing)
-    assert np.mean([of for _, *others in nothing for of in others]) == pytest.approx(NOTHING_SHARE, abs=0.05)
+    assert np.mean([of for _, *others in nothing for of in others]) == pytest.approx(UNRELATED_FRACTION, abs=0.05)
 
 
 def test_every_word_is_one_word_piece(world: SmallWorld) -> None:
