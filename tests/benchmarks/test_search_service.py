@@ -13,6 +13,7 @@ from groundray import bench
 from groundray.benchmarks import search_service, vector_search
 from groundray.benchmarks.measure import Missing
 from groundray.benchmarks.search_service import ClientLog, Request
+from groundray.cli.command import EXIT_USAGE
 
 
 def test_all_contenders_are_measured_against_the_exact_nearest() -> None:
@@ -105,5 +106,5 @@ def test_an_answer_alone_has_a_time() -> None:
 
 @pytest.mark.parametrize("words", [["--checkpoint", "nowhere"], ["--checkpoint", "nowhere", "--images", "nowhere"]])
 def test_a_service_that_cannot_be_started_is_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["service", *words]) == bench.EXIT_USAGE
+    assert bench.main(["service", *words]) == EXIT_USAGE
     assert "expected an exported model at" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from search_fixtures import SearchPaths
 
 from groundray import serve as command
+from groundray.cli.command import EXIT_USAGE
 from groundray.image_search.query import Query
 from groundray.image_search.service import Service
 from groundray.runtime.serve import deployment
@@ -129,7 +130,7 @@ def test_what_cannot_be_served_is_told_before_ray_starts(
     from groundray.runtime import cluster
 
     monkeypatch.setattr(cluster, "connect", lambda **_: pytest.fail("Ray was started"))
-    assert command.main([*place.options, *words]) == command.EXIT_USAGE
+    assert command.main([*place.options, *words]) == EXIT_USAGE
     assert re.search(message, capsys.readouterr().err)
 
 
