@@ -138,7 +138,7 @@ def analyse_model(
     from groundray.analysis.inputs.catalog import Norms
     from groundray.analysis.jobs import ANALYSES, Wanted
     from groundray.analysis.report.document import as_json
-    from groundray.cli.reports import report as make_report
+    from groundray.cli.reports import make_report
 
     if unknown := [name for name in analyses if name not in ANALYSES]:
         raise ValueError(
