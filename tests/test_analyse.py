@@ -238,7 +238,7 @@ def test_a_finished_run_is_analysed_once(
     assert train.main(words) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert "norms  F1 of all features: median" in shown.out
+    assert "F1 of all features: median" in shown.out
     assert f"report  {tmp_path}/runs/demo/analysis/report.html" in shown.out
     report = tmp_path / "runs" / "demo" / "analysis" / "report.json"
     found = read(report)
