@@ -15,7 +15,7 @@ from groundray.cli.command import run_command, table_console
 from groundray.cli.workdir import open_paths, write_json
 
 if TYPE_CHECKING:
-    from groundray.analysis.jobs import Wanted
+    from groundray.analysis.jobs import AnalysisRequest
 
 NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs")
 # options that are paths or URLs
@@ -209,10 +209,11 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
         )
 
 
-def _request(options: argparse.Namespace) -> Wanted:
+def _request(options: argparse.Namespace) -> AnalysisRequest:
     from groundray.analysis.inputs.catalog import Norms
     from groundray.analysis.inputs.embedding import Options
-    from groundray.analysis.jobs import Wanted
+    from groundray.analysis.jobs import AnalysisRequest
+    from groundray.analysis.measures.feature_norms import ClassifierOptions
 
     given = vars(options)
     if given.get("batch_size", 1) < 1:
@@ -221,7 +222,7 @@ def _request(options: argparse.Namespace) -> Wanted:
     norms = Norms.at(options.norms) if options.norms else None
     if files:
         norms = (norms or Norms()).with_files(**files)
-    return Wanted(
+    return AnalysisRequest(
         checkpoint=options.checkpoint,
         models=tuple(options.model),
         norms=norms,
@@ -229,9 +230,8 @@ def _request(options: argparse.Namespace) -> Wanted:
         graphs=given.get("graphs"),
         batch_size=given.get("batch_size", BATCH_SIZE),
         embedding=Options(options.special_tokens, options.layer, tuple(options.template)),
-        weighting=given.get("class_weight", "none"),
-        folds=given.get("folds", FOLDS),
-        at_least=given.get("min_people", MIN_PEOPLE),
+        classifiers=ClassifierOptions(given.get("folds", FOLDS), given.get("class_weight", "none")),
+        min_people=given.get("min_people", MIN_PEOPLE),
         components=given.get("components", COMPONENTS),
         fit_on=given.get("fit_on"),
         vocabulary=given.get("vocabulary"),

@@ -136,7 +136,7 @@ def analyse_model(
         FileNotFoundError, ValueError: there is no model or an unknown analysis, or data of a named analysis is missing.
     """
     from groundray.analysis.inputs.catalog import Norms
-    from groundray.analysis.jobs import ANALYSES, Wanted
+    from groundray.analysis.jobs import ANALYSES, AnalysisRequest
     from groundray.analysis.report.document import as_json
     from groundray.cli.reports import make_report
 
@@ -145,7 +145,7 @@ def analyse_model(
             f"expected analyses of {', '.join(ANALYSES)}, got {unknown[0]!r}"
             + config.did_you_mean(unknown[0], ANALYSES)
         )
-    request = Wanted(checkpoint=str(checkpoint), norms=Norms.at(str(norms)) if norms else None)
+    request = AnalysisRequest(checkpoint=str(checkpoint), norms=Norms.at(str(norms)) if norms else None)
     names = [name for name in ANALYSES if name in analyses] if analyses else list(ANALYSES)
     report, _ = make_report(
         names, request, lambda embedder, texts: embedder.embed(texts), lambda *_: None, frozenset(analyses)

@@ -1,7 +1,7 @@
-"""What an analysis found of one or several models: figures with their intervals, tables, and what to draw.
+"""The result of an analysis of one or several models: figures with intervals, tables, and data to draw.
 
-Every analysis takes arrays and gives an `Analysis`; whoever shows one (a screen, JSON, MLflow, the report) needs to
-know nothing else. Models are told apart by their names.
+Every analysis takes arrays and returns an `Analysis`. The terminal, JSON, MLflow and the report need nothing else.
+Models are identified by name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Cell = str | float | int | None
 
 @dataclass(frozen=True)
 class Value:
-    """A figure and its 95% interval, where it has one."""
+    """A figure, and its 95% interval if it has one."""
 
     value: float
     low: float | None = None
@@ -22,10 +22,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more one model has than another, `other` − `first`, over the same items.
+    """The difference `other` − `first` of two models over the same items.
 
     Attributes:
-        p: of a paired test over the items, corrected (Holm 1979) for all differences of the measure; None without test.
+        p: p value of a paired test over the items, corrected (Holm 1979) for all differences of the measure; None if
+            there is no test.
     """
 
     first: str
@@ -36,15 +37,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of each model.
+    """A figure for each model.
 
     Attributes:
-        key: in JSON and MLflow, below the analysis's name: `pc1/words/pearson`.
-        name: for a person: `PC1 and concreteness, words: Pearson r`.
-        items: words, categories, features or pairs that it was measured over.
-        values: by model.
-        differences: of each model from each that stands before it.
-        published: by the paper's model, `ungrounded`, `grounded` or `relational`; empty where nothing is published.
+        key: name in JSON and MLflow, below the analysis's name, such as `pc1/words/pearson`.
+        name: name for display, such as `PC1 and concreteness, words: Pearson r`.
+        items: number of words, categories, features or pairs.
+        values: value of each model.
+        differences: difference of each model from each earlier one.
+        published: the paper's values for `ungrounded`, `grounded` and `relational`; empty if none was published.
     """
 
     key: str
@@ -57,7 +58,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows for a person; numbers stay numbers, so that they can be sorted."""
+    """A table for display. Numbers stay numbers, so that rows can be sorted."""
 
     title: str
     columns: tuple[str, ...]
@@ -69,9 +70,9 @@ class Point:
     """A word in a plane.
 
     Attributes:
-        group: its category.
-        shade: a number to colour it by, such as concreteness; None for none.
-        named: whether its text is written beside it.
+        group: category of the word.
+        shade: number to colour it by, such as concreteness; None for none.
+        named: write the text beside the point.
     """
 
     text: str
@@ -84,7 +85,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Words in a plane, one panel a model, with the same axes' names."""
+    """Words in a plane: one panel per model, with the same axis labels."""
 
     key: str
     title: str
@@ -96,10 +97,10 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Spread:
-    """How a figure is spread over many items: quartiles of each group, side by side for the models.
+    """The distribution of a figure over items, by group and model.
 
     Attributes:
-        groups: by group and model, the figure of each item.
+        groups: figure of each item, by group and model.
     """
 
     key: str
@@ -110,12 +111,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found.
+    """The result of one analysis.
 
     Attributes:
-        name: of the analysis: `axes`, `norms`, `categories`, `composition`, `similarity`, `retrieval`, `relations`.
+        name: `axes`, `norms`, `categories`, `composition`, `similarity`, `retrieval`, `relations`.
         about: what was measured and how, with its source, in a few sentences.
-        left_out: what could not be used, and how much: {"words out of vocabulary": 3}. Nothing is dropped silently.
+        left_out: counts of all that could not be used, such as {"words out of vocabulary": 3}.
     """
 
     name: str

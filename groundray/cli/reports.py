@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
+from groundray.analysis.exported import Missing, measure_relations, measure_retrieval
 from groundray.analysis.inputs.catalog import Models, Norms
 from groundray.analysis.inputs.embedding import Embed, Embedder, Vectors
 from groundray.analysis.inputs.lexicon import Lexicon
 from groundray.analysis.inputs.vector_cache import Cache
-from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES, Missing, Wanted, related, retrieved
+from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES, AnalysisRequest
 from groundray.analysis.report import terminal
 from groundray.analysis.report.document import JSON, PAGE, Report, as_json, files, metrics
 from groundray.cli.command import EXIT_FAILED
@@ -43,7 +44,7 @@ Update = Callable[[str, int, int], None]  # takes a task's name, how much is don
 
 
 def make_report(
-    names: Sequence[str], request: Wanted, embed: Embed, update: Update, required: frozenset[str] = frozenset()
+    names: Sequence[str], request: AnalysisRequest, embed: Embed, update: Update, required: frozenset[str] = frozenset()
 ) -> tuple[Report, bool]:
     """Return the report of some analyses, and whether everything was made that there is data for.
 
@@ -76,22 +77,22 @@ def make_report(
     texts = [text for job in jobs.values() for text in job.texts]
     lexicon = Lexicon({}, {}, {})
     if texts:
-        embedders = {name: Embedder.load(place, request.embedding) for name, place in models.places.items()}
+        embedders = {name: Embedder.load(source, request.embedding) for name, source in models.sources.items()}
         lexicon = Lexicon.of(embedders, texts, embed)
     analyses = []
     for done, (name, job) in enumerate(jobs.items(), start=1):
-        if analysis := attempt(name, partial(job.make, lexicon)):
+        if analysis := attempt(name, partial(job.run, lexicon)):
             analyses.append(analysis)
         update("analyses", done, len(jobs))
     checkpoint = request.checkpoint
-    title = export.about(checkpoint).settings["run"]["name"] if checkpoint else ", ".join(models.places)
-    report = Report(title, models.places, tuple(analyses), models.notes, skipped, request.made_of())
+    title = export.about(checkpoint).settings["run"]["name"] if checkpoint else ", ".join(models.sources)
+    report = Report(title, models.sources, tuple(analyses), models.notes, skipped, request.made_of())
     return report, complete
 
 
 def run_analyses(
     command: str,
-    request: Wanted,
+    request: AnalysisRequest,
     console: Console,
     errors: Console,
     out: str | None = None,
@@ -172,7 +173,7 @@ def analyse_run(settings: Settings, console: Console, report_error: Callable[[st
     by_hand = [ALL, "--checkpoint", checkpoint, "--norms", settings.analysis.norms]
     by_hand += ["--track"] if settings.tracking.enabled else []
     try:
-        request = Wanted(checkpoint=checkpoint, norms=Norms.at(settings.analysis.norms))
+        request = AnalysisRequest(checkpoint=checkpoint, norms=Norms.at(settings.analysis.norms))
         if folder.exists(JSON) and folder.read_json(JSON).get("made_of") == request.made_of():
             console.print(f"analysis  exists already: {folder}/{PAGE}")
             return
@@ -217,13 +218,13 @@ def _report_folder(checkpoint: str | None) -> Folder:
 
 def show_retrieval(checkpoint: str, images: str | None, batch_size: int, console: Console) -> dict[str, Any]:
     """Print retrieval by stage, and return it as JSON."""
-    results = retrieved(checkpoint, images, batch_size)
+    results = measure_retrieval(checkpoint, images, batch_size)
     console.print(terminal.retrieval(results))
     return {stage: asdict(result) for stage, result in results.items()}
 
 
 def show_relations(checkpoint: str, graphs: str | None, batch_size: int, console: Console) -> dict[str, Any]:
     """Print relations, and return them as JSON."""
-    results = related(checkpoint, graphs, batch_size)
+    results = measure_relations(checkpoint, graphs, batch_size)
     console.print(terminal.relations(results))
     return asdict(results)

@@ -1,4 +1,4 @@
-"""What there is to analyse: the language streams of an export and other models, and the norms of a folder."""
+"""Models and norms to analyse: the language streams of an exported model, other models, and the norms of a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from groundray.model import export
 from groundray.storage.folder import Folder
 
-# the controls that belong beside every figure, and how to get one that an export lacks
+# controls for every figure, and how to obtain one that an exported model lacks
 CONTROLS = {
     "ungrounded": "a run that begins with published weights or from scratch keeps it",
     "text-only": "train stage language on the same captions, before grounding (--stages language,grounding) or as a "
@@ -25,66 +25,66 @@ NAME = re.compile(r"\w[\w.+\- ]*")
 
 @dataclass(frozen=True)
 class Models:
-    """Language models by name, the controls first, and what a reader must know of them.
+    """Language models by name, controls first.
 
     Attributes:
-        places: a folder, a URL, or a name such as `minilm`.
-        notes: a line for each control that is missing, with how to get it.
+        sources: folder, URL, or name such as `minilm` of each model.
+        notes: a line for each missing control, with how to obtain it.
     """
 
-    places: dict[str, str]
+    sources: dict[str, str]
     notes: tuple[str, ...]
 
     @staticmethod
     def of(checkpoint: str | None, named: Sequence[str]) -> Models:
-        """The controls that an export holds, and other models.
+        """Return the controls of an exported model, and other models.
 
         Args:
-            checkpoint: a run's model/ folder, on a path or a URL.
-            named: others, as NAME=FOLDER.
+            checkpoint: path or URL of a run's model/ folder.
+            named: other models, as NAME=FOLDER.
 
         Raises:
-            FileNotFoundError, ValueError: the checkpoint is no export, a name is none or is taken, or there is no
-                model.
+            FileNotFoundError, ValueError: the checkpoint is not an exported model, a name is invalid or taken, or there
+                is no model.
         """
-        places = _controls(checkpoint) if checkpoint else {}
+        sources = _controls(checkpoint) if checkpoint else {}
         for text in named:
-            name, equals, place = text.partition("=")
-            if not equals or not place or not NAME.fullmatch(name):
+            name, equals, source = text.partition("=")
+            if not equals or not source or not NAME.fullmatch(name):
                 raise ValueError(f"--model: expected NAME=FOLDER such as bert=models/bert, got {text!r}")
-            if name in places:
-                raise ValueError(f"--model: {name} is {places[name]} already: give {place} another name")
-            places[name] = place
-        if not places:
+            if name in sources:
+                raise ValueError(f"--model: {name} is {sources[name]} already: give {source} another name")
+            sources[name] = source
+        if not sources:
             raise ValueError("expected --checkpoint DIR, a run's model/ folder, or --model NAME=FOLDER, got neither")
         notes = tuple(
             f"no {name} control: {repair}, or give one with --model {name}=FOLDER"
             for name, repair in CONTROLS.items()
-            if name not in places
+            if name not in sources
         )
-        first = [name for name in CONTROLS if name in places]
-        return Models({name: places[name] for name in dict.fromkeys([*first, *places])}, notes)
+        first = [name for name in CONTROLS if name in sources]
+        return Models({name: sources[name] for name in dict.fromkeys([*first, *sources])}, notes)
 
 
 def _controls(checkpoint: str) -> dict[str, str]:
-    """The language streams of an export, by what they are controls of."""
+    """Return the language streams of an exported model, by name."""
     export.about(checkpoint)
     prefix = f"{export.LANGUAGE}-"
-    found = [name for name in Folder.at(checkpoint).names() if name.startswith(prefix)]
-    return {name.removeprefix(prefix): f"{checkpoint.rstrip('/')}/{name}" for name in found}
+    streams = [name for name in Folder.at(checkpoint).names() if name.startswith(prefix)]
+    return {name.removeprefix(prefix): f"{checkpoint.rstrip('/')}/{name}" for name in streams}
 
 
 @dataclass(frozen=True)
 class Norms:
-    """Where human norms and word sets are, each a path or URL; None where there are none.
+    """Paths or URLs of human norms and word sets; None if there are none.
 
     Attributes:
         concreteness: ratings of words.
         categories: words by category, a table or a folder of text files.
         features: which concepts have which features.
-        phrases: phrases, each with the word that it stands for.
-        pairs: pairs of words with their similarity, by the name of their file.
-        looked_for: where, for who is told that something is missing.
+        phrases: phrases, each with the word that it describes.
+        pairs: pairs of words with their similarity, by file name.
+        looked_for: where they were searched for, for error messages.
     """
 
     concreteness: str | None = None
@@ -95,25 +95,25 @@ class Norms:
     looked_for: str = "was given, nor a folder of norms (--norms DIR)"
 
     @property
-    def places(self) -> list[str]:
-        """Every file and folder that is there."""
+    def paths(self) -> list[str]:
+        """All files and folders."""
         single = (self.concreteness, self.categories, self.features, self.phrases)
-        return [*(place for place in single if place), *(self.pairs or {}).values()]
+        return [*(path for path in single if path), *(self.pairs or {}).values()]
 
     @staticmethod
     def at(url: str) -> Norms:
-        """The norms of a folder: concreteness.csv, the first of categories.csv, semcat100.csv and semcat/,
+        """Find the norms in a folder: concreteness.csv, the first of categories.csv, semcat100.csv and semcat/,
         features.csv, composition.csv, and the files of similarity/ (.txt, .csv, .tsv).
 
         Raises:
-            FileNotFoundError: there is no such folder, or nothing of these in it.
+            FileNotFoundError: the folder does not exist, or has none of these files.
         """
         folder = Folder.at(url)
-        there = set(folder.names())
-        place = url.rstrip("/")
+        names_present = set(folder.names())
+        base = url.rstrip("/")
 
         def first(*names: str) -> str | None:
-            return next((f"{place}/{name}" for name in names if name in there), None)
+            return next((f"{base}/{name}" for name in names if name in names_present), None)
 
         files = [name for name in (folder / PAIRS).names() if name.lower().endswith(PAIR_FILES)]
         norms = Norms(
@@ -121,12 +121,14 @@ class Norms:
             first(*CATEGORIES),
             first(FEATURES),
             first(PHRASES),
-            {name.rpartition(".")[0]: f"{place}/{PAIRS}/{name}" for name in files} or None,
+            {name.rpartition(".")[0]: f"{base}/{PAIRS}/{name}" for name in files} or None,
             looked_for=f"in {url}",
         )
         if norms == Norms(looked_for=norms.looked_for):
             wanted = ", ".join((CONCRETENESS, *CATEGORIES, FEATURES, PHRASES, f"{PAIRS}/*.txt"))
-            raise FileNotFoundError(f"expected norms in {url}, one of {wanted}; found {'none' if there else 'nothing'}")
+            raise FileNotFoundError(
+                f"expected norms in {url}, one of {wanted}; found {'none' if names_present else 'nothing'}"
+            )
         return norms
 
     def with_files(
@@ -137,7 +139,7 @@ class Norms:
         phrases: str | None = None,
         pairs: Sequence[str] = (),
     ) -> Norms:
-        """The same with single files in the place of the folder's."""
+        """Replace some norms by single files."""
         return replace(
             self,
             concreteness=concreteness or self.concreteness,

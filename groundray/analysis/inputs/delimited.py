@@ -1,8 +1,8 @@
-"""Text files in rows and columns, on a local path or a URL; whatever is wrong with one is said with its line.
+"""Delimited text files on a local path or a URL. Errors name the line.
 
 UTF-8, with a byte order mark or without. Rows are separated by tabs where the first line has one, else by commas, with
-quotes as CSV has them. A column is found by its name, whatever its case and punctuation: `Human (mean)` is
-`human_mean`. Blank lines are no rows.
+quotes as in CSV. A column is found by its name, regardless of case and punctuation: `Human (mean)` is
+`human_mean`. Blank lines are skipped.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pathlib import Path
 from groundray.storage.folder import Folder
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", ".", "-")
-ZIP = b"PK\x03\x04"  # how an Excel workbook begins
+ZIP = b"PK\x03\x04"  # first bytes of an Excel workbook
 
 
 @dataclass(frozen=True)
 class Row:
-    """Fields by the name of their column, and where they stand."""
+    """Fields by column name, and the row's location for messages."""
 
     where: str
     fields: Mapping[str, str]
 
     def text(self, column: str) -> str:
-        """A word or phrase; underscores are spaces, and spaces are single.
+        """Return a word or phrase, with underscores as spaces and single spaces.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the field is empty.
         """
         found = spaced(self.fields[column])
         if not found:
@@ -41,25 +41,25 @@ class Row:
         return found
 
     def number(self, column: str) -> float:
-        """A finite number.
+        """Return a finite number.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the field is not one.
         """
         return number(self.fields[column], column, self.where)
 
     def number_if_any(self, column: str) -> float | None:
-        """A finite number; None where the column or its number is missing (empty, NA, NaN, null, `.`, `-`)."""
+        """Return a finite number; None if the column or its number is missing (empty, NA, NaN, null, `.`, `-`)."""
         if self.fields.get(column, "").lower() in MISSING:
             return None
         return self.number(column)
 
 
 def number(text: str, column: str, where: str) -> float:
-    """The finite number that a text says.
+    """Parse a finite number.
 
     Raises:
-        ValueError: it says none.
+        ValueError: the text is not one.
     """
     try:
         found = float(text)
@@ -71,15 +71,15 @@ def number(text: str, column: str, where: str) -> float:
 
 
 def spaced(text: str) -> str:
-    """The text with spaces for underscores, each a single one, and none at the ends."""
+    """Replace underscores by spaces, and collapse and strip spaces."""
     return " ".join(text.replace("_", " ").split())
 
 
 def read_text(url: str | Path) -> str:
-    """What a file in UTF-8 says.
+    """Read a file in UTF-8.
 
     Raises:
-        FileNotFoundError: there is no file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is not in UTF-8.
     """
     at = Folder.at(url)
@@ -100,17 +100,17 @@ def read_text(url: str | Path) -> str:
 
 
 def read_lines(url: str | Path) -> Iterator[tuple[str, str]]:
-    """Each line that says something, and where it stands."""
+    """Return the lines that are not blank, with their locations."""
     for count, line in enumerate(io.StringIO(read_text(url), newline=None), start=1):
         if line.strip():
             yield f"{url} line {count}", line.strip("\n")
 
 
 def read_fields(url: str | Path) -> Iterator[tuple[str, list[str]]]:
-    """The fields of each row, without spaces around them, and where they stand; the first row is not told apart.
+    """Return the stripped fields of each row, the first row included, with their locations.
 
     Raises:
-        ValueError: a row has more or fewer fields than the first, a quote is never closed, or there is no row.
+        ValueError: a row has more or fewer fields than the first, a quote is not closed, or there is no row.
     """
     text = read_text(url)
     first = text.lstrip("\r\n").partition("\n")[0]
@@ -139,14 +139,14 @@ def read_fields(url: str | Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def read_rows(url: str | Path, columns: Mapping[str, tuple[str, ...]], optional: tuple[str, ...] = ()) -> Iterator[Row]:
-    """The rows of a table whose first row names its columns.
+    """Read a table whose first row names its columns.
 
     Args:
-        columns: the names that each column may have; of several that are there, the first.
-        optional: columns that need not be there. Columns that are not asked for are not read.
+        columns: accepted names of each column, in order of preference. Other columns are ignored.
+        optional: columns that may be missing.
 
     Raises:
-        ValueError: a column is missing or there twice, or there is no row.
+        ValueError: a column is missing or repeated, or there is no row.
     """
     rows = read_fields(url)
     where, titles = next(rows)
@@ -169,5 +169,5 @@ def read_rows(url: str | Path, columns: Mapping[str, tuple[str, ...]], optional:
 
 
 def plain(title: str) -> str:
-    """A column's name in small letters, digits and underscores."""
+    """Normalise a column name to lower-case letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")

@@ -1,12 +1,11 @@
-"""Words and phrases as vectors: the mean of a language model's hidden state over a text's word pieces.
+"""Vectors of words and phrases: the mean of a language model's hidden state over a text's word pieces.
 
-A text is embedded in isolation, between the special tokens that the tokenizer puts around it ([CLS] and [SEP]), or in
-template sentences, as "a photo of a zebra": its vector is then the mean over the pieces of the text alone, averaged
-over the sentences.
+A text is embedded in isolation, between the tokenizer's special tokens ([CLS] and [SEP]), or in template sentences such
+as "a photo of a zebra": its vector is then the mean over the text's own pieces, averaged over the sentences.
 
-Any language model that `transformers` loads will do: a groundray export's language streams, a sentence-transformers
-folder (whose own pooling, dense layers and normalisation are not used), a decoder, and of a model with several parts
-its encoder or text tower.
+Any language model that `transformers` loads is accepted: the language streams of an exported model, a
+sentence-transformers folder (its pooling, dense layers and normalisation are ignored), a decoder, or the encoder or
+text tower of a larger model.
 """
 
 from __future__ import annotations
@@ -32,13 +31,15 @@ from groundray.model.pretrained import local_copy, locate, quiet
 from groundray.storage.folder import Folder
 
 SLOT = "{}"
-MODULES = "modules.json"  # of sentence-transformers
+MODULES = "modules.json"  # file of sentence-transformers
 # On two cores, MiniLM takes 4,200 word pieces a CPU second in batches of 16,384, 3,500 in 4,096 and 1,800 in 1,024
 PIECES_A_BATCH = 16_384
 SHOWN = 5
-POOLER = "pooler"  # of the first token: nothing here reads it, and transformers makes one up where a folder has none
+POOLER = (
+    "pooler"  # output for the first token: unused here, and randomly initialised by transformers if a folder lacks it
+)
 
-# what transformers raises of files that are missing, damaged or of another model
+# errors of transformers for files that are missing, damaged or of another model
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 Vectors = Float[np.ndarray, "text dim"]
@@ -47,12 +48,12 @@ Embed = Callable[["Embedder", Sequence[str]], Vectors]
 
 @dataclass(frozen=True)
 class Options:
-    """What a text's vector is.
+    """How a text's vector is computed.
 
     Attributes:
-        special_tokens: whether the tokens that the tokenizer puts around a text count in the mean.
-        layer: of the hidden states, from 0 (what goes into the first layer) or from -1 (the last) backwards.
-        templates: sentences with a {} where the text goes; none embeds it in isolation.
+        special_tokens: include the tokenizer's special tokens in the mean.
+        layer: index of the hidden state: from 0 (input of the first layer), or from -1 (the last) backwards.
+        templates: sentences with {} in place of the text; none embeds the text in isolation.
     """
 
     special_tokens: bool = False
@@ -76,8 +77,8 @@ class Batch(NamedTuple):
     """Sentences of one length, so that there is no padding.
 
     Attributes:
-        texts: which text each sentence is of.
-        counted: the pieces whose mean is the vector.
+        texts: index of each sentence's text.
+        counted: mask of the pieces in the mean.
     """
 
     texts: Int[np.ndarray, " sentence"]
@@ -86,12 +87,12 @@ class Batch(NamedTuple):
 
 
 class Embedder:
-    """A language model that gives texts their vectors, in float32.
+    """A language model that embeds texts, in float32.
 
     Attributes:
         name: where it was loaded from.
-        about: how it embeds, for a person.
-        digest: of its weights, configuration, tokenizer and options; what has the same digest gives the same vectors.
+        about: description of its options, for display.
+        digest: hash of its weights, configuration, tokenizer and options; equal digests give equal vectors.
     """
 
     def __init__(
@@ -112,9 +113,9 @@ class Embedder:
 
     @staticmethod
     def load(place: str | Path, options: Options = IN_ISOLATION) -> Embedder:
-        """The model at a place: a folder on a local path or a URL, `minilm`, or a name that a model hub knows.
+        """Load a model from a folder, a URL, `minilm`, or a name on a model hub.
 
-        Of a whole export it is the last stage's language stream.
+        For a whole exported model, load its last language stream.
 
         Raises:
             ValueError: there is no model, it lacks weights or a tokenizer, or the options do not fit it.
@@ -123,20 +124,20 @@ class Embedder:
             return _load(str(place), local, options)
 
     def known(self, texts: Sequence[str]) -> Bool[np.ndarray, " text"]:
-        """Which texts the model has pieces for: some at all, and none that stands for what is unknown."""
+        """Return which texts the model knows: those with at least one piece, none of them the unknown token."""
         unknown = self._tokenizer.unk_token_id
         found = [one.ids for one in self._pieces.encode_batch(list(texts), add_special_tokens=False)]
         return np.array([len(ids) > 0 and unknown not in ids for ids in found], dtype=np.bool_)
 
     def embed(self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, of: None) -> Vectors:
-        """The vector of each text.
+        """Return the vector of each text.
 
         Args:
-            progress: hears after each batch how many word pieces of how many are done.
+            progress: called after each batch with the number of processed word pieces, and their total.
 
         Raises:
-            ValueError: there is no text, the model does not know all of them, one is longer than it can take, or it
-                gives numbers that are not finite.
+            ValueError: there is no text, the model does not know all texts, a text is too long for it, or the result
+                is not finite.
         """
         batches = self.batches(texts)
         total, done = sum(batch.tokens.size for batch in batches), 0
@@ -151,7 +152,7 @@ class Embedder:
         return self.gathered(texts, batches, encoded())
 
     def batches(self, texts: Sequence[str]) -> list[Batch]:
-        """The sentences of all texts in batches, sorted by length, template after template.
+        """Return the sentences of all texts in batches, sorted by length, one template after the other.
 
         Raises:
             ValueError: as `embed`.
@@ -177,7 +178,7 @@ class Embedder:
                 yield Batch(some, tokens, np.array([counted[one] for one in some]))
 
     def _counted(self, sentence: Encoding, start: int, stop: int) -> list[bool]:
-        """Which pieces of a sentence count, where its text is from `start` to before `stop`."""
+        """Return which pieces of a sentence count, for a text from character `start` to before `stop`."""
         if self.options.special_tokens:
             return [True] * len(sentence)
         plain = [not special for special in sentence.special_tokens_mask]
@@ -189,22 +190,22 @@ class Embedder:
 
     @torch.inference_mode()
     def encode(self, batch: Batch) -> Float[np.ndarray, "sentence dim"]:
-        """The vector of each sentence: the mean over its counted pieces."""
+        """Return the vector of each sentence: the mean over its counted pieces."""
         tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(self._model.device)
         counted = torch.from_numpy(batch.counted.astype(np.float32)).to(self._model.device)
         hidden = self._hidden(tokens)
         return (torch.einsum("s p d, s p -> s d", hidden, counted) / counted.sum(dim=1, keepdim=True)).cpu().numpy()
 
     def to(self, device: str) -> Embedder:
-        """This embedder, with its model moved to a device."""
+        """Return the embedder with its model on a device."""
         self._model.to(device)
         return self
 
     def gathered(self, texts: Sequence[str], batches: Iterable[Batch], encoded: Iterable[Vectors]) -> Vectors:
-        """The vectors of texts, each the mean of its sentences', from what `encode` gave for each batch in turn.
+        """Combine the results of `encode` for all batches to the vectors of texts, each the mean of its sentences'.
 
         Raises:
-            ValueError: some are not finite.
+            ValueError: a vector is not finite.
         """
         vectors = None
         for batch, part in zip(batches, encoded, strict=True):
@@ -218,7 +219,7 @@ class Embedder:
 
     @torch.inference_mode()
     def _hidden(self, tokens: Int[Tensor, "sentence piece"]) -> Float[Tensor, "sentence piece dim"]:
-        """The hidden state of the layer; the last is what the model gives, with the norm that some put behind it."""
+        """Return the hidden state of the layer. The last one is the model's output, after its final norm if any."""
         layer = self.options.layer
         output = self._model(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_hidden_states=layer != -1)
         if layer == -1:
@@ -231,10 +232,10 @@ class Embedder:
         return states[layer]
 
     def _check(self) -> None:
-        """Try the options on the model, and the model with its tokenizer.
+        """Check that the options fit the model, and the model its tokenizer.
 
         Raises:
-            ValueError: they do not fit.
+            ValueError: they do not.
         """
         there = self._model.get_input_embeddings().weight.shape[0]
         if len(self._tokenizer) > there:
@@ -249,7 +250,7 @@ class Embedder:
                 raise ValueError(f"{self.name}: expected templates of words that the model knows, got {template!r}")
 
     def _refuse(self, texts: Sequence[str], fine: Sequence[bool], expected: str) -> None:
-        """Raise ValueError that names the texts that are not fine, where there are any."""
+        """Raise ValueError with the names of the invalid texts, if there are any."""
         named = [repr(text) for text, one in zip(texts, fine, strict=True) if not one]
         if named:
             more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
@@ -257,7 +258,7 @@ class Embedder:
 
 
 def _stream(place: str | Path) -> str:
-    """Where a place's language model is: of a whole export in `language/`, of sentence-transformers in a module."""
+    """Return the folder of the language model: `language/` of an export, or a module of sentence-transformers."""
     folder = Folder.at(place)
     if folder.exists(export.ABOUT):
         return f"{place}/{export.LANGUAGE}"
@@ -287,7 +288,7 @@ def _load(name: str, place: str, options: Options) -> Embedder:
     model, report = loaded
     if missing := sorted(one for one in report["missing_keys"] if POOLER not in one):
         raise ValueError(f"{name} lacks weights of its model: {', '.join(missing[:SHOWN])}")
-    # transformers makes a tokenizer of special tokens alone where there is no file of one
+    # without a tokenizer file, transformers makes a tokenizer of special tokens alone
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
             f"{name}: expected a fast tokenizer (tokenizer.json or vocab.txt) beside the model, found none: "
@@ -311,7 +312,7 @@ def _about(options: Options) -> str:
 
 
 def _digest(model: PreTrainedModel, tokenizer: str, options: Options) -> str:
-    """Of all that the vectors follow from: the content of the weights, not of their files."""
+    """Return a hash of all that the vectors depend on: of the weights, not of their files."""
     configuration = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
     told = [
         type(model).__name__,

@@ -1,4 +1,4 @@
-"""The texts that several models know, with their vectors: what every comparison of models is made over."""
+"""The texts that several models know, with their vectors: models are compared over these."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from groundray.analysis.inputs.embedding import Embed, Embedder
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Rows of an analysis whose text every model knows.
+class Selection:
+    """The rows of an analysis whose text every model knows.
 
     Attributes:
-        rows: their places among the texts that were asked for, in order.
-        vectors: by model, of these rows.
-        left_out: how many different texts each model does not know.
+        rows: their indices among the requested texts, ascending.
+        vectors: vectors of these rows, by model.
+        left_out: number of distinct texts that each model does not know.
     """
 
     rows: Int[np.ndarray, " row"]
@@ -31,23 +31,25 @@ class Lexicon:
     """Vectors of texts by model, the same texts for all.
 
     Attributes:
-        place: of each text that all models know, its row.
-        unknown: by model, the texts that it does not know.
+        row_of: row of each text that all models know.
+        vectors: vectors of these texts, by model.
+        unknown: texts that a model does not know, by model.
     """
 
-    place: dict[str, int]
+    row_of: dict[str, int]
     vectors: dict[str, Float[np.ndarray, "text dim"]]
     unknown: dict[str, frozenset[str]]
 
     @staticmethod
     def of(models: Mapping[str, Embedder], texts: Sequence[str], embed: Embed = Embedder.embed) -> Lexicon:
-        """The vectors of all of the texts that every model knows; a text that is there twice is embedded once.
+        """Embed all texts that every model knows. A repeated text is embedded once.
 
         Args:
-            embed: makes the vectors (`Cache.embed` keeps them, `runtime.embedding.embed` spreads the work).
+            embed: computes the vectors (`Cache.embed` keeps them on disk, `runtime.data.embedding_tasks.embed`
+                distributes the work).
 
         Raises:
-            ValueError: there is no model, no text, or none that every model knows; or as `Embedder.embed`.
+            ValueError: there is no model, no text, or no text that every model knows; or as `Embedder.embed`.
         """
         if not models:
             raise ValueError("expected at least one model, got none")
@@ -60,29 +62,29 @@ class Lexicon:
             raise ValueError(
                 f"expected words that {' and '.join(models)} know, got none among {len(distinct)}, as {distinct[0]!r}"
             )
-        kept = [distinct[row] for row in shared.tolist()]
+        texts = [distinct[row] for row in shared.tolist()]
         return Lexicon(
-            {text: row for row, text in enumerate(kept)},
-            {name: embed(model, kept) for name, model in models.items()},
+            {text: row for row, text in enumerate(texts)},
+            {name: embed(model, texts) for name, model in models.items()},
             {name: frozenset(distinct[row] for row in np.flatnonzero(~has).tolist()) for name, has in known.items()},
         )
 
-    def take(self, texts: Sequence[str]) -> Taken:
-        """The rows of an analysis that can be used; texts may repeat, as a word does in several categories.
+    def select(self, texts: Sequence[str]) -> Selection:
+        """Select the rows of an analysis whose text every model knows. Texts may repeat, as in several categories.
 
         Raises:
-            KeyError: a text was not among those that the lexicon was made of.
+            KeyError: a text is not one of the lexicon's.
         """
-        missing = [text for text in texts if text not in self.place]
+        missing = [text for text in texts if text not in self.row_of]
         for text in missing:
             if not any(text in unknown for unknown in self.unknown.values()):
                 raise KeyError(f"expected texts that the lexicon was made of, got {text!r}")
-        rows = np.array([row for row, text in enumerate(texts) if text in self.place], dtype=np.int64)
-        places = np.array([self.place[text] for text in texts if text in self.place], dtype=np.int64)
-        asked = set(missing)
-        counts = {f"words out of vocabulary ({name})": len(asked & unknown) for name, unknown in self.unknown.items()}
-        return Taken(
+        rows = np.array([row for row, text in enumerate(texts) if text in self.row_of], dtype=np.int64)
+        lexicon_rows = np.array([self.row_of[text] for text in texts if text in self.row_of], dtype=np.int64)
+        absent = set(missing)
+        counts = {f"words out of vocabulary ({name})": len(absent & unknown) for name, unknown in self.unknown.items()}
+        return Selection(
             rows,
-            {name: vectors[places] for name, vectors in self.vectors.items()},
+            {name: vectors[lexicon_rows] for name, vectors in self.vectors.items()},
             {what: count for what, count in counts.items() if count},
         )

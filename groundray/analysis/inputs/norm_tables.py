@@ -1,11 +1,11 @@
 """Human norms and word sets, read from files on a local path or a URL.
 
-Every word, phrase and concept is taken as it is written, but for underscores, which stand for spaces (`ice_cream`).
-What cannot be used is counted in `left_out`; what contradicts itself or cannot be read is an error that names the line.
+Words, phrases and concepts are taken as written, except that underscores are spaces (`ice_cream`). Unusable rows are
+counted in `left_out`; contradictions and unreadable rows are errors that name the line.
 
-what                    columns, and the published files that have them
+data                    columns, and published files that have them
 ratings                 word, concreteness: Brysbaert et al. 2014, as `Word`, `Conc.M`
-categories              category, word[, concreteness]; or a folder of `animal-268.txt`, a word a line: SemCat
+categories              category, word[, concreteness]; or a folder of `animal-268.txt`, one word per line: SemCat
 features                concept, feature, production_frequency[, type]
                         McRae et al. 2005 (CONCS_FEATS_concstats): Concept, Feature, Prod_Freq, BR_Label
                         CSLB (Devereux et al. 2014): concept, feature, feature type, pf
@@ -13,7 +13,7 @@ features                concept, feature, production_frequency[, type]
 phrases                 phrase, target
 pairs                   word, word, score, separated by tabs, commas or spaces, with a row of names or without:
                         SimLex-999, SimVerb-3500, WordSim-353, MEN, RG-65
-words                   a word a line, or a table with a column `word`
+words                   one word per line, or a table with a column `word`
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from groundray.storage.folder import Folder
 RATING = ("concreteness", "conc_m")
 PAIR_WORDS = (("word1", "word_1", "verb1", "first"), ("word2", "word_2", "verb2", "second"))
 PAIR_SCORES = ("score", "similarity", "simlex999", "simverb3500", "human_mean", "human", "rating", "mean")
-# the paper's names of feature types, for those of McRae's and CSLB's norms
+# the paper's names for the feature types of McRae's and CSLB's norms
 TYPES = {
     "visual perceptual": "visual",
     "visual-colour": "visual",
@@ -52,7 +52,7 @@ SENSE = re.compile(r"\s*\([^()]*\)$")  # the `(animal)` of McRae's `bat_(animal)
 
 @dataclass(frozen=True)
 class Ratings:
-    """How concrete each word is, on the scale of whoever was asked."""
+    """Concreteness of each word, on the raters' scale."""
 
     of: dict[str, float]
     left_out: dict[str, int] = field(default_factory=dict)
@@ -60,10 +60,10 @@ class Ratings:
 
 @dataclass(frozen=True)
 class Categories:
-    """Words by category: a row for each category of a word.
+    """Words by category: one row for each category of a word.
 
     Attributes:
-        concreteness: of each row's word; NaN where it has no rating.
+        concreteness: rating of each row's word; NaN if it has none.
     """
 
     category: tuple[str, ...]
@@ -72,14 +72,14 @@ class Categories:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def rated_by(self, ratings: Ratings) -> Categories:
-        """The same rows with the ratings of these words, whatever they had."""
+        """Replace the ratings of all rows by these."""
         return replace(self, concreteness=np.array([ratings.of.get(word, np.nan) for word in self.word]))
 
     def rated(self) -> Categories:
-        """The rows that have a rating; the others are counted.
+        """Return the rows that have a rating, and count the others.
 
         Raises:
-            ValueError: none has one.
+            ValueError: no row has one.
         """
         has = np.isfinite(self.concreteness)
         if not has.any():
@@ -98,8 +98,8 @@ class Features:
     """Which concepts have which features.
 
     Attributes:
-        concepts: words or phrases, each once.
-        types: of each feature; UNTYPED where the file does not say.
+        concepts: distinct words or phrases.
+        types: type of each feature; UNTYPED if the file has none.
     """
 
     concepts: tuple[str, ...]
@@ -111,7 +111,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Phrases:
-    """Phrases, each with the word that it stands for; a phrase may have several."""
+    """Phrases, each with the word that it describes. A phrase may have several."""
 
     phrase: tuple[str, ...]
     target: tuple[str, ...]
@@ -123,8 +123,8 @@ class Pairs:
     """Pairs of words with their human similarity.
 
     Attributes:
-        repeated: pairs that stand there more than once, in either order. They are kept, as the published sets have some
-            and are scored with them.
+        repeated: number of pairs that occur more than once, in either order. They are kept: published sets contain
+            some, and are scored with them.
     """
 
     first: tuple[str, ...]
@@ -135,17 +135,17 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Words:
-    """Words or phrases, each once."""
+    """Distinct words or phrases."""
 
     words: tuple[str, ...]
     left_out: dict[str, int] = field(default_factory=dict)
 
 
 def read_ratings(url: str | Path) -> Ratings:
-    """Concreteness by word.
+    """Read the concreteness of words.
 
     Raises:
-        ValueError: the table cannot be read, a word has two ratings, or none has any.
+        ValueError: the table cannot be read, a word has two ratings, or no word has a rating.
     """
     kept, left_out = _once(read_rows(url, {"word": ("word",), "concreteness": RATING}), ("word",), "concreteness")
     of = {row.text("word"): rating for row, rating in kept if rating is not None}
@@ -155,11 +155,11 @@ def read_ratings(url: str | Path) -> Ratings:
 
 
 def read_categories(url: str | Path) -> Categories:
-    """Words by category, from a table or from a folder of text files.
+    """Read words by category, from a table or from a folder of text files.
 
     Raises:
         ValueError: the table or a file cannot be read, a word has two ratings in a category, or a text file does not
-            hold as many words as its name says.
+            have the number of words in its name.
     """
     folder = Folder.at(url)
     if folder.exists() and not folder.filesystem.get_file_info(folder.path).is_file:
@@ -176,7 +176,7 @@ def read_categories(url: str | Path) -> Categories:
 
 
 def _categories_of(folder: Folder) -> Categories:
-    """SemCat as it is published: a file a category, a word a line."""
+    """Read SemCat as published: one file per category, one word per line."""
     found: dict[tuple[str, str], None] = {}
     repeated = other = 0
     for name in folder.names():
@@ -201,18 +201,18 @@ def _categories_of(folder: Folder) -> Categories:
     return Categories(categories, words, np.full(len(words), np.nan), _nonzero(left_out))
 
 
-def read_features(url: str | Path, at_least: float = 1) -> Features:
-    """Which concepts have which features.
+def read_features(url: str | Path, min_people: float = 1) -> Features:
+    """Read which concepts have which features.
 
-    A concept's sense in brackets, as in `bat_(animal)`, is not part of the word. Two concepts that are then the same
-    word are left out: they have one vector, and different features. Feature types get the paper's names. Where rows
-    give a feature several types, the commonest counts, and the first of those that are as common.
+    A concept's sense in brackets, as in `bat_(animal)`, is removed. Concepts that become the same word are omitted,
+    since they share a vector but not their features. Feature types get the paper's names. If rows give a feature
+    several types, the most frequent one counts; of equally frequent ones, the first.
 
     Args:
-        at_least: people who must have named a feature of a concept for it to have it.
+        min_people: number of people who must have named a feature of a concept.
 
     Raises:
-        ValueError: the table cannot be read, or no feature is named so often.
+        ValueError: the table cannot be read, or no feature is named that often.
     """
     columns = {
         "concept": ("concept", "cue"),
@@ -234,14 +234,16 @@ def read_features(url: str | Path, at_least: float = 1) -> Features:
     for row in read_rows(url, columns, optional=("type",)):
         concept, feature = row.text("concept"), row.text("feature")
         concepts[concept] = None
-        if row.number("frequency") < at_least:
+        if row.number("frequency") < min_people:
             rare += 1
             continue
         repeated += (concept, feature) in named
         named[concept, feature] = None
         types.setdefault(feature, Counter())[_type(row.fields.get("type", UNTYPED))] += 1
     if not named:
-        raise ValueError(f"{url}: expected a feature named at least {at_least:g} times, got none: lower the threshold")
+        raise ValueError(
+            f"{url}: expected a feature named at least {min_people:g} times, got none: lower the threshold"
+        )
     senses = Counter(map(_word, concepts))
     rows = {concept: place for place, concept in enumerate(one for one in concepts if senses[_word(one)] == 1)}
     columns_of = {feature: place for place, feature in enumerate(types)}
@@ -257,7 +259,7 @@ def read_features(url: str | Path, at_least: float = 1) -> Features:
         tuple(kind for kind, _ in commonest),
         _nonzero(
             {
-                f"features of concepts that fewer than {at_least:g} people named": rare,
+                f"features of concepts that fewer than {min_people:g} people named": rare,
                 "features that a concept has twice": repeated,
                 "concepts that are the same word as another": len(concepts) - len(rows),
                 "types that are not the commonest of their feature": sum(
@@ -269,7 +271,7 @@ def read_features(url: str | Path, at_least: float = 1) -> Features:
 
 
 def _word(concept: str) -> str:
-    """A concept without the sense in brackets."""
+    """Return a concept without its sense in brackets."""
     return SENSE.sub("", concept)
 
 
@@ -279,7 +281,7 @@ def _type(text: str) -> str:
 
 
 def read_phrases(url: str | Path) -> Phrases:
-    """Phrases with their targets.
+    """Read phrases with their targets.
 
     Raises:
         ValueError: the table cannot be read.
@@ -293,14 +295,14 @@ def read_phrases(url: str | Path) -> Phrases:
 
 
 def read_pairs(url: str | Path) -> Pairs:
-    """Pairs of words with their similarity.
+    """Read pairs of words with their similarity.
 
-    The first row names the columns where it has no number after its first two fields. Without names, the score is the
-    first number after the two words (SimVerb-3500 has the part of speech between).
+    The first row names the columns if it has no number after its first two fields. Without names, the score is the
+    first number after the two words (in SimVerb-3500, after the part of speech).
 
     Raises:
-        ValueError: a line has other fields than the first, or no number where the score is; or the columns' names are
-            not known.
+        ValueError: a line has another number of fields than the first, or no number as its score; or the column names
+            are unknown.
     """
     lines = list(read_lines(url))
     if not lines:
@@ -343,10 +345,10 @@ def _is_number(text: str) -> bool:
 
 
 def read_words(url: str | Path) -> Words:
-    """Words, from a file with one a line or from the column `word` of a table (of any that has tabs or commas).
+    """Read words, one per line, or from the column `word` of a table (any file with tabs or commas).
 
     Raises:
-        ValueError: there is no word, or a table without that column.
+        ValueError: there is no word, or the table lacks that column.
     """
     first = next((line for _, line in read_lines(url)), "")
     if "\t" in first or "," in first:
@@ -362,7 +364,7 @@ def read_words(url: str | Path) -> Words:
 def _once(
     rows: Iterable[Row], key: Sequence[str], column: str
 ) -> tuple[list[tuple[Row, float | None]], dict[str, int]]:
-    """Each key's first row with its number, and how many rows say the same again.
+    """Return the first row of each key with its number, and the count of rows that repeat one.
 
     Raises:
         ValueError: two rows of a key have different numbers.

@@ -1,7 +1,7 @@
-"""What the paper published, to stand beside what is measured.
+"""The paper's published figures, shown beside measured ones.
 
 Source: Zhang, Choi, Han and Liu, "Explainable Semantic Space by Grounding Language to Vision with Cross-Modal
-Contrastive Learning" (NeurIPS 2021), its slides and the authors' repository. The numbers are of the paper's own word
+Contrastive Learning" (NeurIPS 2021), its slides and the authors' repository. The numbers are for the paper's own word
 sets: 8,189 rated words of 100 SemCat categories, the CSLB norms, and a vocabulary whose size is not given.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 MODELS = ("ungrounded", "grounded", "relational")
 
-# analysis: measure's key: the number of each model
+# figures of each model, by analysis and measure
 _MEASURES: dict[str, dict[str, tuple[float, float, float]]] = {
     "axes": {
         "pc1/words/pearson": (0.1040, 0.6615, 0.6948),
@@ -32,27 +32,27 @@ _MEASURES: dict[str, dict[str, tuple[float, float, float]]] = {
 }
 
 
-class Found(NamedTuple):
-    """Where a phrase's target stood: its cosine with the phrase, and its rank in the vocabulary, from 1."""
+class PublishedRank(NamedTuple):
+    """A phrase's target: its cosine with the phrase, and its rank in the vocabulary, from 1."""
 
     cosine: float
     rank: int
 
 
-# (phrase, target): what was found with each model
-PHRASES: dict[tuple[str, str], tuple[Found, Found, Found]] = {
-    ("striped horse", "zebra"): (Found(0.12, 2914), Found(0.60, 12), Found(0.63, 8)),
-    ("black and white bear", "panda"): (Found(0.13, 2478), Found(0.69, 2), Found(0.81, 2)),
-    ("flying car", "plane"): (Found(0.36, 167), Found(0.66, 4), Found(0.61, 11)),
-    ("round container", "bowl"): (Found(0.25, 489), Found(0.56, 8), Found(0.67, 2)),
-    ("red fruit", "strawberry"): (Found(0.39, 239), Found(0.75, 3), Found(0.85, 3)),
-    ("young dog", "puppy"): (Found(0.40, 94), Found(0.92, 2), Found(0.93, 2)),
-    ("iced mountain", "glacier"): (Found(0.44, 20), Found(0.86, 1), Found(0.73, 5)),
-    ("clear sky", "sunny"): (Found(0.27, 631), Found(0.31, 184), Found(0.34, 61)),
-    ("hot weather", "summer"): (Found(0.27, 903), Found(0.52, 14), Found(0.53, 6)),
+# results of each model, by (phrase, target)
+PHRASES: dict[tuple[str, str], tuple[PublishedRank, PublishedRank, PublishedRank]] = {
+    ("striped horse", "zebra"): (PublishedRank(0.12, 2914), PublishedRank(0.60, 12), PublishedRank(0.63, 8)),
+    ("black and white bear", "panda"): (PublishedRank(0.13, 2478), PublishedRank(0.69, 2), PublishedRank(0.81, 2)),
+    ("flying car", "plane"): (PublishedRank(0.36, 167), PublishedRank(0.66, 4), PublishedRank(0.61, 11)),
+    ("round container", "bowl"): (PublishedRank(0.25, 489), PublishedRank(0.56, 8), PublishedRank(0.67, 2)),
+    ("red fruit", "strawberry"): (PublishedRank(0.39, 239), PublishedRank(0.75, 3), PublishedRank(0.85, 3)),
+    ("young dog", "puppy"): (PublishedRank(0.40, 94), PublishedRank(0.92, 2), PublishedRank(0.93, 2)),
+    ("iced mountain", "glacier"): (PublishedRank(0.44, 20), PublishedRank(0.86, 1), PublishedRank(0.73, 5)),
+    ("clear sky", "sunny"): (PublishedRank(0.27, 631), PublishedRank(0.31, 184), PublishedRank(0.34, 61)),
+    ("hot weather", "summer"): (PublishedRank(0.27, 903), PublishedRank(0.52, 14), PublishedRank(0.53, 6)),
 }
 
-# words of the slides: the score on the first principal axis
+# the slides' words: scores on the first principal axis
 PC1_WORDS: dict[str, float] = {
     "oven": 30.86,
     "zebra": 24.74,
@@ -72,11 +72,11 @@ PC1_WORDS: dict[str, float] = {
 
 
 def of(analysis: str, key: str) -> dict[str, float]:
-    """By the paper's model, what it published of a measure; empty where it published nothing."""
+    """Return the published figures of a measure, by the paper's model; empty if there are none."""
     numbers = _MEASURES[analysis].get(key)
     return dict(zip(MODELS, numbers, strict=True)) if numbers else {}
 
 
 def keys(analysis: str) -> tuple[str, ...]:
-    """The measures of an analysis that the paper has."""
+    """Return the keys of the measures that the paper published for an analysis."""
     return tuple(_MEASURES[analysis])

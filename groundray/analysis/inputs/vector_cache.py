@@ -1,7 +1,7 @@
-"""Vectors kept on disk, so that the same command gives the same bits again, and at once.
+"""Vectors kept on disk, so that a repeated command gives the same bits without computing them.
 
-A file is named after what its vectors follow from: the embedder's digest (weights, tokenizer, options) and the texts in
-their order. The folder may be deleted at any time.
+A file's name is a hash of all that its vectors depend on: the embedder's digest (weights, tokenizer, options) and the
+texts in order. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Cache:
     """Keeps vectors in a folder.
 
     Attributes:
-        note: hears what went wrong with a file; whatever does, the vectors are made.
+        note: called with a line for each file that cannot be read or written; vectors are then computed.
     """
 
     folder: Folder
@@ -37,15 +37,15 @@ class Cache:
 
     @staticmethod
     def at(url: str | Path | None, note: Callable[[str], None]) -> Cache:
-        """The cache at a path or URL; by default `$XDG_CACHE_HOME/groundray` or `~/.cache/groundray`."""
+        """Return the cache at a path or URL, by default `$XDG_CACHE_HOME/groundray` or `~/.cache/groundray`."""
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         return Cache(Folder.at(url or f"{home}/groundray") / "embeddings", note)
 
     def embed(self, embedder: Embedder, texts: Sequence[str], make: Embed = Embedder.embed) -> Vectors:
-        """The vector of each text, kept or made.
+        """Return the vector of each text, from the cache or from `make`.
 
         Args:
-            make: makes those that are not there.
+            make: computes vectors that the cache lacks.
         """
         key = hashlib.sha256(json.dumps([FORMAT, embedder.digest, *texts]).encode()).hexdigest()
         name = f"{key}.safetensors"
@@ -54,22 +54,22 @@ class Cache:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, SafetensorError) as error:
-            self.note(f"{self.folder}/{name} is damaged ({error}) and is made anew")
+            self.note(f"{self.folder}/{name} is damaged ({error}) and is computed again")
         vectors = make(embedder, texts)
         content = safetensors.numpy.save({VECTORS: vectors, SEAL: _seal(vectors)})
         try:
             self.folder.make().write_bytes(name, content)
         except OSError as error:
-            self.note(f"{self.folder} keeps no vectors ({error}): give another cache folder")
+            self.note(f"{self.folder} cannot keep vectors ({error}): choose another folder with --cache")
         return vectors
 
     def _read(self, name: str, texts: int) -> Vectors:
-        found = safetensors.numpy.load(self.folder.read_bytes(name))
-        if found.keys() != {VECTORS, SEAL} or len(found[VECTORS]) != texts:
-            raise ValueError("it holds something else")
-        if not np.array_equal(found[SEAL], _seal(found[VECTORS])):
-            raise ValueError("it does not hold what its checksum was made of")
-        return found[VECTORS]
+        tensors = safetensors.numpy.load(self.folder.read_bytes(name))
+        if tensors.keys() != {VECTORS, SEAL} or len(tensors[VECTORS]) != texts:
+            raise ValueError("unexpected content")
+        if not np.array_equal(tensors[SEAL], _seal(tensors[VECTORS])):
+            raise ValueError("its checksum differs")
+        return tensors[VECTORS]
 
 
 def _seal(vectors: Vectors) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Principal axes of the words' vectors, and what they have to do with how concrete people find the words."""
+"""Principal axes of word vectors, and their correlation with human ratings of concreteness."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Rated:
     """The category-word rows that have a rating.
 
     Attributes:
-        places: which of all rows they are.
-        categories: those that have a rated row.
-        category: of each row, as a number in `categories`.
-        word: of each row, as a number; rows of one word have the same.
-        each: the first row of each word.
+        places: indices among all rows.
+        categories: categories with a rated row.
+        category: index of each row's category in `categories`.
+        word: number of each row's word; rows of one word share it.
+        each: first row of each word.
     """
 
     places: Int[np.ndarray, " row"]
@@ -74,11 +74,11 @@ class Rated:
 
     @property
     def category_ratings(self) -> Float[np.ndarray, " category"]:
-        """The mean rating of each category's rows."""
+        """Return the mean rating of each category's rows."""
         return self.means(self.ratings[:, None])[:, 0]
 
     def means(self, values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "category column"]:
-        """The mean of each category's rows."""
+        """Return the mean of each category's rows."""
         members = self.category == np.arange(len(self.categories))[:, None]
         return members @ values / members.sum(axis=1, keepdims=True)
 
@@ -88,8 +88,8 @@ class Axes:
     """The first principal axes of one model.
 
     Attributes:
-        scores: on each axis, of each rated row in `words` and the mean of each category in `categories`.
-        variance: the share of the whole variance that lies along each axis.
+        scores: scores on each axis: of each rated row in `words`, and the mean of each category in `categories`.
+        variance: fraction of the total variance along each axis.
     """
 
     scores: dict[Level, Float[np.ndarray, "item axis"]]
@@ -105,25 +105,25 @@ def axes(
     fitted_on: Vectors | None = None,
     left_out: Mapping[str, int] | None = None,
 ) -> Analysis:
-    """How the first principal axes go with human concreteness, over words and over categories.
+    """Correlate the first principal axes with human concreteness, over words and over categories.
 
     The axes are those of the centred vectors of all rows, rated or not. Over words, the scores of all rated rows are
     correlated with their ratings: a word of two categories has two rows, as in the paper, and resamples draw them
     together. Over categories, it is the mean score of each category's rated rows with their mean rating.
 
-    An axis has no direction of its own. Here each points to where the concreteness of the rated words rises, so that
-    models can be compared; Pearson's r over words is then never negative, and its size is what says something.
+    The sign of an axis is arbitrary. Here each points to higher concreteness of the rated words, so that models can be
+    compared. Pearson's r over words is therefore never negative; only its size is informative.
 
     Args:
-        vectors: a row for each word of each category.
-        ratings: of each row; NaN where people did not rate the word.
-        number: how many axes.
-        fitted_on: vectors of another vocabulary, whose axes are taken.
-        left_out: counts of what was left out before; the result repeats them.
+        vectors: one row for each word of each category.
+        ratings: rating of each row; NaN if the word is not rated.
+        number: number of axes.
+        fitted_on: vectors of another vocabulary on which the axes are fitted.
+        left_out: counts of what was omitted before; the result repeats them.
 
     Raises:
-        ValueError: too few words are rated, or all alike; a model has fewer dimensions or vectors than there are axes;
-            vectors are not as `checked` asks.
+        ValueError: too few words are rated, or all equally; a model has fewer dimensions or vectors than axes; the
+            vectors fail `checked`.
     """
     rated = Rated.of(words, categories, ratings)
     found = {model: _axes(model, own, rated, number, fitted_on) for model, own in checked(vectors, words).items()}
@@ -204,7 +204,7 @@ def _variance(found: Mapping[str, Axes], number: int) -> Table:
 
 
 def _examples(found: Mapping[str, Axes], rated: Rated) -> Iterator[Table]:
-    """The slides' words with their scores, where the rows have any of them."""
+    """Return the slides' words with their scores, if the rows have any of them."""
     rows = [(word, rated.words.index(word)) for word in published.PC1_WORDS if word in rated.words]
     if rows:
         yield Table(
@@ -248,7 +248,7 @@ def _scores(found: Mapping[str, Axes], level: Level, row: int, axis: int) -> tup
 
 
 def _pictures(found: Mapping[str, Axes], rated: Rated, number: int) -> Iterator[Scatter]:
-    """Each word where there are few, and the categories' means where there are many, those farthest out named first."""
+    """Return the words to draw, or the categories' means if there are many words; the outermost are named first."""
     words = len(rated.each) <= MOST_WORDS
     rows = np.sort(rated.each) if words else np.arange(len(rated.categories))
     texts = [rated.words[row] for row in rows] if words else list(rated.categories)

@@ -1,4 +1,4 @@
-"""How well the words of a category keep together and apart from others: silhouettes (Rousseeuw 1987), by cosine."""
+"""Cohesion of categories of words: silhouettes (Rousseeuw 1987) by cosine distance."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PERPLEXITY = 30.0  # of t-SNE: about as many words are each word's neighbours
 
 @dataclass(frozen=True)
 class Membership:
-    """Which word is of which category.
+    """The membership of words in categories.
 
     Attributes:
-        words: each once.
-        first: the row of each word.
-        categories: in the order in which they first stand.
-        of: whether a word is of a category.
-        repeated: rows that say again what another says.
+        words: distinct words.
+        first: first row of each word.
+        categories: categories in the order of their first row.
+        of: True if a word belongs to a category.
+        repeated: number of rows that repeat another.
     """
 
     words: tuple[str, ...]
@@ -59,19 +59,19 @@ def categories(
     categories: Sequence[str],
     left_out: Mapping[str, int] | None = None,
 ) -> Analysis:
-    """The silhouette of each category: the mean of its words'.
+    """Compute the silhouette of each category: the mean of its words' silhouettes.
 
     A word's silhouette in a category is (b − a) / max(a, b), where a is its mean distance to the category's other
-    words and b that to others: to all words that are not of the category (`rest`, as in the paper), or to those of the
-    nearest category that the word is not of (`nearest`, the usual silhouette). Distance is 1 − cosine. A word of
-    several categories has a silhouette in each of them, and in none is it one of the others.
+    words and b that to others: to all words outside the category (`rest`, as in the paper), or to those of the nearest
+    category without the word (`nearest`, the usual silhouette). Distance is 1 − cosine. A word of several categories
+    has a silhouette in each of them, and counts in none of them as one of the others.
 
     Args:
-        vectors: a row for each word of each category; rows of one word have the same vector.
-        left_out: counts of what was left out before; the result repeats them.
+        vectors: one row for each word of each category; rows of one word have equal vectors.
+        left_out: counts of what was omitted before; the result repeats them.
 
     Raises:
-        ValueError: there are fewer than two categories, none has a silhouette, or vectors are not as `directions` asks.
+        ValueError: there are fewer than two categories, none has a silhouette, or the vectors fail `directions`.
     """
     units = directions(vectors, words)
     member = Membership.by(words, categories)
@@ -143,17 +143,17 @@ def categories(
 def silhouettes(
     units: Float[np.ndarray, "word dim"], of: Bool[np.ndarray, "word category"]
 ) -> dict[str, Float[np.ndarray, " category"]]:
-    """The silhouette of each category, by form; NaN where it has but one word, or all words.
+    """Return the silhouette of each category, by form; NaN if it has one word only, or all words.
 
-    The mean cosine of a word with some words is its product with their mean, so no word is compared with any other:
-    O(word · category · dim) for 6,238 words of 100 categories, not the 39 million distances.
+    The mean cosine of a word with a set of words is its product with their mean, so that no two words are compared: the
+    cost is O(word · category · dim), instead of 39 million distances for 6,238 words.
 
     Args:
         units: vectors of length 1.
     """
     sizes = of.sum(axis=0)
     sums = of.T.astype(units.dtype) @ units
-    with_each = units @ sums.T  # a word's summed cosine with each category
+    with_each = units @ sums.T  # sum of a word's cosines with each category
     with_all = units @ units.sum(axis=0)
     itself = np.einsum("wd,wd->w", units, units)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -169,11 +169,11 @@ def silhouettes(
     return found
 
 
-def shown(member: Membership) -> dict[str, list[int]]:
-    """The categories of the picture with their words' numbers: the same for all models, whatever they find.
+def choose_shown(member: Membership) -> dict[str, list[int]]:
+    """Choose the categories of the picture, with the indices of their words. The choice does not depend on the models.
 
-    They are the SHOWN largest that share at most a tenth of their words with one taken before, and of each at most
-    WORDS_SHOWN words, evenly spaced along its list. A word of two of them stands in the first.
+    These are the SHOWN largest categories that share at most a tenth of their words with an earlier one, with at most
+    WORDS_SHOWN words each, evenly spaced along its list. A word of two categories is shown in the first.
     """
     taken: dict[str, list[int]] = {}
     drawn = np.zeros(len(member.words), dtype=np.bool_)
@@ -192,8 +192,8 @@ def shown(member: Membership) -> dict[str, list[int]]:
 
 
 def _picture(own: Vectors, member: Membership) -> tuple[Scatter, ...]:
-    """Words in a plane by t-SNE (van der Maaten and Hinton 2008); none of fewer than four words."""
-    taken = shown(member)
+    """Return the words in a plane by t-SNE (van der Maaten and Hinton 2008); None for fewer than four words."""
+    taken = choose_shown(member)
     places = [place for of_category in taken.values() for place in of_category]
     groups = [name for name, of_category in taken.items() for _ in of_category]
     if len(places) < 4:
@@ -201,7 +201,7 @@ def _picture(own: Vectors, member: Membership) -> tuple[Scatter, ...]:
     perplexity = min(PERPLEXITY, (len(places) - 1) / 3)
     panels = {}
     for model, units in own.items():
-        with threadpool_limits(1):  # sums of several threads differ from run to run, and 960 words take 3 s with one
+        with threadpool_limits(1):  # one thread: sums of several differ between runs; 960 words take 3 s
             tsne = TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=SEED)
             plane = tsne.fit_transform(units[places])
         panels[model] = tuple(

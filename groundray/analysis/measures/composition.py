@@ -1,4 +1,4 @@
-"""Whether a phrase stands beside the word that it describes: the rank of *zebra* in a vocabulary by *striped horse*."""
+"""Composition of phrases: the rank of the described word (*zebra*) in a vocabulary, by the phrase (*striped horse*)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from groundray.analysis.measures.statistics import Scores, mean, measure, median
 from groundray.analysis.result import Analysis, Cell, Measure, Table
 
 NEIGHBOURS = 5
-ROUNDING = 1e-9  # cosines this near are the same
+ROUNDING = 1e-9  # closer cosines count as equal
 
 
-Paper = Mapping[tuple[str, str], tuple[published.Found, ...]]  # by phrase and target
+Paper = Mapping[tuple[str, str], tuple[published.PublishedRank, ...]]  # by phrase and target
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A phrase's target in the vocabulary, and what is nearest to the phrase, of one model.
+    """The ranks of the phrases' targets in one model.
 
     Attributes:
-        rank: of each phrase's target, from 1.
-        nearest: the vocabulary's words nearest to each phrase, nearest first, as numbers; without the phrase's own.
+        rank: rank of each phrase's target, from 1.
+        nearest: indices of the vocabulary's words nearest to each phrase, nearest first, without its own words.
     """
 
     cosine: Float[np.ndarray, " phrase"]
@@ -43,22 +43,23 @@ def composition(
     left_out: Mapping[str, int] | None = None,
     through_images: bool = False,
 ) -> Analysis:
-    """The cosine of each phrase with its target, and the target's rank among all words of the vocabulary.
+    """Compute the cosine of each phrase with its target, and the target's rank among all words of the vocabulary.
 
-    The phrase's own words are not ranked. Words as near as the target stand before it.
+    The phrase's own words are not ranked. Words as near as the target rank before it.
 
     Args:
-        of_phrases: a row for each phrase.
-        of_words: a row for each word of the vocabulary.
-        targets: of each phrase. One that is not in the vocabulary, or is a word of its phrase, is left out and counted.
-        vocabulary: words, each once.
-        left_out: counts of what was left out before; the result repeats them.
-        through_images: rows are a text's similarities to the images of a pool, and texts are near that suit the same
-            images: by the correlation of their rows, which is the cosine of the rows less their means.
+        of_phrases: one row for each phrase.
+        of_words: one row for each word of the vocabulary.
+        targets: target of each phrase. A target that is not in the vocabulary, or is a word of its phrase, is omitted
+            and counted.
+        vocabulary: distinct words.
+        left_out: counts of what was omitted before; the result repeats them.
+        through_images: rows are a text's similarities to the images of a pool. Texts are compared by the correlation
+            of their rows, which is the cosine of the centred rows.
 
     Raises:
         ValueError: no phrase has a target in the vocabulary, the vocabulary has a word twice, the models of phrases and
-            words are not the same, or vectors are not as `directions` asks (through images: all suit a text alike).
+            words differ, or the vectors fail `directions` (through images: a text is equally similar to all images).
     """
     name, about = "composition", "the cosine of their vectors"
     if through_images:
@@ -103,7 +104,7 @@ def composition(
 
 
 def _centred(rows: Vectors) -> Vectors:
-    """Rows less their means; zero where all of a row is the same but for rounding."""
+    """Subtract the mean of each row; zero for a row that is constant up to rounding."""
     found = {}
     for model, values in rows.items():
         less = values - values.mean(axis=-1, keepdims=True)
@@ -113,7 +114,7 @@ def _centred(rows: Vectors) -> Vectors:
 
 
 def own_words(phrase: str) -> set[str]:
-    """The words of a phrase, as they stand and in small letters."""
+    """Return the words of a phrase, as written and in lower case."""
     return {*phrase.split(), *phrase.lower().split()}
 
 
@@ -123,7 +124,7 @@ def ranked(
     targets: Int[np.ndarray, " phrase"],
     candidates: Bool[np.ndarray, "phrase word"],
 ) -> Ranked:
-    """Each phrase's target among its candidates, one of which it is; vectors have length 1."""
+    """Rank each phrase's target among its candidates, which include it. Vectors have length 1."""
     cosines = of_phrases @ of_words.T
     own = np.take_along_axis(cosines, targets[:, None], axis=1)
     ranks = (candidates & (cosines >= own - ROUNDING)).sum(axis=1)
@@ -136,7 +137,7 @@ def ranked(
 
 
 def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], paper: Paper) -> list[Measure]:
-    """Figures over the phrases, beside what was published of the same, where all of them were."""
+    """Return figures over the phrases, with the published ones if the paper has all of these phrases."""
     ranks = {model: one.rank.astype(np.float64) for model, one in found.items()}
     cosines = {model: one.cosine for model, one in found.items()}
     cells = [paper[pair] for pair in pairs if pair in paper]
@@ -167,7 +168,7 @@ def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], pap
 
 
 def _tables(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], paper: Paper) -> tuple[Table, Table]:
-    """The rank of each phrase's target, and its cosine; the paper's beside them where it has any of these phrases."""
+    """Return the rank and cosine of each phrase's target, beside the paper's if it has any of these phrases."""
     theirs = published.MODELS if any(pair in paper for pair in pairs) else ()
     columns = ("phrase", "target", *found, *(f"paper: {model}" for model in theirs))
     ranks: list[tuple[Cell, ...]] = []

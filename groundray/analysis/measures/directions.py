@@ -1,4 +1,4 @@
-"""What every analysis asks of the models' vectors."""
+"""Checks of the models' vectors, shared by all analyses."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-# by the model's name; rows are the same texts for all models, which may have other widths
+# by model; rows are the same texts for all models, whose widths may differ
 Vectors = Mapping[str, Float[np.ndarray, "_text _dim"]]
 
 
 def checked(vectors: Vectors, texts: Sequence[str]) -> dict[str, Float[np.ndarray, "_text _dim"]]:
-    """The vectors in double precision.
+    """Check vectors, and return them in double precision.
 
     Raises:
-        ValueError: there is no model or no text, a model has not one vector a text, or one that is not finite.
+        ValueError: there is no model or no text, a model lacks a vector for each text, or a vector is not finite.
     """
     if not vectors:
         raise ValueError("expected the vectors of at least one model, got none")
@@ -35,7 +35,7 @@ def checked(vectors: Vectors, texts: Sequence[str]) -> dict[str, Float[np.ndarra
 
 
 def directions(vectors: Vectors, texts: Sequence[str]) -> dict[str, Float[np.ndarray, "_text _dim"]]:
-    """The vectors at length 1, so that their products are cosines.
+    """Scale vectors to length 1, so that their products are cosines.
 
     Raises:
         ValueError: as `checked`, or a vector is zero.

@@ -1,4 +1,4 @@
-"""How well images suit texts: what a word means in the space that both streams share."""
+"""Similarity of texts through images: the meaning of a word in the space that both streams share."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def similarities(
     kind: Kind,
     special_tokens: bool,
 ) -> Float[np.ndarray, "text image"]:
-    """The similarity of each image to each text by the grounding stage's match map: phrases that mean the same suit the
-    same images, whatever words they are of.
+    """Return the similarity of each text to each image by the grounding stage's match map.
+
+    Phrases of the same meaning are similar to the same images, whatever their words.
 
     Raises:
         ValueError: there are fewer than two images.
     """
     heads = model.head(GroundingHeads)
-    kept, counted = [], []  # only of tokens that count: most of a word's row is padding
+    kept, counted = [], []  # only tokens that count: most of a word's row is padding
     for start in range(0, len(texts), TEXTS):
         ids, lengths = tokenizer.encode(texts[start : start + TEXTS])
         tokens = torch.from_numpy(ids.astype(np.int64))

@@ -1,11 +1,11 @@
-"""Image-text retrieval of a model: how well a caption finds its image among all images, and the other way round."""
+"""Image-text retrieval of a model, in both directions: recall@k and ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from groundray.analysis.measures.proportion import share_of
+from groundray.analysis.measures.proportion import proportion_of
 from groundray.analysis.result import Analysis, Cell, Measure, Table
 from groundray.data.batches import CaptionBatch
 from groundray.loss.match_map import Kind, similarity
@@ -16,12 +16,12 @@ from groundray.stage.metrics import recalls
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Recall@k, mean and median rank both ways; each image's first caption is its query.
+    """Recall@k, mean and median rank in both directions; an image's first caption is its query.
 
     Attributes:
-        images: the size of the pool.
-        metrics: `text_to_image/recall@1` and so on: shares from 0 to 1, and ranks from 1.
-        chance: the recall@10 of random ranks.
+        images: number of images in the pool.
+        metrics: `text_to_image/recall@1` and so on: fractions from 0 to 1, and ranks from 1.
+        chance: recall@10 of random ranks.
     """
 
     images: int
@@ -35,12 +35,12 @@ HOW = {"grounding": "match map", "retrieval": "retrieval heads"}
 
 
 def by_match_map(model: GroundedModel, batches: Iterable[CaptionBatch], kind: Kind, special_tokens: bool) -> Retrieval:
-    """Retrieval of a model of the grounding stage, by the match map's similarity, over all images of some batches."""
+    """Measure retrieval by the match map of the grounding stage, over all images of the batches."""
     return _retrieval([encode_for_match_map(model, batch, special_tokens) for batch in batches], kind)
 
 
 def by_heads(model: GroundedModel, batches: Iterable[CaptionBatch], special_tokens: bool) -> Retrieval:
-    """Retrieval of a model of the retrieval stage, by one vector an image and one a caption."""
+    """Measure retrieval by the vectors of the retrieval stage, over all images of the batches."""
     return _retrieval([encode_for_retrieval(model, batch, special_tokens) for batch in batches], "cosine")
 
 
@@ -50,18 +50,18 @@ def _retrieval(encoded: list[Encoded], kind: Kind) -> Retrieval:
 
 
 def analysis(found: Mapping[str, Retrieval], models: Mapping[str, str]) -> Analysis:
-    """What was found, for a report.
+    """Return the results as an analysis.
 
     Args:
-        found: by stage, `grounding` or `retrieval`.
-        models: the name of each stage's language stream.
+        found: results by stage, `grounding` or `retrieval`.
+        models: name of each stage's language stream.
     """
     measures = tuple(
         Measure(
             key=f"{stage}/{way}/recall_at_10",
             name=f"{WAYS[way]}, {HOW[stage]}: recall@10",
             items=one.images,
-            values={models[stage]: share_of(one.metrics[f"{way}/recall@10"], one.images)},
+            values={models[stage]: proportion_of(one.metrics[f"{way}/recall@10"], one.images)},
         )
         for stage, one in found.items()
         for way in WAYS

@@ -1,4 +1,4 @@
-"""A share of items, with its interval."""
+"""A proportion of items, with its interval."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from scipy.stats import binomtest
 from groundray.analysis.result import Value
 
 
-def share_of(share: float, items: int) -> Value:
-    """A share from 0 to 1 of some items, with Wilson's 95% interval (1927); without one of no item."""
+def proportion_of(share: float, items: int) -> Value:
+    """Return a proportion from 0 to 1 with Wilson's 95% interval (1927); without an interval if there are no items."""
     if items == 0:
         return Value(share)
     interval = binomtest(round(share * items), items).proportion_ci(method="wilson")

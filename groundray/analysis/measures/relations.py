@@ -1,4 +1,4 @@
-"""How well a model finds predicates and objects, against the majority class and against itself without the image."""
+"""Top-k accuracy of predicates and objects, against the majority class and the same model without the image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from groundray.analysis.measures.proportion import share_of
+from groundray.analysis.measures.proportion import proportion_of
 from groundray.analysis.result import Analysis, Measure, Table
 from groundray.data.batches import SceneGraphBatch
 from groundray.model.grounded import GroundedModel
@@ -21,14 +21,14 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Relations:
-    """Top-k accuracy of predicates and objects: shares from 0 to 1.
+    """Top-k accuracy of predicates and objects, from 0 to 1.
 
     Attributes:
-        triplets, objects: how many were asked for.
+        triplets, objects: number of triplets and objects.
         metrics: `predicate/top1`, `object/top5` and so on.
-        without_image: the same model with every image blank.
-        majority: the share of the most frequent predicate, and of the most frequent class.
-        unknown: triplets and objects that the model was never taught the word of, and that are left out.
+        without_image: the same metrics with every image blank.
+        majority: fraction of the most frequent predicate, and of the most frequent class.
+        unknown: number of omitted triplets and objects, whose predicate or class the model was not trained on.
     """
 
     triplets: int
@@ -47,11 +47,11 @@ def relations(
     taught: Vocabulary,
     used: Vocabulary,
 ) -> Relations:
-    """What a model of the relational stage finds in some scene graphs.
+    """Evaluate a model of the relational stage on scene graphs.
 
     Args:
-        taught: predicates and classes that the model was trained with.
-        used: those of the scene graphs, which may be others; a word is the same by its name.
+        taught: predicates and classes that the model was trained on.
+        used: predicates and classes of the scene graphs. They are matched by name.
 
     Raises:
         ValueError: the two have no predicate in common, or there is no triplet.
@@ -92,7 +92,7 @@ def relations(
 
 
 def _translation(used: tuple[str, ...], taught: tuple[str, ...]) -> Int[Tensor, " word"]:
-    """For each word of some shards its number in the model, or UNKNOWN."""
+    """Return the model's number for each word of the shards, or UNKNOWN."""
     numbers: Mapping[str, int] = {word: number for number, word in enumerate(taught)}
     return torch.tensor([numbers.get(word, UNKNOWN) for word in used])
 
@@ -102,10 +102,10 @@ def _majority(numbers: Int[Tensor, " item"]) -> float:
 
 
 def analysis(found: Relations, model: str) -> Analysis:
-    """What was found, for a report.
+    """Return the results as an analysis.
 
     Args:
-        model: the name of the language stream.
+        model: name of the language stream.
     """
     items = {"predicate": found.triplets, "object": found.objects}
     tops = [name.removeprefix("predicate/") for name in found.metrics if name.startswith("predicate/")]
@@ -124,7 +124,9 @@ def analysis(found: Relations, model: str) -> Analysis:
         "Which predicate a pair of objects has, and which class an object is, beside the same model without the image "
         "and the most frequent answer. Intervals are Wilson's (1927).",
         tuple(
-            Measure(f"{what}/top1", f"{what}: top-1", count, {model: share_of(found.metrics[f"{what}/top1"], count)})
+            Measure(
+                f"{what}/top1", f"{what}: top-1", count, {model: proportion_of(found.metrics[f"{what}/top1"], count)}
+            )
             for what, count in items.items()
         ),
         (Table("Accuracy", ("", "with the image", "without", "majority"), tuple(rows)),),

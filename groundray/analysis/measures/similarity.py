@@ -1,4 +1,4 @@
-"""How well the cosines of two words' vectors follow how similar people find the words."""
+"""Rank correlation of the cosines of word vectors with human ratings of similarity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from groundray.analysis.measures.statistics import FEWEST, measure, slug, spearm
 from groundray.analysis.result import Analysis, Cell, Measure, Table
 
 DIGITS = 12  # of a cosine; words beside themselves have all the same
-Pair = tuple[str, str, float]  # two words and the score that people gave
+Pair = tuple[str, str, float]  # two words and their human score
 
 
 def similarity(
@@ -20,18 +20,18 @@ def similarity(
     sets: Mapping[str, Sequence[Pair]],
     left_out: Mapping[str, int] | None = None,
 ) -> Analysis:
-    """Spearman's rho of cosines with human scores, a set of word pairs at a time.
+    """Compute Spearman's rho of cosines with human scores, for each set of word pairs.
 
     Args:
-        vectors: a row for each word.
-        words: each once.
-        sets: by name. A pair with a word that is missing is left out, and so is a set with fewer than FEWEST pairs
-            then; the table says how many pairs of each set were used.
-        left_out: counts of what was left out before; the result repeats them.
+        vectors: one row for each word.
+        words: distinct words.
+        sets: sets of pairs by name. A pair with an unknown word is omitted, as is a set that keeps fewer than FEWEST
+            pairs; the table lists the number of pairs used.
+        left_out: counts of what was omitted before; the result repeats them.
 
     Raises:
-        ValueError: no set has enough pairs, all scores or cosines of a set are the same, or vectors are not as
-            `directions` asks.
+        ValueError: no set has enough pairs, all scores or cosines of a set are equal, or the vectors fail
+            `directions`.
     """
     units = directions(vectors, words)
     place = {word: number for number, word in enumerate(words)}

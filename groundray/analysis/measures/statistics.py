@@ -1,8 +1,8 @@
-"""Figures over items that all models share, with 95% intervals; how models differ, and paired tests.
+"""Figures over items that all models share, with 95% intervals, differences between models, and paired tests.
 
 Intervals are percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) of RESAMPLES resamples. Resample r
-is the same for every model, so a difference of two models has its own interval, narrower than theirs where the models
-agree about the items. Resamples follow from SEED alone: the same items give the same intervals in every run.
+is the same for every model, so that the difference of two models has an interval of its own, narrower than theirs if
+the models agree on the items. Resamples depend on SEED alone: equal items give equal intervals in every run.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from groundray.rng import pick
 
 SEED = 801
 RESAMPLES = 1000
-AT_ONCE = 50  # resamples: 3 MB an array of 8,000 items
-ROUNDING = 1e-12  # differences and variances below it, relative to the whole, are no differences
-FEWEST = 3  # items that a correlation or an interval is given of
+AT_ONCE = 50  # resamples per array: 3 MB for 8,000 items
+ROUNDING = 1e-12  # relative differences and variances below it count as zero
+FEWEST = 3  # minimum number of items for a correlation or an interval
 
-Scores = Mapping[str, Float[np.ndarray, " item"]]  # by the model's name, for the same items
+Scores = Mapping[str, Float[np.ndarray, " item"]]  # scores of the same items, by model
 
 Figure = Callable[[Float[np.ndarray, "resample item"]], Float[np.ndarray, " resample"]]
-# what items of known values count for in resamples, by how often each has them
+# a figure of resamples, given how often each item occurs in them
 AsDrawn = Callable[[Float[np.ndarray, "resample item"]], Float[np.ndarray, "resample item"]]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of the items, and of each resample of them (none of fewer than FEWEST items)."""
+    """A figure of the items, and of each resample (none for fewer than FEWEST items)."""
 
     value: float
     resampled: Float[np.ndarray, " resample"]
@@ -44,7 +44,7 @@ class Estimate:
         return Estimate(self.value - other.value, self.resampled - other.resampled)
 
     def with_interval(self) -> Value:
-        """The figure with its interval, of the resamples that have a figure: a constant has no correlation."""
+        """Return the figure with its interval, over the resamples that have one: a constant has no correlation."""
         defined = self.resampled[np.isfinite(self.resampled)]
         if not len(defined):
             return Value(self.value)
@@ -55,14 +55,14 @@ class Estimate:
 def pearson(
     scores: Scores, ratings: Float[np.ndarray, " item"], units: Int[np.ndarray, " item"] | None = None
 ) -> dict[str, Estimate]:
-    """Pearson's r of each model's scores with the ratings.
+    """Compute Pearson's r of each model's scores with the ratings.
 
     Args:
-        units: items of the same number, from 0 without a gap, are drawn together, as the rows of one word must be:
-            they are not independent. None: each item on its own.
+        units: unit of each item, numbered from 0. Items of a unit are resampled together, since they are not
+            independent, such as the rows of one word. None: each item is a unit.
 
     Raises:
-        ValueError: too few items, some that are not finite, or all alike.
+        ValueError: there are too few items, an item is not finite, or all are equal.
     """
 
     def standardised(values: Float[np.ndarray, " item"]) -> AsDrawn:
@@ -75,21 +75,21 @@ def pearson(
 def spearman(
     scores: Scores, ratings: Float[np.ndarray, " item"], units: Int[np.ndarray, " item"] | None = None
 ) -> dict[str, Estimate]:
-    """Spearman's rho of each model's scores with the ratings: Pearson's r of their ranks, ties at their mean rank.
+    """Compute Spearman's rho of each model's scores with the ratings: Pearson's r of ranks, ties at their mean rank.
 
-    Every resample is ranked anew. Arguments and errors as of `pearson`.
+    Every resample is ranked again. Arguments and errors as for `pearson`.
     """
     return _correlations(scores, ratings, units, lambda values: Ranking.of(values).ranks)
 
 
 def over_items(scores: Scores, figure: Figure) -> dict[str, Estimate]:
-    """A figure of each model's scores, such as `median`.
+    """Compute a figure of each model's scores, such as `median`.
 
     Args:
-        figure: of each row of a table with an item a column.
+        figure: function of a table (one item per column) that returns a figure for each row.
 
     Raises:
-        ValueError: no items, or some that are not finite.
+        ValueError: there are no items, or an item is not finite.
     """
     items = _items(scores)
     if items == 0:
@@ -100,22 +100,22 @@ def over_items(scores: Scores, figure: Figure) -> dict[str, Estimate]:
 
 
 def mean(values: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, " resample"]:
-    """Of each row."""
+    """Return the mean of each row."""
     return values.mean(axis=-1)
 
 
 def median(values: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, " resample"]:
-    """Of each row."""
+    """Return the median of each row."""
     return np.median(values, axis=-1)
 
 
 def lower_quartile(values: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, " resample"]:
-    """Of each row."""
+    """Return the lower quartile of each row."""
     return np.quantile(values, 0.25, axis=-1)
 
 
 def upper_quartile(values: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, " resample"]:
-    """Of each row."""
+    """Return the upper quartile of each row."""
     return np.quantile(values, 0.75, axis=-1)
 
 
@@ -123,13 +123,12 @@ QUARTILES = {"lower_quartile": lower_quartile, "median": median, "upper_quartile
 
 
 def paired_tests(scores: Scores) -> dict[tuple[str, str], float]:
-    """The two-sided p of Wilcoxon's signed-rank test (1945) for each two models, corrected for all of them (Holm).
+    """Return the two-sided p of Wilcoxon's signed-rank test (1945) for each pair of models, corrected for all (Holm).
 
-    Items that two models have the same score of say nothing and do not count; where those are all, p is 1. Empty of
-    fewer than FEWEST items.
+    Items with equal scores do not count; if all are equal, p is 1. Empty for fewer than FEWEST items.
 
     Raises:
-        ValueError: some scores are not finite.
+        ValueError: a score is not finite.
     """
     _refuse_unfinite(scores)
     pairs = list(combinations(scores, 2))
@@ -144,7 +143,7 @@ def paired_tests(scores: Scores) -> dict[tuple[str, str], float]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P values corrected for their number (Holm 1979), so that few families of tests have any that is wrongly low."""
+    """Correct p values for the number of tests (Holm 1979), which bounds the family-wise error rate."""
     corrected = [0.0] * len(p)
     highest = 0.0
     for place, number in enumerate(sorted(range(len(p)), key=lambda number: p[number])):
@@ -154,7 +153,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def slug(name: str) -> str:
-    """A name as part of a measure's key, without what MLflow has no room for: `other_perceptual`."""
+    """Return a name as part of a key, without characters that MLflow refuses, such as `other_perceptual`."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 
@@ -166,11 +165,11 @@ def measure(
     tests: Mapping[tuple[str, str], float] | None = None,
     published: Mapping[str, float] | None = None,
 ) -> Measure:
-    """A measure with the values of all models and all differences.
+    """Return a measure with the values of all models and their differences.
 
     Args:
         tests: p by (first, other), from `paired_tests`.
-        published: by the paper's model.
+        published: published values by the paper's model.
     """
     differences = tuple(
         Difference(
@@ -184,12 +183,12 @@ def measure(
 
 @dataclass(frozen=True)
 class Ranking:
-    """Items in the order of their values, equal ones together.
+    """Items sorted by value, equal values grouped.
 
     Attributes:
-        order: the items, by value.
-        starts: where in `order` each group of equal values begins.
-        group: of each item.
+        order: items sorted by value.
+        starts: index in `order` at which each group of equal values begins.
+        group: group of each item.
     """
 
     order: Int[np.ndarray, " item"]
@@ -203,7 +202,7 @@ class Ranking:
         return cls(order, np.searchsorted(group[order], np.arange(len(distinct))), group)
 
     def ranks(self, counts: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, "resample item"]:
-        """The rank from 1 of each item among those drawn, each as often as it was; equal ones have their mean rank."""
+        """Return the rank from 1 of each item in a resample, given how often it occurs; ties have their mean rank."""
         sizes = np.add.reduceat(counts[:, self.order], self.starts, axis=1)
         return (np.cumsum(sizes, axis=1) - sizes / 2 + 0.5)[:, self.group]
 
@@ -214,7 +213,7 @@ def _correlations(
     units: Int[np.ndarray, " item"] | None,
     prepare: Callable[[Float[np.ndarray, " item"]], AsDrawn],
 ) -> dict[str, Estimate]:
-    """Correlations of what `prepare` makes of scores and ratings, over all items and over each resample."""
+    """Correlate `prepare` of scores and of ratings, over all items and over each resample."""
     _check(scores, ratings)
     y, *X = (prepare(values) for values in (ratings, *scores.values()))
 
@@ -235,7 +234,7 @@ def _correlation(
     x: Float[np.ndarray, "resample item"],
     y: Float[np.ndarray, "resample item"],
 ) -> Float[np.ndarray, " resample"]:
-    """Pearson's r where each item counts so often; NaN where x or y does not vary but by rounding."""
+    """Return Pearson's r with a count for each item; NaN if x or y is constant up to rounding."""
     shares = counts / counts.sum(axis=1, keepdims=True)
     x = x - np.einsum("ri,ri->r", shares, x)[:, None]
     y = y - np.einsum("ri,ri->r", shares, y)[:, None]
@@ -245,21 +244,21 @@ def _correlation(
 
 
 def _draws(units: int) -> Iterator[Int[np.ndarray, "resample unit"]]:
-    """Which units each resample has, with repeats."""
+    """Return the units of each resample, with repeats."""
     for start in range(0, RESAMPLES, AT_ONCE):
         resample = np.arange(start, min(start + AT_ONCE, RESAMPLES), dtype=np.uint64)[:, None]
         yield pick(units, SEED, resample, np.arange(units, dtype=np.uint64))
 
 
 def _counts(units: Int[np.ndarray, " item"]) -> Iterator[Float[np.ndarray, "resample item"]]:
-    """How often each resample has each item."""
+    """Return how often each item occurs in each resample."""
     count = int(units.max()) + 1
     for drawn in _draws(count):
         yield np.stack([np.bincount(one, minlength=count) for one in drawn]).astype(np.float64)[:, units]
 
 
 def _items(scores: Scores) -> int:
-    """How many items there are."""
+    """Return the number of items."""
     if not scores:
         raise ValueError("expected the scores of at least one model, got none")
     return len(next(iter(scores.values())))

@@ -1,4 +1,4 @@
-"""Where the names of points go, so that they can be read."""
+"""Placement of labels beside points, without overlaps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 ANGLES = np.radians([0, 180, 90, 270, 45, 135, 315, 225, 22, 158, 338, 202, 68, 112, 292, 248])
 DISTANCES = (1.0, 2.5, 5.0, 9.0, 14.0, 20.0)  # in gaps
-NEAR = 3.0  # gaps: a label farther from its anchor is led to it by a line
-COVERED = 1.5  # distances farther from its anchor that a label goes to cover one point fewer
-MOST_COVERED = 3  # points: a label that covers more of them is no worse
+NEAR = 3.0  # gaps: a label farther away gets a line to its anchor
+COVERED = 1.5  # distances that a label moves outwards to cover one point fewer
+MOST_COVERED = 3  # points: covering more than these is not counted
 
 
 def place(
@@ -21,15 +21,14 @@ def place(
     points: Float[np.ndarray, "point 2"],
     gap: float,
 ) -> list[Box | None]:
-    """A box for each label, of its size, near its anchor; None where there is no room for it.
+    """Return a box for each label near its anchor; None if there is no room.
 
-    No box overlaps another or leaves the bounds, and no line from an anchor to the middle of its label, where that is
-    farther than NEAR, passes another label. Labels are placed in their order, each where it is nearest to its anchor
-    and covers few points.
+    Boxes do not overlap or leave the bounds, and the line from an anchor to a label farther than NEAR crosses no other
+    label. Labels are placed in order, each where it is near its anchor and covers few points.
 
     Args:
-        points: what should not be covered, the anchors among them.
-        gap: from an anchor to its label, where there is room, and the least from a label to another.
+        points: points that should not be covered, the anchors included.
+        gap: distance of a label from its anchor, and minimum distance between labels.
     """
     boxes: list[Box | None] = []
     taken, lines = np.empty((0, 4)), np.empty((0, 4))
@@ -59,7 +58,7 @@ def _around(
     distance: float,
     directions: Float[np.ndarray, "angle 2"],
 ) -> Float[np.ndarray, "angle 4"]:
-    """Boxes whose edge or corner is so far from the anchor."""
+    """Return boxes whose edge or corner is at a distance from the anchor."""
     centres = anchor + directions * distance + np.sign(np.round(directions, 6)) * size / 2
     return np.concatenate([centres - size / 2, centres + size / 2], axis=1)
 
@@ -69,7 +68,7 @@ def _middles(boxes: Float[np.ndarray, "box 4"]) -> Float[np.ndarray, "box 2"]:
 
 
 def _crossed(lines: Float[np.ndarray, "line 4"], boxes: Float[np.ndarray, "box 4"]) -> Bool[np.ndarray, "line box"]:
-    """Which lines (from x, y to x, y) pass which boxes: both coordinates are within the box for some stretch."""
+    """Return which lines (x, y to x, y) cross which boxes."""
     start, way = lines[:, None, :2], (lines[:, 2:] - lines[:, :2])[:, None]
     way = np.where(np.abs(way) < 1e-9, 1e-9, way)
     one, other = (boxes[None, :, :2] - start) / way, (boxes[None, :, 2:] - start) / way
@@ -88,5 +87,5 @@ def _inside(boxes: Float[np.ndarray, "box 4"], bounds: Box) -> Bool[np.ndarray, 
 
 
 def _covered(boxes: Float[np.ndarray, "box 4"], points: Float[np.ndarray, "point 2"], margin: float) -> np.ndarray:
-    """How many points lie in each box, or nearer than the margin."""
+    """Return the number of points in each box, or within the margin around it."""
     return _overlap(boxes, np.concatenate([points - margin, points + margin], axis=1)).sum(axis=1)

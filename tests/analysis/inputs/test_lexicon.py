@@ -22,7 +22,7 @@ def models() -> dict[str, Embedder]:
 
 def test_every_model_has_the_same_texts_once(models: dict[str, Embedder]) -> None:
     lexicon = Lexicon.of(models, TEXTS)
-    assert list(lexicon.place) == ["zebra", "red fruit", "horse"]
+    assert list(lexicon.row_of) == ["zebra", "red fruit", "horse"]
     assert lexicon.unknown == {"whole": {"giraffe"}, "small": {"giraffe", "bear"}}
     for name, model in models.items():
         assert np.array_equal(lexicon.vectors[name], model.embed(["zebra", "red fruit", "horse"]))
@@ -30,16 +30,16 @@ def test_every_model_has_the_same_texts_once(models: dict[str, Embedder]) -> Non
 
 def test_an_analysis_takes_its_rows_and_hears_what_is_left_out(models: dict[str, Embedder]) -> None:
     lexicon = Lexicon.of(models, TEXTS)
-    taken = lexicon.take(["horse", "bear", "zebra", "bear", "horse"])
+    taken = lexicon.select(["horse", "bear", "zebra", "bear", "horse"])
     assert taken.rows.tolist() == [0, 2, 4]
     assert taken.left_out == {"words out of vocabulary (small)": 1}
     for name, vectors in taken.vectors.items():
         assert np.array_equal(vectors, lexicon.vectors[name][[2, 0, 2]])
-    nothing = lexicon.take(["giraffe"])
+    nothing = lexicon.select(["giraffe"])
     assert nothing.vectors["whole"].shape == (0, 16)
     assert nothing.left_out == {"words out of vocabulary (whole)": 1, "words out of vocabulary (small)": 1}
     with pytest.raises(KeyError, match="texts that the lexicon was made of, got 'photo'"):
-        lexicon.take(["zebra", "photo"])
+        lexicon.select(["zebra", "photo"])
 
 
 def test_nothing_to_compare_is_an_error(models: dict[str, Embedder]) -> None:

@@ -26,7 +26,7 @@ def test_the_controls_of_an_export_come_first_in_their_order(tmp_path: Path) -> 
         tmp_path, "language", "language-relational", "language-ungrounded", "language-grounded", "language-visual"
     )
     found = Models.of(f"{model}/", ["bert=models/bert", "text-only=runs/other/model/language-text-only"])
-    assert found.places == {
+    assert found.sources == {
         "ungrounded": f"{model}/language-ungrounded",
         "text-only": "runs/other/model/language-text-only",
         "grounded": f"{model}/language-grounded",
@@ -34,7 +34,7 @@ def test_the_controls_of_an_export_come_first_in_their_order(tmp_path: Path) -> 
         "visual": f"{model}/language-visual",
         "bert": "models/bert",
     }
-    assert list(found.places)[:4] == ["ungrounded", "text-only", "grounded", "relational"]
+    assert list(found.sources)[:4] == ["ungrounded", "text-only", "grounded", "relational"]
     assert found.notes == ()
 
 
@@ -78,9 +78,7 @@ def test_norms_of_the_embedded_world(world: SmallWorld) -> None:
         None,
         f"in {folder}",
     )
-    assert found.places == [
-        f"{folder}/{name}.csv" for name in ("concreteness", "categories", "features", "composition")
-    ]
+    assert found.paths == [f"{folder}/{name}.csv" for name in ("concreteness", "categories", "features", "composition")]
 
 
 def test_norms_as_they_are_published(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from groundray.analysis.inputs.norm_tables import (
 )
 from groundray.data.scenes import ground_truth
 
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "norms"
+PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "norms"
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_features(write: Write) -> None:
         "owl,flies,1",
         "dog,barks,9",
     )
-    found = read_features(file, at_least=2)
+    found = read_features(file, min_people=2)
     assert found.concepts == ("dog", "cat", "owl")
     assert found.features == ("barks", "is soft")
     assert found.has.tolist() == [[True, True], [False, True], [False, False]]
@@ -159,14 +159,14 @@ def test_features_as_mcrae_published_them(write: Write) -> None:
 
 def test_features_as_cslb_published_them(write: Write) -> None:
     rows = ("accordion\tmusic\tother perceptual\tmakes music\t9", "accordion\tmusic\tvisual perceptual\thas keys\t14")
-    found = read_features(write("concept\tdomain\tfeature type\tfeature\tpf", *rows, name="norms.dat"), at_least=5)
+    found = read_features(write("concept\tdomain\tfeature type\tfeature\tpf", *rows, name="norms.dat"), min_people=5)
     assert (found.features, found.types) == (("makes music", "has keys"), ("other perceptual", "visual"))
 
 
 def test_features_as_buchanan_published_them(write: Write) -> None:
     names = "where,cue,feature,translated,frequency_feature,frequency_translated,n"
     rows = ("b,dog,barking,bark,12,20,60", "b,dog,barks,bark,8,20,60", "b,cat,meows,meow,4,4,60")
-    found = read_features(write(names, *rows), at_least=10)
+    found = read_features(write(names, *rows), min_people=10)
     assert found.features == ("bark",)
     assert found.has.tolist() == [[True], [False]]
     assert found.left_out == {

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from groundray.analysis.measures.proportion import share_of
+from groundray.analysis.measures.proportion import proportion_of
 from groundray.analysis.result import Value
 
 
 @pytest.mark.parametrize(("hits", "items"), [(0, 5), (7, 20), (197, 200), (20, 20)])
 def test_the_interval_is_wilsons(hits: int, items: int) -> None:
-    found = share_of(hits / items, items)
+    found = proportion_of(hits / items, items)
     z, p = 1.959963984540054, hits / items
     centre = (p + z * z / (2 * items)) / (1 + z * z / items)
     half = z / (1 + z * z / items) * math.sqrt(p * (1 - p) / items + z * z / (4 * items * items))
@@ -21,4 +21,4 @@ def test_the_interval_is_wilsons(hits: int, items: int) -> None:
 
 
 def test_of_nothing_there_is_no_interval() -> None:
-    assert share_of(0.0, 0) == Value(0.0)
+    assert proportion_of(0.0, 0) == Value(0.0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 
-from groundray.analysis.measures.categories import Membership, categories, shown, silhouettes
+from groundray.analysis.measures.categories import Membership, categories, choose_shown, silhouettes
 
 
 def made(count: int = 30, groups: int = 4, seed: int = 0) -> tuple[np.ndarray, list[str], list[str]]:
@@ -136,7 +136,7 @@ def test_the_categories_shown_are_large_and_share_few_words() -> None:
     rows = [(f"{size}-{number}", f"c{size}") for size in range(100, 80, -1) for number in range(size)]
     rows += [(word, "copy") for word, name in rows if name == "c100"] + [("100-0", "c99")]
     member = Membership.by(*zip(*rows, strict=True))
-    taken = shown(member)
+    taken = choose_shown(member)
     assert list(taken) == ["c100", *(f"c{size}" for size in range(99, 88, -1))]
     assert {len(places) for places in taken.values()} == {80}
     every = [place for places in taken.values() for place in places]
