@@ -52,13 +52,15 @@ def test_the_analysis_counts_nearest_neighbours(example: ModuleType) -> None:
 def test_the_stage_trains(
     example: ModuleType, world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from groundray import fit, load_settings
+    from groundray import config
     from groundray.stage.stages import STAGES
+    from groundray.training import progression
+    from groundray.training.worker import InProcess
 
     monkeypatch.setitem(STAGES, "grounding", example.SigmoidStage.open)
     argv = world.settings(f"--run.storage={tmp_path}", "--scaling.num_workers=0", "--grounding.temperature=0.1")
     events: list[object] = []
-    fit(load_settings("demo", argv), events.append)
+    progression.train(config.load("demo", argv), InProcess(events.append))
     steps = [event.metrics for event in events if "positive_probability" in getattr(event, "metrics", {})]
     assert len(steps) == 2 * (72 // 8)
     first, last = (np.mean([step["loss"] for step in part]) for part in (steps[:3], steps[-3:]))

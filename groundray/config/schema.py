@@ -333,6 +333,14 @@ class MaskedLanguage(Stage):
     max_tokens: int = Field(default=32, ge=3, description="maximum tokens per text, with [CLS] and [SEP], at least 3")
     trains: TrainedLanguage = TrainedLanguage(language_layers="all", query_key=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, tree: Any) -> Any:
+        """Read `mask_fraction` under its former name, so that earlier runs resume and earlier models load."""
+        if isinstance(tree, dict) and "mask_share" in tree:
+            return {"mask_fraction" if key == "mask_share" else key: value for key, value in tree.items()}
+        return tree
+
 
 class Grounding(Stage):
     """Grounding of captions in images: match maps and symmetric NT-Xent over the global batch."""

@@ -12,7 +12,7 @@ from groundray.analysis.inputs import published
 from groundray.analysis.measures.axes import axes
 from groundray.analysis.measures.categories import categories
 from groundray.analysis.measures.composition import composition
-from groundray.analysis.measures.feature_norms import feature_norms
+from groundray.analysis.measures.feature_norms import ClassifierOptions, feature_norms
 from groundray.analysis.result import Analysis, Measure
 from groundray.data.scenes import ground_truth as world
 
@@ -21,6 +21,7 @@ ROWS = tuple(world.categories())
 WORDS = tuple(word for _, word, _ in ROWS)
 RATINGS = np.array([rating for _, _, rating in ROWS])
 FEATURES = tuple(world.features())
+ONE_PROCESS = ClassifierOptions(processes=1)
 
 
 def vectors(words: tuple[str, ...], seed: int = 1) -> dict[str, np.ndarray]:
@@ -59,7 +60,7 @@ def found() -> dict[str, Analysis]:
     return {
         "axes": axes(of_rows, WORDS, names, RATINGS),
         "categories": categories(of_rows, WORDS, names),
-        "norms": feature_norms(vectors(concepts), concepts, *rest, jobs=1),
+        "norms": feature_norms(vectors(concepts), concepts, *rest, ONE_PROCESS),
     }
 
 
@@ -105,7 +106,7 @@ def test_what_is_published_has_a_measure(found: dict[str, Analysis]) -> None:
     typed = features()
     kinds = ["visual", "other perceptual", "functional", "encyclopaedic", "taxonomic"]
     has = np.random.default_rng(0).random((len(typed[0]), 5)) < 0.4
-    every = feature_norms(vectors(typed[0]), typed[0], kinds, has, kinds, jobs=1)
+    every = feature_norms(vectors(typed[0]), typed[0], kinds, has, kinds, ONE_PROCESS)
     for analysis in (found["axes"], found["categories"], every):
         keys = {one.key for one in analysis.measures}
         assert {one.key for one in analysis.measures if one.published} == set(published.keys(analysis.name)) <= keys

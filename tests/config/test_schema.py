@@ -49,3 +49,9 @@ def test_worker_counts_are_those_in_range_that_split_the_chunks(minimal: Path) -
     assert settings.worker_counts == (1, 2, 4)
     assert load(minimal, ["--scaling.num_workers", "2"]).worker_counts == (2,)
     assert load(minimal, ["--scaling.num_workers", "0"]).worker_counts == (0,)
+
+
+def test_settings_of_earlier_versions_are_read() -> None:
+    """`mask_fraction` was named `mask_share`: stored settings of earlier runs and models have that name."""
+    text = config.MaskedLanguage(**{"train": "t", "val": "v", "batch_size": 8, "mask_share": 0.3})
+    assert text.mask_fraction == 0.3

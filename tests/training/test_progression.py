@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import STAGES, SmallWorld
-from test_preflight import drop_last_word
 
 from groundray import config
 from groundray.model import export
@@ -139,11 +138,20 @@ def test_start_model_of_another_shape_is_refused_by_weight_name(
         progression.initial_model(config.load("demo", words))
 
 
+def fewer_words(source: Path, target: Path, kind: str) -> Path:
+    """Copy shards and drop the last word of a kind from their index."""
+    shutil.copytree(source, target)
+    index = json.loads((target / "dataset.json").read_text())
+    index["vocabulary"][kind] = index["vocabulary"][kind][:-1]
+    (target / "dataset.json").write_text(json.dumps(index))
+    return target
+
+
 def test_fewer_classes_than_the_start_model_are_refused(
     world: SmallWorld, whole: tuple[Path, list[Event]], tmp_path: Path
 ) -> None:
     parts = {
-        part: drop_last_word(world.shards / "objects" / part, tmp_path / part, "classes") for part in ("train", "val")
+        part: fewer_words(world.shards / "objects" / part, tmp_path / part, "classes") for part in ("train", "val")
     }
     words = [
         *world.settings(f"--run.start_from={whole[0]}/model", "--run.start_stage=visual", stages="visual"),
@@ -152,6 +160,33 @@ def test_fewer_classes_than_the_start_model_are_refused(
     with pytest.raises(ValueError, match=r"14 classes.* 15 .*verdil.*visual\.new_head"):
         preflight.check(config.load("demo", words))
     assert preflight.check(config.load("demo", [*words, "--visual.new_head=true"]))
+
+
+def test_training_and_validation_need_equal_vocabularies(world: SmallWorld, tmp_path: Path) -> None:
+    val = fewer_words(world.shards / "scene_graphs" / "val", tmp_path / "val", "predicates")
+    words = world.settings(f"--relational.val={val}", stages="relational")
+    with pytest.raises(ValueError, match=r"different predicates \(7 and 6; in only one of them: "):
+        preflight.check(config.load("demo", words))
+
+
+def test_expected_number_of_classes_is_checked(world: SmallWorld) -> None:
+    with pytest.raises(ValueError, match="expected 1000 classes, as the settings say, got 15"):
+        preflight.check(config.load("demo", world.settings("--visual.classes=1000", stages="visual")))
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "wanted"),
+    [
+        ("visual", "captions", "'labelled_images'"),
+        ("language", "scene_graphs", "'text' or 'captions'"),
+        ("grounding", "text", "'captions'"),
+        ("relational", "captions", "'scene_graphs'"),
+    ],
+)
+def test_shards_of_another_kind_are_refused(world: SmallWorld, stage: str, kind: str, wanted: str) -> None:
+    words = world.settings(f"--{stage}.train={world.shards / kind / 'train'}", stages=stage)
+    with pytest.raises(ValueError, match=f"kind {wanted} .* kind '{kind}'"):
+        preflight.check(config.load("demo", words))
 
 
 def test_every_stage_runs_in_bf16(world: SmallWorld, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,3 +213,31 @@ def test_precision_and_clipping(world: SmallWorld, tmp_path: Path, words: list[s
     assert all(math.isfinite(loss) for loss in losses(events))
     if "clip" in words[0]:
         assert all("gradient_norm" in event.metrics for event in events if isinstance(event, StepDone))
+
+
+def test_a_name_with_another_configuration_is_refused(world: SmallWorld, tmp_path: Path) -> None:
+    words = [*world.settings(), f"--run.storage={tmp_path}"]
+
+    def claim(*more: str) -> None:
+        settings = config.load("demo", [*words, *more])
+        preflight.claim(preflight.check(settings))
+
+    claim("--grounding.temperature=0.1")
+    # who works on it may change, and what is not run
+    claim("--grounding.temperature=0.1", "--scaling.num_workers=1", "--relational.temperature=3")
+    with pytest.raises(config.SettingsError) as caught:
+        claim("--grounding.temperature=0.5")
+    message = str(caught.value)
+    assert re.search(r"grounding\.temperature: 0\.1 .*0\.5 ", message)
+    assert "another --run.name" in message
+
+
+def test_a_name_with_other_data_is_refused(world: SmallWorld, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(world.shards / "captions" / "val", shards)
+    settings = config.load("demo", [*world.settings(), f"--run.storage={tmp_path}/runs", f"--grounding.val={shards}"])
+    preflight.claim(preflight.check(settings))
+    shutil.rmtree(shards)
+    shutil.copytree(world.shards / "captions" / "train", shards)
+    with pytest.raises(config.SettingsError, match=r"grounding\.val \(the shards' fingerprint\)"):
+        preflight.claim(preflight.check(settings))

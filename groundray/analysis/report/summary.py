@@ -184,9 +184,8 @@ def _comparison(row: Row, control: str, treatment: str) -> str:
     if difference.value == 0:
         return f"{figures}: no difference ({_significance(kind, difference, p, row.measure.items)})."
     direction = "higher" if difference.value > 0 else "lower"
-    quality = "better" if direction == kind.better else "worse"
     return (
-        f"{figures}: {direction} by {kind.format(abs(difference.value))} ({quality}; "
+        f"{figures}: {direction} by {kind.format(abs(difference.value))} ("
         f"{_significance(kind, difference, p, row.measure.items)})."
     )
 
@@ -207,7 +206,7 @@ def _significance(kind: KeyMeasure, difference: Value, p: float | None, items: i
     """Say whether a difference is significant: by its test, else by its interval."""
     interval = kind.interval(difference)
     if p is not None and math.isfinite(p):
-        verdict = "significant" if p < ALPHA else "not significant"
+        verdict = _verdict(kind, difference) if p < ALPHA else "not significant"
         shown = f"p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{format_p(p)}".replace("=\N{NO-BREAK SPACE}<", "<")
         return f"{interval}, {verdict}, {shown}" if interval else f"{verdict}, {shown}"
     if not interval:
@@ -215,7 +214,13 @@ def _significance(kind: KeyMeasure, difference: Value, p: float | None, items: i
     assert difference.low is not None
     assert difference.high is not None
     excludes_zero = difference.low > 0 or difference.high < 0
-    return f"{interval}, {'significant' if excludes_zero else 'not significant'}"
+    return f"{interval}, {_verdict(kind, difference) if excludes_zero else 'not significant'} by this interval"
+
+
+def _verdict(kind: KeyMeasure, difference: Value) -> str:
+    """Return whether a significant difference is an improvement."""
+    improved = (difference.value > 0) == (kind.better == "higher")
+    return f"significantly {'better' if improved else 'worse'}"
 
 
 def _capitalised(text: str) -> str:
@@ -250,13 +255,13 @@ def _draw_row(panel: Axes, measure: Measure, looks: Mapping[str, Look]) -> None:
     for row, (model, (colour, shape)) in enumerate(looks.items()):
         published = measure.published.get(model)
         if published is not None and math.isfinite(published):
-            panel.plot(published, row, shape, color=colour, markerfacecolor=PAPER, markersize=8, zorder=2)
+            panel.plot(published, row, shape, color=colour, markerfacecolor="none", markersize=9, zorder=5)
         value = measure.values.get(model)
         if value is None or not math.isfinite(value.value):
             continue
         ends = [value.value if end is None or not math.isfinite(end) else end for end in (value.low, value.high)]
         panel.plot(ends, (row, row), color=colour, linewidth=1.8, zorder=3)
-        panel.plot(value.value, row, shape, color=colour, markersize=6.5, markeredgecolor=PAPER, zorder=4)
+        panel.plot(value.value, row, shape, color=colour, markersize=7.5, markeredgecolor=PAPER, zorder=4)
     panel.set_yticks([])
     panel.set_ylim(len(looks) - 0.4, -0.6)
     panel.locator_params(axis="x", nbins=6)

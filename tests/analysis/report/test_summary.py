@@ -39,10 +39,9 @@ def test_a_sentence_holds_figures_difference_interval_and_verdict() -> None:
     axis, rank = summary.sentences
     assert numbers(axis) == [0.6, 0.4, 0.2, 0.1, 0.3]
     assert "higher" in axis
-    assert "better" in axis
-    assert "not significant" not in axis
+    assert "significantly better" in axis
     assert numbers(rank) == [6.5, 4.0, 2.5, -1.0, 5.0, 0.25]
-    assert "worse" in rank
+    assert "higher" in rank
     assert "not significant" in rank
 
 
@@ -55,7 +54,7 @@ def test_a_difference_is_found_in_either_order() -> None:
     (sentence,) = summarize([Analysis("norms", "", (reverse,))], ("grounded", "text-only")).sentences
     assert numbers(sentence) == [0.3, 0.5, 0.2, -0.4, -0.1, 0.001]
     assert "lower" in sentence
-    assert "not significant" not in sentence
+    assert "significantly worse" in sentence
 
 
 @pytest.mark.parametrize(
