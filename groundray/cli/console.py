@@ -69,7 +69,3 @@ def _run(argv: Sequence[str], errors: Console) -> int:
 def _module(name: str) -> ModuleType:
     """Import a command. Importing only the one that is run keeps the start fast."""
     return importlib.import_module(f"groundray.{name}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from groundray import config, train
-from groundray.__main__ import COMMANDS, main
+from groundray.cli.console import COMMANDS, main
 
 PACKAGE = Path(config.__file__).parents[1]
 
@@ -42,7 +42,7 @@ def test_an_unknown_command_gives_status_2_and_the_closest_one(capsys: pytest.Ca
 
 def test_help_imports_no_heavy_library() -> None:
     code = (
-        "import sys; from groundray.__main__ import main; main(); "
+        "import sys; from groundray.cli.console import main; main(); "
         "print([name for name in ('torch', 'ray') if name in sys.modules])"
     )
     for arguments in ([], ["train", "--help"], ["train", "--help-all"]):
