@@ -182,7 +182,7 @@ def test_options_change_the_measures(world: SmallWorld, model: Path, tmp_path: P
         (["all", "--model", "a=MODEL/language", "--track"], "--track: expected --checkpoint DIR"),
         (["composition", "--checkpoint", "MODEL", "--images", "NOWHERE"], "expected shards at"),
         (["composition", "--checkpoint", "MODEL", "--batch-size", "0"], "--batch-size: expected at least 1, got 0"),
-        (["axes", "--model", "a=NOWHERE", "--checkpoint", "MODEL"], "no language model to be had at NOWHERE"),
+        (["axes", "--model", "a=NOWHERE", "--checkpoint", "MODEL"], "cannot load a language model from NOWHERE"),
     ],
 )
 def test_a_usage_error_is_one_line_and_status_2(

@@ -54,13 +54,13 @@ def test_the_stage_trains(
 ) -> None:
     from groundray import config
     from groundray.stage.stages import STAGES
-    from groundray.training import progression
+    from groundray.training import preflight, progression
     from groundray.training.worker import InProcess
 
     monkeypatch.setitem(STAGES, "grounding", example.SigmoidStage.open)
     argv = world.settings(f"--run.storage={tmp_path}", "--scaling.num_workers=0", "--grounding.temperature=0.1")
     events: list[object] = []
-    progression.train(config.load("demo", argv), InProcess(events.append))
+    progression.run_stages(preflight.check(config.load("demo", argv)), InProcess(events.append))
     steps = [event.metrics for event in events if "positive_probability" in getattr(event, "metrics", {})]
     assert len(steps) == 2 * (72 // 8)
     first, last = (np.mean([step["loss"] for step in part]) for part in (steps[:3], steps[-3:]))

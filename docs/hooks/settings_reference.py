@@ -1,4 +1,4 @@
-"""mkdocs hook: writes reference/settings.md from the models in groundray/config/schema.py."""
+"""mkdocs hook: writes reference/settings.md from the models in groundray/config/settings.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTRODUCTION = """\
 
 For everyone who writes a configuration file or passes settings on the command line. You find every setting of a
 training run here: its dotted name, type, default and meaning. The page is generated from
-`groundray/config/schema.py`.
+`groundray/config/settings.py`.
 
 ```sh
 python -m groundray.train --config photos --print-config > mine.yaml    # all settings of a preset, to edit
@@ -62,7 +62,7 @@ def page() -> str:
 def _settings() -> Any:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))  # this checkout's models, whatever else is installed
-    from groundray.config.schema import Settings
+    from groundray.config.settings import Settings
 
     return Settings
 

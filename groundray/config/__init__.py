@@ -1,4 +1,4 @@
-"""Settings of a training run: their schema (`schema.py`), and how they are read (`load.py`)."""
+"""Settings of a training run: their schema (`settings.py`), and how they are read (`load.py`)."""
 
 from groundray.config.load import (
     add_arguments,
@@ -12,7 +12,7 @@ from groundray.config.load import (
     section_of,
     to_cli_args,
 )
-from groundray.config.schema import (
+from groundray.config.settings import (
     Analysis,
     Checkpoints,
     Data,

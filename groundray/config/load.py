@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource
 from pydantic_settings import SettingsError as ArgumentError
 
-from groundray.config.schema import Settings, SettingsError, flatten
+from groundray.config.settings import Settings, SettingsError, flatten
 
 
 def presets() -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """The interface between a stage of training and the loop: data, model, loss and metrics.
 
 The loop does not know which stage it runs. To add a stage, implement `Stage` in a file of its own and add it to
-`stages.STAGES`, its head to `model.build.HEADS`, and its settings to `config.schema`.
+`stages.STAGES`, its head to `model.build.HEADS`, and its settings to `config.settings`.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_run_survives_a_host_that_is_cut_off_and_reconnected(saboteur: Saboteur)
     assert [note["workers"] for note in begun] == [2, 1, 2]
 
     assert "note  worker 0 died: its machine 10.77.0." in ran.stdout
-    assert "is lost: health check failed due to missing too many heartbeats; the run goes on from" in ran.stdout
+    assert "is lost: health check failed due to missing too many heartbeats; the run resumes from" in ran.stdout
     assert begun[1]["checkpoint"].startswith("grounding-00000-000004-a0001-")
     stale = (saboteur.folder / "stale").read_text()
     assert stale == begun[1]["checkpoint"].replace("000004", "000008") + "/manifest.json"

@@ -276,7 +276,7 @@ def _load(name: str, place: str, options: Options) -> Embedder:
             )
         except UNREADABLE as error:
             raise ValueError(
-                f"no language model to be had at {name} ({_reason(error)}): give a folder with config.json, weights "
+                f"cannot load a language model from {name} ({_reason(error)}): give a folder with config.json, weights "
                 "and a tokenizer, as an export's language/, or `minilm`, which installs as a package"
             ) from None
         try:

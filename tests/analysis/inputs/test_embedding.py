@@ -265,7 +265,7 @@ def test_texts_that_cannot_be_embedded_are_refused(stream: Path) -> None:
 
 
 def test_models_that_cannot_be_used_are_refused(stream: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no language model to be had at .*/nowhere .*: give a folder with"):
+    with pytest.raises(ValueError, match=r"cannot load a language model from .*/nowhere .*: give a folder with"):
         Embedder.load(tmp_path / "nowhere")
 
     dumb = tmp_path / "dumb"
@@ -284,7 +284,7 @@ def test_models_that_cannot_be_used_are_refused(stream: Path, tmp_path: Path) ->
     wide = shutil.copytree(stream, tmp_path / "wide")
     configuration = json.loads((wide / "config.json").read_text())
     (wide / "config.json").write_text(json.dumps(configuration | {"hidden_size": 32}))
-    with pytest.raises(ValueError, match=r"no language model to be had at .*/wide"):
+    with pytest.raises(ValueError, match=r"cannot load a language model from .*/wide"):
         Embedder.load(wide)
 
     hollow = bert()
