@@ -156,6 +156,11 @@ def test_every_python_block_compiles_and_imports_what_exists(page: Path) -> None
                 assert missing == [], node.module
 
 
+@pytest.mark.parametrize("example", sorted((DOCS / "examples").glob("*.py")), ids=named)
+def test_every_example_is_shown_on_a_page(example: Path) -> None:
+    assert [page for page in PAGES if named(example) in SNIPPET.findall(page.read_text())]
+
+
 def test_every_page_begins_with_whom_it_is_for(page: Path) -> None:
     if page.is_relative_to(DOCS):
         title, _, rest = page.read_text().partition("\n\n")
