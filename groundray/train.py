@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's own options. The arguments that it does not know are settings."""
     parser = argparse.ArgumentParser(
         prog="groundray train",
-        description="Train a grounded language model. The same --run.storage and --run.name resume a run.",
+        description="Train a grounded language model.\nThe same --run.storage and --run.name resume a run.",
         allow_abbrev=False,
         add_help=False,
     )

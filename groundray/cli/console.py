@@ -42,7 +42,7 @@ def _run(argv: Sequence[str], errors: Console) -> int:
         epilog="commands:\n"
         + "\n".join(f"  {name:<9}{about}" for name, about in COMMANDS.items())
         + "\n\ngroundray COMMAND --help shows the options of a command\n"
-        + 'eval "$(groundray --print-completion bash)" completes commands, options and settings in this shell',
+        + 'eval "$(groundray --print-completion bash)" turns on completion in this shell',
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
