@@ -211,7 +211,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     real = Checkpointer.step_done
 
     def signalled(checkpointer: Checkpointer, *args: Any) -> None:
-        if checkpointer.done == 4:
+        if checkpointer.state.done == 4:
             os.kill(os.getpid(), number)
         real(checkpointer, *args)
 

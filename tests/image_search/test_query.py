@@ -202,7 +202,7 @@ def test_without_a_query_the_command_builds_the_index(
     place: SearchPaths, search: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(place.options) == 0
-    assert f"20 images at {search.index.folder}" in capsys.readouterr().out.replace("\n", "")
+    assert f"20 images in {search.index.folder}" in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.parametrize(
@@ -219,5 +219,5 @@ def test_invalid_arguments_exit_2(
 ) -> None:
     import re
 
-    assert command.main([*place.options, *words]) == command.EXIT_USAGE
+    assert command.main([*place.options, *words]) == 2
     assert re.search(message, capsys.readouterr().err)
