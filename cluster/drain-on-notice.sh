@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Drains this machine's Ray node when its cloud gives notice that it takes the machine away, so that groundray writes a
-# checkpoint at once and goes on with the machines that are left. Workers start it beside Ray; it ends with their node. Its
+# checkpoint at once and resumes on the remaining machines. Workers start it beside Ray; it ends with their node. Its
 # status: 0 drained, 1 there is no such node (any more), 2 usage.
 #
 #   drain-on-notice.sh {aws|gcp} HEAD_IP:PORT [SECONDS BETWEEN TWO LOOKS]

@@ -1,4 +1,4 @@
-"""Errors in a request to search. Their messages are shown to whoever sent it."""
+"""Errors in a request to search. Their messages are shown to the client."""
 
 from __future__ import annotations
 

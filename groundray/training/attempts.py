@@ -4,7 +4,7 @@ A process, or a group of workers, that starts or resumes a run is an attempt. It
 number, and a random part in case another attempt takes the same number at the same time. Tokens are ordered, and the
 attempt with the highest one owns the run. The names of everything that an attempt writes end with its token.
 
-    RUN/attempts/0002-3f9a81c0.json         attempt 2 has begun
+    RUN/attempts/0002-3f9a81c0.json         attempt 2 has started
     RUN/attempts/0002-3f9a81c0-from.json    where it resumes, and which files of older attempts it accepts
     RUN/attempts/0002-3f9a81c0-alive.json   its last heartbeat, and why it ended if it could say so
 
@@ -85,7 +85,7 @@ class Attempt:
     def heartbeat(self, stage: str, done: int, ended: str = "") -> None:
         """Write that the attempt is alive after `done` steps of a stage, and why it ends now if it does."""
         state = {"stage": stage, "done": done, "time": time.time(), "ended": ended}
-        with contextlib.suppress(OSError):  # only for the figures; what needs the storage raises by itself
+        with contextlib.suppress(OSError):  # only for the figures; code that needs the storage raises its own error
             (self.run / ATTEMPTS).write_json(f"{self.token}-alive.json", state)
 
     def last_heartbeat(self) -> dict[str, Any] | None:
@@ -106,7 +106,7 @@ def claim(run: Folder, nonce: Callable[[], str] = lambda: uuid.uuid4().hex[:8]) 
     while True:
         token = FencingToken(_newest(run).number + 1, nonce())
         folder.write_json(f"{token}.json", {"host": socket.gethostname(), "process": os.getpid(), "began": time.time()})
-        if _newest(run) == token:  # else another attempt has just begun: take a number above its own
+        if _newest(run) == token:  # else another attempt has just started: take a number above its own
             return token
 
 

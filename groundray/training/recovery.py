@@ -1,4 +1,4 @@
-"""Where an attempt resumes: at the newest intact checkpoint that older attempts have left."""
+"""Recovery: an attempt resumes at the newest intact checkpoint that older attempts have left."""
 
 from __future__ import annotations
 

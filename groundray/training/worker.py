@@ -1,4 +1,4 @@
-"""What the training loop needs to know of the process that runs it, and an implementation without Ray."""
+"""The interface between the training loop and its process, and an implementation without Ray."""
 
 from __future__ import annotations
 

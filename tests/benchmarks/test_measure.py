@@ -1,4 +1,4 @@
-"""How the benchmarks measure, by runs and allocations whose cost is known."""
+"""Measurements of the benchmarks, checked on runs and allocations of known cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run prints, on a terminal and elsewhere."""
+"""Output of a run, on a terminal and elsewhere."""
 
 from __future__ import annotations
 

@@ -159,12 +159,12 @@ CAPTIONS = json.dumps(
 
 
 def are_texts(texts: tuple[str, ...]) -> bool:
-    """Whether they can be written to a shard, and say something."""
+    """Return True if there are texts, and none is blank."""
     return bool(texts) and all(text.strip() and text.encode() for text in texts)
 
 
 def files_are_missing(folder: Path, names: tuple[str, ...]) -> bool:
-    """Whether an image that is not there is refused as any other."""
+    """Return True if a missing image is refused like any other."""
     return unless_refused(lambda: check_image(Folder.at(folder), names), UnusableImage, str(folder)) is None
 
 
@@ -326,7 +326,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(small_run: Sma
 
 
 def test_a_damaged_note_of_an_attempt_is_named_and_the_run_goes_on(small_run: SmallRun, tmp_path: Path) -> None:
-    """The next attempt goes on from the last checkpoint, whichever note of those before it is damaged."""
+    """The next attempt resumes at the last checkpoint, whichever note of those before it is damaged."""
 
     def check(case: int) -> None:
         run = small_run.copy(tmp_path / "run")

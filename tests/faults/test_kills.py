@@ -47,7 +47,7 @@ SAMPLE = [("worker", "step")]  # of drivers, those that test_stores kills
 
 @dataclass(frozen=True)
 class Ended:
-    """What a run leaves that must not depend on faults."""
+    """The results of a run that must not depend on faults."""
 
     weights: dict[str, bytes]
     samples: list[tuple[str, int, list[list[str]] | None]]

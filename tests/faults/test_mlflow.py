@@ -123,7 +123,7 @@ class Tracked:
         return self.saboteur.folder / "log"
 
     def has_failed(self) -> bool:
-        """Whether the run has said that it cannot be tracked."""
+        """Return True if the run has reported that it cannot be tracked."""
         return "tracking failed, training continues: " in self.log.read_text()
 
     def hurry(self) -> None:

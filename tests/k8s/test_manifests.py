@@ -325,7 +325,7 @@ class Command(NamedTuple):
 
 
 def commands(job: Object) -> list[Command]:
-    """What a job runs, one after the other, when it is tried again."""
+    """Return the commands that a job runs, in order, when it is retried."""
     shell, option, script = shlex.split(job["spec"]["entrypoint"])
     assert (shell, option) == ("sh", "-c")
     script = re.sub(r"\$\(test -e \S+ && echo (\S+)\)", r"\1", script)
@@ -371,7 +371,7 @@ def test_a_job_that_is_tried_again_goes_on(jobs: list[Object]) -> None:
         assert {"--run.storage", "--run.name"} <= set(working.words), "a retry would begin anew"
         run = settings_of(working).run
         assert run.storage.startswith("/data/")
-        if working.program.endswith(".py"):  # a sweep that has begun goes on when it is told to, and only then
+        if working.program.endswith(".py"):  # a sweep that has started resumes only with --resume
             (seen,) = re.findall(r"\$\(test -e (\S+) && echo --resume\)", spec["entrypoint"])
             definition = importlib.import_module("groundray.runtime.tune.spec").DEFINITION
             assert seen == f"{run.storage}/{run.name}/{definition}"
@@ -452,7 +452,7 @@ def test_a_cluster_holds_the_run_that_starts_on_it(jobs: list[Object]) -> None:
 
 
 def places(node: Room, scaling: config.Scaling) -> int:
-    """How many training workers a node has room for."""
+    """Return the number of training workers that fit on a node."""
     by_cpu = int(node.cpus / scaling.cpus_per_worker)
     return min(by_cpu, node.gpus) if scaling.use_gpu else by_cpu
 

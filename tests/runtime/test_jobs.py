@@ -98,14 +98,14 @@ class Cluster:
         return self.ray("job", "submit", "--submission-id", name, *wait, "--working-dir", ".", "--", *words)
 
     def log(self, name: str) -> str:
-        """What a job has written so far."""
+        """Return the log of a job so far."""
         (file,) = self.home.parent.glob(f"ray/session_2*/logs/job-driver-{name}.log")
         return file.read_text()
 
 
 @pytest.fixture(scope="module")
 def cluster(world: SmallWorld) -> Iterator[Cluster]:
-    """Of this module alone, with every port and folder its own: other clusters of the machine do not notice."""
+    """A cluster for this module, with its own ports and folders, separate from other clusters of the machine."""
     dashboard, client = free_port(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="groundray.", dir="/tmp"))  # short: sockets' paths may have 107 characters
     home = folder / "home"

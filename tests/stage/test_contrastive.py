@@ -1,4 +1,4 @@
-"""What the contrastive stages share: counted tokens, concatenation, and validation by the training loss."""
+"""Shared code of the contrastive stages: counted tokens, concatenation, and validation by the training loss."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_the_loss_is_the_same_within_bfloat16(world: SmallWorld, tmp_path: Path)
     ends = [[event.metrics["loss"] for event in events if isinstance(event, EpochDone)] for events in (cached, plain)]
     assert ends[0] == pytest.approx(ends[1], rel=0.01)
 
-    again = alone([*words, "--run.name=again"])  # whoever wants the same shares it
+    again = alone([*words, "--run.name=again"])  # runs that need the same features share them
     assert not any(isinstance(event, FeaturesStarted) for event in again)
     assert losses(again) == losses(cached)
 

@@ -1,4 +1,4 @@
-"""How many workers a run has, and how long it waits for them: Ray Train's scaling policies with a time limit."""
+"""Scaling policies of Ray Train with a time limit: the number of workers of a run, and the wait for them."""
 
 from __future__ import annotations
 

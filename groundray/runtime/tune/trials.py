@@ -303,7 +303,7 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr=EPOCH,
-        max_t=sweep.epochs + 1,  # a trial that reaches the last epoch ends by itself and exports its model
+        max_t=sweep.epochs + 1,  # a trial that reaches the last epoch stops and exports its model
         grace_period=max(1, round(sweep.epochs * GRACE)),
         reduction_factor=REDUCTION,
     )

@@ -1,4 +1,4 @@
-"""How well images suit texts, against the match map one image and one text at a time."""
+"""Image-grounded similarity, against the match map of one image and one text at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def grounded(world: SmallWorld) -> tuple[GroundedModel, WordPieceTokenizer]:
 
 
 def batches(*sizes: int) -> list[CaptionBatch]:
-    """Batches of noise, whose captions nobody reads."""
+    """Batches of noise, whose captions are not read."""
     draw = np.random.default_rng(3)
     return [
         CaptionBatch.of(

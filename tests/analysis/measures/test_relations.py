@@ -1,4 +1,4 @@
-"""What a model finds of relations, on shards that may use other words than it was taught."""
+"""Relation metrics of a model, on shards whose vocabulary may differ from its training data."""
 
 from __future__ import annotations
 

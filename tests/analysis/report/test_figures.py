@@ -195,7 +195,7 @@ def test_files_are_the_same_each_time_and_hold_no_ids_of_another_figure() -> Non
 
 
 def test_a_model_looks_the_same_in_the_pictures_of_all_analyses() -> None:
-    """Whether an analysis is of all models or of one."""
+    """The colour of a model does not depend on which other models have values."""
     one = Measure("recall", "Recall", 9, {MODELS[2]: Value(0.5, 0.4, 0.6)})
     (panel,) = forest([one], MODELS).axes
     groups = {"visual": {MODELS[2]: (0.1, 0.2, 0.3)}}

@@ -1,4 +1,4 @@
-"""How a group of workers begins: the interface that gloo uses, and what is left of one that fails."""
+"""Start of a worker group: the network interface for gloo, and cleanup after a failed start."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Group:
 
 
 def test_a_group_that_fails_as_it_begins_is_taken_apart_and_no_other() -> None:
-    """One that has begun is its controller's, which would fail if it were gone."""
+    """A group that has started belongs to its controller, which would fail without it."""
     leftovers, first, second = PartialGroupCleanup(), Group(), Group()
     leftovers.after_worker_group_start(first)
     leftovers.before_controller_execute_failure_decision(FailureDecision.RETRY)

@@ -1,4 +1,4 @@
-"""What is left of a cluster for reading and decoding."""
+"""CPUs of a cluster that remain for reading and decoding."""
 
 from __future__ import annotations
 

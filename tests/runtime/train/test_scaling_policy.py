@@ -1,4 +1,4 @@
-"""How many workers a run has and how long it waits for them: decided without a cluster."""
+"""Scaling decisions and wait limits, tested without a cluster."""
 
 from __future__ import annotations
 

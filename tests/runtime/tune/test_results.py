@@ -1,4 +1,4 @@
-"""How trials are compared."""
+"""Comparison of trials."""
 
 from __future__ import annotations
 

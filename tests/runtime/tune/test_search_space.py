@@ -1,4 +1,4 @@
-"""What `--space` takes, and what it refuses."""
+"""Valid and invalid values of `--space`."""
 
 from __future__ import annotations
 

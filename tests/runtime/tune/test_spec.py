@@ -1,4 +1,4 @@
-"""What a sweep's trials share, what differs, and which sweeps cannot be."""
+"""Sweep specifications: shared stages, settings of each trial, and invalid sweeps."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_metric_is_a_stages(world: SmallWorld) -> None:
 
 def test_a_name_belongs_to_one_sweep(world: SmallWorld, tmp_path: Path) -> None:
     one = sweep(world.settings(f"--run.storage={tmp_path}", "--run.name=s"), "grounding.temperature=choice:0.1,1")
-    one.claim(resume=True)  # so that one command begins it and goes on with it
+    one.claim(resume=True)  # so that one command starts and resumes it
     one.claim(resume=True)
     with pytest.raises(SettingsError, match="holds this sweep already: give --resume"):
         one.claim(resume=False)
