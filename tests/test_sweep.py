@@ -99,7 +99,7 @@ def test_a_sweep_writes_a_table_a_plot_and_the_best_model(
     assert main(given) == 2
     assert "give --resume" in capsys.readouterr().err
     assert main([*given, "--resume", "--max-concurrent=1"]) == 2
-    assert "trials at once: 'as many as fit' there, 1 now" in capsys.readouterr().err
+    assert "trials at once: 'as many as fit' stored, 1 now" in capsys.readouterr().err
     assert main([*given, "--resume"]) == 0
     assert "models:/shown@best is version 1" in capsys.readouterr().out
     assert len(client.search_runs([number])) == 1 + len(children)
@@ -229,7 +229,7 @@ def test_an_interrupted_sweep_resumes(world: SmallWorld, tmp_path: Path) -> None
         (["--num-samples=0"], "--num-samples: expected at least 1, got 0"),
         (["--register", "--tracking.enabled=false"], "--register: expected tracking.enabled true"),
         (["--metric=grounding/nothing"], "stage grounding reports loss"),
-        (["--space=grounding.dropout=uniform:1:0"], "expected the lower end before the higher"),
+        (["--space=grounding.dropout=uniform:1:0"], "expected LOW below HIGH"),
     ],
 )
 def test_an_impossible_sweep_fails_before_it_starts(
