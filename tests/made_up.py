@@ -53,7 +53,7 @@ def analyses() -> tuple[Analysis, ...]:
         (
             measure("pc1/words/pearson", "PC1 and concreteness, words: Pearson r", 0.1),
             measure("pc1/words/spearman", "PC1 and concreteness, words: Spearman rho", 0.2, published=False),
-            Measure("nan", "a measure without a value", 3, {"grounded": Value(math.nan), "relational": Value(1)}),
+            Measure("nan", "some measure without a value", 3, {"grounded": Value(math.nan), "relational": Value(1)}),
         ),
         (Table("Words along PC1", ("word", "grounded", "rating"), ((NASTY, 30.86, 4.97), ("zebra", 24.7, None))),),
         (
