@@ -48,6 +48,12 @@ def read(out: Path) -> dict[str, Any]:
     return json.loads(out.read_text(), parse_constant=pytest.fail)
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print tables in full: pytest-xdist sets COLUMNS to 80."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 def test_all_makes_every_analysis_that_has_data(
     world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

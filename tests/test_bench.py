@@ -28,6 +28,12 @@ finally:
     assert all(f"    {name} " in shown for name in ("loss", "relation", "input", "step", "search", "service"))
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print tables in full: pytest-xdist sets COLUMNS to 80."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 def test_a_benchmark_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "found" / "relation.json"
     words = ["relation", "--triplets", "5", "9", "--predicates", "4", "--repeats", "2", "--json", str(file)]
