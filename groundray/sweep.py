@@ -33,7 +33,7 @@ INTERRUPTED = "interrupted: rerun the same command with --resume to resume"
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a sweep does where its command line says nothing else.
+    """Defaults of a sweep, which its command line overrides.
 
     Attributes:
         description: for `--help`.

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from groundray import config
 from groundray.cli.arguments import add_help, requested_help
-from groundray.cli.command import EXIT_USAGE, plain_console, run_command
+from groundray.cli.command import plain_console, run_command
 from groundray.cli.workdir import go_home
 from groundray.config import Settings, SettingsError
 
@@ -35,7 +35,9 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
         return 0
     go_home(errors.print)
     if options.dry_run:
-        return _dry_run(settings)
+        from groundray.cli.dry_run import print_preview
+
+        return print_preview(settings, plain_console())
     return _train(settings, options, errors)
 
 
@@ -59,42 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="show Ray's own logs")
     add_help(parser)
     return parser
-
-
-def _dry_run(settings: Settings) -> int:
-    from groundray.cli import reports
-    from groundray.runtime.train import resources
-    from groundray.training.preflight import preview
-
-    console = plain_console()
-    seen = preview(settings)
-    wanted, problems = resources.preview(settings), list(seen.problems)
-    console.print(f"run       {seen.folder}{' (resumes from its last checkpoint)' if seen.resumes else ''}")
-    for stage in seen.stages:
-        console.print(f"stage     {stage.name}")
-        for line in stage.data:
-            console.print(f"  {line}")
-        for module, count in stage.trainable.items():
-            console.print(f"  trains {module}: {count:,} parameters")
-        console.print(f"  trains {sum(stage.trainable.values()):,} parameters in total")
-    console.print(
-        f"workers   {' or '.join(map(str, settings.worker_counts))}, {settings.chunks} chunks per global batch; "
-        f"CPUs: {wanted.workers * wanted.worker_cpus:g} for workers of {wanted.cluster_cpus:g} "
-        f"({wanted.where}); GPUs: {wanted.gpus} of {wanted.cluster_gpus:g}"
-    )
-    if settings.analysis.enabled and settings.analysis.norms:
-        console.print(
-            f"analysis  with the norms of {settings.analysis.norms}, to {seen.folder}/{reports.REPORT_FOLDER}"
-        )
-    if unusable := reports.norms_problem(settings):
-        problems.append(unusable)
-    try:
-        wanted.check()
-    except ValueError as error:
-        problems.append(str(error))
-    for problem in problems:
-        console.print(f"problem   {problem}")
-    return EXIT_USAGE if problems else 0
 
 
 def _train(settings: Settings, options: argparse.Namespace, errors: Console) -> int:

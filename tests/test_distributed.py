@@ -33,7 +33,7 @@ LENGTHS = torch.tensor([2, 4, 3, 3, 6, 0, 1, 5])  # tokens of each caption; one 
 
 
 class Case(NamedTuple):
-    """How samples are divided among ranks, and how they are compared.
+    """A division of samples among ranks, and how results are compared.
 
     Attributes:
         cuts: where the samples of each rank end.

@@ -139,7 +139,7 @@ def test_printed_settings_are_yaml(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model.language.tokenizer", "/no/such/tokenizer"], "there is no folder /no/such/tokenizer"),
     ],
 )
-def test_what_cannot_be_used_fails_before_anything_starts(
+def test_invalid_settings_or_data_fail_before_anything_starts(
     world: SmallWorld, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main([*world.settings(f"--run.storage={tmp_path}/runs"), *words]) == 2

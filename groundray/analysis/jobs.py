@@ -46,7 +46,7 @@ CATEGORY_FILES = "categories.csv, semcat100.csv or semcat/"
 
 @dataclass(frozen=True)
 class AnalysisRequest:
-    """What to analyse, and how.
+    """A request for analyses: models, data and options.
 
     Attributes:
         checkpoint: a run's model/ folder, on a path or a URL.

@@ -1,4 +1,4 @@
-"""What all commands share: exit statuses, error lines, and a clean end by Ctrl-C, SIGTERM or a closed stdout."""
+"""Shared parts of all commands: exit statuses, error lines, and a clean end by Ctrl-C, SIGTERM or a closed stdout."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Scaling(Section):
 
 
 class Checkpoints(Section):
-    """How often checkpoints are written within an epoch. The end of an epoch always writes one."""
+    """Checkpoint intervals within an epoch. The end of an epoch always writes a checkpoint."""
 
     every_minutes: Positive = Field(default=5.0, description="minutes between checkpoints, more than 0")
     every_steps: Count | None = Field(
@@ -139,7 +139,7 @@ class Checkpoints(Section):
 
 
 class Data(Section):
-    """How samples are shuffled and read."""
+    """Shuffling and reading of samples."""
 
     window: Count = Field(
         default=4096, description="samples of the epoch's order that are shuffled together, at least 1"

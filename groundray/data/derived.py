@@ -68,7 +68,7 @@ class DerivedDataset:
 
 
 class Encoder(Protocol[Item]):
-    """How rows of the source become columns of the derived data set."""
+    """Turns rows of the source into columns of the derived data set."""
 
     @property
     def columns(self) -> Sequence[str]:

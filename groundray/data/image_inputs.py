@@ -16,7 +16,7 @@ _CROP = 4  # keeps the draw of crops independent of other draws
 
 
 class ImageInputs(Protocol):
-    """How the column `image` of some rows becomes an array."""
+    """Turns the column `image` of rows into an array."""
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
         """Return the table with the random choices of each image, fixed by (seed, epoch, sample id)."""

@@ -25,7 +25,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Samples(Protocol):
-    """How the rows of one kind of data set become batches."""
+    """Turns rows of one kind of data set into batches."""
 
     @property
     def kind(self) -> str:
@@ -52,7 +52,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What a stage reads: a data set, how its rows become batches, and in which order.
+    """The input of a stage: a data set, how its rows become batches, and their order.
 
     Attributes:
         features: a frozen trunk's feature maps of the same rows, read instead of the images.

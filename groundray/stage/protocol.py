@@ -22,7 +22,7 @@ Metrics = dict[str, float]
 
 
 class Best(NamedTuple):
-    """How the best epoch of a stage is chosen.
+    """The criterion for the best epoch of a stage.
 
     Attributes:
         metric: a name among the stage's `metric_names`.
@@ -82,7 +82,7 @@ class Stage(Protocol):
 
     @property
     def sees_images(self) -> bool:
-        """Whether batches hold images. If so, the best epoch is validated a second time with blank images."""
+        """True if batches hold images. The best epoch is then validated a second time with blank images."""
         ...
 
     @property

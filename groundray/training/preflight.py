@@ -1,4 +1,4 @@
-"""What is checked before a run asks for workers: storage, data, tokenizer, start model and the run's name.
+"""Checks before a run asks for workers: storage, data, tokenizer, start model and the run's name.
 
 `check` gives a `CheckedRun`, which is passed on: a process opens the shards and loads the tokenizer once.
 """
@@ -161,7 +161,7 @@ def _check_start_vocabulary(stage: Stage, start: Vocabulary, origin: str) -> Non
 
 @dataclass(frozen=True)
 class StagePreview:
-    """What a stage would do.
+    """A preview of a stage.
 
     Attributes:
         data: lines about the training shards, the validation shards and trunk features.
@@ -175,7 +175,7 @@ class StagePreview:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would do; `problems` are why it could not start."""
+    """A preview of a run. `problems` are the reasons why it cannot start."""
 
     folder: str
     resumes: bool

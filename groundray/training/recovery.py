@@ -20,7 +20,7 @@ from groundray.training.worker import Worker
 
 @dataclass(frozen=True)
 class Start:
-    """Where an attempt begins; written to `RUN/attempts/`.
+    """The starting point of an attempt; written to `RUN/attempts/`.
 
     Attributes:
         number: of the attempt.

@@ -1,4 +1,4 @@
-"""Where the time of each training step goes: waiting for data, forward, backward, communication, optimizer."""
+"""Timing of training steps: waiting for data, forward, backward, communication, optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of the embedded world, found in the models that `make demo` trains, beside their controls.
+"""Ground truths of the embedded world, tested on the models of `make demo` and their controls.
 
 `GROUNDRAY_DEMO` names the folder in which `make demo` was run; by default it is the repository.
 """
@@ -38,7 +38,7 @@ def values(found: dict[str, Any], analysis: str, key: str) -> dict[str, float]:
 
 
 def ranks(found: dict[str, Any], model: str) -> list[int]:
-    """Of each invented noun in the vocabulary, by the combination that no caption spells out."""
+    """Return the rank of each invented noun, by the combination that no caption spells out."""
     (table,) = [one for one in found["composition"]["tables"] if one["title"] == "Rank of each target"]
     return [row[table["columns"].index(model)] for row in table["rows"]]
 
@@ -52,7 +52,7 @@ def test_categories_keep_together_as_they_did_not_before(found: dict[str, Any]) 
     assert of["grounded"] > of["ungrounded"]
 
 
-def test_what_can_be_seen_is_told_better_than_from_text(found: dict[str, Any]) -> None:
+def test_visual_features_are_predicted_better_than_from_text(found: dict[str, Any]) -> None:
     of = values(found, "norms", "f1/visual/median")
     assert of["grounded"] > of["text-only"]
 
@@ -63,7 +63,7 @@ def test_features_are_told_better_than_from_text(found: dict[str, Any]) -> None:
 
 
 def test_nouns_are_found_by_what_they_look_like(found: dict[str, Any]) -> None:
-    """What each is a name of was never said: it can only be seen."""
+    """No caption says what an invented noun names: it can only be seen."""
     assert sum(rank <= 3 for rank in ranks(found, "grounded")) >= 5
 
 

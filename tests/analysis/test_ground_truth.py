@@ -101,7 +101,7 @@ def test_phrases_find_their_nouns() -> None:
     assert measure(one, "rank/median").published == {}
 
 
-def test_what_is_published_has_a_measure(found: dict[str, Analysis]) -> None:
+def test_every_published_figure_has_a_measure(found: dict[str, Analysis]) -> None:
     """Each published number is looked up by the key of a measure; one with another key would stand nowhere."""
     typed = features()
     kinds = ["visual", "other perceptual", "functional", "encyclopaedic", "taxonomic"]

@@ -48,7 +48,7 @@ def test_memory_of_a_known_allocation() -> None:
     assert 199e6 <= found < 230e6  # to a page or two: the kernel counts them late
 
 
-def test_what_would_not_fit_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_case_beyond_memory_is_refused_with_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "free_memory", lambda _: 7_100_000_000)
     assert measure.too_large(14_200_000_000, "cpu") == Missing("needs 14.2 GB, 7.1 GB are free")
     assert measure.too_large(7_000_000_000, "cpu") is None

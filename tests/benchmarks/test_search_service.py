@@ -82,7 +82,7 @@ def address() -> Iterator[str]:
     server.server_close()
 
 
-def test_what_clients_are_told_is_counted(address: str) -> None:
+def test_client_responses_are_counted_by_status(address: str) -> None:
     mix = [Request(kind, f"/{kind}") for kind in ("busy", "broken", "silent")]
     rows = {row.contender: row for row in search_service.run_clients(address, mix, clients=3, duration=0.5)}
     busy, broken, silent = (rows[kind] for kind in ("busy", "broken", "silent"))

@@ -36,7 +36,7 @@ SHARPNESS = 10.0  # of the cosines in the losses: the inverse of a temperature
 
 
 def names(item: Object) -> tuple[str, str, str]:
-    """What an object may be called by a single word: its noun, its colour, its texture."""
+    """Return the single words that name an object: its noun, its colour, its texture."""
     return item.noun, item.colour, item.texture
 
 

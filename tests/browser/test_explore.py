@@ -396,7 +396,7 @@ def test_everything_has_a_name_for_a_screen_reader(tab: Any, view: str) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_it_fits_a_phone_and_can_be_read(phone: Any, view: str) -> None:
+def test_page_fits_a_phone_and_is_readable(phone: Any, view: str) -> None:
     page = phone.open(view)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     faint = [one for one in page.evaluate(CONTRASTS) if one["ratio"] < 4.5]

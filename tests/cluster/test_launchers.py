@@ -93,7 +93,7 @@ def test_rays_launcher_takes_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_it_has_no_key_that_ray_does_not_know(name: str) -> None:
+def test_cluster_file_has_only_keys_that_ray_knows(name: str) -> None:
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     mistyped = written(name) | {"provider": written(name)["provider"] | {"avaliability_zone": "x"}}
     jsonschema.validate(written(name), closed(schema))
@@ -156,7 +156,7 @@ def test_a_worker_holds_a_training_worker_of_the_paper_and_feeds_it(name: str) -
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_what_setup_needs_is_copied_and_nothing_else(name: str) -> None:
+def test_exactly_the_files_that_setup_needs_are_copied(name: str) -> None:
     mounts = dict(written(name)["file_mounts"])
     assert mounts.pop("~/.ray/auth_token") == "~/.ray/auth_token"
     assert all(remote == f"~/groundray/{local}" for remote, local in mounts.items())
@@ -237,12 +237,12 @@ def settings_of(words: str) -> config.Settings:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_what_is_named_exists(name: str) -> None:
+def test_named_files_and_options_exist(name: str) -> None:
     for line in lines(name):
         known(line)
 
 
-def test_what_does_not_exist_is_found() -> None:
+def test_missing_files_and_options_are_detected() -> None:
     for wrong in (
         "ray upp cluster/aws.yaml",
         "ray job sumbit -- python",
@@ -268,7 +268,7 @@ def test_the_pages_run_fits_the_cluster_it_is_for() -> None:
     )
 
 
-def test_of_the_demos_two_workers_only_one_fits_on_a_node_of_this_machine() -> None:
+def test_one_of_the_demos_two_workers_fits_on_a_local_node() -> None:
     script = TEXTS["local-multinode.sh"]
     (given,) = re.findall(r"python -m groundray\.train (--config .*)", script)
     scaling = settings_of(given).scaling

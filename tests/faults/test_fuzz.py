@@ -98,7 +98,7 @@ def each_case(kind: str, check: Callable[[int], None]) -> None:
 
 
 def unless_refused(read: Callable[[], T], refusal: type[Exception], *named: str) -> T | None:
-    """What is read; None where it is refused by a message that has some words."""
+    """Read, and return the result; None if it is refused with a message that contains these words."""
     try:
         return read()
     except refusal as error:
@@ -108,7 +108,7 @@ def unless_refused(read: Callable[[], T], refusal: type[Exception], *named: str)
 
 
 def canonical(content: bytes) -> str | None:
-    """What JSON says, whatever its layout; None where it is not JSON."""
+    """Parse JSON; None if the text is not JSON."""
     try:
         return json.dumps(json.loads(content), sort_keys=True)
     except ValueError:
@@ -201,7 +201,7 @@ GRAPHS: dict[str, list[dict[str, Any]]] = {
 
 
 def is_well_formed(graph: Graph, classes: int, predicates: int) -> bool:
-    """Whether all that a graph's numbers point to is there."""
+    """Return True if all references of a graph are valid."""
     ends = [end for subject, _, object in graph.relations for end in (subject, object)]
     return (
         are_texts((graph.id, *graph.phrases))

@@ -73,7 +73,7 @@ class Server:
             os.killpg(self.running.pid, number)
 
     def steps(self) -> list[int]:
-        """Of the only run there, which are logged; empty while there is none."""
+        """Return the logged steps of the only run; empty if there is no run."""
         client = mlflow.MlflowClient(self.store)
         experiment = client.get_experiment_by_name("groundray")
         found = client.search_runs([experiment.experiment_id]) if experiment else []
@@ -175,7 +175,7 @@ def test_a_server_that_is_gone_for_a_while_holds_up_nothing(tracked: Tracked, se
 
 
 @pytest.mark.chaos
-def test_what_a_server_has_missed_is_logged_by_the_next_start(tracked: Tracked, server: Server) -> None:
+def test_next_start_logs_what_the_server_missed(tracked: Tracked, server: Server) -> None:
     tracked.hurry()
     with tracked.start() as running:
         try:

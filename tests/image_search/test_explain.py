@@ -31,7 +31,7 @@ def matched(service: Service, text: str, row: int = 0) -> Match:
 
 
 def test_map_equals_the_match_of_each_position(place: SearchPaths, service: Service) -> None:
-    """Of a word in several pieces, the mean of theirs: `ox` is no word of the world, and two letters."""
+    """The map of a word is the mean over its pieces: `ox` is not in the vocabulary, and becomes two pieces."""
     text = "a red ox"
     found = export.load(place.checkpoint, "grounding")
     tokens = found.tokenizer(text, return_tensors="pt")["input_ids"]

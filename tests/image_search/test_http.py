@@ -40,7 +40,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
 
 
 def detail(response: Response, status: int) -> str:
-    """What is said of a request that cannot be answered: one sentence, and no trace of the program."""
+    """Return the message of an error response, which must not contain a traceback."""
     assert response.status_code == status, response.text
     told = response.json()
     assert list(told) == ["detail"]

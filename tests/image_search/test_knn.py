@@ -25,7 +25,7 @@ def drawn(count: int, width: int, seed: int = 0) -> np.ndarray:
 
 @given(some.integers(1, 40), some.integers(1, 5), some.integers(1, 50), some.integers(0, 2**16))
 def test_exact_search_equals_a_loop(count: int, asked: int, k: int, seed: int) -> None:
-    """Of a pool that may be smaller than k; two vectors are the same, and the first of them comes first."""
+    """The pool may be smaller than k; two vectors are equal, and tie in the order of their rows."""
     vectors, queries = drawn(count, 8, seed), drawn(asked, 8, seed + 1)
     vectors[count // 2] = vectors[0]
     found = ExactSearch(vectors)(queries, k)

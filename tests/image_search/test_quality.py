@@ -1,4 +1,4 @@
-"""What search finds on the embedded world, of which all is known, with the model that `make demo` has trained."""
+"""Quality of search on the embedded world, with the model of `make demo`."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def search(pool: Path) -> Search:
 
 @pytest.fixture(scope="module")
 def scenes(pool: Path) -> dict[str, Scene]:
-    """What each scene of the pool shows, by its id."""
+    """Return each scene of the pool, by id."""
     made = Dataset.open(str(pool)).source
     first = made["num_scenes"]
     return {str(first + i): make_scene(made["seed"], "val", i, first + i) for i in range(made["num_val"])}
 
 
 def nouns(scene: Scene) -> set[str]:
-    """What can be named in it. A zebrine is a circle: captions call it either."""
+    """Return the words that name an object. A zebrine is also called a circle."""
     return {name for item in scene.objects for name in (item.noun, item.shape)}
 
 

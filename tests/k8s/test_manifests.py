@@ -120,7 +120,7 @@ def test_kuberay_takes_its_kinds(objects: tuple[Object, ...]) -> None:
 
 @functools.cache
 def kuberay(kind: str) -> jsonschema.Draft202012Validator:
-    """What checks a kind of KubeRay's against its definition, which takes no field that it does not name."""
+    """Return a validator of a KubeRay kind against its definition, which refuses unknown fields."""
     file = ROOT.parent / "shared" / "schemas" / f"ray.io_{kind.lower()}s.yaml"
     if not file.is_file():
         pytest.skip(f"KubeRay's definitions are not there: {file}")
@@ -201,7 +201,7 @@ def quantity(text: Any) -> float:
     return float(number) * {None: 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}[unit]
 
 
-def test_what_kuberay_does_not_watch_has_probes(objects: tuple[Object, ...]) -> None:
+def test_pods_outside_kuberay_have_probes(objects: tuple[Object, ...]) -> None:
     for thing in of_kind(objects, "Deployment", "StatefulSet"):
         for container in containers(thing):
             assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys(), name(thing)
@@ -415,7 +415,7 @@ def test_search_can_be_built_and_has_room(objects: tuple[Object, ...]) -> None:
 
 
 class Room(NamedTuple):
-    """What Ray has of one of its nodes, and how many there are to begin with."""
+    """The resources of a Ray node, and the initial number of nodes."""
 
     cpus: float
     gpus: int

@@ -120,7 +120,7 @@ def test_a_trunk_that_an_earlier_stage_trained_has_features_of_its_own(world: Sm
         ("retrieval", [], None),
     ],
 )
-def test_where_features_are_used(
+def test_features_are_used_only_where_exact(
     world: SmallWorld, tmp_path: Path, stage: str, words: list[str], reason: str | None
 ) -> None:
     settings, stages = opened(world, tmp_path, *words, stages=STAGES)
@@ -131,7 +131,7 @@ def test_where_features_are_used(
     assert set(features_of(one, settings, trunk)) == (set() if reason else {"train", "val"})
 
 
-def test_what_would_make_other_features_has_another_key(world: SmallWorld, tmp_path: Path) -> None:
+def test_features_key_covers_all_that_features_depend_on(world: SmallWorld, tmp_path: Path) -> None:
     features, model, settings, stage = wanted(world, tmp_path)
     keys = {features.spec.folder.name}
     for words in (["--grounding.resize=130"], ["--run.seed=3"], [f"--grounding.train={world.shards}/captions/val"]):

@@ -1,4 +1,4 @@
-"""The same seed gives the same run: repeated, and on one worker or two."""
+"""Equal seeds give equal runs: repeated, and on one worker or two."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ Embed = Callable[["Embedder", Sequence[str]], Vectors]
 
 @dataclass(frozen=True)
 class Options:
-    """How a text's vector is computed.
+    """Options of embedding a text.
 
     Attributes:
         special_tokens: include the tokenizer's special tokens in the mean.

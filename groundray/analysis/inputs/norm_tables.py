@@ -95,7 +95,7 @@ class Categories:
 
 @dataclass(frozen=True)
 class Features:
-    """Which concepts have which features.
+    """A table of concepts and their features.
 
     Attributes:
         concepts: distinct words or phrases.

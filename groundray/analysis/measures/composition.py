@@ -150,8 +150,8 @@ def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], pap
 
     plan = [
         ("rank/median", "Rank of the target: median", ranks, paper_ranks, median, paired_tests(ranks)),
-        ("rank/within_3", "Targets of rank 1 to 3: share", within(3, ranks), within(3, paper_ranks), mean, {}),
-        ("rank/within_10", "Targets of rank 1 to 10: share", within(10, ranks), within(10, paper_ranks), mean, {}),
+        ("rank/within_3", "Targets of rank 1 to 3: fraction", within(3, ranks), within(3, paper_ranks), mean, {}),
+        ("rank/within_10", "Targets of rank 1 to 10: fraction", within(10, ranks), within(10, paper_ranks), mean, {}),
         ("cosine/mean", "Cosine with the target: mean", cosines, paper_cosines, mean, paired_tests(cosines)),
     ]
     return [

@@ -33,7 +33,7 @@ PARALLEL_FROM = 200  # number of classifiers from which several processes are fa
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """How features are predicted.
+    """Options of the classifiers that predict features.
 
     Attributes:
         folds: folds of the cross-validation, 2 or more. A feature that fewer concepts have, or lack, is omitted and

@@ -115,7 +115,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """What changed against the control.
+    """The comparison of a treatment with its control.
 
     Attributes:
         control: the model that the treatment is compared with; None if there is only one model.

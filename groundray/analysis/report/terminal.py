@@ -27,7 +27,7 @@ LESSER = re.compile(r"lower_quartile|upper_quartile|^pc[2-9]")  # keys of measur
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the comparison shows, by the width that it has.
+    """The layout of the comparison, chosen by the width of the screen.
 
     Attributes:
         intervals: each figure's interval.

@@ -36,7 +36,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which objects and relations are kept.
+    """Criteria for the objects and relations to keep.
 
     Attributes:
         predicates, classes: number of each that are kept, the most frequent first.

@@ -1,4 +1,4 @@
-"""What the routes share: the service, and the one thread that computes.
+"""The backend of all routes: the service, and the one thread that computes.
 
 With one thread, requests queue for the model, and the memory that uploaded pictures take is bounded. The event loop
 stays free.

@@ -128,7 +128,7 @@ def stream(
 
 
 class TaskSizes(NamedTuple):
-    """How a stream divides a rank's CPUs between tasks that read and tasks that decode.
+    """The division of a rank's CPUs between tasks that read and tasks that decode.
 
     Attributes:
         cpus: limit for all tasks together.

@@ -1,4 +1,4 @@
-"""Which failures of workers end a run, and how a failure is described in one line."""
+"""The failures of workers that end a run, and their one-line descriptions."""
 
 from __future__ import annotations
 

@@ -47,14 +47,14 @@ def fit(
     run: CheckedRun,
     observe: Callable[[Event], None],
     verbose: bool = False,
-    notice: Callable[[], str] = lambda: "",
-    share: float = 1.0,
+    get_stop_reason: Callable[[], str] = lambda: "",
+    cpu_fraction: float = 1.0,
 ) -> dict[str, Any]:
     """Train, and return the result. Uses Ray Train workers, or this process if `scaling.num_workers` is 0.
 
     Args:
-        notice: returns the reason to write a checkpoint and stop, or an empty string.
-        share: fraction of the cluster's CPUs that the run may use, above 0 to 1.
+        get_stop_reason: returns the reason to write a checkpoint and stop, or an empty string.
+        cpu_fraction: fraction of the cluster's CPUs that the run may use, above 0 to 1.
 
     Raises:
         Stopped: the run was asked to stop; the same command resumes it.
@@ -63,10 +63,10 @@ def fit(
     """
     settings = run.settings
     if settings.scaling.max_workers == 0:
-        return _fit_in_process(run, observe, notice)
+        return _fit_in_process(run, observe, get_stop_reason)
     with cluster.connect(verbose=verbose):
         wait_until(
-            lambda: cluster_resources(settings, share).check(),
+            lambda: cluster_resources(settings, cpu_fraction).check(),
             min_bundles(settings),
             settings.scaling.wait_minutes,
             lambda text: observe(Notice(text)),
@@ -75,24 +75,26 @@ def fit(
             make_features(run, observe)
         except RayError as error:
             raise RunFailed(f"trunk features: {getattr(error, 'cause', error)}") from error
-        return _fit_on_ray(run, observe, notice, share)
+        return _fit_on_ray(run, observe, get_stop_reason, cpu_fraction)
 
 
-def _fit_in_process(run: CheckedRun, observe: Callable[[Event], None], notice: Callable[[], str]) -> dict[str, Any]:
+def _fit_in_process(
+    run: CheckedRun, observe: Callable[[Event], None], get_stop_reason: Callable[[], str]
+) -> dict[str, Any]:
     settings = run.settings
     device = "cuda" if settings.scaling.use_gpu else "cpu"
     torch.set_num_threads(settings.scaling.threads or joblib.cpu_count())
     watchdog = _watchdog(run.folder, settings, 0, lambda text: observe(Notice(text)))
     try:
         return progression.run_stages(
-            run, InProcess(observe, device, get_stop_reason=notice, on_heartbeat=watchdog.heartbeat)
+            run, InProcess(observe, device, get_stop_reason=get_stop_reason, on_heartbeat=watchdog.heartbeat)
         )
     finally:
         watchdog.close()
 
 
 def _fit_on_ray(
-    run: CheckedRun, observe: Callable[[Event], None], notice: Callable[[], str], share: float
+    run: CheckedRun, observe: Callable[[Event], None], get_stop_reason: Callable[[], str], cpu_fraction: float
 ) -> dict[str, Any]:
     settings = run.settings
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -105,7 +107,7 @@ def _fit_on_ray(
         train_loop_config={
             "settings": settings.absolute().model_dump(mode="json"),
             "mailbox": mailbox,
-            "share": share,
+            "cpu_fraction": cpu_fraction,
         },
         torch_config=NodeTorchConfig(timeout_s=int(hang + 3 * grace(hang))),
         scaling_config=ray.train.ScalingConfig(
@@ -122,7 +124,7 @@ def _fit_on_ray(
         settings=settings,
         mailbox=mailbox,
     )
-    with _exchange_events(mailbox, observe, notice):
+    with _exchange_events(mailbox, observe, get_stop_reason):
         try:
             _run_in_thread(trainer.fit)
         except TrainingFailedError as error:
@@ -167,7 +169,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
     rank, world_size = context.get_world_rank(), context.get_world_size()
     here = ray.get_runtime_context().get_node_id()
-    cpu_budget = DataCpuBudget.of(gather_strings(here), settings.scaling.cpus_per_worker, node_cpus(), config["share"])
+    cpu_budget = DataCpuBudget.of(
+        gather_strings(here), settings.scaling.cpus_per_worker, node_cpus(), config["cpu_fraction"]
+    )
     watchdog = _watchdog(
         layout.folder_of(settings), settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)]))
     )
@@ -192,7 +196,9 @@ def _watchdog(run: Folder, settings: Settings, rank: int, tell: Callable[[str], 
 
 
 @contextlib.contextmanager
-def _exchange_events(mailbox: Any, observe: Callable[[Event], None], notice: Callable[[], str]) -> Iterator[None]:
+def _exchange_events(
+    mailbox: Any, observe: Callable[[Event], None], get_stop_reason: Callable[[], str]
+) -> Iterator[None]:
     """Pass events from the mailbox to `observe`, and stop requests to rank 0, in a thread inside the context. At its
     end all events have been passed."""
     ended = threading.Event()
@@ -200,7 +206,7 @@ def _exchange_events(mailbox: Any, observe: Callable[[Event], None], notice: Cal
     def exchange() -> None:
         sent = ""
         while not ended.wait(FLUSH_SECONDS / 2):
-            if (reason := notice()) and reason != sent:
+            if (reason := get_stop_reason()) and reason != sent:
                 sent = reason
                 with contextlib.suppress(RayError):
                     mailbox.request_stop.remote(reason)

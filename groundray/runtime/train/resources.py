@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run needs at least, and what the cluster has.
+    """The minimum resources of a run, and those of the cluster.
 
     Attributes:
         workers: the smallest number of workers.

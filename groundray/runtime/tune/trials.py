@@ -88,16 +88,16 @@ class TrialResources:
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What a trial's process needs besides its values.
+    """The context of a trial's process, besides its values.
 
     Attributes:
-        share: fraction of the cluster that a trial may use.
+        cpu_fraction: fraction of the cluster's CPUs that a trial may use.
         parent: id of the sweep's MLflow run; None if it is not tracked.
         tracked_at: URI of the MLflow store.
     """
 
     sweep: Sweep
-    share: float
+    cpu_fraction: float
     parent: str | None
     tracked_at: str
 
@@ -272,7 +272,7 @@ def _train_trial(values: dict[str, Any], context: TrialContext) -> None:
     try:
         for event, _ in history.read(run.folder, lambda text: None):
             report(event)
-        result = launch.fit(run, observe, share=context.share)
+        result = launch.fit(run, observe, cpu_fraction=context.cpu_fraction)
     finally:
         if tracker:
             tracker.close(result, "FINISHED" if result else "FAILED")

@@ -13,7 +13,7 @@ from groundray.model import export
 
 
 def exported(folder: Path, *streams: str) -> str:
-    """What looks like an export with these language streams."""
+    """Create a folder that looks like an exported model with these language streams."""
     for name in (*streams, "stages"):
         (folder / name).mkdir(parents=True)
     about = {"format": export.FORMAT, "settings": {}, "stages": [], "vocabulary": {}}

@@ -139,7 +139,7 @@ def sentence_pieces() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
-def test_of_a_model_with_a_decoder_the_encoder_counts(tmp_path: Path) -> None:
+def test_encoder_of_an_encoder_decoder_is_used(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = T5Model(T5Config(vocab_size=6, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)).eval()
     model.save_pretrained(tmp_path)
@@ -153,7 +153,7 @@ def test_of_a_model_with_a_decoder_the_encoder_counts(tmp_path: Path) -> None:
     assert embedder.known(["zebra", "horse", ""]).tolist() == [True, False, False]
 
 
-def test_of_a_model_of_two_towers_the_texts_counts(tmp_path: Path) -> None:
+def test_text_tower_of_a_two_tower_model_is_used(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"vocab_size": 30, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
@@ -210,7 +210,7 @@ def test_the_digest_is_of_weights_tokenizer_and_options(stream: Path, tmp_path: 
     assert len({plain, *(other.digest for other in others)}) == 7
 
 
-def test_what_has_an_unknown_piece_is_out_of_vocabulary(stream: Path) -> None:
+def test_text_with_an_unknown_piece_is_out_of_vocabulary(stream: Path) -> None:
     embedder = Embedder.load(stream)
     assert embedder.known(["zebra", "a giraffe", "", "  ", "Horse", "strawberrys"]).tolist() == [
         True, False, False, False, True, True,

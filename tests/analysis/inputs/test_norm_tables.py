@@ -175,7 +175,7 @@ def test_features_as_buchanan_published_them(write: Write) -> None:
     }
 
 
-def test_of_several_types_of_a_feature_the_commonest_counts(write: Write) -> None:
+def test_most_frequent_type_of_a_feature_is_used(write: Write) -> None:
     rows = ("dog,is loud,9,sound", "cat,is loud,9,function", "owl,is loud,9,function")
     found = read_features(write("concept,feature,pf,type", *rows))
     assert found.types == ("functional",)
@@ -260,7 +260,7 @@ RATED = "word,concreteness"
         (read_words, ("name,age", "ant,4"), "line 1: expected a column word, got the columns name, age"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_file_is_said_with_its_line(
+def test_error_in_a_file_names_its_line(
     write: Write, read: Callable[[Path], Any], lines: tuple[str | bytes, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:

@@ -35,7 +35,7 @@ def test_vectors_are_made_once(embedder: Embedder, tmp_path: Path) -> None:
     assert notes == []
 
 
-def test_what_vectors_follow_from_is_in_the_key(embedder: Embedder, tmp_path: Path) -> None:
+def test_cache_key_covers_all_that_vectors_depend_on(embedder: Embedder, tmp_path: Path) -> None:
     cache = Cache.at(tmp_path, pytest.fail)
     cache.embed(embedder, TEXTS)
     tokenizer = word_pieces()

@@ -154,7 +154,7 @@ def test_pictures_show_words_where_they_are_few_and_categories_where_they_are_ma
         assert [point.named for point in picture.panels["m"]] == [True] * 24 + [False] * 16
 
 
-def test_what_was_left_out_is_repeated_and_few_categories_are_said() -> None:
+def test_left_out_counts_are_repeated_and_few_categories_are_noted() -> None:
     vectors, words, categories, ratings = made()
     categories[0] = "unrated"
     found = axes({"m": vectors}, words, categories, ratings, left_out={"words out of vocabulary": 3})
@@ -208,7 +208,7 @@ def test_published_numbers_stand_beside() -> None:
         ({"fitted_on": {"m": np.full((9, 8), NAN)}}, "finite vectors to fit the axes on"),
     ],
 )
-def test_what_cannot_be_used_is_refused(change: dict, message: str) -> None:
+def test_invalid_input_is_refused(change: dict, message: str) -> None:
     vectors, words, categories, ratings = made()
     given = {"vectors": {"m": vectors}, "words": words, "categories": categories, "ratings": ratings} | change
     with pytest.raises(ValueError, match=message):

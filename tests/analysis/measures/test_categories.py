@@ -132,7 +132,7 @@ def test_the_picture_shows_categories_apart_and_the_same_words_for_all_models() 
 
 
 def test_the_categories_shown_are_large_and_share_few_words() -> None:
-    """Of 20 categories of 100 words and less, the second a copy of the first, and a word that two of them have."""
+    """20 categories of at most 100 words: the second copies the first, and two others share a word."""
     rows = [(f"{size}-{number}", f"c{size}") for size in range(100, 80, -1) for number in range(size)]
     rows += [(word, "copy") for word, name in rows if name == "c100"] + [("100-0", "c99")]
     member = Membership.by(*zip(*rows, strict=True))
@@ -172,7 +172,7 @@ def test_a_category_of_all_words_is_left_out() -> None:
         ({"vectors": {"m": np.empty((0, 6))}, "words": [], "categories": []}, "at least one text"),
     ],
 )
-def test_what_cannot_be_used_is_refused(change: dict, message: str) -> None:
+def test_invalid_input_is_refused(change: dict, message: str) -> None:
     vectors, words, of = made()
     given = {"vectors": {"m": vectors}, "words": words, "categories": of} | change
     with pytest.raises(ValueError, match=message):

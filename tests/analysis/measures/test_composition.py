@@ -28,7 +28,7 @@ def values(analysis: Analysis, model: str = "m") -> dict[str, float]:
 
 
 def test_the_target_is_ranked_without_the_phrases_own_words() -> None:
-    """Of all five words zebra is third; horse and striped, which are nearer, are the phrase's own."""
+    """Zebra is third of all five words; the nearer two, horse and striped, are the phrase's own."""
     found = composition({"m": PHRASE}, {"m": PLACES}, ["Striped horse"], ["zebra"], WORDS)
     assert values(found) == pytest.approx(
         {"rank/median": 1, "rank/within_3": 1, "rank/within_10": 1, "cosine/mean": 0.8}
@@ -161,6 +161,6 @@ def test_phrases_without_a_target_are_left_out_and_counted() -> None:
         ),
     ],
 )
-def test_what_cannot_be_used_is_refused(change: dict, message: str) -> None:
+def test_invalid_input_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         composition(**(nine() | change))

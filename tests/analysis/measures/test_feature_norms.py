@@ -133,7 +133,7 @@ def test_features_of_one_concept_or_of_nearly_all_are_left_out_and_counted() -> 
         ({"concepts": [], "vectors": {"m": np.empty((0, 12))}}, "at least one text"),
     ],
 )
-def test_what_cannot_be_used_is_refused(change: dict, message: str) -> None:
+def test_invalid_input_is_refused(change: dict, message: str) -> None:
     vectors, has = made()
     given = {
         "vectors": {"m": vectors},

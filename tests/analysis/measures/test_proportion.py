@@ -20,5 +20,5 @@ def test_the_interval_is_wilsons(hits: int, items: int) -> None:
     assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-9)
 
 
-def test_of_nothing_there_is_no_interval() -> None:
+def test_no_items_give_no_interval() -> None:
     assert proportion_of(0.0, 0) == Value(0.0)

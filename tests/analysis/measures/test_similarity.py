@@ -70,7 +70,7 @@ def test_pairs_that_are_not_covered_are_counted_a_set() -> None:
         ({"words": [], "vectors": {"m": np.empty((0, 5))}}, "at least one text"),
     ],
 )
-def test_what_cannot_be_used_is_refused(change: dict, message: str) -> None:
+def test_invalid_input_is_refused(change: dict, message: str) -> None:
     vectors, pairs = made()
     with pytest.raises(ValueError, match=message):
         similarity(**({"vectors": {"m": vectors}, "words": WORDS, "sets": {"set": pairs}} | change))

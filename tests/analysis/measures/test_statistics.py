@@ -100,7 +100,7 @@ def test_a_difference_is_over_the_same_resamples(correlation) -> None:
 
 
 def test_a_resample_of_one_value_has_no_correlation() -> None:
-    """Of three items, one in 27 resamples or more is a single item thrice; the others make the interval."""
+    """With three items, one in nine resamples repeats a single item; the interval is over the others."""
     found = pearson({"m": np.array([0.1, 0.2, 0.4])}, np.array([1.0, 1.0, 2.0]))["m"]
     undefined = np.isnan(found.resampled)
     assert 0 < undefined.sum() < statistics.RESAMPLES / 2
@@ -128,7 +128,7 @@ def test_a_resample_of_one_value_has_no_correlation() -> None:
         ({}, np.arange(5.0), "expected the scores of at least one model, got none"),
     ],
 )
-def test_what_has_no_correlation_is_refused(correlation, scores, ratings, message: str) -> None:
+def test_undefined_correlation_is_refused(correlation, scores, ratings, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         correlation(scores, ratings)
 

@@ -25,7 +25,7 @@ def test_vectors_are_those_of_one_process(ray_cluster: None) -> None:
 
 
 @pytest.mark.ray
-def test_what_cannot_be_embedded_is_refused_before_any_work(ray_cluster: None) -> None:
+def test_texts_that_cannot_be_embedded_are_refused_before_any_work(ray_cluster: None) -> None:
     embedder = Embedder("model", bert(), word_pieces())
     with pytest.raises(ValueError, match="got others for 'giraffe'"):
         embedding_tasks.embed(embedder, ["zebra", "giraffe"])

@@ -63,7 +63,7 @@ def test_serve_run_takes_the_same_arguments() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_it_serves_and_answers_503_where_too_many_wait(place: SearchPaths, service: Service) -> None:
+def test_service_answers_503_when_its_queue_is_full(place: SearchPaths, service: Service) -> None:
     places = {"checkpoint": place.checkpoint, "images": place.images, "index": place.index, "norms": place.norms}
     with deployment.serving(Arguments(**places, waiting=1, queued=1), "127.0.0.1", free_port()) as address:
         assert json.loads(fetched(address, "/healthz")[2])["images"] == 20
@@ -120,7 +120,7 @@ finally:
         ),
     ],
 )
-def test_what_cannot_be_served_is_told_before_ray_starts(
+def test_invalid_serve_arguments_fail_before_ray_starts(
     place: SearchPaths,
     words: list[str],
     message: str,

@@ -79,7 +79,7 @@ def test_a_dead_worker_is_replaced_as_long_as_the_run_gets_further(mailbox: Mail
         Stopped("stopped"),
     ],
 )
-def test_what_would_happen_again_ends_the_run(mailbox: Mailbox, failure: Exception) -> None:
+def test_deterministic_failure_ends_the_run(mailbox: Mailbox, failure: Exception) -> None:
     assert FailurePolicy(3, mailbox).make_decision(failed(RuntimeError("connection closed"), failure)) == RAISE
 
 
@@ -149,5 +149,5 @@ def test_a_controller_that_died_is_told_of() -> None:
         ),
     ],
 )
-def test_what_ray_says_of_a_death_is_told_in_a_line(failure: Exception, meaning: str) -> None:
+def test_death_of_a_worker_is_described_in_one_line(failure: Exception, meaning: str) -> None:
     assert describe(failed(failure)) == meaning

@@ -48,7 +48,7 @@ def test_a_space_is_read_and_written(text: str, kind: str, values: tuple[object,
         ("scaling.num_workers=choice:1,2", "the same in all trials"),
     ],
 )
-def test_what_is_no_space_is_refused_with_the_repair(text: str, said: str) -> None:
+def test_invalid_search_space_is_refused_with_the_repair(text: str, said: str) -> None:
     with pytest.raises(SettingsError) as error:
         parse_spaces([text], config.load("demo"))
     assert said in str(error.value)

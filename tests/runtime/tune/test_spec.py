@@ -38,7 +38,7 @@ def sweep(words: list[str], *space: str, metric: str = RECALL, search: Search = 
         ),
     ],
 )
-def test_what_no_trial_changes_is_trained_once(
+def test_stages_that_no_trial_changes_are_trained_once(
     world: SmallWorld, tmp_path: Path, space: str, metric: str, before: tuple[str, ...], stages: tuple[str, ...]
 ) -> None:
     one = sweep(world.settings(f"--run.storage={tmp_path}", "--run.name=s", stages=STAGES), space, metric=metric)
@@ -53,9 +53,7 @@ def test_what_no_trial_changes_is_trained_once(
 
 
 @pytest.mark.parametrize(("workers", "first"), [("1", (1, 2)), ("2", 2), ("0", 0), ("[1,2]", (1, 2))])
-def test_what_is_trained_once_has_the_cluster_to_itself(
-    world: SmallWorld, tmp_path: Path, workers: str, first: object
-) -> None:
+def test_shared_stages_use_the_whole_cluster(world: SmallWorld, tmp_path: Path, workers: str, first: object) -> None:
     words = world.settings(
         f"--run.storage={tmp_path}", "--scaling.chunks=2", f"--scaling.num_workers={workers}", stages=STAGES
     )
