@@ -14,13 +14,16 @@ from groundray.config.load import (
 )
 from groundray.config.settings import (
     Analysis,
+    CentreCropped,
     Checkpoints,
     Data,
     Features,
     Grounding,
+    Initialization,
     Language,
     MaskedLanguage,
     Model,
+    OperatorInitialization,
     Optimizer,
     Relational,
     RelationalModule,
@@ -43,13 +46,16 @@ from groundray.config.settings import (
 
 __all__ = [
     "Analysis",
+    "CentreCropped",
     "Checkpoints",
     "Data",
     "Features",
     "Grounding",
+    "Initialization",
     "Language",
     "MaskedLanguage",
     "Model",
+    "OperatorInitialization",
     "Optimizer",
     "Relational",
     "RelationalModule",

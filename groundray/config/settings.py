@@ -30,6 +30,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+Initialization = Literal["identity", "pytorch"]
+OperatorInitialization = Literal["normal", "xavier"]
 
 
 class SettingsError(ValueError):
@@ -201,6 +203,12 @@ class RelationalModule(Section):
     )
     space: Count = Field(default=32, description="dimensions of the relation space, at least 1")
     hidden: Count = Field(default=256, description="hidden units of the object classifier, at least 1")
+    operator_initialization: OperatorInitialization = Field(
+        default="normal",
+        description="initialization of the predicates' operators: normal, of standard deviation 1, or xavier, of about "
+        "0.02, as in the authors' code. Operators are normalized in use: the smaller they are, the faster a learning "
+        "rate turns them. At 1e-5, those of `normal` do not move",
+    )
 
 
 class Model(Section):
@@ -221,6 +229,12 @@ class Model(Section):
         description="hidden units of the visual stage's classifier; 0: a linear classifier on the maximum over all "
         "positions",
     )
+    initialization: Initialization = Field(
+        default="identity",
+        description="initialization of new layers. identity: the grounding heads and the cross-modal attention pass "
+        "embeddings on unchanged, both branches of the spatial attention are 0, its positions are sines and cosines; "
+        "pytorch: PyTorch's own, as in the authors' code",
+    )
     relational: RelationalModule = RelationalModule()
 
 
@@ -240,6 +254,11 @@ class Optimizer(Section):
     momentum: Fraction = Field(default=0.9, description="momentum of SGD, in [0, 1)")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty, added to the gradient, at least 0")
     halve_every: Count = Field(default=15, description="epochs between halvings of the learning rate, at least 1")
+    first_epoch: Literal[0, 1] = Field(
+        default=0,
+        description="number of the first epoch: epochs `halve_every`, 2 x `halve_every`, ... halve the learning rate. "
+        "Counted from 0, the first halving follows `halve_every` epochs; from 1, one epoch less",
+    )
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up to the learning rate, at least 0")
 
 
@@ -290,9 +309,24 @@ class Stage(Section):
         return isinstance(trains, TrainedVisual) and trains.trunk
 
 
-RESIZE = "shorter side in pixels to resize to before the centre crop; null: model.image_size"
 ATTENTION_DROPOUT = "dropout of the spatial attention, in [0, 1)"
+LANGUAGE_DROPOUT = (
+    "hidden and attention dropout of the language stream's trained layers, in [0, 1); null: the rates of its own "
+    "configuration"
+)
 CHANNEL_DROPOUT = "probability of dropping a whole channel of the trunk's features, in [0, 1); helps with few images"
+
+
+class CentreCropped(Stage):
+    """Settings of stages that crop images at the centre."""
+
+    resize: Count | None = Field(
+        default=None, description="shorter side in pixels to resize to before the centre crop; null: model.image_size"
+    )
+    val_resize: Count | None = Field(
+        default=None,
+        description="shorter side in pixels to resize to before the centre crop of validation; null: `resize`",
+    )
 
 
 class Visual(Stage):
@@ -331,6 +365,7 @@ class MaskedLanguage(Stage):
         default=0.15, description="fraction of tokens to mask, in (0, 1)"
     )
     max_tokens: int = Field(default=32, ge=3, description="maximum tokens per text, with [CLS] and [SEP], at least 3")
+    language_dropout: Fraction | None = Field(default=None, description=LANGUAGE_DROPOUT)
     trains: TrainedLanguage = TrainedLanguage(language_layers="all", query_key=True)
 
     @model_validator(mode="before")
@@ -342,7 +377,7 @@ class MaskedLanguage(Stage):
         return tree
 
 
-class Grounding(Stage):
+class Grounding(CentreCropped):
     """Grounding of captions in images: match maps and symmetric NT-Xent over the global batch."""
 
     temperature: Positive = Field(default=0.1, description="temperature of NT-Xent, more than 0")
@@ -353,8 +388,8 @@ class Grounding(Stage):
     max_tokens: int = Field(
         default=32, ge=3, description="maximum tokens per caption, with [CLS] and [SEP], at least 3"
     )
-    resize: Count | None = Field(default=None, description=RESIZE)
     dropout: Fraction = Field(default=0.1, description=ATTENTION_DROPOUT)
+    language_dropout: Fraction | None = Field(default=None, description=LANGUAGE_DROPOUT)
     channel_dropout: Fraction = Field(default=0.0, description=CHANNEL_DROPOUT)
     trains: Trained = Trained()
 
@@ -371,7 +406,7 @@ class RelationalWeights(Section):
     object: NotNegative = Field(default=1.0, description="weight of the object classification loss, at least 0")
 
 
-class Relational(Stage):
+class Relational(CentreCropped):
     """Relational grounding: scores every predicate for each pair of objects, located by their phrases."""
 
     temperature: Positive = Field(default=1.0, description="temperature of the predicate and pair losses, more than 0")
@@ -383,7 +418,6 @@ class Relational(Stage):
     )
     special_tokens: bool = Field(default=False, description="include [CLS] and [SEP] in the mean over a phrase")
     max_tokens: int = Field(default=10, ge=3, description="maximum tokens per phrase, with [CLS] and [SEP], at least 3")
-    resize: Count | None = Field(default=None, description=RESIZE)
     predicates: Count | None = Field(
         default=None, description="number of predicates that the shards must have; null: any number"
     )
@@ -391,11 +425,12 @@ class Relational(Stage):
         default=None, description="number of object classes that the shards must have; null: any number"
     )
     dropout: Fraction = Field(default=0.1, description=ATTENTION_DROPOUT)
+    language_dropout: Fraction | None = Field(default=None, description=LANGUAGE_DROPOUT)
     channel_dropout: Fraction = Field(default=0.0, description=CHANNEL_DROPOUT)
     trains: Trained = Trained(language_layers=2)
 
 
-class Retrieval(Stage):
+class Retrieval(CentreCropped):
     """Heads for image search: frozen streams, one vector per image and caption, symmetric NT-Xent."""
 
     temperature: Positive = Field(default=0.1, description="temperature of NT-Xent, more than 0")
@@ -406,7 +441,6 @@ class Retrieval(Stage):
     max_tokens: int = Field(
         default=32, ge=3, description="maximum tokens per caption, with [CLS] and [SEP], at least 3"
     )
-    resize: Count | None = Field(default=None, description=RESIZE)
 
 
 class Tracking(Section):

@@ -26,11 +26,14 @@ def centre_crop(encoded: bytes, resize: int, crop: int) -> UInt8[np.ndarray, "3 
 
 
 def centre_box(width: int, height: int, resize: int, crop: int) -> tuple[float, float, float, float]:
-    """Return the box that `centre_crop` keeps: left, top, right and bottom, in pixels of the image before scaling."""
-    scale = resize / min(width, height)
-    wide, tall = (max(resize, round(side * scale)) for side in (width, height))
-    left, top = (wide - crop) // 2, (tall - crop) // 2
-    return left / scale, top / scale, (left + crop) / scale, (top + crop) / scale
+    """Return the box that `centre_crop` keeps: left, top, right and bottom, in pixels of the image before scaling.
+
+    Sides and offsets are rounded as by torchvision's `Resize` (down) and `CenterCrop` (to the nearest, halves to even).
+    """
+    wide, tall = (resize * side // min(width, height) for side in (width, height))
+    left, top = round((wide - crop) / 2), round((tall - crop) / 2)
+    across, down = width / wide, height / tall
+    return left * across, top * down, (left + crop) * across, (top + crop) * down
 
 
 def random_crop(

@@ -31,7 +31,7 @@ from groundray.image_search.errors import UnknownImage
 from groundray.image_search.towers import Towers
 from groundray.storage.folder import Folder
 
-VERSION = 1  # increment when the code gives other vectors or thumbnails
+VERSION = 2  # increment when the code gives other vectors or thumbnails
 THUMBNAIL, QUALITY = 192, 85  # longer side in pixels, and JPEG quality
 THUMBNAIL_BYTES = 8_000  # approximate
 ROWS_PER_GROUP = 256  # rows that are read to get one thumbnail: 1 to 2 MB

@@ -49,7 +49,14 @@ def build_visual(settings: config.Model, width: int, pretrained: bool = True) ->
             f"model.image_size: expected a multiple of {trunk.stride} pixels for trunk {settings.trunk.name}, "
             f"got {settings.image_size}"
         )
-    return VisualStream(trunk, width, settings.image_size, settings.attention_heads, settings.attention_ffn)
+    return VisualStream(
+        trunk,
+        width,
+        settings.image_size,
+        settings.attention_heads,
+        settings.attention_ffn,
+        settings.initialization,
+    )
 
 
 def build_language(settings: config.Language, pretrained: bool = True) -> LanguageStream:
@@ -107,10 +114,14 @@ def build_head(
 
 HEADS: dict[str, Callable[[config.Model, GroundedModel, Vocabulary], nn.Module]] = {
     "visual": lambda settings, model, vocabulary: Classifier(
-        model.width, model.visual.positions, settings.classifier, len(vocabulary["classes"])
+        model.width,
+        model.visual.positions,
+        settings.classifier,
+        len(vocabulary["classes"]),
+        settings.initialization,
     ),
     "language": lambda settings, model, vocabulary: MaskedLanguageHead(model.language.bert.config),
-    "grounding": lambda settings, model, vocabulary: GroundingHeads(model.width),
+    "grounding": lambda settings, model, vocabulary: GroundingHeads(model.width, settings.initialization),
     "relational": lambda settings, model, vocabulary: RelationalModule(
         model.width,
         predicates=len(vocabulary["predicates"]),
@@ -118,6 +129,8 @@ HEADS: dict[str, Callable[[config.Model, GroundedModel, Vocabulary], nn.Module]]
         heads=settings.relational.attention_heads,
         space=settings.relational.space,
         hidden=settings.relational.hidden,
+        initialization=settings.initialization,
+        operators=settings.relational.operator_initialization,
     ),
     "retrieval": lambda settings, model, vocabulary: RetrievalHeads(model.width),
 }

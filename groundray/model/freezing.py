@@ -45,6 +45,20 @@ def set_dropout(model: GroundedModel, attention: float, channels: float = 0.0) -
     model.visual.channel_dropout.p = channels
 
 
+def set_language_dropout(model: GroundedModel, rate: float | None) -> None:
+    """Set the rate of the language stream's hidden and attention dropout, 0 to 1.
+
+    Args:
+        rate: None for the rates of the stream's own configuration, which stays unchanged.
+    """
+    bert = model.language.bert
+    weights = {id(layer.attention.self.dropout) for layer in _layers(model)}
+    for module in bert.modules():
+        if isinstance(module, nn.Dropout):
+            own = bert.config.attention_probs_dropout_prob if id(module) in weights else bert.config.hidden_dropout_prob
+            module.p = own if rate is None else rate
+
+
 def trainable_counts(model: GroundedModel) -> dict[str, int]:
     """Return the number of trained parameters of each part of the model; parts without any are left out."""
     parts = {

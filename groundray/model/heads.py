@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
+from groundray.config import Initialization
+
 # The names behind the numbers of a stage's data, by kind: `classes`, `predicates`.
 Vocabulary = Mapping[str, tuple[str, ...]]
 
@@ -26,9 +28,13 @@ class Classifier(nn.Module):
         positions: number of positions of an image, a square number.
         hidden: width of the hidden layers; 0 for none.
         classes: number of classes.
+        initialization: `identity` keeps the size of activations over the hidden layers (He et al. 2015); PyTorch's own
+            shrinks them to 0.4 at each ReLU.
     """
 
-    def __init__(self, width: int, positions: int, hidden: int, classes: int):
+    def __init__(
+        self, width: int, positions: int, hidden: int, classes: int, initialization: Initialization = "identity"
+    ):
         super().__init__()
         self.side = round(positions**0.5)
         self.window = min(2, self.side) if hidden else self.side
@@ -46,8 +52,8 @@ class Classifier(nn.Module):
             if hidden
             else nn.Sequential(nn.Linear(pooled, classes))
         )
-        for layer in self.layers[:-1]:
-            if isinstance(layer, nn.Linear):  # torch's default shrinks activations to 0.4 at each ReLU
+        for layer in self.layers[:-1] if initialization == "identity" else ():
+            if isinstance(layer, nn.Linear):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
@@ -84,14 +90,15 @@ class MaskedLanguageHead(nn.Module):
 class GroundingHeads(nn.Module):
     """A linear map of each stream into the space of the match map.
 
-    Both start as the identity, so that training starts from the pretrained streams' embeddings.
+    Args:
+        initialization: with `identity`, training starts from the pretrained streams' embeddings.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, initialization: Initialization = "identity"):
         super().__init__()
         self.visual = nn.Linear(width, width)
         self.language = nn.Linear(width, width)
-        for head in (self.visual, self.language):
+        for head in (self.visual, self.language) if initialization == "identity" else ():
             nn.init.eye_(head.weight)
             nn.init.zeros_(head.bias)
 

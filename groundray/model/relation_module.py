@@ -7,15 +7,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundray.config import Initialization, OperatorInitialization
+
 
 class CrossModalAttention(nn.Module):
     """Attention of phrases to image positions: one visually grounded vector for each object (paper, stage 3).
 
     Queries and keys have no bias, values have one. Heads are concatenated, without output projection, residual or norm.
-    The three projections start as the identity: at first a phrase attends where its embedding matches the image's.
+
+    Args:
+        initialization: with `identity`, a phrase attends at first where its embedding matches the image's.
     """
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, initialization: Initialization = "identity"):
         super().__init__()
         if width % heads:
             raise ValueError(
@@ -25,9 +29,10 @@ class CrossModalAttention(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width)
-        for projection in (self.query, self.key, self.value):
-            nn.init.eye_(projection.weight)
-        nn.init.zeros_(self.value.bias)
+        if initialization == "identity":
+            for projection in (self.query, self.key, self.value):
+                nn.init.eye_(projection.weight)
+            nn.init.zeros_(self.value.bias)
 
     def forward(
         self,
@@ -67,13 +72,28 @@ class RelationalModule(nn.Module):
         heads: number of attention heads; divides `width`.
         space: dimension of the relation space.
         hidden: width of the classifier's hidden layer.
+        initialization: of the attention.
+        operators: initialization of the operators. `xavier` is that of a (predicates, space, space) weight, whose
+            standard deviation is sqrt(2 / (space^2 + predicates space)).
     """
 
-    def __init__(self, width: int, predicates: int, classes: int, heads: int = 8, space: int = 32, hidden: int = 256):
+    def __init__(
+        self,
+        width: int,
+        predicates: int,
+        classes: int,
+        heads: int = 8,
+        space: int = 32,
+        hidden: int = 256,
+        initialization: Initialization = "identity",
+        operators: OperatorInitialization = "normal",
+    ):
         super().__init__()
-        self.attention = CrossModalAttention(width, heads)
+        self.attention = CrossModalAttention(width, heads, initialization)
         self.space = nn.Linear(width, space)
         self.operators = nn.Parameter(torch.randn(predicates, space, space))
+        if operators == "xavier":
+            nn.init.xavier_uniform_(self.operators)
         self.operator_dropout = nn.Dropout(0.1)
         self.classifier = nn.Sequential(
             nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, classes)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import BFloat16, Float, UInt8
 from torch import Tensor, nn
 
+from groundray.config import Initialization
 from groundray.model.trunk import Trunk
 
 
@@ -16,13 +19,22 @@ class SpatialAttention(nn.Module):
     A learned position table is added to the attention's input; the residual takes the input without it. Dropout
     follows the attention's output and the feed-forward layer.
 
-    The table is initialised with sines and cosines of row and column: initialised near zero, relations such as
-    `left of` took thousands of steps to be learned instead of 150. Both residual branches are initialised to zero
-    (Zhang et al. 2019), so that at first each position holds its own features: with random weights, small shapes took
-    twice the steps.
+    With the initialization `identity`, the table holds sines and cosines of row and column: initialised near zero,
+    relations such as `left of` took thousands of steps to be learned instead of 150. Both residual branches are
+    initialised to zero (Zhang et al. 2019), so that at first each position holds its own features: with random
+    weights, small shapes took twice the steps. With `pytorch`, linear maps are those of `nn.Linear` and the table that
+    of `nn.Embedding`, of standard deviation 1.
     """
 
-    def __init__(self, width: int, side: int, heads: int, ffn: int, dropout: float = 0.1):
+    def __init__(
+        self,
+        width: int,
+        side: int,
+        heads: int,
+        ffn: int,
+        dropout: float = 0.1,
+        initialization: Initialization = "identity",
+    ):
         super().__init__()
         self.positions = nn.Parameter(0.5 * sine_table(side, width))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
@@ -30,8 +42,15 @@ class SpatialAttention(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(width, ffn), nn.ReLU(), nn.Linear(ffn, width))
         self.ffn_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-        for parameter in (*self.attention.out_proj.parameters(), *self.ffn[2].parameters()):
-            nn.init.zeros_(parameter)
+        if initialization == "identity":
+            for parameter in (*self.attention.out_proj.parameters(), *self.ffn[2].parameters()):
+                nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(self.positions)
+            # nn.MultiheadAttention has an initialization of its own, by Xavier and without bias
+            nn.init.kaiming_uniform_(self.attention.in_proj_weight, a=math.sqrt(5))
+            nn.init.uniform_(self.attention.in_proj_bias, -1 / math.sqrt(width), 1 / math.sqrt(width))
+            self.attention.out_proj.reset_parameters()
 
     def forward(self, x: Float[Tensor, "sample position dim"]) -> Float[Tensor, "sample position dim"]:
         positioned = x + self.positions
@@ -64,14 +83,22 @@ class VisualStream(nn.Module):
         positions: number of positions of an image, counted row by row.
     """
 
-    def __init__(self, trunk: Trunk, width: int, image_size: int, heads: int, ffn: int):
+    def __init__(
+        self,
+        trunk: Trunk,
+        width: int,
+        image_size: int,
+        heads: int,
+        ffn: int,
+        initialization: Initialization = "identity",
+    ):
         super().__init__()
         side = image_size // trunk.stride
         self.positions = side * side
         self.trunk = trunk
         self.channel_dropout = nn.Dropout2d(0.0)
         self.embedder = nn.Conv2d(trunk.channels, width, kernel_size=1)
-        self.attention = SpatialAttention(width, side, heads, ffn)
+        self.attention = SpatialAttention(width, side, heads, ffn, initialization=initialization)
 
     def forward(self, images: Images) -> Float[Tensor, "sample position dim"]:
         """Return the embeddings of images, given their pixels or their feature maps (`features`)."""

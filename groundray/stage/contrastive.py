@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerFast
 from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.captions import CaptionSamples
-from groundray.data.image_inputs import CentreCrop
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.tokenization import WordPieceTokenizer
@@ -31,7 +30,7 @@ from groundray.model.heads import GroundingHeads, RetrievalHeads
 from groundray.model.relation_module import RelationalModule
 from groundray.model.visual_stream import Images
 from groundray.stage.metrics import recalls
-from groundray.stage.protocol import Metrics, source
+from groundray.stage.protocol import Metrics, centre_crop, source
 
 
 class Encoded(NamedTuple):
@@ -56,15 +55,15 @@ def captioned_images(
     """Return a source of captioned images.
 
     Args:
-        shuffle: True shuffles, and draws one of an image's captions at each visit; False keeps the data set's order
-            and takes the first caption.
+        shuffle: True for training: shuffles, and draws one of an image's captions at each visit; False for validation
+            and analysis: keeps the data set's order and takes the first caption.
 
     Raises:
         FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch.
     """
     samples = CaptionSamples(
         tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
-        image_inputs=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
+        image_inputs=centre_crop(settings, stage, training=shuffle),
         seed=settings.run.seed if shuffle else None,
     )
     return source(settings, stage, Dataset.open(shards, "captions"), samples, shuffle)

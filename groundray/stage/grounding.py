@@ -12,7 +12,7 @@ from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.stream import Source, Step
 from groundray.loss.grounding_loss import grounding_loss
-from groundray.model.freezing import freeze, set_dropout
+from groundray.model.freezing import freeze, set_dropout, set_language_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
 from groundray.stage.contrastive import Encoded, captioned_images, concatenate, encode_for_match_map, validate
@@ -50,6 +50,7 @@ class GroundingStage:
     def prepare(self, model: GroundedModel) -> None:
         freeze(model, self.name, self.settings.trains)
         set_dropout(model, self.settings.dropout, self.settings.channel_dropout)
+        set_language_dropout(model, self.settings.language_dropout)
 
     def encode(self, model: GroundedModel, batch: CaptionBatch) -> Encoded:
         return encode_for_match_map(model, batch, self.settings.special_tokens)

@@ -24,7 +24,7 @@ from groundray.data.stream import Source, Step
 from groundray.data.texts import IGNORE_INDEX, TextSamples
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.distributed import sum_over_chunks
-from groundray.model.freezing import freeze
+from groundray.model.freezing import freeze, set_language_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead, Vocabulary
 from groundray.stage.contrastive import at_least_float32
@@ -75,6 +75,7 @@ class LanguageStage:
 
     def prepare(self, model: GroundedModel) -> None:
         freeze(model, self.name, self.settings.trains)
+        set_language_dropout(model, self.settings.language_dropout)
 
     def encode(self, model: GroundedModel, batch: TextBatch) -> Predicted:
         masked = batch.targets != IGNORE_INDEX

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from groundray import config
+from groundray.data.image_inputs import CentreCrop
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
 from groundray.data.stream import Samples, Source, Step
@@ -143,6 +144,13 @@ def source(settings: config.Settings, stage: config.Stage, dataset: Dataset, sam
         drop_last=shuffle,
     )
     return Source(dataset, samples, plan)
+
+
+def centre_crop(settings: config.Settings, stage: config.CentreCropped, training: bool) -> CentreCrop:
+    """Return the crop of a stage's images in training, or in validation and analysis."""
+    size = settings.model.image_size
+    resize = stage.resize or size
+    return CentreCrop(resize if training else stage.val_resize or resize, size)
 
 
 def check_vocabulary(train: Dataset, val: Dataset, **expected: int | None) -> Vocabulary:

@@ -11,20 +11,27 @@ from transformers import PreTrainedTokenizerFast
 
 from groundray import config
 from groundray.data.batches import SceneGraphBatch
-from groundray.data.image_inputs import CentreCrop
 from groundray.data.scene_graphs import SceneGraphSamples
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.distributed import sum_over_chunks
 from groundray.loss.relation_loss import RelationLoss, Scored, annotated_with, relation_loss
-from groundray.model.freezing import freeze, set_dropout
+from groundray.model.freezing import freeze, set_dropout, set_language_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary, mean_of_valid
 from groundray.model.relation_module import RelationalModule
 from groundray.stage.contrastive import at_least_float32, counted_tokens
 from groundray.stage.metrics import TOP_K, top_k_counts
-from groundray.stage.protocol import HIGHEST_PREDICATE_TOP1, Best, Metrics, check_vocabulary, source, vocabulary_of
+from groundray.stage.protocol import (
+    HIGHEST_PREDICATE_TOP1,
+    Best,
+    Metrics,
+    centre_crop,
+    check_vocabulary,
+    source,
+    vocabulary_of,
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class RelationalStage:
     def prepare(self, model: GroundedModel) -> None:
         freeze(model, self.name, self.settings.trains)
         set_dropout(model, self.settings.dropout, self.settings.channel_dropout)
+        set_language_dropout(model, self.settings.language_dropout)
 
     def encode(self, model: GroundedModel, batch: SceneGraphBatch) -> Scored:
         return encode(model, batch, self.settings.special_tokens)
@@ -96,11 +104,11 @@ def scene_graphs(
     dataset: Dataset,
     shuffle: bool,
 ) -> Source:
-    """Return a source of scene graphs, shuffled or in the data set's order."""
+    """Return a source of scene graphs: shuffled, for training, or in the data set's order, for validation."""
     vocabulary = vocabulary_of(dataset)
     samples = SceneGraphSamples(
         tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
-        image_inputs=CentreCrop(stage.resize or settings.model.image_size, settings.model.image_size),
+        image_inputs=centre_crop(settings, stage, training=shuffle),
         predicates=len(vocabulary["predicates"]),
         classes=len(vocabulary["classes"]),
     )

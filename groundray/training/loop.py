@@ -185,9 +185,12 @@ def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, ep
     It rises linearly over the first `warmup` steps and halves every `halve_every` epochs.
 
     Args:
+        epoch: counted from the stage's first, which is 0.
         step: counted from the stage's first, which is 0.
     """
-    factor = min(1.0, (step + 1) / (settings.warmup + 1)) * 0.5 ** (epoch // settings.halve_every)
+    factor = min(1.0, (step + 1) / (settings.warmup + 1)) * 0.5 ** (
+        (epoch + settings.first_epoch) // settings.halve_every
+    )
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return settings.lr * factor

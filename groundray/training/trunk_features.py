@@ -43,7 +43,7 @@ from groundray.training.events import FeaturesDone, FeaturesStarted
 from groundray.training.layout import features_folder
 from groundray.training.worker import Worker, raise_if_stop_requested
 
-VERSION = 1  # of the code that makes features; raise it when its output changes
+VERSION = 2  # of the code that makes features; raise it when its output changes
 KIND = "trunk_features"
 POLL_SECONDS = 0.2
 
