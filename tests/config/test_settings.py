@@ -55,3 +55,27 @@ def test_settings_of_earlier_versions_are_read() -> None:
     """`mask_fraction` was named `mask_share`: stored settings of earlier runs and models have that name."""
     text = config.MaskedLanguage(**{"train": "t", "val": "v", "batch_size": 8, "mask_share": 0.3})
     assert text.mask_fraction == 0.3
+
+
+@pytest.mark.parametrize("preset", ["demo", "photos"])
+def test_runs_of_earlier_versions_have_the_same_identity(preset: str) -> None:
+    """Stored settings lack what was added since; the defaults mean what these runs did."""
+    added = {
+        ("model",): ("initialization",),
+        ("model", "relational"): ("operator_initialization",),
+        ("language",): ("language_dropout",),
+        ("grounding",): ("language_dropout", "val_resize"),
+        ("relational",): ("language_dropout", "val_resize"),
+        ("retrieval",): ("val_resize",),
+        **{(stage, "optimizer"): ("first_epoch",) for stage in ("visual", "language", "grounding", "relational")},
+        ("retrieval", "optimizer"): ("first_epoch",),
+    }
+    settings = load(preset)
+    stored = settings.model_dump(mode="json")
+    for path, names in added.items():
+        section = stored
+        for key in path:
+            section = section[key]
+        for name in names:
+            del section[name]
+    assert config.Settings(**stored).identity() == settings.identity()

@@ -8,7 +8,7 @@ from conftest import SmallWorld
 
 from groundray import config
 from groundray.model.build import build_head, build_model
-from groundray.model.freezing import freeze, set_dropout
+from groundray.model.freezing import freeze, set_dropout, set_language_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.training.preflight import preview
 
@@ -90,6 +90,33 @@ def test_frozen_trunk_makes_no_graph(model: GroundedModel) -> None:
     assert not model.visual.features(images).requires_grad
     freeze(model, "grounding", config.Trained(trunk=True, language_layers=0))
     assert model.visual.features(images).requires_grad
+
+
+def test_language_dropout_covers_hidden_and_attention_dropout(model: GroundedModel) -> None:
+    bert = model.language.bert
+    bert.config.attention_probs_dropout_prob = 0.2
+    rates = {name: module.p for name, module in bert.named_modules() if isinstance(module, torch.nn.Dropout)}
+    assert len(rates) == 1 + 3 * 2  # of the embeddings; weights, their output and the FFN of two layers
+    set_language_dropout(model, 0.4)
+    assert {module.p for module in bert.modules() if isinstance(module, torch.nn.Dropout)} == {0.4}
+    assert (bert.config.hidden_dropout_prob, bert.config.attention_probs_dropout_prob) == (0.1, 0.2)  # as exported
+    set_language_dropout(model, None)
+    restored = {name: module.p for name, module in bert.named_modules() if name in rates}
+    assert restored == {name: 0.2 if name.endswith("attention.self.dropout") else 0.1 for name in rates}
+
+
+def test_language_dropout_changes_training_and_not_frozen_parts(model: GroundedModel) -> None:
+    tokens, mask = torch.arange(1, 9)[None], torch.ones(1, 8, dtype=torch.bool)
+
+    def embedded(rate: float | None, layers: int) -> torch.Tensor:
+        freeze(model, "grounding", config.Trained(language_layers=layers))
+        set_language_dropout(model, rate)
+        torch.manual_seed(0)
+        return model.language(tokens, mask)
+
+    assert torch.equal(embedded(None, 1), embedded(0.1, 1))
+    assert not torch.equal(embedded(0.1, 1), embedded(0.3, 1))
+    assert torch.equal(embedded(0.1, 0), embedded(0.9, 0))
 
 
 def test_dropout_rates_are_set(model: GroundedModel) -> None:

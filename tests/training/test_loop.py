@@ -53,6 +53,16 @@ def test_learning_rate_warms_up() -> None:
     assert set_learning_rate(optimizer, settings, 1, 6) == pytest.approx(0.05)
 
 
+def test_learning_rate_halves_at_epochs_counted_from_0_or_1() -> None:
+    rates = {}
+    for first in (0, 1):
+        settings = config.Optimizer(lr=0.8, halve_every=3, first_epoch=first)
+        optimizer = make_optimizer_of(settings)
+        rates[first] = [set_learning_rate(optimizer, settings, epoch, 0) for epoch in range(7)]
+    assert rates[0] == [0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2]
+    assert rates[1] == [0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2]
+
+
 def test_sgd_has_momentum_and_weight_decay() -> None:
     """Two steps by hand: v = 0.9 v + (g + wd p), p = p - lr v, of a parameter 1 with gradient 1."""
     settings = config.Optimizer(kind="sgd", lr=0.1, momentum=0.9, weight_decay=0.5, halve_every=9)
