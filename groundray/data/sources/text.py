@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from groundray.data.sources.rejected import Rejected
+from groundray.storage.text_encoding import read_text_lines
 
 
 def read_lines(files: Sequence[Path], rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
@@ -15,13 +16,10 @@ def read_lines(files: Sequence[Path], rejected: list[Rejected]) -> Iterator[dict
     A line's id is `FILE:NUMBER`, counted from 1. Memory: one line.
     """
     for file in files:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                id = f"{file.name}:{number}"
-                try:
-                    text = " ".join(line.decode().split())
-                except UnicodeDecodeError as error:
-                    rejected.append(Rejected("line", id, "not UTF-8", str(error)))
-                    continue
-                if text:
+        with file.open("rb") as content:
+            for line in read_text_lines(content):
+                id = f"{file.name}:{line.number}"
+                if line.reason:
+                    rejected.append(Rejected("line", id, line.reason, line.detail))
+                elif text := " ".join(line.text.split()):
                     yield {"id": id, "text": text}
