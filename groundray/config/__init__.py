@@ -43,6 +43,7 @@ from groundray.config.settings import (
     Visual,
     flatten,
 )
+from groundray.config.yaml_text import parse_yaml
 
 __all__ = [
     "Analysis",
@@ -81,6 +82,7 @@ __all__ = [
     "find",
     "flatten",
     "load",
+    "parse_yaml",
     "presets",
     "section_of",
     "to_cli_args",

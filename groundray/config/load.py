@@ -14,13 +14,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource
 from pydantic_settings import SettingsError as ArgumentError
 
 from groundray.config.settings import Settings, SettingsError, flatten
+from groundray.config.yaml_text import check_json_keys, parse_yaml
 
 
 def presets() -> dict[str, Path]:
@@ -155,6 +155,8 @@ def _build(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Setti
     arguments, unknown = parser.parse_known_args(overrides)
     if unknown:
         raise SettingsError(_explain_unknown(unknown[0]))
+    for word in overrides:  # pydantic-settings takes a section as JSON: `--NAME JSON` or `--NAME=JSON`
+        check_json_keys(word.partition("=")[2] if word.startswith("--") else word, "a section on the command line")
     try:
         return CliApp.run(Settings, cli_args=arguments, cli_settings_source=source, **tree)
     except ArgumentError as error:
@@ -165,10 +167,10 @@ def _build(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Setti
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # PyYAML does not wrap errors of the values that it makes, as of a date in month 13 or a number of 5,000 digits
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
         raise SettingsError(f"{path} is not YAML: {error}") from None
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: expected sections such as `run:` and `stages:`, got {type(tree).__name__}")
     for key in tree:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-import yaml
-
-from groundray.config import Settings, SettingsError, changed, did_you_mean
+from groundray.config import Settings, SettingsError, changed, did_you_mean, parse_yaml
 
 Kind = Literal["choice", "uniform", "loguniform"]
 FORMS = "choice:A,B,... or uniform:LOW:HIGH or loguniform:LOW:HIGH"
@@ -95,10 +93,7 @@ def format_value(value: Any) -> str:
 
 def _value(text: str, space: str) -> Any:
     """Parse a value as YAML, and 1e-3 as a number too."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--space {space}: expected a value, got {text!r}: {error}") from None
+    value = parse_yaml(text, f"--space {space}: {text!r}")
     if isinstance(value, str):
         try:
             return float(value)
