@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged, OtherVersion, Version
 
 VERSION = 2
 INDEX = "dataset.json"
@@ -111,6 +112,7 @@ class Dataset:
 
         Raises:
             FileNotFoundError: the folder holds no complete data set.
+            Damaged: `dataset.json` is damaged.
             ValueError: the data set has another schema version, or none of the expected `kinds`.
         """
         folder = Folder.at(url)
@@ -118,27 +120,36 @@ class Dataset:
             raise FileNotFoundError(
                 f"expected shards at {folder}, got no {INDEX}: write them with `python -m groundray.prepare`"
             )
-        index = folder.read_json(INDEX)
-        if index.get("schema") != VERSION:
+        repair = (
+            "restore it from a copy, or delete the folder and make it again (shards: `python -m groundray.prepare`)"
+        )
+        keys = "schema|kind|fingerprint|counts|source|vocabulary|shards"  # of an index that has no seal
+        try:
+            index = folder.read_sealed(INDEX, keys, repair, Version("schema", VERSION))
+        except OtherVersion as other:
             raise ValueError(
-                f"shards at {folder} have schema {index.get('schema')}, this version reads {VERSION}: "
+                f"shards at {folder} have schema {other.found}, this version reads {VERSION}: "
                 "run `python -m groundray.prepare` again"
+            ) from None
+        try:
+            shards = tuple(
+                Shard(shard["file"], tuple(shard["row_groups"]), shard["bytes"], shard["sha256"])
+                for shard in index["shards"]
             )
-        if kinds and index["kind"] not in kinds:
+            vocabulary = {name: tuple(words) for name, words in index["vocabulary"].items()}
+            dataset = Dataset(
+                folder, index["kind"], shards, index["counts"], index["source"], index["fingerprint"], vocabulary
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"{folder}/{INDEX} is damaged: it lacks {error}: {repair}") from None
+        if kinds and dataset.kind not in kinds:
             expected = " or ".join(map(repr, kinds))
-            raise ValueError(f"expected shards of kind {expected} at {folder}, got kind {index['kind']!r}")
-        shards = tuple(
-            Shard(shard["file"], tuple(shard["row_groups"]), shard["bytes"], shard["sha256"])
-            for shard in index["shards"]
-        )
-        vocabulary = {name: tuple(words) for name, words in index["vocabulary"].items()}
-        return Dataset(
-            folder, index["kind"], shards, index["counts"], index["source"], index["fingerprint"], vocabulary
-        )
+            raise ValueError(f"expected shards of kind {expected} at {folder}, got kind {dataset.kind!r}")
+        return dataset
 
     def write_index(self) -> None:
         """Write `dataset.json`. It is written last: a folder that has one is complete."""
-        self.folder.write_json(
+        self.folder.write_sealed(
             INDEX,
             {
                 "schema": VERSION,

@@ -91,7 +91,7 @@ def verify_shards(dataset: Dataset) -> None:
         first = groups.stop
         if not dataset.folder.exists(shard.file):
             raise ValueError(f"{dataset.folder}/{shard.file} is missing: restore the file, or {_repair(dataset)}")
-        size, digest = _digest(dataset.folder, shard.file)
+        size, digest = dataset.folder.seal(shard.file)
         if (size, digest) == (shard.bytes, shard.sha256):
             continue
         for group in groups:
@@ -194,7 +194,7 @@ def _shards(groups: Iterator[list[dict[str, Any]]]) -> Iterator[Iterator[list[di
 
 
 def _write_shard(folder: Folder, name: str, schema: pa.Schema, groups: Iterator[list[dict[str, Any]]]) -> Shard:
-    with pq.ParquetWriter(folder.locate(name), schema, filesystem=folder.filesystem, **OPTIONS) as writer:
+    with folder.open_output(name) as file, pq.ParquetWriter(file, schema, **OPTIONS) as writer:
         for group in groups:
             writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
     return _shard(folder, name)
@@ -206,17 +206,7 @@ def _shard(folder: Folder, name: str) -> Shard:
     with pq.ParquetFile(path, filesystem=folder.filesystem) as file:
         metadata = file.metadata
         sizes = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    return Shard(name, sizes, *_digest(folder, name))
-
-
-def _digest(folder: Folder, name: str) -> tuple[int, str]:
-    """Return size and SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with folder.filesystem.open_input_stream(folder.locate(name)) as stream:
-        while block := stream.read(2**22):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
+    return Shard(name, sizes, *folder.seal(name))
 
 
 def _bytes(value: Any) -> int:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from groundray.storage.folder import Folder
+from groundray.storage.folder import Folder, flush_files, flush_folder
 
 STALE_SECONDS = 7 * 24 * 3600.0  # a staging folder in a store that is older than this belongs to a killed process
 # names in stores; other processes look for them
@@ -50,10 +50,12 @@ def _renamed(folder: Folder) -> Iterator[Folder]:
     staging.mkdir()
     try:
         yield Folder.at(staging)
+        flush_files(staging)
         replaced = out.parent / f".{out.name}{STAGING}-before-{os.getpid()}"
         if out.exists():
             out.rename(replaced)
         staging.rename(out)
+        flush_folder(out.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

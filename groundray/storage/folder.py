@@ -3,35 +3,38 @@
 `s3://BUCKET/FOLDER` is S3, or a server of its protocol at `AWS_ENDPOINT_URL`; `gs://BUCKET/FOLDER` is Google Cloud
 Storage. Two guarantees are assumed of a store: an object is written completely or not at all, and a listing shows the
 objects that were written before. Stores cannot rename, and pyarrow cannot create a file only if it does not exist.
+
+A local file is written whole or not at all too, also where the disk is full or the machine loses power: it is written
+under another name, flushed to the disk, renamed, and its folder is flushed. Measured on an SSD with ext4: 1.5 ms for a
+file of 1 kB, 7 ms for one of 1 MB.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
+import os
 import posixpath
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 
-from groundray.storage import object_store
+from groundray.storage import object_store, seals
+from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 
 COPIES = 16  # concurrent copies
 BLOCK_BYTES = 2**22
 SCHEMES = {"gcs": "gs"}  # by pyarrow's name of the filesystem, where the two differ
-SEAL = "sha256"  # key of a sealed file: the checksum of all other keys
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+WRITING = ".writing"  # end of a local file's name until it is complete; one is left only by a killed process
 
 
 def format_bytes(count: int) -> str:
@@ -131,7 +134,13 @@ class Folder:
     def make(self) -> Folder:
         """Create the folder if it is local, and return it. Stores have no empty folders."""
         if self.local:
+            made, path = [], Path(self.path)
+            while not path.exists():
+                made.append(path)
+                path = path.parent
             self.filesystem.create_dir(self.path, recursive=True)
+            for folder in made:
+                flush_folder(folder.parent)
         return self
 
     def read_bytes(self, name: str) -> bytes:
@@ -141,36 +150,125 @@ class Folder:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
 
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file atomically: locally under a temporary name and then renamed; a store puts whole objects."""
-        path = self.locate(name)
-        # a unique name: another process may write the same file
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}.writing" if self.local else path
-        with self._readable_errors(writes=True), self.filesystem.open_output_stream(temporary) as file:
-            file.write(content)
-        if self.local:
-            self.filesystem.move(temporary, path)
+    @contextlib.contextmanager
+    def open_output(self, name: str, flush: bool = True) -> Iterator[BinaryIO]:
+        """Yield a stream to write a file, which appears when the block ends without an exception.
 
-    def write_json(self, name: str, content: Any) -> None:
-        self.write_bytes(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        A file that cannot be written whole is not there at all; locally, one that was there before is unchanged.
 
-    def write_sealed(self, name: str, content: dict[str, Any]) -> None:
-        """Write JSON with a checksum of its content."""
-        self.write_json(name, {**content, SEAL: _checksum(content)})
-
-    def read_sealed(self, name: str) -> dict[str, Any]:
-        """Return the content that `write_sealed` wrote.
+        Args:
+            flush: flush a local file and its folder to the disk; False for copies that are only worked on.
 
         Raises:
-            ValueError: the file is damaged; the message names it.
+            OSError: the file cannot be written.
         """
+        with self._readable_errors(writes=True):
+            if self.local:
+                with _open_local(Path(self.locate(name)), flush) as file:
+                    yield file
+            else:
+                with self._open_object(self.locate(name)) as file:
+                    yield file
+
+    @contextlib.contextmanager
+    def _open_object(self, path: str) -> Iterator[Any]:
+        file = self.filesystem.open_output_stream(path)
         try:
-            content = self.read_json(name)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self}/{name} is damaged: {error}") from None
-        if not isinstance(content, dict) or content.pop(SEAL, None) != _checksum(content):
-            raise ValueError(f"{self}/{name} is damaged: its checksum does not match its content")
-        return content
+            yield file
+        except BaseException:
+            with contextlib.suppress(OSError):  # closing completes the object; pyarrow cannot abort one
+                file.close()
+                self.filesystem.delete_file(path)
+            raise
+        file.close()
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all."""
+        with self.open_output(name) as file:
+            file.write(content)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write JSON for users and other programs. What groundray reads again is written by `write_sealed`."""
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError:  # a file's name that is not UTF-8
+            encoded = (json.dumps(content, indent=2) + "\n").encode()
+        self.write_bytes(name, encoded)
+
+    def write_sealed(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write JSON with a checksum of its content."""
+        self.write_json(name, seals.seal_document(content))
+
+    def read_sealed(
+        self,
+        name: str,
+        unsealed_keys: str | None = None,
+        repair: str = "restore it from a copy",
+        version: Version | None = None,
+    ) -> dict[str, Any]:
+        """Return the content that `write_sealed` wrote.
+
+        Args:
+            unsealed_keys: keys, as a regular expression, of a document that an earlier version wrote without a seal.
+            repair: how to repair a damaged file, for the message.
+            version: the format that the document must have.
+
+        Raises:
+            Damaged: the file is damaged; the message names it and the repair.
+            OtherVersion: it has another format.
+            FileNotFoundError: there is none.
+        """
+        with self._damage(name, repair):
+            return seals.open_document(self.read_bytes(name), unsealed_keys, version)
+
+    def write_sealed_text(self, name: str, text: str) -> None:
+        """Write a text, such as YAML, below a comment with its checksum."""
+        self.write_bytes(name, seals.seal_text(text).encode())
+
+    def read_sealed_text(self, name: str, repair: str = "restore it from a copy") -> str:
+        """Return the text that `write_sealed_text` wrote, or that of a file without a checksum by an earlier version.
+
+        Raises:
+            Damaged, FileNotFoundError: as `read_sealed`.
+        """
+        with self._damage(name, repair):
+            return seals.open_text(self.read_bytes(name))
+
+    def seal(self, name: str) -> FileSeal:
+        """Return the size and checksum of a file, which is read in blocks."""
+        digest, size = hashlib.sha256(), 0
+        with self._readable_errors(), self.filesystem.open_input_stream(self.locate(name)) as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                size += len(block)
+        return FileSeal(size, digest.hexdigest())
+
+    def verify(self, name: str, expected: FileSeal, repair: str = "restore it from a copy") -> None:
+        """Compare a file with its seal.
+
+        Raises:
+            Damaged: the file is missing or differs; the message names it and the repair.
+        """
+        with self._damage(name, repair):
+            if not self.exists(name):
+                raise ValueError("it is missing")
+            # the size first: a file that is cut off is not read
+            size = self.filesystem.get_file_info(self.locate(name)).size
+            if damage := expected.damage(self.seal(name) if size == expected.bytes else FileSeal(size or 0, "")):
+                raise ValueError(damage)
+
+    @contextlib.contextmanager
+    def _damage(self, name: str, repair: str) -> Iterator[None]:
+        """Raise ValueError as Damaged, with the file's name and the repair; also if the file is none."""
+        try:
+            if self.local and (path := Path(self.locate(name))).exists() and not path.is_file():
+                raise ValueError("it is no file" + (", but a folder" if path.is_dir() else ""))
+            yield
+        except OtherVersion:
+            raise
+        except ValueError as error:
+            raise Damaged(f"{self}/{name} is damaged: {error}: {repair}") from None
 
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with its content. Do nothing if it does not exist."""
@@ -189,27 +287,30 @@ class Folder:
         source.copy(source.files(), self / name)
 
     def download(self, local: Path, name: str = ".") -> None:
-        """Copy the content of `name` in this folder to a local folder."""
+        """Copy the content of `name` in this folder to a local folder, to be worked on: it is not flushed to disk."""
         source = self / name
-        source.copy(source.files(), Folder.at(local))
+        source.copy(source.files(), Folder.at(local), flush=False)
 
-    def copy(self, names: Sequence[str], other: Folder) -> None:
-        """Copy files to another folder. Copies within a store do not pass through this machine."""
+    def copy(self, names: Sequence[str], other: Folder, flush: bool = True) -> None:
+        """Copy files to another folder, each whole. Copies within a store do not pass through this machine.
+
+        Args:
+            flush: as of `open_output`.
+        """
         for folder in {posixpath.dirname(name) for name in names}:
             (other / folder).make()
         with ThreadPoolExecutor(COPIES) as pool:
-            for _ in pool.map(lambda name: self._copy(name, other), names):
+            for _ in pool.map(lambda name: self._copy(name, other, flush), names):
                 pass
 
-    def _copy(self, name: str, other: Folder) -> None:
-        source, target = self.locate(name), other.locate(name)
-        if self.filesystem == other.filesystem:
+    def _copy(self, name: str, other: Folder, flush: bool) -> None:
+        if self.filesystem == other.filesystem and not other.local:
             with self._readable_errors(writes=True):
-                self.filesystem.copy_file(source, target)
+                self.filesystem.copy_file(self.locate(name), other.locate(name))
             return
         with self._readable_errors():
-            reading = self.filesystem.open_input_stream(source)
-        with reading, other._readable_errors(writes=True), other.filesystem.open_output_stream(target) as writing:
+            reading = self.filesystem.open_input_stream(self.locate(name))
+        with reading, other.open_output(name, flush) as writing:
             while block := reading.read(BLOCK_BYTES):
                 writing.write(block)
 
@@ -233,3 +334,43 @@ class Folder:
             if missing or not object_store.is_store(str(self)):
                 raise
             raise object_store.readable_error(error, str(self)) from None
+
+
+@contextlib.contextmanager
+def _open_local(path: Path, flush: bool) -> Iterator[BinaryIO]:
+    # a unique name: another process may write the same file
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{WRITING}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            if flush:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:  # a leftover would take room, which may be what was missing
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if flush:
+        flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Flush a local folder to the disk, so that the names in it survive a loss of power."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems flush no folders
+            raise
+    finally:
+        os.close(folder)
+
+
+def flush_files(path: Path) -> None:
+    """Flush all files and folders in a local folder to the disk, and the folder itself."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        flush_folder(Path(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,8 @@ def test_truncated_shard_is_named(tmp_path: Path) -> None:
 
 def test_shards_of_another_schema_raise(tmp_path: Path) -> None:
     write_shards(Folder.at(tmp_path), "captions", rows(2), {}, {})
-    index = json.loads((tmp_path / "dataset.json").read_text())
-    (tmp_path / "dataset.json").write_text(json.dumps(index | {"schema": 99}))
+    folder = Folder.at(tmp_path)
+    folder.write_sealed("dataset.json", folder.read_sealed("dataset.json") | {"schema": 99})
     with pytest.raises(ValueError, match=r"have schema 99, this version reads 2: run .*prepare.* again"):
         Dataset.open(str(tmp_path))
 

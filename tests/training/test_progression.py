@@ -143,7 +143,7 @@ def fewer_words(source: Path, target: Path, kind: str) -> Path:
     shutil.copytree(source, target)
     index = json.loads((target / "dataset.json").read_text())
     index["vocabulary"][kind] = index["vocabulary"][kind][:-1]
-    (target / "dataset.json").write_text(json.dumps(index))
+    Folder.at(target).write_sealed("dataset.json", index)
     return target
 
 

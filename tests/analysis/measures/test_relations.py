@@ -10,6 +10,7 @@ import pytest
 from conftest import SmallWorld
 
 from groundray import analyse, config
+from groundray.storage.folder import Folder
 from groundray.training import preflight, progression
 from groundray.training.worker import InProcess
 
@@ -54,7 +55,7 @@ def test_words_are_matched_by_name_and_unknown_ones_left_out(world: SmallWorld, 
     index = json.loads((data / "dataset.json").read_text())
     names = index["vocabulary"]["predicates"]
     index["vocabulary"]["predicates"] = [names[0], "beside", *names[2:]]
-    (data / "dataset.json").write_text(json.dumps(index))
+    Folder.at(data).write_sealed("dataset.json", index)
     numbers = found(model, data, tmp_path / "renamed.json")
     assert numbers["unknown"]["triplets"] > 0
     assert numbers["triplets"] + numbers["unknown"]["triplets"] == whole["triplets"]
@@ -77,7 +78,7 @@ def test_shards_that_say_nothing_to_the_model_are_refused(
     if kind == "scene_graphs":
         names = index["vocabulary"]["predicates"]
         index["vocabulary"]["predicates"] = [names[0], *(f"not {name}" for name in names[1:])]
-    (data / "dataset.json").write_text(json.dumps(index))
+    Folder.at(data).write_sealed("dataset.json", index)
     assert analyse.main(["relations", "--checkpoint", str(model), "--data", str(data)]) == 2
     assert message in capsys.readouterr().err
 
