@@ -6,22 +6,24 @@
 # make soak     kill the demo thirty times, at random (three quarters of an hour)
 # make docs     set up and build the documentation into site/; a dead link fails
 # make notebook run docs/demo.ipynb again and keep its outputs
-# make lint     set up and run the formatter's check, the linter, the type checker and the import contracts
+# make lint     set up and check format, style, types, import contracts, shell scripts and the Dockerfile
+# make audit    set up and look for known vulnerabilities of the locked packages
 PYTHON ?= python3
 BIN := .venv/bin
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
-.PHONY: setup demo explore test slow chaos soak docs notebook lint lock clean
+.PHONY: setup demo explore test slow chaos soak docs notebook lint audit lock clean
 
 setup: .venv/.ready
 
-# The lock names exact versions and no addresses, so that any package index serves it. Bytecode is compiled now: where
+# The lock names exact versions, the hashes of their files and no addresses: any package index serves it, and a file that is
+# not the one that was locked is refused. Bytecode is compiled now: where
 # Python may not write it later, each of a run's many processes would compile torch, transformers and Ray once more.
 .venv/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"groundray needs Python 3.11 or newer, this is {v[0]}.{v[1]}: run make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -58,11 +60,17 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck .ci/run cluster/*.sh
+	$(BIN)/hadolint k8s/Dockerfile
+
+# Known vulnerabilities of the locked packages; the package index must serve advisories.
+audit: setup
+	$(BIN)/uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 # Newest versions that fit pyproject.toml, for every platform, without addresses.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev --extra docs --extra pretrained --extra postgres \
-		--extra search --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+		--extra search --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf .venv data runs mlruns mlflow.db site
