@@ -1,4 +1,7 @@
-"""Composition of phrases: the rank of the described word (*zebra*) in a vocabulary, by the phrase (*striped horse*)."""
+"""Composition of phrases: the rank of the described word (*zebra*) in a vocabulary, by the phrase (*striped horse*).
+
+As published, the phrase's own words are ranked like all others; beside that rank stands the one without them.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from groundray.analysis.measures.directions import Vectors, directions
 from groundray.analysis.measures.statistics import Scores, mean, measure, median, over_items, paired_tests
 from groundray.analysis.result import Analysis, Cell, Measure, Table
 
-NEIGHBOURS = 5
+NEIGHBOURS = 8
 ROUNDING = 1e-9  # closer cosines count as equal
+WITHOUT_OWN, LEFT_OUT = "without_own_words", "without the phrase's words"  # in keys and in names
 
 
 Paper = Mapping[tuple[str, str], tuple[published.PublishedRank, ...]]  # by phrase and target
@@ -25,12 +29,14 @@ class Ranked:
     """The ranks of the phrases' targets in one model.
 
     Attributes:
-        rank: rank of each phrase's target, from 1.
-        nearest: indices of the vocabulary's words nearest to each phrase, nearest first, without its own words.
+        rank: rank of each phrase's target among all words, from 1.
+        rank_without_own: its rank among all words but the phrase's own.
+        nearest: indices and cosines of the words nearest to each phrase, nearest first.
     """
 
     cosine: Float[np.ndarray, " phrase"]
     rank: Int[np.ndarray, " phrase"]
+    rank_without_own: Int[np.ndarray, " phrase"]
     nearest: tuple[tuple[tuple[int, float], ...], ...]
 
 
@@ -45,7 +51,8 @@ def composition(
 ) -> Analysis:
     """Compute the cosine of each phrase with its target, and the target's rank among all words of the vocabulary.
 
-    The phrase's own words are not ranked. Words as near as the target rank before it.
+    The phrase's own words are ranked like all others, as in the paper; a second rank leaves them out. Words as near as
+    the target rank before it.
 
     Args:
         of_phrases: one row for each phrase.
@@ -82,11 +89,11 @@ def composition(
         )
     pairs = [(phrases[row], targets[row]) for row in kept]
     numbers = np.array([place[target] for _, target in pairs])
-    candidates = np.ones((len(pairs), len(vocabulary)), dtype=np.bool_)
+    own = np.zeros((len(pairs), len(vocabulary)), dtype=np.bool_)
     for row, (phrase, _) in enumerate(pairs):
-        candidates[row, [place[word] for word in own_words(phrase) if word in place]] = False
+        own[row, [place[word] for word in own_words(phrase) if word in place]] = True
     P, W = directions(of_phrases, phrases), directions(of_words, vocabulary)
-    found = {model: ranked(P[model][kept], W[model], numbers, candidates) for model in P}
+    found = {model: ranked(P[model][kept], W[model], numbers, own) for model in P}
     counts = {
         "phrases whose target is not in the vocabulary": sum(missing),
         "phrases that have their target in them": sum(inside),
@@ -94,9 +101,10 @@ def composition(
     paper = {} if through_images else published.PHRASES
     return Analysis(
         name,
-        f"{len(pairs)} phrases rank {len(vocabulary)} words by {about}. A phrase's own words are not ranked, and words "
-        "as near as the target stand before it. Intervals: bootstrap over phrases; p: Wilcoxon's signed-rank test over "
-        f"phrases.{' Published ranks are in a vocabulary of another size.' if paper else ''}",
+        f"{len(pairs)} phrases rank {len(vocabulary)} words by {about}. A phrase's own words are ranked like all "
+        "others, as in the paper; a second rank leaves them out. Words as near as the target stand before it. "
+        "Intervals: bootstrap over phrases; p: Wilcoxon's signed-rank test over phrases."
+        f"{' Published ranks are in a vocabulary of another size.' if paper else ''}",
         tuple(_measures(found, pairs, paper)),
         (*_tables(found, pairs, paper), _neighbours(found, pairs, vocabulary)),
         left_out={**(left_out or {}), **{what: count for what, count in counts.items() if count}},
@@ -122,23 +130,26 @@ def ranked(
     of_phrases: Float[np.ndarray, "phrase dim"],
     of_words: Float[np.ndarray, "word dim"],
     targets: Int[np.ndarray, " phrase"],
-    candidates: Bool[np.ndarray, "phrase word"],
+    own: Bool[np.ndarray, "phrase word"],
 ) -> Ranked:
-    """Rank each phrase's target among its candidates, which include it. Vectors have length 1."""
+    """Rank each phrase's target, with and without the phrase's own words. Vectors have length 1.
+
+    Args:
+        targets: index of each phrase's target, which is not among its own words.
+        own: True for a phrase's own words.
+    """
     cosines = of_phrases @ of_words.T
-    own = np.take_along_axis(cosines, targets[:, None], axis=1)
-    ranks = (candidates & (cosines >= own - ROUNDING)).sum(axis=1)
-    order = np.argsort(np.where(candidates, -cosines, np.inf), axis=1, kind="stable")[:, :NEIGHBOURS].tolist()
-    nearest = [
-        tuple((word, float(cosines[row, word])) for word in words if candidates[row, word])
-        for row, words in enumerate(order)
-    ]
-    return Ranked(own[:, 0], ranks, tuple(nearest))
+    of_target = np.take_along_axis(cosines, targets[:, None], axis=1)
+    as_near = cosines >= of_target - ROUNDING
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS].tolist()
+    nearest = [tuple((word, float(cosines[row, word])) for word in words) for row, words in enumerate(order)]
+    return Ranked(of_target[:, 0], as_near.sum(axis=1), (as_near & ~own).sum(axis=1), tuple(nearest))
 
 
 def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], paper: Paper) -> list[Measure]:
     """Return figures over the phrases, with the published ones if the paper has all of these phrases."""
     ranks = {model: one.rank.astype(np.float64) for model, one in found.items()}
+    others = {model: one.rank_without_own.astype(np.float64) for model, one in found.items()}
     cosines = {model: one.cosine for model, one in found.items()}
     cells = [paper[pair] for pair in pairs if pair in paper]
     whole = published.MODELS if len(cells) == len(pairs) else ()
@@ -153,6 +164,9 @@ def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], pap
         ("rank/within_3", "Targets of rank 1 to 3: fraction", within(3, ranks), within(3, paper_ranks), mean, {}),
         ("rank/within_10", "Targets of rank 1 to 10: fraction", within(10, ranks), within(10, paper_ranks), mean, {}),
         ("cosine/mean", "Cosine with the target: mean", cosines, paper_cosines, mean, paired_tests(cosines)),
+        (f"{WITHOUT_OWN}/rank/median", f"Rank {LEFT_OUT}: median", others, {}, median, paired_tests(others)),
+        (f"{WITHOUT_OWN}/rank/within_3", f"Rank 1 to 3 {LEFT_OUT}: fraction", within(3, others), {}, mean, {}),
+        (f"{WITHOUT_OWN}/rank/within_10", f"Rank 1 to 10 {LEFT_OUT}: fraction", within(10, others), {}, mean, {}),
     ]
     return [
         measure(
@@ -168,23 +182,28 @@ def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], pap
 
 
 def _tables(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], paper: Paper) -> tuple[Table, Table]:
-    """Return the rank and cosine of each phrase's target, beside the paper's if it has any of these phrases."""
+    """Return the ranks and the cosine of each phrase's target, beside the paper's if it has any of these phrases."""
     theirs = published.MODELS if any(pair in paper for pair in pairs) else ()
-    columns = ("phrase", "target", *found, *(f"paper: {model}" for model in theirs))
+    papers = tuple(f"paper: {model}" for model in theirs)
+    both = tuple(column for model in found for column in (model, f"{model}, {LEFT_OUT}"))
     ranks: list[tuple[Cell, ...]] = []
     cosines: list[tuple[Cell, ...]] = []
     for row, pair in enumerate(pairs):
         cells = paper[pair] if pair in paper else (None,) * len(theirs)
-        of_row = [(int(one.rank[row]), float(one.cosine[row])) for one in found.values()]
-        ranks.append((*pair, *(rank for rank, _ in of_row), *(cell and cell.rank for cell in cells)))
-        cosines.append((*pair, *(cosine for _, cosine in of_row), *(cell and cell.cosine for cell in cells)))
-    return Table("Rank of each target", columns, tuple(ranks)), Table("Cosine of each target", columns, tuple(cosines))
+        row_ranks = [int(rank[row]) for one in found.values() for rank in (one.rank, one.rank_without_own)]
+        ranks.append((*pair, *row_ranks, *(cell and cell.rank for cell in cells)))
+        row_cosines = [float(one.cosine[row]) for one in found.values()]
+        cosines.append((*pair, *row_cosines, *(cell and cell.cosine for cell in cells)))
+    return (
+        Table("Rank of each target", ("phrase", "target", *both, *papers), tuple(ranks)),
+        Table("Cosine of each target", ("phrase", "target", *found, *papers), tuple(cosines)),
+    )
 
 
 def _neighbours(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], vocabulary: Sequence[str]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for row, pair in enumerate(pairs):
-        for place in range(min(len(one.nearest[row]) for one in found.values())):
+        for place in range(min(NEIGHBOURS, len(vocabulary))):
             cells: list[Cell] = []
             for one in found.values():
                 word, cosine = one.nearest[row][place]

@@ -1,4 +1,4 @@
-"""Ranks of targets by hand, ties and a phrase's own words; the same through images; the published phrases."""
+"""Ranks of targets by hand, with and without a phrase's own words; ties; through images; the published phrases."""
 
 from __future__ import annotations
 
@@ -27,17 +27,29 @@ def values(analysis: Analysis, model: str = "m") -> dict[str, float]:
     return {one.key: one.values[model].value for one in analysis.measures}
 
 
-def test_the_target_is_ranked_without_the_phrases_own_words() -> None:
+def test_the_target_is_ranked_with_and_without_the_phrases_own_words() -> None:
     """Zebra is third of all five words; the nearer two, horse and striped, are the phrase's own."""
     found = composition({"m": PHRASE}, {"m": PLACES}, ["Striped horse"], ["zebra"], WORDS)
     assert values(found) == pytest.approx(
-        {"rank/median": 1, "rank/within_3": 1, "rank/within_10": 1, "cosine/mean": 0.8}
+        {
+            "rank/median": 3,
+            "rank/within_3": 1,
+            "rank/within_10": 1,
+            "cosine/mean": 0.8,
+            "without_own_words/rank/median": 1,
+            "without_own_words/rank/within_3": 1,
+            "without_own_words/rank/within_10": 1,
+        }
     )
+    (table,) = [table for table in found.tables if table.title == "Rank of each target"]
+    assert table.columns == ("phrase", "target", "m", "m, without the phrase's words")
+    assert table.rows == (("Striped horse", "zebra", 3, 1),)
     near = rows(found, "Words nearest to each phrase")
-    assert [row[2:4] for row in near] == [(1, "zebra"), (2, "mare"), (3, "apple")]
-    assert [row[4] for row in near] == pytest.approx([0.8, 0.6, 0])
+    order = ["horse", "striped", "zebra", "mare", "apple"]
+    assert [row[2:4] for row in near] == list(enumerate(order, start=1))
+    assert [row[4] for row in near] == pytest.approx([1, 0.9, 0.8, 0.6, 0])
     found = composition({"m": PHRASE}, {"m": PLACES}, ["quick horse"], ["mare"], WORDS)
-    assert values(found)["rank/median"] == 3
+    assert rows(found, "Rank of each target")[0][2:] == (4, 3)
 
 
 def test_ties_stand_before_the_target() -> None:
@@ -56,19 +68,21 @@ def test_ranks_are_those_of_sorting(seed: int, count: int) -> None:
     targets = [f"w{one}" for one in draw.integers(10, 20, size=count)]
     P, W = draw.normal(size=(count, 4)), draw.normal(size=(20, 4))
     found = composition({"m": P}, {"m": W}, phrases, targets, vocabulary)
-    for row, (phrase, target, rank) in enumerate(rows(found, "Rank of each target")):
+    for row, (phrase, target, rank, without_own) in enumerate(rows(found, "Rank of each target")):
         cosine = {
             word: P[row] @ W[place] / np.linalg.norm(P[row]) / np.linalg.norm(W[place])
             for place, word in enumerate(vocabulary)
-            if word not in phrase.split()
         }
         order = sorted(cosine, key=lambda word: -cosine[word])
         assert rank == order.index(target) + 1
-        near = [line[3] for line in rows(found, "Words nearest to each phrase")[row * 5 : row * 5 + 5]]
-        assert near == order[:5]
+        assert without_own == [word for word in order if word not in phrase.split()].index(target) + 1
+        near = [line[3] for line in rows(found, "Words nearest to each phrase")[row * 8 : row * 8 + 8]]
+        assert near == order[:8]
     ranks = [row[2] for row in rows(found, "Rank of each target")]
     assert values(found)["rank/median"] == np.median(ranks)
     assert values(found)["rank/within_3"] == pytest.approx(np.mean([rank <= 3 for rank in ranks]))
+    others = [row[3] for row in rows(found, "Rank of each target")]
+    assert values(found)["without_own_words/rank/median"] == np.median(others)
 
 
 def test_through_images_texts_are_near_that_suit_the_same_images() -> None:
@@ -111,15 +125,16 @@ def test_the_papers_phrases_stand_beside_ours() -> None:
     assert by_key["rank/within_3"].published == pytest.approx({"ungrounded": 0, "grounded": 4 / 9, "relational": 4 / 9})
     assert by_key["cosine/mean"].published["grounded"] == pytest.approx(5.87 / 9)
     assert rows(found, "Rank of each target")[0][:2] == ("striped horse", "zebra")
-    assert rows(found, "Rank of each target")[0][4:] == (2914, 12, 8)
+    assert by_key["without_own_words/rank/median"].published == {}
+    assert rows(found, "Rank of each target")[0][6:] == (2914, 12, 8)
     assert rows(found, "Cosine of each target")[8][4:] == (0.27, 0.52, 0.53)
 
     given = nine()
     given["phrases"][0] = "wooden horse"
     found = composition(**given)
     assert {one.key: one.published for one in found.measures}["rank/median"] == {}
-    assert rows(found, "Rank of each target")[0][4:] == (None, None, None)
-    assert rows(found, "Rank of each target")[1][4:] == (2478, 2, 2)
+    assert rows(found, "Rank of each target")[0][6:] == (None, None, None)
+    assert rows(found, "Rank of each target")[1][6:] == (2478, 2, 2)
     assert not any(one.published for one in composition(**nine(), through_images=True).measures)
 
 
@@ -128,7 +143,7 @@ def test_models_differ_with_intervals_and_tests() -> None:
     by_key = {one.key: one for one in found.measures}
     (difference,) = by_key["rank/median"].differences
     assert difference.value.high < 0
-    ranks = np.array([row[2:4] for row in rows(found, "Rank of each target")], dtype=float)
+    ranks = np.array([(row[2], row[4]) for row in rows(found, "Rank of each target")], dtype=float)
     assert difference.p == pytest.approx(scipy.stats.wilcoxon(ranks[:, 1] - ranks[:, 0]).pvalue)
     assert composition(**nine()) == found
 
