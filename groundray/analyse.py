@@ -159,7 +159,10 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
             help=f"number of principal axes (default: {COMPONENTS})",
         )
         group.add_argument(
-            "--fit-on", metavar="FILE", help="words to fit the axes on (default: the words of the categories)"
+            "--fit-on",
+            metavar="FILE",
+            help="words to fit the axes on; they change the correlations (default: the words of the categories, or "
+            "the run's setting analysis.fit_on)",
         )
     if takes("norms"):
         group.add_argument(

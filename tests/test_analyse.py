@@ -16,9 +16,12 @@ from made_up import MODELS, analyses
 from rich.console import Console
 
 from groundray import analyse, config, train
+from groundray.analysis import jobs
+from groundray.analysis.jobs import AnalysisRequest
 from groundray.analysis.report import terminal
 from groundray.analysis.report.document import Report
 from groundray.cli import reports
+from groundray.model import export
 from groundray.training import preflight, progression
 from groundray.training.worker import InProcess
 
@@ -302,3 +305,24 @@ def test_missing_norms_fail_before_training_starts(
     assert not (tmp_path / "runs").exists()
     assert train.main([*words, "--dry-run"]) == 2
     assert f"problem   analysis.norms: expected norms in {tmp_path}/nowhere" in capsys.readouterr().out
+
+
+def test_words_to_fit_axes_on_are_a_setting_of_the_run(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = tmp_path / "pool.txt"
+    pool.write_text("circle\nsquare\n")
+    settings = config.load("demo", [f"--analysis.norms={few}", f"--analysis.fit_on={pool}"])
+    assert reports.norms_problem(settings) is None
+    monkeypatch.setattr(jobs.export, "about", lambda _: export.About(settings.model_dump(mode="json"), ()))
+    assert AnalysisRequest("model").resolved().fit_on == str(pool)
+    assert AnalysisRequest("model", fit_on="other.txt").resolved().fit_on == "other.txt"
+    request = AnalysisRequest(fit_on=str(pool))
+    before = request.made_of()
+    pool.write_text("circle\nsquare\nred\n")
+    assert request.made_of() != before  # the report is made again
+    pool.unlink()
+    problem = reports.norms_problem(settings)
+    assert problem is not None
+    assert problem.startswith("analysis.fit_on: ")
+    assert str(pool) in problem

@@ -58,7 +58,8 @@ class AnalysisRequest:
         classifiers: options of the classifiers of features.
         min_people: number of people who must have named a feature of a concept.
         components: number of principal axes.
-        fit_on: file of words that the axes are fitted on (default: the words of the categories).
+        fit_on: file of words that the axes are fitted on; None for the words of the categories, or those of the run's
+            setting `analysis.fit_on`.
         vocabulary: file of words among which a phrase's target is ranked (default: the words of the categories).
     """
 
@@ -76,21 +77,27 @@ class AnalysisRequest:
     vocabulary: str | None = None
 
     def resolved(self) -> AnalysisRequest:
-        """Return the request with its norms: the given ones, or else those of the run that still exist."""
+        """Return the request with norms and words to fit axes on: the given ones, or else those of the run.
+
+        The run's norms are left out where they no longer exist.
+        """
         if self.norms is not None or self.checkpoint is None:
             return replace(self, norms=self.norms or Norms())
-        own = export.about(self.checkpoint).settings.get("analysis", {}).get("norms")
+        settings = export.about(self.checkpoint).settings.get("analysis", {})
+        own = settings.get("norms")
+        request = replace(self, fit_on=self.fit_on or settings.get("fit_on"))
         try:
-            return replace(self, norms=Norms.at(own) if own else Norms())
+            return replace(request, norms=Norms.at(own) if own else Norms())
         except FileNotFoundError:
-            return replace(self, norms=Norms(looked_for=f"in {own}, where the run had them (--norms DIR)"))
+            return replace(request, norms=Norms(looked_for=f"in {own}, where the run had them (--norms DIR)"))
 
     def made_of(self) -> dict[str, str]:
-        """Return checksums of all that the report depends on: the exported model's description and the norms."""
+        """Return checksums of all that the report depends on: the exported model's description, norms and words."""
         checksums = {"settings": _digest(repr(replace(self, checkpoint=None)).encode())}
         if self.checkpoint:
             checksums["checkpoint"] = _digest(Folder.at(self.checkpoint).read_bytes(export.ABOUT))
-        return checksums | {path: _digest_of(path) for path in (self.norms or Norms()).paths}
+        words = [path for path in (self.fit_on, self.vocabulary) if path]
+        return checksums | {path: _digest_of(path) for path in ((self.norms or Norms()).paths + words)}
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,7 @@ def _axes(request: AnalysisRequest) -> AnalysisJob:
             rows.concreteness[selection.rows],
             request.components,
             other.vectors if other else None,
+            f"of {request.fit_on}",
             rows.left_out | selection.left_out,
         )
 

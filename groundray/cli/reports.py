@@ -16,6 +16,7 @@ from groundray.analysis.exported import Missing, measure_relations, measure_retr
 from groundray.analysis.inputs.catalog import Models, Norms
 from groundray.analysis.inputs.embedding import Embed, Embedder, Vectors
 from groundray.analysis.inputs.lexicon import Lexicon
+from groundray.analysis.inputs.norm_tables import read_words
 from groundray.analysis.inputs.vector_cache import Cache
 from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES, AnalysisRequest
 from groundray.analysis.report import terminal
@@ -153,11 +154,16 @@ def settings_of(checkpoint: str) -> Settings:
 
 def norms_problem(settings: Settings) -> str | None:
     """Return why the analysis at the end of a run cannot read its norms; None if it can, or if there is no analysis."""
-    if settings.analysis.enabled and settings.analysis.norms:
+    own = settings.analysis
+    if own.enabled and own.norms:
+        setting = "norms"
         try:
-            Norms.at(settings.analysis.norms)
+            Norms.at(own.norms)
+            if own.fit_on:
+                setting = "fit_on"
+                read_words(own.fit_on)
         except (OSError, ValueError) as error:
-            return f"analysis.norms: {error} (or run with --analysis.enabled false)"
+            return f"analysis.{setting}: {error} (or run with --analysis.enabled false)"
     return None
 
 
@@ -171,9 +177,11 @@ def analyse_run(settings: Settings, console: Console, report_error: Callable[[st
     run_folder = layout.folder_of(settings)
     checkpoint, folder = f"{run_folder}/{layout.MODEL}", run_folder / REPORT_FOLDER
     by_hand = [ALL, "--checkpoint", checkpoint, "--norms", settings.analysis.norms]
+    by_hand += ["--fit-on", settings.analysis.fit_on] if settings.analysis.fit_on else []
     by_hand += ["--track"] if settings.tracking.enabled else []
     try:
-        request = AnalysisRequest(checkpoint=checkpoint, norms=Norms.at(settings.analysis.norms))
+        norms, fit_on = Norms.at(settings.analysis.norms), settings.analysis.fit_on
+        request = AnalysisRequest(checkpoint=checkpoint, norms=norms, fit_on=fit_on)
         if folder.exists(JSON) and folder.read_json(JSON).get("made_of") == request.made_of():
             console.print(f"analysis  exists already: {folder}/{PAGE}")
             return

@@ -463,6 +463,12 @@ class Analysis(Section):
         description="folder or URL of the norms: ratings, categories, features, phrases and word pairs; null: no "
         "analysis",
     )
+    fit_on: str | None = Field(
+        default=None,
+        min_length=1,
+        description="file or URL of the words on which principal axes are fitted, one per line or a column `word`; "
+        "null: the words of the categories. The choice changes the axes' correlation with concreteness",
+    )
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -548,8 +554,9 @@ class Settings(BaseSettings):
             tree["run"]["start_from"] = _absolute(self.run.start_from)
         if self.features.folder:
             tree["features"]["folder"] = _absolute(self.features.folder)
-        if self.analysis.norms:
-            tree["analysis"]["norms"] = _absolute(self.analysis.norms)
+        for key in ("norms", "fit_on"):
+            if tree["analysis"][key]:
+                tree["analysis"][key] = _absolute(tree["analysis"][key])
         for name in self.stages:
             tree[name]["train"], tree[name]["val"] = _absolute(tree[name]["train"]), _absolute(tree[name]["val"])
         for section, keys in (("language", ("name", "weights", "tokenizer")), ("trunk", ("weights",))):

@@ -103,6 +103,7 @@ def axes(
     ratings: Float[np.ndarray, " row"],
     number: int = 3,
     fitted_on: Vectors | None = None,
+    fitted_on_name: str = "of another vocabulary",
     left_out: Mapping[str, int] | None = None,
 ) -> Analysis:
     """Correlate the first principal axes with human concreteness, over words and over categories.
@@ -118,7 +119,8 @@ def axes(
         vectors: one row for each word of each category.
         ratings: rating of each row; NaN if the word is not rated.
         number: number of axes.
-        fitted_on: vectors of another vocabulary on which the axes are fitted.
+        fitted_on: vectors of another vocabulary on which the axes are fitted. The choice changes the correlations.
+        fitted_on_name: what its words are, as in "of words.txt".
         left_out: counts of what was omitted before; the result repeats them.
 
     Raises:
@@ -135,7 +137,7 @@ def axes(
     }
     return Analysis(
         "axes",
-        f"Principal axes of the {'vectors of another vocabulary' if fitted_on else f'vectors of {len(words)} rows'} "
+        f"Principal axes fitted on the centred vectors of {_fitted_on(len(words), fitted_on, fitted_on_name)}, "
         f"against human concreteness of {len(rated.words)} rated rows (a word of two categories has two). Each axis "
         "points to where the concreteness of the rated words rises: Pearson's r over words is never negative, its size "
         "counts. Intervals: bootstrap over words, and over categories for their means.",
@@ -149,6 +151,11 @@ def axes(
         tuple(_pictures(found, rated, number)),
         {**(left_out or {}), **{what: count for what, count in counts.items() if count}},
     )
+
+
+def _fitted_on(rows: int, other: Vectors | None, name: str) -> str:
+    """Return which vectors the axes are fitted on, in words."""
+    return f"the {rows} rows" if other is None else f"the {len(next(iter(other.values())))} words {name}"
 
 
 def _axes(model: str, own: Float[np.ndarray, "text dim"], rated: Rated, number: int, fitted_on: Vectors | None) -> Axes:

@@ -110,11 +110,14 @@ def test_rows_of_a_word_are_drawn_together() -> None:
 def test_axes_of_another_vocabulary() -> None:
     vectors, words, categories, ratings = made()
     other = np.random.default_rng(9).normal(size=(90, 8)) * np.linspace(0.5, 3, 8) + 1
-    found = axes({"m": vectors}, words, categories, ratings, number=2, fitted_on={"m": other})
+    found = axes(
+        {"m": vectors}, words, categories, ratings, number=2, fitted_on={"m": other}, fitted_on_name="of a.txt"
+    )
     scores = scores_of(vectors, ratings, other)
     expected = scipy.stats.pearsonr(scores[:, 1], ratings[np.isfinite(ratings)])[0]
     assert of(found, "pc2/words/pearson").values["m"].value == pytest.approx(expected)
-    assert "another vocabulary" in found.about
+    assert "the 90 words of a.txt" in found.about
+    assert "the 60 rows" in axes({"m": vectors}, words, categories, ratings).about
     assert {one.key for one in found.measures if one.key.endswith("words/pearson")} == {
         "pc1/words/pearson",
         "pc2/words/pearson",
