@@ -141,7 +141,7 @@ class Dataset:
                 folder, index["kind"], shards, index["counts"], index["source"], index["fingerprint"], vocabulary
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise Damaged(f"{folder}/{INDEX} is damaged: it lacks {error}: {repair}") from None
+            raise Damaged(f"{folder}/{INDEX}", f"it lacks {error}", repair) from None
         if kinds and dataset.kind not in kinds:
             expected = " or ".join(map(repr, kinds))
             raise ValueError(f"expected shards of kind {expected} at {folder}, got kind {dataset.kind!r}")

@@ -6,6 +6,7 @@ The loop does not know which stage it runs. To add a stage, implement `Stage` in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -34,8 +35,14 @@ class Best(NamedTuple):
     mode: Literal["min", "max"]
 
     def beats(self, new: float, old: float | None) -> bool:
-        """Return whether a new value is better than the best so far (None before the first validation)."""
-        return old is None or (new < old if self.mode == "min" else new > old)
+        """Return whether a new value is better than the best so far (None before the first finite one).
+
+        A value that is not finite is never the best, and any finite one is better than it: comparisons with NaN are
+        false, so a NaN that became the best could not be beaten.
+        """
+        if not math.isfinite(new):
+            return False
+        return old is None or not math.isfinite(old) or (new < old if self.mode == "min" else new > old)
 
 
 LOWEST_LOSS = Best("loss", "min")

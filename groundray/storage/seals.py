@@ -23,7 +23,15 @@ HEADER = "# sha256 of the lines below: "
 
 
 class Damaged(ValueError):
-    """A file is not what was written; the message names it and the repair."""
+    """A file is not what was written; the message names it and the repair.
+
+    Attributes:
+        reason: how it differs from what was written.
+    """
+
+    def __init__(self, file: str, reason: str, repair: str):
+        super().__init__(f"{file} is damaged: {reason}: {repair}")
+        self.reason = reason
 
 
 class OtherVersion(ValueError):
@@ -65,7 +73,7 @@ class FileSeal(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         return self._asdict()
 
-    def damage(self, found: FileSeal) -> str | None:
+    def compare(self, found: FileSeal) -> str | None:
         """Return how a file with the seal `found` differs from this one; None if it does not."""
         if found.bytes != self.bytes:
             return f"it has {found.bytes} bytes of {self.bytes}"

@@ -9,14 +9,18 @@
 The manifest holds the size and SHA-256 of each file, the cursor, and the name of the stage's best checkpoint so far.
 A stage keeps its last two checkpoints, its best one, and the one before the best. An attempt sees only those that it
 accepts (attempts.py). Nothing is ever unpickled.
+
+The format is checked before anything else. A checkpoint of another format is whole, for another version of groundray:
+it is refused by name, and neither counted as damaged nor deleted.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import safetensors.torch
@@ -25,6 +29,7 @@ from torch import Tensor, nn, optim
 from groundray.data.plan import Cursor
 from groundray.model.weights import fill
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 from groundray.training import history
 from groundray.training.attempts import Attempt, latest, token_of
 from groundray.training.layout import CHECKPOINTS
@@ -33,6 +38,18 @@ FORMAT = 3
 MANIFEST, DAMAGED = "manifest.json", "damaged.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 KEEP_LAST = 2  # checkpoints of a stage, besides its best
+FIELDS = ("stage", "done", "best", "metrics", "skipped", "saved_at", "epoch", "step", "files")  # of a manifest
+
+
+class OtherFormat(ValueError):
+    """A checkpoint has another format than this version of groundray reads."""
+
+    def __init__(self, name: str, found: str, written_by: str = ""):
+        super().__init__(
+            f"{name} has {found}, this version of groundray reads format {FORMAT}: resume the run with "
+            f"{f'groundray {written_by}' if written_by else 'the version of groundray that wrote it'}, "
+            "or start another with --run.name"
+        )
 
 
 @dataclass(frozen=True)
@@ -110,19 +127,33 @@ class CheckpointStore:
         for name in self.folder.names():
             if name.startswith(f"{stage}-done-") and self.attempt.accepts(name):
                 try:
-                    record = self.folder.read_sealed(name)
-                except ValueError as error:
+                    record = self._record(name)
+                except Damaged as error:
                     warn(f"{error}; the stage resumes from its last checkpoint")
                     continue
                 return Finished(name, record["metrics"], record["best"])
         return None
+
+    def check_formats(self) -> None:
+        """Check that all checkpoints in the folder, of whichever attempt, have the format that this version reads.
+
+        Raises:
+            OtherFormat: one has another; the message names it.
+        """
+        for name in self.folder.names():
+            with contextlib.suppress(Damaged):  # recovery quarantines them
+                if name.endswith(".json"):
+                    self._record(name)
+                elif (self.folder / name).exists(MANIFEST):
+                    self._manifest(name)
 
     def mark_finished(self, stage: str, metrics: Mapping[str, float], best: str, lines: tuple[str, ...] = ()) -> None:
         """Write the record of a finished stage, and its last lines of history."""
         self.attempt.ensure_current()
         name = self.attempt.name(f"{stage}-done")
         history.write(self.attempt.run, name, lines)
-        self.folder.write_sealed(f"{name}.json", {"stage": stage, "metrics": dict(metrics), "best": best})
+        record = {"format": FORMAT, "stage": stage, "metrics": dict(metrics), "best": best}
+        self.folder.write_sealed(f"{name}.json", record)
 
     def name(self, stage: str, cursor: Cursor) -> str:
         """Returns the name of this attempt's checkpoint at a cursor."""
@@ -153,12 +184,13 @@ class CheckpointStore:
         for file, tensors in snapshot.tensors.items():
             content = safetensors.torch.save(dict(tensors))
             folder.write_bytes(file, content)
-            files[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            files[file] = FileSeal.of(content).as_json()
         history.write(self.attempt.run, checkpoint.name, snapshot.history)
         self.attempt.ensure_current()
         fields = {key: value for key, value in vars(checkpoint).items() if key not in ("name", "cursor")}
         cursor = {"epoch": checkpoint.cursor.epoch, "step": checkpoint.cursor.step}
-        folder.write_sealed(MANIFEST, {"format": FORMAT, **fields, **cursor, "files": files})
+        written_by = {"format": FORMAT, "groundray": _own_version()}
+        folder.write_sealed(MANIFEST, {**written_by, **fields, **cursor, "files": files})
 
     def _delete_superfluous(self, stage: str) -> None:
         """Delete a stage's older checkpoints, and those that killed attempts left half written."""
@@ -245,23 +277,59 @@ class CheckpointStore:
         return [name for name in names if (self.folder / name).exists(MANIFEST)]
 
     def _read(self, name: str) -> Checkpoint | None:
-        """Returns a checkpoint as its manifest describes it; None if that is missing or damaged."""
+        """Returns a checkpoint as its manifest describes it; None if that is missing or damaged.
+
+        Raises:
+            OtherFormat: the checkpoint has another format.
+        """
         try:
-            manifest = (self.folder / name).read_sealed(MANIFEST)
-            fields = {key: manifest[key] for key in ("stage", "done", "best", "metrics", "skipped", "saved_at")}
-            return Checkpoint(name=name, cursor=Cursor(manifest["epoch"], manifest["step"]), **fields)
-        except (ValueError, KeyError, TypeError, FileNotFoundError):
+            manifest = self._manifest(name)
+        except (Damaged, FileNotFoundError):
             return None
+        fields = {key: manifest[key] for key in ("stage", "done", "best", "metrics", "skipped", "saved_at")}
+        return Checkpoint(name=name, cursor=Cursor(manifest["epoch"], manifest["step"]), **fields)
+
+    def _manifest(self, name: str) -> dict[str, Any]:
+        """Returns the manifest of a checkpoint.
+
+        Raises:
+            Damaged, FileNotFoundError: it cannot be read.
+            OtherFormat: the checkpoint has another format, or lacks what this version writes.
+        """
+        where = f"checkpoint {self.folder}/{name}"
+        try:
+            manifest = (self.folder / name).read_sealed(
+                MANIFEST, repair="rerun the same command to resume from an older one", version=Version("format", FORMAT)
+            )
+        except OtherVersion as other:
+            raise OtherFormat(where, _describe_format(other), other.written_by) from None
+        if missing := [key for key in FIELDS if key not in manifest]:
+            raise OtherFormat(where, f"no {', '.join(missing)}", str(manifest.get("groundray", "")))
+        return manifest
+
+    def _record(self, name: str) -> dict[str, Any]:
+        """Returns the record of a finished stage.
+
+        Raises:
+            Damaged, FileNotFoundError: it cannot be read.
+            OtherFormat: it has another format.
+        """
+        try:
+            record = self.folder.read_sealed(name, version=Version("format", FORMAT))
+        except OtherVersion as other:
+            if other.found is not None:
+                raise OtherFormat(f"{self.folder}/{name}", _describe_format(other), other.written_by) from None
+            record = self.folder.read_sealed(name)  # written before these records had a format
+        if missing := [key for key in ("metrics", "best") if key not in record]:
+            raise OtherFormat(f"{self.folder}/{name}", f"no {', '.join(missing)}")
+        return record
 
     def _tensors(self, checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
         folder = self.folder / checkpoint.name
-        expected = folder.read_sealed(MANIFEST)["files"][file]
+        expected = FileSeal.parse(self._manifest(checkpoint.name)["files"][file])
         content = folder.read_bytes(file)
-        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-            raise ValueError(
-                f"{folder}/{file} is damaged: its checksum is not the one in {MANIFEST}; "
-                "run again to resume from an older checkpoint"
-            )
+        if damage := expected.compare(FileSeal.of(content)):
+            raise Damaged(f"{folder}/{file}", damage, "rerun the same command to resume from an older checkpoint")
         return safetensors.torch.load(content)
 
     def _damage(self, name: str) -> str | None:
@@ -271,14 +339,11 @@ class CheckpointStore:
             return f"it has no {MANIFEST}"
         if self._read(name) is None:
             return f"its {MANIFEST} cannot be read"
-        for file, expected in folder.read_sealed(MANIFEST)["files"].items():
-            if not folder.exists(file):
-                return f"it has no {file}"
-            content = folder.read_bytes(file)
-            if len(content) != expected["bytes"]:
-                return f"{file} has {len(content)} bytes of {expected['bytes']}"
-            if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-                return f"the checksum of {file} is not the one in {MANIFEST}"
+        for file, expected in self._manifest(name)["files"].items():
+            try:
+                folder.verify(file, FileSeal.parse(expected))
+            except Damaged as error:
+                return f"{file}: {error.reason}"
         return None
 
     def _quarantine(self, name: str, damage: str) -> bool:
@@ -289,6 +354,17 @@ class CheckpointStore:
         folder.write_json(DAMAGED, {"damage": damage, "found": time.time()})
         folder.delete(MANIFEST)
         return True
+
+
+def _describe_format(other: OtherVersion) -> str:
+    return "no format" if other.found is None else f"format {other.found}"
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("groundray")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def take_snapshot(

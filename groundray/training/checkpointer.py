@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from concurrent import futures
@@ -12,7 +13,7 @@ from groundray.data.stream import Step
 from groundray.stage.protocol import Metrics
 from groundray.training import history
 from groundray.training.checkpoint import CheckpointStore, take_snapshot
-from groundray.training.events import EpochDone, StageDone, StepDone
+from groundray.training.events import EpochDone, Notice, StageDone, StepDone
 from groundray.training.recovery import Start
 from groundray.training.train_state import TrainState
 from groundray.training.worker import Stopped, Worker
@@ -62,8 +63,11 @@ class Checkpointer:
         """Report an epoch's validation, and write its checkpoint."""
         state, epoch = self.state, self.state.cursor.epoch
         is_best = state.epoch_done(scores, self.store)
-        epochs = state.stage.settings.epochs
+        epochs, metric = state.stage.settings.epochs, state.stage.best.metric
         self._report(EpochDone(state.stage.name, epoch, epochs, state.done, is_best, scores))
+        if self.worker.rank == 0 and not math.isfinite(scores[metric]):
+            text = f"{state.stage.name}, epoch {epoch + 1}: {metric} of the validation is {scores[metric]:g}"
+            self.worker.emit(Notice(f"{text}, which is never the best"))
         self._save()
 
     def stage_done(self, metrics: Metrics) -> None:

@@ -21,7 +21,7 @@ from groundray.stage.protocol import Metrics, Stage
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Checkpointer
 from groundray.training.events import StageStarted
-from groundray.training.non_finite import handle_non_finite
+from groundray.training.non_finite import NotFinite, handle_non_finite
 from groundray.training.recovery import Start
 from groundray.training.timing import StepTimer
 from groundray.training.train_state import TrainState
@@ -202,11 +202,17 @@ def load_best(
     """Load the weights of the stage's best epoch on every rank, and return its metrics.
 
     For a stage that sees images, they include `without_image/...`, measured with blank images.
+
+    Raises:
+        NotFinite: no validation of the stage was finite.
     """
     checkpointer.wait()
     barrier()  # rank 0 has written what the other ranks read now
     if state.best is None:
-        raise RuntimeError(f"stage {state.stage.name} ended without a validation")
+        raise NotFinite(
+            f"{state.stage.name} ended without a finite validation of {state.stage.best.metric}, so no epoch is its "
+            "best: start another run (--run.name) with a lower learning rate or clip_norm"
+        )
     name, metrics = state.best
     store.load(store.get(name), state.model)
     if state.skipped:

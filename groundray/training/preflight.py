@@ -28,6 +28,8 @@ from groundray.stage.protocol import Stage, vocabulary_of
 from groundray.stage.stages import NEEDS, STAGES
 from groundray.storage.folder import Folder, format_bytes
 from groundray.storage.object_store import is_store, probe
+from groundray.training.attempts import Attempt
+from groundray.training.checkpoint import CheckpointStore
 from groundray.training.layout import CHECKPOINTS, CONFIG, DATA, features_folder, folder_of
 from groundray.training.trunk_features import map_shape, refusal
 
@@ -126,7 +128,9 @@ def claim(run: CheckedRun) -> None:
     Raises:
         OSError: the storage cannot be written.
         SettingsError: the name holds a run of another configuration or other data; the message prints the difference.
+        OtherFormat: a checkpoint of the run has a format that this version does not read.
     """
+    CheckpointStore(Attempt(run.folder)).check_formats()
     folder = run.folder
     if not folder.exists(CONFIG):
         folder.make().write_json(DATA, run.fingerprints)
@@ -189,6 +193,7 @@ def preview(settings: Settings) -> Preview:
         check_storage(settings)
         folder = folder_of(settings)
         resumes = folder.exists(CHECKPOINTS)
+        CheckpointStore(Attempt(folder)).check_formats()
     except (OSError, ValueError) as error:
         return Preview(f"{settings.run.storage}/{settings.run.name}", False, (), (str(error),))
     problems: list[str] = []

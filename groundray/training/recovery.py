@@ -76,7 +76,11 @@ class Start:
 
 
 def begin(run: Folder, stages: Sequence[str], worker: Worker) -> tuple[CheckpointStore, Start]:
-    """Begin an attempt; returns its store and start, the same on every rank. Only rank 0 reads the storage."""
+    """Begin an attempt; returns its store and start, the same on every rank. Only rank 0 reads the storage.
+
+    Raises:
+        OtherFormat: a checkpoint has a format that this version does not read; nothing was changed.
+    """
     note = ""
     gather_strings(note)  # a rank 0 that wakes up after its group is gone must not take a token
     if worker.rank == 0:
@@ -109,6 +113,7 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker) -> Start:
     def warn(text: str) -> None:
         worker.emit(Notice(text))
 
+    CheckpointStore(Attempt(run)).check_formats()
     (number, token), began = attempts.claim(run), time.time()  # before reading: attempts.py
     previous = attempts.latest(run)
     for damaged, note in attempts.damaged(run).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch import nn, optim
 
 from groundray.data.plan import Cursor
 from groundray.storage.folder import Folder
-from groundray.training import attempts
+from groundray.training import attempts, recovery
 from groundray.training.attempts import Attempt, FencingToken, Superseded
-from groundray.training.checkpoint import Checkpoint, CheckpointStore, take_snapshot
+from groundray.training.checkpoint import Checkpoint, CheckpointStore, OtherFormat, take_snapshot
+from groundray.training.worker import InProcess
 
 
 def trained(seed: int) -> tuple[nn.Module, optim.Optimizer]:
@@ -166,6 +168,71 @@ def test_finished_stage_with_a_damaged_best_is_not_intact(store: CheckpointStore
     warnings: list[str] = []
     assert not store.is_intact(done, warnings.append)
     assert best in warnings[0]
+
+
+def rewrite_manifest(store: CheckpointStore, name: str, **changes: Any) -> None:
+    """Write a checkpoint's manifest with other fields and its seal; None leaves a field out."""
+    manifest = (store.folder / name).read_sealed("manifest.json") | changes
+    (store.folder / name).write_sealed("manifest.json", {k: v for k, v in manifest.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 99, "groundray": "7.5"}, r"format 99, this version .* format 3: .* groundray 7\.5"),
+        ({"format": 2, "groundray": None}, r"format 2, this version .* the version of groundray that wrote it"),
+        ({"format": None}, "no format"),
+        ({"skipped": None}, "no skipped"),
+        ({"files": None, "saved_at": None}, "no saved_at, files"),
+    ],
+)
+def test_checkpoint_of_another_format_is_refused_and_kept(
+    store: CheckpointStore, changes: dict[str, Any], message: str
+) -> None:
+    """It is neither damaged nor deleted, wherever it is met, and no stage starts anew without it."""
+    saved(store, Cursor(1))
+    other = saved(store, Cursor(2))
+    rewrite_manifest(store, other, **changes)
+    files = store.folder.files()
+    content = (store.folder / other).read_bytes("manifest.json")
+    for meet in (
+        store.check_formats,
+        lambda: store.usable("grounding", pytest.fail),
+        lambda: store.committed("grounding"),
+        lambda: store.last("grounding"),
+        lambda: store.get(other),
+        lambda: recovery.begin(store.attempt.run, ["grounding"], InProcess(pytest.fail)),
+    ):
+        with pytest.raises(OtherFormat, match=f"{other} has {message}"):
+            meet()
+    assert store.folder.files() == files
+    assert (store.folder / other).read_bytes("manifest.json") == content
+
+
+def test_number_of_the_format_can_be_damaged(store: CheckpointStore) -> None:
+    """A flipped bit in it is damage: the run resumes from the checkpoint before."""
+    first, second = saved(store, Cursor(1)), saved(store, Cursor(2))
+    manifest = (store.folder / second).read_bytes("manifest.json")
+    (store.folder / second).write_bytes("manifest.json", manifest.replace(b'"format": 3', b'"format": 2'))
+    store.check_formats()
+    warnings: list[str] = []
+    assert [one.name for one in store.usable("grounding", warnings.append)] == [first]
+    assert second in warnings[0]
+
+
+def test_record_of_a_finished_stage_of_another_format_is_refused(store: CheckpointStore) -> None:
+    best = saved(store, Cursor(1))
+    store.mark_finished("grounding", {"loss": 0.5}, best)
+    (name,) = (name for name in store.folder.names() if name.endswith(".json"))
+    record = store.folder.read_sealed(name)
+    store.folder.write_sealed(name, {key: value for key, value in record.items() if key != "format"})
+    assert store.finished("grounding") is not None  # as an earlier version wrote it
+    for changes, message in (({"format": 4}, "format 4"), ({"best": None}, "no best")):
+        changed = {key: value for key, value in (record | changes).items() if value is not None}
+        store.folder.write_sealed(name, changed)
+        for meet in (store.check_formats, lambda: store.finished("grounding", pytest.fail)):
+            with pytest.raises(OtherFormat, match=f"{name} has {message}"):
+                meet()
 
 
 def test_superseded_attempt_cannot_commit_or_delete(run: Folder, store: CheckpointStore) -> None:

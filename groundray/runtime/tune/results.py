@@ -51,9 +51,9 @@ class Point:
 
     @property
     def measured(self) -> list[float]:
-        """Metric values of the finished trials, or of all trials if none has finished. NaN does not count."""
+        """Finite metric values of the finished trials, or of all trials if none has finished."""
         finished = [trial for trial in self.trials if trial.state == "finished"] or self.trials
-        return [trial.value for trial in finished if trial.value is not None and not math.isnan(trial.value)]
+        return [trial.value for trial in finished if trial.value is not None and math.isfinite(trial.value)]
 
     @property
     def mean(self) -> float:
@@ -84,12 +84,16 @@ def points(trials: Sequence[Trial], metric: Metric) -> list[Point]:
 
 
 def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:
-    """Return the best finished trial of the best point, or None if no trial has finished."""
+    """Return the best finished trial of the best point, or None if no trial has finished with a finite value."""
     for point in points(trials, metric):
-        finished = [trial for trial in point.trials if trial.state == "finished" and trial.value is not None]
+        finished = [
+            (trial.value, trial)
+            for trial in point.trials
+            if trial.state == "finished" and trial.value is not None and math.isfinite(trial.value)
+        ]
         if finished:
-            sign = 1 if metric.mode == "min" else -1
-            return min(finished, key=lambda trial: sign * (trial.value or 0.0))
+            choose = min if metric.mode == "min" else max
+            return choose(finished, key=lambda measured: measured[0])[1]
     return None
 
 
