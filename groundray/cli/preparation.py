@@ -17,10 +17,11 @@ from rich.console import Console
 
 from groundray.cli.command import CommandFailed
 from groundray.cli.progress import Progress
+from groundray.data.image_decoder import UnusableImage
 from groundray.data.schema import INDEX, REJECTED, Dataset
 from groundray.data.shards import write_shards
 from groundray.data.sources import image_pool
-from groundray.data.sources.image_files import CheckedImage, UnusableImage
+from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.rejected import Rejected, tally
 from groundray.storage.atomic import atomic_folder, is_empty
 from groundray.storage.folder import Folder

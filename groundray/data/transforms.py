@@ -1,8 +1,7 @@
-"""Transforms of encoded images to pixels, with PIL and NumPy alone: decoding processes do not load torch."""
+"""Crops of encoded images as arrays, with PIL and NumPy alone: decoding processes do not load torch."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable
 
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from groundray.data.image_decoder import decode
 from groundray.rng import hash64
 
 ASPECTS = (3 / 4, 4 / 3)  # minimum and maximum aspect of a random crop
@@ -21,7 +21,7 @@ def centre_crop(encoded: bytes, resize: int, crop: int) -> UInt8[np.ndarray, "3 
 
     A much larger JPEG is decoded at a half, quarter or eighth of its size, which libjpeg does at little cost.
     """
-    pixels = _open(encoded, resize)
+    pixels = decode(encoded, resize)
     return _scaled(pixels, centre_box(*pixels.size, resize, crop), crop)
 
 
@@ -46,7 +46,7 @@ def random_crop(
     whose aspect is within ASPECTS.
     """
     # an image decoded at a reduced size must have `crop` pixels even in the smallest part
-    pixels = _open(encoded, math.ceil(crop / math.sqrt(area[0])))
+    pixels = decode(encoded, math.ceil(crop / math.sqrt(area[0])))
     left, top, width, height = _part(*pixels.size, area, key)
     pixels_of_part = _scaled(pixels, (left, top, left + width, top + height), crop)
     return (
@@ -59,13 +59,6 @@ def stack_images(
 ) -> UInt8[np.ndarray, "image 3 side side"]:
     """Return the images as one array, possibly empty."""
     return np.stack([np.empty((3, side, side), np.uint8), *images])[1:]
-
-
-def _open(encoded: bytes, min_side: int) -> Image.Image:
-    """Return the image in RGB, its short side at least `min_side` pixels if the file has that many."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        image.draft("RGB", (min_side, min_side))
-        return image.convert("RGB")
 
 
 def _part(width: int, height: int, area: tuple[float, float], key: int) -> tuple[float, float, float, float]:

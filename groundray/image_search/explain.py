@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float32
-from PIL import Image
 from tokenizers import Encoding
 
 from groundray import config
 from groundray.data.batches import CaptionBatch
+from groundray.data.image_decoder import size
 from groundray.data.image_inputs import CentreCrop
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.data.transforms import centre_box
@@ -104,7 +103,7 @@ class Matcher:
 
         Raises:
             BadQuery: the text has no words.
-            UnusableImage: the picture is damaged.
+            UnusableImage: the picture is damaged or cannot be shown.
         """
         encoding = self.tokenizer.backend.encode(text)
         words = _words(encoding)
@@ -125,8 +124,7 @@ class Matcher:
 
     def _visible(self, encoded: bytes) -> tuple[float, float, float, float]:
         """Return the crop as fractions of the picture (`Match.crop`)."""
-        with Image.open(io.BytesIO(encoded)) as image:
-            width, height = image.size
+        width, height = size(encoded)
         left, top, right, bottom = centre_box(width, height, self.crop.resize, self.crop.crop)
         return max(0.0, left / width), max(0.0, top / height), min(1.0, right / width), min(1.0, bottom / height)
 

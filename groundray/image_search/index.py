@@ -4,8 +4,9 @@
     FOLDER/KEY/dataset.json                 written last
     FOLDER/KEY/ivf.faiss, ivf.json          of a large pool (`knn.py`)
 
-KEY is a hash of the weights that a picture passes, the crop, the images' fingerprint and VERSION. An index is therefore
-never stale: another model or other images have another key. Unused indexes may be deleted at any time.
+KEY is a hash of the weights that a picture passes, the crop, the images' fingerprint, and the versions of this code and
+of the decoder. An index is therefore never stale: another model or other images have another key. Unused indexes may be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int32, UInt8
-from PIL import Image
 
 from groundray.data.derived import DerivedDataset, open_derived
+from groundray.data.image_decoder import VERSION as DECODER_VERSION
+from groundray.data.image_decoder import UnusableImage, decode, size
 from groundray.data.schema import KINDS, Dataset
 from groundray.data.shards import read_group
 from groundray.data.transforms import centre_crop
@@ -65,7 +67,12 @@ def default_folder(checkpoint: str) -> str:
 
 def index_spec(towers: Towers, images: Dataset, folder: str) -> DerivedDataset:
     """Return the specification of the index of these images for this model, in its own subfolder of `folder`."""
-    names = {"version": VERSION, "images": images.fingerprint, "model": towers.fingerprint()}
+    names = {
+        "version": VERSION,
+        "decoder": DECODER_VERSION,
+        "images": images.fingerprint,
+        "model": towers.fingerprint(),
+    }
     key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
     return DerivedDataset(
         images,
@@ -90,24 +97,30 @@ class IndexEncoder:
 
     towers: Towers
     images: str
-    columns: tuple[str, ...] = ("id", "image", "width", "height")
+    columns: tuple[str, ...] = ("id", "image")
 
     def decode(self, table: pa.Table) -> Decoded:
-        """Return pixels and thumbnails.
+        """Return pixels, thumbnails, and the sizes of the upright pictures: old shards have those of the stored ones.
 
         Raises:
             ValueError: an image cannot be decoded; the message names it.
         """
-        columns = {name: table[name].combine_chunks() for name in ("id", "width", "height")}
         crop = self.towers.crop
-        pixels, thumbnails = [], []
+        pixels, thumbnails, sizes = [], [], []
         for id, encoded in zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True):
             try:
                 pixels.append(centre_crop(encoded, crop.resize, crop.crop))
                 thumbnails.append(thumbnail(encoded))
-            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                sizes.append(size(encoded))
+            except UnusableImage as error:
                 raise ValueError(f"{self.images}: image {id!r} cannot be decoded: {error}") from error
-        return Decoded(np.stack(pixels), {**columns, "thumbnail": pa.array(thumbnails, pa.binary())})
+        columns = {
+            "id": table["id"].combine_chunks(),
+            "width": pa.array([width for width, _ in sizes], pa.int32()),
+            "height": pa.array([height for _, height in sizes], pa.int32()),
+            "thumbnail": pa.array(thumbnails, pa.binary()),
+        }
+        return Decoded(np.stack(pixels), columns)
 
     def encode(self, item: Decoded) -> dict[str, pa.Array]:
         """Return the columns of the index."""
@@ -119,9 +132,7 @@ class IndexEncoder:
 
 def thumbnail(encoded: bytes) -> bytes:
     """Return a small JPEG of an encoded image."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        image.draft("RGB", (THUMBNAIL, THUMBNAIL))
-        small = image.convert("RGB")
+    small = decode(encoded, THUMBNAIL)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=QUALITY)

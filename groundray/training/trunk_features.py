@@ -2,8 +2,8 @@
 
 Where a stage's trunk is frozen and it sees each image the same way at each visit, one pass over its data sets stores
 the trunk's feature maps, and training reads those. They are shards of kind `trunk_features` in FOLDER/KEY, made in
-parts (`data/derived.py`). KEY follows from the trunk's weights, the crop, the data set's fingerprint and VERSION, so
-that runs, sweep trials and resumed passes share the features that they have in common.
+parts (`data/derived.py`). KEY follows from the trunk's weights, the crop, the data set's fingerprint, and the versions
+of this code and of the decoder, so that runs, sweep trials and resumed passes share the features they have in common.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from groundray.data.derived import (
     open_derived,
     tasks,
 )
+from groundray.data.image_decoder import VERSION as DECODER_VERSION
 from groundray.data.image_inputs import CentreCrop, FeatureMaps
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source
@@ -108,6 +109,7 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
         crop: CentreCrop = _image_inputs(source)
         names = {
             "version": VERSION,
+            "decoder": DECODER_VERSION,
             "data": source.dataset.fingerprint,
             "trunk": trunk_digest,
             "cut": asdict(crop),  # these names are part of the key

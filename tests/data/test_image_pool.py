@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import SmallWorld
 
+from groundray.data.image_decoder import UnusableImage
 from groundray.data.sources import image_pool
-from groundray.data.sources.image_files import CheckedImage, UnusableImage, check_image
+from groundray.data.sources.image_files import CheckedImage, check_image
 from groundray.storage.folder import Folder
 
 

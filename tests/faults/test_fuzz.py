@@ -23,11 +23,12 @@ from PIL import Image
 from torch import nn, optim
 
 from groundray import config
+from groundray.data.image_decoder import UnusableImage
 from groundray.data.plan import Cursor
 from groundray.data.schema import arrow_schema
 from groundray.data.shards import read_group, verify_shards, write_shards
 from groundray.data.sources.coco import read_captions
-from groundray.data.sources.image_files import UnusableImage, check_image
+from groundray.data.sources.image_files import check_image
 from groundray.data.sources.visual_genome import Files, Graph, read_graphs
 from groundray.data.transforms import centre_crop
 from groundray.storage.folder import Folder

@@ -14,7 +14,7 @@ from PIL import Image
 from search_fixtures import SearchPaths
 
 from groundray import search as command
-from groundray.data.sources.image_files import UnusableImage
+from groundray.data.image_decoder import UnusableImage
 from groundray.image_search.errors import BadQuery, UnknownImage
 from groundray.image_search.query import Answer, Query, Search, mix_vectors
 from groundray.image_search.service import Service
@@ -142,8 +142,8 @@ def encoded(size: tuple[int, int], format: str = "JPEG", mode: str = "RGB", **op
     ("picture", "reason", "message"),
     [
         (b"", "not an image", r"expected a picture \(JPEG, PNG, WEBP, GIF, BMP\), got 0 bytes"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image", "another format"),
-        (encoded((30, 30), "TIFF"), "not an image", "another format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image", "got an SVG drawing"),
+        (encoded((30, 30), "TIFF"), "not an image", "got a TIFF"),
         (encoded((200, 200))[:400], "truncated", "cannot be decoded"),
         (encoded((8000, 7000), "PNG", "1"), "too large", "at most 50,000,000 pixels, got 8,000 x 7,000"),
         (encoded((20000, 20000), "PNG", "1"), "too large", "pixels"),  # what PIL itself calls a bomb

@@ -10,7 +10,8 @@ from multiprocessing import get_context
 
 import joblib
 
-from groundray.data.sources.image_files import CheckedImage, UnusableImage, check_image
+from groundray.data.image_decoder import UnusableImage
+from groundray.data.sources.image_files import CheckedImage, check_image
 from groundray.storage.folder import Folder
 
 IMAGES_PER_TASK = 64

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from groundray.data.sources.image_files import UnusableImage
+from groundray.data.image_decoder import UnusableImage
 from groundray.image_search.errors import BadQuery, UnknownImage
 from groundray.image_search.http.schemas import Problem
 from groundray.image_search.uploads import MAX_BYTES

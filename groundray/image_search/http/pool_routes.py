@@ -9,8 +9,8 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
-from PIL import Image
 
+from groundray.data.image_decoder import decode, format_of
 from groundray.image_search.http.backend import Backend
 from groundray.image_search.http.failures import REFUSALS
 from groundray.image_search.http.schemas import Health, Pool, PoolFields, PoolImage
@@ -63,12 +63,12 @@ def router(backend: Backend) -> APIRouter:
 def for_browser(encoded: bytes) -> tuple[bytes, str]:
     """Return an encoded image in a format that browsers show, and its media type; others than BROWSER_FORMATS become
     JPEG."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        if image.format in BROWSER_FORMATS:
-            return encoded, BROWSER_FORMATS[image.format]
-        file = io.BytesIO()
-        image.convert("RGB").save(file, "JPEG", quality=90)
-        return file.getvalue(), "image/jpeg"
+    format = format_of(encoded)
+    if format in BROWSER_FORMATS:
+        return encoded, BROWSER_FORMATS[format]
+    file = io.BytesIO()
+    decode(encoded).save(file, "JPEG", quality=90)
+    return file.getvalue(), "image/jpeg"
 
 
 async def _cacheable(request: Request, tag: str, read: Callable[[], tuple[bytes, str]]) -> Response:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext
 
-from groundray.data.sources.image_files import CheckedImage, UnusableImage, check_image
+from groundray.data.image_decoder import UnusableImage
+from groundray.data.sources.image_files import CheckedImage, check_image
 from groundray.runtime.data.ray_stream import quiet_context
 from groundray.storage.folder import Folder
 

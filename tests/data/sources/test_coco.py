@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from groundray.data.image_decoder import UnusableImage
 from groundray.data.sources.coco import CaptionedImage, read_captions
-from groundray.data.sources.image_files import UnusableImage, check_image
+from groundray.data.sources.image_files import check_image
 from groundray.data.sources.rejected import tally
 from groundray.storage.folder import Folder
 
