@@ -201,7 +201,9 @@ def _scene_graphs(
         "scene_graphs",
         visual_genome.rows(usable_images(images, graphs, rejected, console)),
         rejected,
-        {f"left out, {name}": count for name, count in found.skipped.items()} if report_rejected else {},
+        {f"left out, {name}": count for name, count in found.skipped.items()} | found.without_synset
+        if report_rejected
+        else {},
         {"classes": found.classes, "predicates": found.predicates},
     )
 
@@ -211,6 +213,8 @@ def _prepare_image_folder(options: argparse.Namespace, console: Console) -> None
     if not (options.root / "train").is_dir():
         raise FileNotFoundError(f"--root: expected class folders in {options.root / 'train'}, there is no such folder")
     parts = [name for name in ("train", "val") if (options.root / name).is_dir()]
+    for name in image_folder.unread(options.root, parts):
+        console.print(f"{options.root / name} is not read: expected the pictures in train/ and val/", soft_wrap=True)
     source = describe_source("image-folder", [], [options.root / part for part in parts])
     if not is_prepared(options, parts, source, console):
         datasets = _labelled_images(options.root, {part: options.root / part for part in parts}, console)
@@ -231,7 +235,8 @@ def _labelled_images(root: Path, images: Mapping[str, Path | Folder], console: C
         classes = found.classes
         rejected = list(found.rejected)
         rows = image_folder.rows(usable_images(folder, found.images, rejected, console))
-        prepared[part] = Prepared("labelled_images", rows, rejected, {}, {"classes": classes})
+        passed_over = {"passed over, hidden and system files": found.passed_over} if found.passed_over else {}
+        prepared[part] = Prepared("labelled_images", rows, rejected, passed_over, {"classes": classes})
     return prepared
 
 

@@ -155,7 +155,7 @@ def test_class_folders_are_prepared(world: SmallWorld, tmp_path: Path, capsys: p
     root = tmp_path / "objects"
     shutil.copytree(world.source / "objects", root)
     (root / "val" / "emu").mkdir()
-    (root / "val" / "emu" / "1.jpg").write_bytes(b"")
+    shutil.copy(next((root / "train").rglob("*.jpg")), root / "val" / "emu" / "1.jpg")
     assert prepare.main(["image-folder", "--root", str(root), "--out", f"{tmp_path}/out"]) == 0
     train = Dataset.open(f"{tmp_path}/out/train", "labelled_images")
     assert train.rows == 4 * len(train.vocabulary["classes"])

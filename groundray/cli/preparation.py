@@ -21,9 +21,10 @@ from groundray.data.image_decoder import UnusableImage
 from groundray.data.schema import INDEX, REJECTED, Dataset
 from groundray.data.shards import write_shards
 from groundray.data.sources import image_pool
-from groundray.data.sources.image_files import CheckedImage
+from groundray.data.sources.image_files import CheckedImage, all_files
 from groundray.data.sources.rejected import Rejected, tally
 from groundray.storage.atomic import atomic_folder, is_empty
+from groundray.storage.file_names import escaped, is_encodable
 from groundray.storage.folder import Folder
 
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ Item = TypeVar("Item", bound=ImageItem)
 
 @dataclass
 class Prepared:
-    """A data set to write. `rejected` grows while the rows are read."""
+    """A data set to write. `rejected` grows while the rows are read, `left_out` is what else of the source is told."""
 
     kind: str
     rows: Iterator[Row]
@@ -141,7 +142,8 @@ def _write_dataset(
     if dataset.rows == 0:
         raise ValueError(f"{shown}: none of the {what} can be used: {summary(prepared.rejected)}")
     lines = "".join(json.dumps(item.as_json(), ensure_ascii=False) + "\n" for item in prepared.rejected)
-    folder.write_bytes(REJECTED, lines.encode())
+    # a lone surrogate, which UTF-8 cannot hold, becomes JSON's own escape of it
+    folder.write_bytes(REJECTED, lines.encode(errors="backslashreplace"))
     if prepared.rejected and options.strict:
         first = prepared.rejected[0]
         raise CommandFailed(
@@ -179,11 +181,15 @@ def describe_source(format: str, files: Sequence[Path], folders: Sequence[Path],
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
-        for path in sorted(folder.rglob("*")):
+        for path in sorted(all_files(folder)):
             if path.is_file():
                 state = path.stat()
-                digest.update(f"{path.relative_to(folder)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+                line = f"{path.relative_to(folder)}\0{state.st_size}\0{state.st_mtime_ns}\n"
+                digest.update(line.encode(errors="surrogateescape"))  # a name need not be UTF-8
     paths = [str(path.resolve()) for path in (*files, *folders)]
+    for path in paths:
+        if not is_encodable(path):
+            raise ValueError(f"expected a path in UTF-8, got {escaped(path)}: rename it")
     return {"format": format, "from": paths, **choices, "fingerprint": digest.hexdigest()}
 
 

@@ -172,7 +172,10 @@ def _undecodable(source: Source, table: pa.Table, error: Exception) -> str:
             source.samples.decode(row)
         except (OSError, ValueError) as cause:
             sample, number = row["id"][0].as_py(), row["row"][0].as_py()
-            return f"{source.dataset.folder}: sample {sample!r} (row {number}) cannot be decoded: {cause}"
+            return (
+                f"{source.dataset.folder}: sample {sample!r} (row {number}) cannot be decoded: {cause}; "
+                "run `python -m groundray.prepare` again with --overwrite to leave it out"
+            )
     return f"{source.dataset.folder}: some of {len(table)} samples cannot be decoded: {error}"
 
 

@@ -34,6 +34,7 @@ from groundray.data.derived import (
     tasks,
 )
 from groundray.data.image_decoder import VERSION as DECODER_VERSION
+from groundray.data.image_decoder import UnusableImage
 from groundray.data.image_inputs import CentreCrop, FeatureMaps
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source
@@ -65,7 +66,7 @@ class TrunkFeatures:
 
     def encoder(self, trunk: nn.Module, device: str) -> Encoder[npt.NDArray[np.uint8]]:
         """Return the encoder of images to feature maps with a trunk on a device."""
-        return _TrunkEncoder(self.crop, trunk, device)
+        return _TrunkEncoder(self.crop, trunk, device, str(self.spec.source.folder))
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,19 @@ class _TrunkEncoder:
     crop: CentreCrop
     trunk: nn.Module
     device: str
-    columns: tuple[str, ...] = ("image",)
+    images: str  # folder of the images, for messages
+    columns: tuple[str, ...] = ("id", "image")
 
     def decode(self, table: pa.Table) -> npt.NDArray[np.uint8]:
-        return self.crop.arrays(table)
+        try:
+            return self.crop.arrays(table)
+        except UnusableImage:
+            for row in range(len(table)):
+                try:
+                    self.crop.arrays(table.slice(row, 1))
+                except UnusableImage as problem:
+                    raise problem.of(f"{self.images}: image {table['id'][row].as_py()!r} cannot be decoded") from None
+            raise
 
     def encode(self, item: npt.NDArray[np.uint8]) -> dict[str, pa.Array]:
         return {"image": _binary_rows(feature_maps(self.trunk, item, self.device))}

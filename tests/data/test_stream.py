@@ -91,7 +91,7 @@ def with_a_broken_image(stage: GroundingStage, folder: Path) -> Source:
 
 def test_undecodable_sample_is_named(stage: GroundingStage, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=rf"{tmp_path}/broken: sample '7' \(row 7\) cannot be decoded: cannot identify"
+        ValueError, match=rf"{tmp_path}/broken: sample '7' \(row 7\) cannot be decoded: expected a picture"
     ):
         ids(with_a_broken_image(stage, tmp_path))
 

@@ -134,7 +134,8 @@ def test_invalid_queries_are_refused(search: Search, query: dict, message: str) 
 
 def encoded(size: tuple[int, int], format: str = "JPEG", mode: str = "RGB", **options: object) -> bytes:
     file = io.BytesIO()
-    Image.new(mode, size, 100 if mode in ("L", "P") else None).save(file, format, **options)  # type: ignore[arg-type]
+    colour = {"L": 100, "P": 100, "RGBA": (0, 0, 0, 255)}.get(mode)
+    Image.new(mode, size, colour).save(file, format, **options)  # type: ignore[arg-type]
     return file.getvalue()
 
 

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from groundray.data.sources.image_files import CheckedImage
+from groundray.data.sources.json_values import as_integer, is_text
 from groundray.data.sources.rejected import Rejected
 
 
@@ -32,35 +33,37 @@ class Captions:
 def read_captions(file: Path) -> Captions:
     """Return the captioned images of a COCO captions file. No image is opened.
 
+    Ids are numbers or text: an annotation with `"image_id": "42"` belongs to the image with `"id": 42`.
+
     Raises:
         ValueError: the file is not a captions file.
     """
     images, annotations = _entries(file)
     rejected: list[Rejected] = []
-    files: dict[int | str, str] = {}
+    known = _Images()
     for number, entry in enumerate(images):
-        problem = _image_problem(entry, files)
+        problem = _image_problem(entry, known)
         if problem:
-            rejected.append(Rejected("image", _id(entry, number), *problem))
+            rejected.append(Rejected("image", _label(entry, number), *problem))
         else:
-            files[entry["id"]] = entry["file_name"]
+            known.add(entry["id"], entry["file_name"])
 
-    captions: dict[int | str, list[str]] = {key: [] for key in files}
-    seen: set[int | str] = set()
+    captions: dict[str, list[str]] = {id: [] for id in known.files}
+    seen: set[int | float | str] = set()
     for number, entry in enumerate(annotations):
-        problem = _caption_problem(entry, files, seen)
+        problem = _caption_problem(entry, known, seen)
         if problem:
-            rejected.append(Rejected("caption", _id(entry, number), *problem))
+            rejected.append(Rejected("caption", _label(entry, number), *problem))
         else:
             seen.add(entry["id"])
-            captions[entry["image_id"]].append(" ".join(entry["caption"].split()))
+            captions[known.find(entry["image_id"]) or ""].append(" ".join(entry["caption"].split()))
 
     usable = []
-    for key in sorted(files, key=lambda key: (isinstance(key, str), key)):
-        if captions[key]:
-            usable.append(CaptionedImage(str(key), (files[key],), tuple(captions[key])))
+    for id in known.ordered():
+        if captions[id]:
+            usable.append(CaptionedImage(id, (known.files[id],), tuple(captions[id])))
         else:
-            rejected.append(Rejected("image", str(key), "no caption", "no usable caption names this image"))
+            rejected.append(Rejected("image", id, "no caption", "no usable caption names this image"))
     return Captions(tuple(usable), tuple(rejected))
 
 
@@ -76,23 +79,50 @@ def _entries(file: Path) -> tuple[list[Any], list[Any]]:
     return lists[0] or [], lists[1] or []
 
 
-def _image_problem(entry: Any, files: dict[int | str, str]) -> tuple[str, str] | None:
-    if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not _is_text(entry.get("file_name")):
+class _Images:
+    """The file of each image, by its id as text, and the ids that annotations may give for it."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+        self._written: dict[str, Any] = {}
+        self._numbers: dict[int, str] = {}
+
+    def add(self, id: Any, file: str) -> None:
+        text = _as_text(id)
+        self.files[text], self._written[text] = file, id
+        if (number := as_integer(id)) is not None:
+            self._numbers.setdefault(number, text)
+
+    def find(self, id: Any) -> str | None:
+        """Return the id as text of the image that an id names: as it is written, else as a number."""
+        text = _as_text(id)
+        if text in self.files:
+            return text
+        number = as_integer(id)
+        return None if number is None else self._numbers.get(number)
+
+    def ordered(self) -> list[str]:
+        """Return the ids: those written as numbers in their order, then those written as text in theirs."""
+        return sorted(self.files, key=lambda text: (isinstance(self._written[text], str), self._written[text]))
+
+
+def _image_problem(entry: Any, known: _Images) -> tuple[str, str] | None:
+    if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not is_text(entry.get("file_name")):
         return "malformed", f"expected an object with id and file_name, got {_short(entry)}"
-    if entry["id"] in files:
-        return "duplicate id", f"the id of {files[entry['id']]!r} is repeated at {entry['file_name']!r}"
+    if (id := _as_text(entry["id"])) in known.files:
+        return "duplicate id", f"the id of {known.files[id]!r} is repeated at {entry['file_name']!r}"
     return None
 
 
-def _caption_problem(entry: Any, files: dict[int | str, str], seen: set[int | str]) -> tuple[str, str] | None:
+def _caption_problem(entry: Any, known: _Images, seen: set[int | float | str]) -> tuple[str, str] | None:
     if not isinstance(entry, dict) or not all(_is_id(entry.get(key)) for key in ("id", "image_id")):
         return "malformed", f"expected an object with id, image_id and caption, got {_short(entry)}"
     if entry["id"] in seen:
         return "duplicate id", f"the id is repeated at {_short(entry)}"
-    if entry["image_id"] not in files:
+    if known.find(entry["image_id"]) is None:
         return "unknown image", f"no usable image has the id {entry['image_id']!r}"
     caption = entry.get("caption")
-    if not _is_text(caption):
+    if not is_text(caption):
         return "malformed", f"expected a caption, got {_short(caption)}"
     if not any(letter.isalnum() for letter in caption):
         return "empty", f"the caption is {caption!r}"
@@ -100,17 +130,16 @@ def _caption_problem(entry: Any, files: dict[int | str, str], seen: set[int | st
 
 
 def _is_id(value: Any) -> bool:
-    return _is_text(value) or (isinstance(value, int) and not isinstance(value, bool))
+    return is_text(value) or as_integer(value) is not None
 
 
-def _is_text(value: Any) -> TypeGuard[str]:
-    """Return True for text that can be encoded. A lone surrogate such as `\\ud83d`, half of an emoji, cannot."""
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+def _as_text(id: Any) -> str:
+    return id if isinstance(id, str) else str(as_integer(id))
 
 
-def _id(entry: Any, number: int) -> str:
+def _label(entry: Any, number: int) -> str:
     id = entry.get("id") if isinstance(entry, dict) else None
-    return str(id) if _is_id(id) else f"entry {number}"
+    return _as_text(id) if _is_id(id) else f"entry {number}"
 
 
 def _short(value: Any) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from groundray.data.image_decoder import UnusableImage, decode
 from groundray.storage.folder import Folder
+
+MAX_BYTES = 2**30  # a shard holds less than 2 GiB in a column of a row group
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,11 @@ class CheckedImage:
 
 
 def check_image(folder: Folder, names: Sequence[str]) -> CheckedImage:
-    """Return the first existing file of `names` in a folder, after decoding it completely.
+    """Return the first existing file of `names` in a folder, after decoding it completely. Links are followed.
 
     Raises:
-        UnusableImage: the file is outside the folder, missing, or not a picture that can be shown (`image_decoder`).
+        UnusableImage: the name leads out of the folder, the file is missing or unreadable, or it is not a picture that
+            can be shown (`image_decoder`).
     """
     for name in names:
         if (encoded := _read(folder, name)) is not None:
@@ -43,16 +47,21 @@ def _read(folder: Folder, name: str) -> bytes | None:
         path = Path(folder.locate(name))
     except ValueError as error:
         raise UnusableImage("outside", str(error)) from None
+    if not folder.local:
+        try:
+            return folder.read_bytes(name)
+        except FileNotFoundError:
+            return None
     try:
-        if folder.local and not path.resolve().is_relative_to(Path(folder.path).resolve()):
-            raise UnusableImage("outside", f"{name!r} is a link out of {folder}")
-        exists = not folder.local or path.is_file()
-    except OSError as error:  # the name is too long
-        raise UnusableImage("missing", f"a file {name!r} cannot exist in {folder}: {error}") from None
-    try:
-        return folder.read_bytes(name) if exists else None
+        if not path.is_file():
+            return None
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise UnusableImage("too large", f"{path}: expected at most {MAX_BYTES:,} bytes, got {size:,}")
+        return path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:  # of this file alone: its name is too long, it may not be read, its blocks are damaged
+        raise UnusableImage("unreadable", f"{path} cannot be read: {error.strerror}") from None
 
 
 def _decoded(encoded: bytes, path: str) -> CheckedImage:
@@ -63,3 +72,15 @@ def _decoded(encoded: bytes, path: str) -> CheckedImage:
     except UnusableImage as problem:
         raise problem.of(path) from None
     return CheckedImage(encoded, width, height)
+
+
+def all_files(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder at any depth and is no folder. Links to folders are followed, but not in circles."""
+    entered: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        state = Path(parent).stat()
+        if (state.st_dev, state.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((state.st_dev, state.st_ino))
+        yield from (Path(parent, name) for name in files)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundray.data.sources.image_files import CheckedImage
+from groundray.data.image_decoder import UnusableImage, format_of
+from groundray.data.sources.image_files import MAX_BYTES, CheckedImage
 from groundray.data.sources.rejected import Rejected
+from groundray.storage.file_names import escaped, is_encodable
+
+# what systems and programs leave in folders, beside everything whose name begins with a dot
+SYSTEM_NAMES = {
+    *("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "$RECYCLE.BIN", "lost+found", "@eaDir"),
+    *("System Volume Information", "__pycache__"),
+}
 
 
 @dataclass(frozen=True)
@@ -22,15 +31,22 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The content of a folder of class folders."""
+    """The content of a folder of class folders.
+
+    Attributes:
+        passed_over: number of hidden files and folders, and those of SYSTEM_NAMES.
+    """
 
     images: tuple[LabelledImage, ...]
     classes: tuple[str, ...]
     rejected: tuple[Rejected, ...]
+    passed_over: int
 
 
 def read_folder(root: Path, classes: Sequence[str] | None = None) -> Labelled:
-    """Return the images of the class folders in `root`. No image is opened.
+    """Return the images of the class folders in `root`, at any depth. Links to files and folders are followed.
+
+    A folder without a picture is rejected and is no class. Only the header of one picture a class is read.
 
     Args:
         classes: the classes of the training images, for validation images: images of other classes are rejected.
@@ -40,31 +56,97 @@ def read_folder(root: Path, classes: Sequence[str] | None = None) -> Labelled:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of class folders at {root}, got none")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
-        raise FileNotFoundError(f"expected class folders such as {root / 'dog'}, got none")
-    known = tuple(classes) if classes is not None else tuple(path.name for path in folders)
-    images: list[LabelledImage] = []
-    rejected = [
-        Rejected("file", path.name, "in no class", f"{path} is not in a class folder")
-        for path in sorted(root.iterdir())
-        if path.is_file() and not path.name.startswith(".")
-    ]
+    walk = _Walk(root)
+    folders, stray = walk.entries(root)
+    walk.reject(stray, "in no class", "is not in a class folder")
+    of_class: dict[str, list[str]] = {}
     for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.is_dir() or path.name.startswith("."):
-                continue
-            name = path.relative_to(root).as_posix()
-            if folder.name in known:
-                images.append(LabelledImage(name, (name,), known.index(folder.name)))
-            else:
-                rejected.append(
-                    Rejected("image", name, "unknown class", f"no training image has the class {folder.name!r}")
-                )
-    return Labelled(tuple(images), known, tuple(rejected))
+        files = walk.files(folder)
+        if any(map(_is_picture, files)):
+            of_class[folder.name] = [file.relative_to(root).as_posix() for file in files]
+        else:
+            walk.reject([folder], "no picture", "holds no picture and is no class", what="folder")
+            walk.reject(files, "in no class", "is in a folder that holds no picture")
+    if not of_class:
+        raise FileNotFoundError(f"expected class folders such as {root / 'dog'} with pictures in them, got none")
+    known = tuple(classes) if classes is not None else tuple(of_class)
+    images: list[LabelledImage] = []
+    for name, files in of_class.items():
+        if name in known:
+            images += [LabelledImage(file, (file,), known.index(name)) for file in files]
+        else:
+            detail = f"no training image has the class {name!r}"
+            walk.rejected += [Rejected("image", file, "unknown class", detail) for file in files]
+    return Labelled(tuple(images), known, tuple(walk.rejected), walk.passed_over)
+
+
+def unread(root: Path, read: Sequence[str]) -> list[str]:
+    """Return the names of the folders in `root` that are not among the read ones, hidden and system folders aside."""
+    folders, _ = _Walk(root).entries(root)
+    return [folder.name for folder in folders if folder.name not in read]
 
 
 def rows(images: Iterable[tuple[LabelledImage, CheckedImage]]) -> Iterator[dict[str, Any]]:
     """Yield rows of kind `labelled_images` from images and their checked files."""
     for image, checked in images:
         yield {**checked.row(image.id), "label": image.label}
+
+
+class _Walk:
+    """Walks through a folder, and notes what cannot be used or is passed over."""
+
+    def __init__(self, root: Path):
+        self._root = root
+        self.rejected: list[Rejected] = []
+        self.passed_over = 0
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files of a folder at any depth, in alphabetical order of their paths."""
+        return sorted(self._files(folder, ()))
+
+    def _files(self, folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+        real = os.path.realpath(folder)
+        if real in above:
+            self.reject([folder], "link loop", "is a link to a folder that it lies in", what="folder")
+            return
+        folders, files = self.entries(folder)
+        yield from files
+        for inner in folders:
+            yield from self._files(inner, (*above, real))
+
+    def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Return the folders and the files directly in a folder, in alphabetical order."""
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError as error:
+            self.reject([folder], "unreadable", f"cannot be read: {error.strerror}", what="folder")
+            return [], []
+        folders: list[Path] = []
+        files: list[Path] = []
+        for path in paths:
+            name = path.name
+            if name.startswith(".") or name in SYSTEM_NAMES:
+                self.passed_over += 1
+            elif not is_encodable(name):
+                what = "folder" if path.is_dir() else "image"
+                self.reject([path], "name not UTF-8", "has a name that is not UTF-8: rename it", what)
+            else:
+                (folders if path.is_dir() else files).append(path)
+        return folders, files
+
+    def reject(self, paths: Sequence[Path], reason: str, message: str, what: str = "file") -> None:
+        for path in paths:
+            name = escaped(path.relative_to(self._root).as_posix())
+            self.rejected.append(Rejected(what, name, reason, f"{escaped(str(path))} {message}"))
+
+
+def _is_picture(file: Path) -> bool:
+    """Return True if a file begins as a picture does, or if only reading it shows why it cannot be used."""
+    try:
+        if not file.is_file() or file.stat().st_size > MAX_BYTES:
+            return False
+        return bool(format_of(file.read_bytes()))
+    except UnusableImage as problem:
+        return problem.reason != "not an image"
+    except OSError:
+        return True

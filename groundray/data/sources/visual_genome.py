@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import ijson
-
 from groundray.data.sources.image_files import CheckedImage
+from groundray.data.sources.json_values import as_integer, is_text, read_json_list
 from groundray.data.sources.rejected import Rejected
 from groundray.rng import hash64, hash_name
+from groundray.storage.text_encoding import read_text
 
 NONE = "none"  # the name of index 0 of predicates and classes
 By = Literal["synset", "name"]
@@ -76,12 +76,18 @@ class Graph:
 
 @dataclass(frozen=True)
 class Graphs:
-    """The content of the files: graphs ordered by image id, vocabularies (index 0 = none), and what was skipped."""
+    """The content of the files: graphs ordered by image id, and vocabularies (index 0 = none).
+
+    Attributes:
+        skipped: numbers of objects and relations that the filter left out.
+        without_synset: numbers of objects and relations that the source gives no synset, by what they got instead.
+    """
 
     graphs: tuple[Graph, ...]
     classes: tuple[str, ...]
     predicates: tuple[str, ...]
     skipped: dict[str, int]
+    without_synset: dict[str, int]
     rejected: tuple[Rejected, ...]
 
 
@@ -89,25 +95,38 @@ def read_graphs(files: Files, keep: Filter | None = None) -> Graphs:
     """Return the scene graphs of the files. No image is opened.
 
     Raises:
-        ValueError: a file is not a list of JSON objects; the message has the file and the position.
+        ValueError: a file is not a JSON list, or no entry has its list; the message has the file.
     """
     keep = keep or Filter()
     rejected: list[Rejected] = []
     images = _read_images(files.image_data, rejected)
     objects = _read_objects(files.objects, images, keep, rejected)
-    _read_attributes(files.attributes, objects)
+    _read_attributes(files.attributes, objects, rejected)
     relations = _read_relations(files.relationships, objects, keep, rejected)
+    settled = {"objects": objects.classes.settle(), "relations": relations.predicates.settle()}
+    without_synset = {
+        f"{what} without a synset, {decided}": count
+        for what, counts in settled.items()
+        for decided, count in counts.items()
+        if keep.by == "synset"
+    }
     classes = _vocabulary(objects.classes, keep.classes, keep.vocabulary and keep.vocabulary[1])
     predicates = _vocabulary(relations.predicates, keep.predicates, keep.vocabulary and keep.vocabulary[0])
     skipped: Counter[str] = Counter()
     graphs = tuple(_graphs(images, objects, relations, classes, predicates, keep, skipped, rejected))
-    return Graphs(graphs, tuple(classes), tuple(predicates), dict(sorted(skipped.items())), tuple(rejected))
+    return Graphs(
+        graphs, tuple(classes), tuple(predicates), dict(sorted(skipped.items())), without_synset, tuple(rejected)
+    )
 
 
 def read_aliases(file: Path) -> dict[str, str]:
-    """Return the aliases of a file whose lines are comma-separated names, of which the first replaces the others."""
+    """Return the aliases of a file whose lines are comma-separated names, of which the first replaces the others.
+
+    Raises:
+        ValueError: the file is not text in the encoding of its byte order mark, or in UTF-8.
+    """
     aliases: dict[str, str] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in read_text(file).splitlines():
         first, *others = [_clean(name) for name in line.split(",")]
         aliases |= {other: first for other in others if other and first}
     return aliases
@@ -130,58 +149,85 @@ class _Strings:
         return list(self.numbers)
 
 
-class _Objects:
-    """All objects, as columns; `rows` maps an object's id to its row."""
+class _Kinds:
+    """What each item of a sequence is (the class of an object, the predicate of a relation): its synset, else its name.
+
+    Part of the source lacks synsets: an item without one has the most frequent synset of its name (ties in alphabetical
+    order), or the name itself where nothing of that name has a synset. `settle` decides it, after the last item.
+    """
 
     def __init__(self) -> None:
-        self.classes, self.names, self.attributes = _Strings(), _Strings(), _Strings()
-        self.image, self.klass, self.name, self.attribute = array("q"), array("i"), array("i"), array("i")
-        self.rows: dict[int, int] = {}
+        self.strings, self.of = _Strings(), array("i")
+        self._unsettled: dict[str, array[int]] = {}  # items without a synset, by name
+        self._synsets: dict[str, Counter[str]] = {}
 
-    def add(self, id: int, image: int, klass: str, name: str) -> None:
-        self.rows[id] = len(self.image)
+    def add(self, name: str, synset: str) -> None:
+        if synset:
+            self._synsets.setdefault(name, Counter())[synset] += 1
+        else:
+            self._unsettled.setdefault(name, array("q")).append(len(self.of))
+        self.of.append(self.strings.add(synset) if synset else -1)
+
+    def settle(self) -> dict[str, int]:
+        """Decide what the items without a synset are, and return how many got a synset or only a name.
+
+        The counts are empty where no item has a synset: then names are what the source goes by.
+        """
+        counts: Counter[str] = Counter()
+        for name, items in self._unsettled.items():
+            synsets = self._synsets.get(name, Counter())
+            kind = min(synsets, key=lambda synset: (-synsets[synset], synset), default=name)
+            counts["given that of their name" if synsets else "known by name"] += len(items)
+            for item in items:
+                self.of[item] = self.strings.add(kind)
+        return dict(sorted(counts.items())) if self._synsets else {}
+
+
+class _Objects:
+    """All objects, as columns; `rows` maps an object's id, and the ids that were merged into it, to its row."""
+
+    def __init__(self) -> None:
+        self.classes, self.names, self.attributes = _Kinds(), _Strings(), _Strings()
+        self.image, self.name, self.attribute = array("q"), array("i"), array("i")
+        self.rows: dict[int, int] = {}
+        self._merged: dict[int, int] = {}
+
+    def add(self, id: int, merged: Iterable[int], image: int, name: str, synset: str) -> None:
+        row = self.rows[id] = len(self.image)
+        for other in merged:
+            self._merged.setdefault(other, row)
         self.image.append(image)
-        self.klass.append(self.classes.add(klass))
+        self.classes.add(name, synset)
         self.name.append(self.names.add(name))
         self.attribute.append(-1)
+
+    def find(self, item: Any, image: int) -> int | None:
+        """Return the row of the object that an item of an image names, by its id or by one that is the same object."""
+        id = _id(item, "object_id")
+        for same in () if id is None else (id, *_merged_ids(item)):
+            row = self.rows.get(same, self._merged.get(same))
+            if row is not None and self.image[row] == image:
+                return row
+        return None
 
 
 class _Relations:
     """All relations between known objects, as columns; subject and object are rows of `_Objects`."""
 
     def __init__(self) -> None:
-        self.predicates = _Strings()
-        self.subject, self.predicate, self.object = array("q"), array("i"), array("q")
+        self.predicates = _Kinds()
+        self.subject, self.object = array("q"), array("q")
 
-    def add(self, subject: int, predicate: str, object: int) -> None:
+    def add(self, subject: int, predicate: str, synset: str, object: int) -> None:
         self.subject.append(subject)
-        self.predicate.append(self.predicates.add(predicate))
+        self.predicates.add(predicate, synset)
         self.object.append(object)
-
-
-def _entries(file: Path) -> Iterator[Any]:
-    """Yield the entries of a JSON list."""
-    with file.open("rb") as stream:
-        first = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        if first != b"[":
-            raise ValueError(f"{file}: expected a JSON list with one entry per image, got {first!r} at its start")
-        stream.seek(0)
-        count = 0
-        try:
-            for entry in ijson.items(stream, "item", use_float=True):
-                count += 1
-                yield entry
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            cause = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{file} is not JSON after {count} entries, before byte {stream.tell()}: {cause}"
-            ) from None
 
 
 def _read_images(file: Path, rejected: list[Rejected]) -> dict[int, tuple[str, ...]]:
     """Return the paths where each image's file may be, by id."""
     images: dict[int, tuple[str, ...]] = {}
-    for number, entry in enumerate(_entries(file)):
+    for number, entry in enumerate(read_json_list(file)):
         id = _id(entry, "image_id")
         if id is None:
             rejected.append(Rejected("image", f"entry {number}", "malformed", f"expected an image_id: {_short(entry)}"))
@@ -189,7 +235,8 @@ def _read_images(file: Path, rejected: list[Rejected]) -> dict[int, tuple[str, .
             rejected.append(Rejected("image", str(id), "duplicate id", f"the id is repeated in entry {number}"))
         else:
             url = entry.get("url")
-            parts = str(url or "").split("?")[0].rstrip("/").split("/")[-2:]
+            url = url if is_text(url) else ""
+            parts = url.split("?")[0].rstrip("/").split("/")[-2:]
             images[id] = tuple(dict.fromkeys([f"{id}.jpg", parts[-1], "/".join(parts)])) if url else (f"{id}.jpg",)
     return images
 
@@ -209,19 +256,27 @@ def _read_objects(file: Path, images: Mapping[int, Any], keep: Filter, rejected:
             rejected.append(Rejected("object", str(id), "no name", f"expected a name: {_short(item)}"))
         else:
             name = keep.object_aliases.get(name, name)
-            objects.add(id, image, _synset(item, keep.by) or name, name)
+            objects.add(id, _merged_ids(item), image, name, _synset(item, keep.by))
     return objects
 
 
-def _read_attributes(file: Path, objects: _Objects) -> None:
+def _read_attributes(file: Path, objects: _Objects, rejected: list[Rejected]) -> None:
     """Set the first attribute of each known object."""
-    for _, item in _items(file, "attributes", "object", []):
+    for image, item in _items(file, "attributes", "attribute", rejected):
         id = _id(item, "object_id")
-        listed = item.get("attributes") if isinstance(item, dict) else None
-        texts = [_clean(text) for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
-        row = objects.rows.get(id) if id is not None else None
-        if row is not None and objects.attribute[row] < 0 and any(texts):
-            objects.attribute[row] = objects.attributes.add(next(filter(None, texts)))
+        listed = (item.get("attributes") or []) if isinstance(item, dict) else None  # many objects have none
+        label = f"of image {image}" if id is None else str(id)
+        if id is None or not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+            detail = f"expected an object_id and a list of attributes: {_short(item)}"
+            rejected.append(Rejected("attribute", label, "malformed", detail))
+            listed = [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
+        text = next(filter(None, map(_clean, listed)), "")
+        row = objects.find(item, image)
+        if row is not None and text and objects.attribute[row] < 0:
+            objects.attribute[row] = objects.attributes.add(text)
+        elif row is None and text and id is not None:
+            detail = f"image {image} has no object {id}, which is {text!r}"
+            rejected.append(Rejected("attribute", label, "unknown object", detail))
 
 
 def _read_relations(file: Path, objects: _Objects, keep: Filter, rejected: list[Rejected]) -> _Relations:
@@ -235,8 +290,8 @@ def _read_relations(file: Path, objects: _Objects, keep: Filter, rejected: list[
             detail = f"expected subject, predicate and object: {_short(item)}"
             rejected.append(Rejected("relation", label, "malformed", detail))
             continue
-        rows = [objects.rows.get(end) for end in ends if end is not None]
-        if None in rows or any(objects.image[row] != image for row in rows if row is not None):
+        rows = [objects.find(item[end], image) for end in ("subject", "object")]
+        if None in rows:
             rejected.append(
                 Rejected("relation", label, "unknown object", f"image {image} lacks one of the objects {ends}")
             )
@@ -246,27 +301,40 @@ def _read_relations(file: Path, objects: _Objects, keep: Filter, rejected: list[
             )
         else:
             predicate = keep.predicate_aliases.get(predicate, predicate)
-            relations.add(rows[0] or 0, _synset(item, keep.by) or predicate, rows[1] or 0)
+            relations.add(rows[0] or 0, predicate, _synset(item, keep.by), rows[1] or 0)
     return relations
 
 
 def _items(file: Path, key: str, what: str, rejected: list[Rejected]) -> Iterator[tuple[int, Any]]:
-    """Yield (image id, item) for every item of every image's list `key`."""
-    for number, entry in enumerate(_entries(file)):
+    """Yield (image id, item) for every item of every image's list `key`.
+
+    Raises:
+        ValueError: no entry has such a list: it is another of Visual Genome's files.
+    """
+    number, usable, first = -1, 0, ""
+    for number, entry in enumerate(read_json_list(file)):
         image = _id(entry, "image_id")
         items = entry.get(key) if isinstance(entry, dict) else None
         if image is None or not isinstance(items, list):
             detail = f"expected an object with image_id and a list {key!r}: {_short(entry)}"
             rejected.append(Rejected(what, f"entry {number}", "malformed", detail))
+            first = first or _short(entry)
             continue
+        usable += 1
         for item in items:
             yield image, item
+    if first and not usable:
+        raise ValueError(
+            f"{file}: expected entries with image_id and a list {key!r}, got {number + 1} without, such as {first}: "
+            f"give Visual Genome's {key}.json"
+        )
 
 
-def _vocabulary(strings: _Strings, max_size: int, given: Sequence[str] | None) -> dict[str, int]:
+def _vocabulary(kinds: _Kinds, max_size: int, given: Sequence[str] | None) -> dict[str, int]:
     """Return the index of each kept string: the given ones, or the most frequent (ties in alphabetical order)."""
     if given is not None:
         return {text: index for index, text in enumerate(given)}
+    strings = kinds.strings
     ranked = sorted(strings.texts, key=lambda text: (-strings.counts[strings.numbers[text]], text))
     return {text: index for index, text in enumerate([NONE, *ranked[:max_size]])}
 
@@ -282,22 +350,22 @@ def _graphs(
     rejected: list[Rejected],
 ) -> Iterator[Graph]:
     """Yield the graph of each image that has a kept object. What is skipped is counted."""
-    class_of = [classes.get(text, 0) for text in objects.classes.texts]
-    predicate_of = [predicates.get(text, 0) for text in relations.predicates.texts]
+    class_of = [classes.get(text, 0) for text in objects.classes.strings.texts]
+    predicate_of = [predicates.get(text, 0) for text in relations.predicates.strings.texts]
     names, attributes = objects.names.texts, objects.attributes.texts
 
     of_image: dict[int, list[int]] = {}
     for row, image in enumerate(objects.image):
-        if class_of[objects.klass[row]]:
+        if class_of[objects.classes.of[row]]:
             of_image.setdefault(image, []).append(row)
         else:
             skipped["objects of other classes"] += 1
     related: dict[int, dict[tuple[int, int, int], None]] = {}
     for row, subject in enumerate(relations.subject):
-        triplet = (subject, predicate_of[relations.predicate[row]], relations.object[row])
+        triplet = (subject, predicate_of[relations.predicates.of[row]], relations.object[row])
         if not triplet[1]:
             skipped["relations of other predicates"] += 1
-        elif not all(class_of[objects.klass[end]] for end in (triplet[0], triplet[2])):
+        elif not all(class_of[objects.classes.of[end]] for end in (triplet[0], triplet[2])):
             skipped["relations of dropped objects"] += 1
         elif triplet in related.setdefault(objects.image[subject], {}):
             skipped["relations said twice"] += 1
@@ -319,7 +387,7 @@ def _graphs(
         yield Graph(
             id=str(image),
             file_names=images[image],
-            classes=tuple(class_of[objects.klass[row]] for row in kept),
+            classes=tuple(class_of[objects.classes.of[row]] for row in kept),
             phrases=tuple(
                 f"{attributes[objects.attribute[row]]} {names[objects.name[row]]}"
                 if objects.attribute[row] >= 0
@@ -332,10 +400,13 @@ def _graphs(
 
 def _id(entry: Any, key: str) -> int | None:
     """Return an entry's id, stored as `id` in version 1.0 and as `key` in later versions."""
-    value = entry.get(key, entry.get("id")) if isinstance(entry, dict) else None
-    if isinstance(value, str) and value.isdecimal() and len(value) < 19:  # fits into 64 bits
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return as_integer(entry.get(key, entry.get("id"))) if isinstance(entry, dict) else None
+
+
+def _merged_ids(item: Any) -> list[int]:
+    """Return the ids that versions 1.2 and later have merged into an object."""
+    ids = item.get("merged_object_ids") if isinstance(item, dict) else None
+    return [id for id in map(as_integer, ids) if id is not None] if isinstance(ids, list) else []
 
 
 def _name(item: Any) -> str:
@@ -353,7 +424,7 @@ def _synset(item: Mapping[str, Any], by: By) -> str:
 
 
 def _clean(text: Any) -> str:
-    return " ".join(text.lower().split()) if isinstance(text, str) else ""
+    return " ".join(text.lower().split()) if is_text(text) else ""
 
 
 def _short(value: Any) -> str:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from groundray.data.sources.image_folder import read_folder
 from groundray.data.sources.rejected import Rejected, tally
 from groundray.data.sources.text import read_lines
 
 
+def picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), "green").save(out, "PNG")
+    return out.getvalue()
+
+
+PICTURE = picture()
+
+
 def files(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"")
+        (root / name).write_bytes(PICTURE)
 
 
 def test_classes_are_numbered_alphabetically(tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Values of JSON as sources write them: lists read an entry at a time, ids as numbers or text, text that is whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO, TypeGuard
+
+from groundray.storage.text_encoding import HEAD_BYTES, encoding_of
+
+BLOCK = 2**20  # characters that are read at once
+TOKEN = 16  # more characters than the longest token that a block's end may cut, other than a string
+SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def read_json_list(file: Path) -> Iterator[Any]:
+    """Yield the entries of a JSON list. It may have a byte order mark, as of Windows tools, and NaN, as of Python.
+
+    Memory: an entry and a block.
+
+    Raises:
+        ValueError: the file is not a JSON list; the message has the file, and how much of it could be read.
+    """
+    with file.open("rb") as content:
+        encoding, skipped = encoding_of(content.read(HEAD_BYTES))
+        content.seek(skipped)
+        reader = _Reader(io.TextIOWrapper(content, encoding, newline=""))
+        count = 0
+        try:
+            if (first := reader.next()) != "[":
+                raise ValueError(f"{file}: expected a JSON list with one entry per image, got {first!r} at its start")
+            reader.skip()
+            if reader.next() == "]":
+                reader.skip()
+            else:
+                while True:
+                    yield reader.value()
+                    count += 1
+                    if (delimiter := reader.next()) not in {",", "]"}:
+                        raise reader.error("expected ',' or ']' after the entry")
+                    reader.skip()
+                    if delimiter == "]":
+                        break
+                    reader.next()
+            if reader.next():
+                raise reader.error("expected nothing after the list")
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, _BadNumber) as error:
+            cause = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise ValueError(
+                f"{file} is not JSON after {count} entries, at character {reader.position}: {cause}"
+            ) from None
+
+
+class _BadNumber(Exception):
+    """A number is too long for Python."""
+
+
+class _Reader:
+    """Decodes values from a text that is read in blocks."""
+
+    def __init__(self, text: TextIO):
+        self._text, self._buffer, self._at, self._before = text, "", 0, 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    @property
+    def position(self) -> int:
+        """Number of characters before the next one."""
+        return self._before + self._at
+
+    def next(self) -> str:
+        """Return the next character that is not a space, without taking it; empty at the end."""
+        while True:
+            match = SPACE.match(self._buffer, self._at)
+            self._at = match.end() if match else self._at
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
+            if not self._more():
+                return ""
+
+    def skip(self) -> None:
+        """Take the next character."""
+        self._at += 1
+
+    def value(self) -> Any:
+        """Take and return the next value."""
+        while True:
+            try:
+                value, end = self._decode(self._buffer, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self._buffer) - TOKEN
+                if not (cut and self._more()):
+                    raise
+            except ValueError as error:  # a number with thousands of digits
+                raise _BadNumber(str(error)) from None
+            else:
+                if end < len(self._buffer) or not self._more():  # a number may continue in the next block
+                    self._at = end
+                    return value
+
+    def error(self, message: str) -> json.JSONDecodeError:
+        return json.JSONDecodeError(message, self._buffer, self._at)
+
+    def _more(self) -> bool:
+        """Read a block, or as much as is read and not taken, so that a long entry is decoded few times."""
+        block = self._text.read(max(BLOCK, len(self._buffer) - self._at))
+        if block:
+            self._before += self._at
+            self._buffer, self._at = self._buffer[self._at :] + block, 0
+        return bool(block)
+
+
+def as_integer(value: Any) -> int | None:
+    """Return an id as a number of at most 64 bits: from a number, from text of digits, or from `12.0`, as pandas writes
+    ids of a column with gaps. None for anything else."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 19:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 64 else None
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Return True for text that can be encoded. A lone surrogate such as `\\ud83d`, half of an emoji, cannot."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
