@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
-    options, console = build_parser().parse_args(argv), plain_console()
+    options, console = build_parser().parse_args(argv), plain_console(optional=True)
     open_paths(errors.print, image_index.paths_of(options).values())
     served = False
     try:

@@ -54,8 +54,8 @@ DEFAULTS = Defaults()
 
 
 def main(argv: Sequence[str] | None = None, defaults: Defaults = DEFAULTS) -> int:
-    """Sweep and return the exit status: 0 a trial has a value, 1 none has, 2 the sweep cannot start, 130 or 143 stopped
-    by Ctrl-C or SIGTERM."""
+    """Sweep and return the exit status: 0 a trial has a value, 1 none has, 2 the sweep cannot start, 130, 143
+    or 129 stopped by Ctrl-C, SIGTERM or SIGHUP."""
     return run_command(partial(_run, argv, defaults), interrupted=INTERRUPTED)
 
 
@@ -69,7 +69,7 @@ def _run(argv: Sequence[str] | None, defaults: Defaults, errors: Console) -> int
     options.file = config.find(options.config).absolute()
     go_home(errors.print)
     sweep.check()
-    status = _run_trials(sweep, options, table_console(soft_wrap=True), errors)
+    status = _run_trials(sweep, options, table_console(soft_wrap=True, optional=True), errors)
     if status > EXIT_SIGNAL:
         errors.print(INTERRUPTED)
     return status

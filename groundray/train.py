@@ -11,7 +11,7 @@ from rich.console import Console
 
 from groundray import config
 from groundray.cli.arguments import add_help, requested_help
-from groundray.cli.command import plain_console, run_command
+from groundray.cli.command import plain_console, run_command, write_output
 from groundray.cli.workdir import go_home
 from groundray.config import Settings, SettingsError
 
@@ -27,11 +27,11 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     parser = build_parser()
     options, overrides = parser.parse_known_args(argv)
     if text := requested_help(parser, options):
-        sys.stdout.write(text)
+        write_output(text)
         return 0
     settings = config.load(options.config, overrides)
     if options.print_config:
-        sys.stdout.write(settings.to_yaml())
+        write_output(settings.to_yaml())
         return 0
     go_home(errors.print)
     if options.dry_run:

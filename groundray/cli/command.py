@@ -1,4 +1,4 @@
-"""Shared parts of all commands: exit statuses, error lines, and a clean end by Ctrl-C, SIGTERM or a closed stdout."""
+"""Shared parts of all commands: exit statuses, error lines, a clean end by a signal, and output that is lost."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import errno
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import IO, NoReturn
+from collections.abc import Callable
+from typing import IO, Any, Literal, cast
 
 from rich.console import Console
+
+from groundray import interrupts
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 EXIT_SIGNAL = 128  # plus the signal's number, as a shell reports it
@@ -23,6 +23,10 @@ class CommandFailed(Exception):
     """The options and data can be used, but the work failed: exit status 1."""
 
 
+class OutputLost(Exception):
+    """A result could not be written to stdout: exit status 1."""
+
+
 def run_command(
     work: Callable[[Console], int],
     *,
@@ -30,29 +34,33 @@ def run_command(
     unusable: tuple[type[Exception], ...] = (OSError, ValueError),
     failed: tuple[type[Exception], ...] = (CommandFailed,),
 ) -> int:
-    """Run a command and return its exit status: the one that `work` returns, 1 if it failed, 2 if its options or data
-    cannot be used, 130 after Ctrl-C, 143 after SIGTERM.
+    """Run a command and return its exit status: the one that `work` returns, 1 if it failed or its output was lost, 2
+    if its options or data cannot be used, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 
     An exception that is in neither tuple is a defect and keeps its traceback.
 
     Args:
         work: the command; takes the console for stderr.
-        interrupted: the line to print after Ctrl-C or SIGTERM.
+        interrupted: the line to print after a signal.
         unusable: exceptions for exit status 2.
         failed: exceptions for exit status 1, checked before `unusable`.
     """
+    _open_missing_streams()
     errors = plain_console(stderr=True)
-    with _sigterm_interrupts() as terminated:
+    with interrupts.interrupting() as received:
         try:
             try:
                 return work(errors)
             finally:
-                sys.stdout.flush()
+                _Output("stdout", optional=False).flush()
         except KeyboardInterrupt:
             errors.print(interrupted)
-            return EXIT_SIGNAL + (signal.SIGTERM if terminated else signal.SIGINT)
-        except (BrokenPipeError, *failed) as error:
-            _discard_closed_stdout()
+            return EXIT_SIGNAL + (received[0] if received else signal.SIGINT)
+        except BrokenPipeError:  # of `print` or argparse
+            _discard(sys.stdout)
+            errors.print("error: stdout was closed before everything was written")
+            return EXIT_FAILED
+        except (OutputLost, *failed) as error:
             errors.print(f"error: {error}")
             return EXIT_FAILED
         except unusable as error:
@@ -60,57 +68,103 @@ def run_command(
             return EXIT_USAGE
 
 
-def plain_console(stderr: bool = False) -> Console:
-    """Return a console that prints lines as they are, without markup, highlighting or wrapping."""
-    return _PlainConsole(highlight=False, soft_wrap=True, markup=False, stderr=stderr)
+def plain_console(stderr: bool = False, optional: bool = False) -> Console:
+    """Return a console that prints lines as they are, without markup, highlighting or wrapping.
+
+    Args:
+        optional: what is printed only shows progress: work continues if stdout is closed, as by `| head`, or cannot be
+            written. Otherwise this raises OutputLost. What is lost of stderr is never an error.
+    """
+    return _console(_Output("stderr" if stderr else "stdout", optional), soft_wrap=True)
 
 
-def table_console(soft_wrap: bool = False) -> Console:
-    """Return a console for result tables: as wide as the terminal or COLUMNS, else 160 columns for a file or pipe."""
-    console = _PlainConsole(highlight=False, soft_wrap=soft_wrap, markup=False)
+def table_console(soft_wrap: bool = False, optional: bool = False) -> Console:
+    """Return a console for result tables: as wide as the terminal or COLUMNS, else 160 columns for a file or pipe.
+
+    Args:
+        optional: as in `plain_console`.
+    """
+    console = _console(_Output("stdout", optional), soft_wrap)
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = FILE_WIDTH
     return console
 
 
-class _PlainConsole(Console):
-    def on_broken_pipe(self) -> NoReturn:
-        """Raise BrokenPipeError, where rich would end the process without a message."""
-        _discard(self.file)
-        raise BrokenPipeError(errno.EPIPE, "the output was closed before everything was written")
+def write_output(text: str) -> None:
+    """Write a result to stdout.
+
+    Raises:
+        OutputLost: stdout is closed, or cannot be written.
+    """
+    output = _Output("stdout", optional=False)
+    output.write(text)
+    output.flush()
 
 
-def _discard_closed_stdout() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _discard(sys.stdout)
+def _console(output: _Output, soft_wrap: bool) -> Console:
+    return Console(file=cast(IO[str], output), highlight=False, soft_wrap=soft_wrap, markup=False)
+
+
+class _Output:
+    """Stdout or stderr, whichever stream that is at the time, for a console to write to."""
+
+    def __init__(self, name: Literal["stdout", "stderr"], optional: bool):
+        self._name, self._optional = name, optional
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream(), name)
+
+    def _stream(self) -> Any:
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)  # which rich puts in its place while it draws a bar
+
+    def write(self, text: str) -> int:
+        stream = self._stream()
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
+        except OSError as error:
+            self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream().flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        """Discard all further output, and either continue or raise OutputLost."""
+        _discard(self._stream())
+        if self._name == "stderr":
+            return
+        closed = error.errno in (errno.EPIPE, errno.EBADF)
+        why = "was closed" if closed else f"cannot be written ({error.strerror or error})"
+        if not self._optional:
+            raise OutputLost(f"stdout {why} before everything was written") from None
+        plain_console(stderr=True).print(f"note  stdout {why}: the work continues without it")
 
 
 def _discard(stream: IO[str]) -> None:
-    """Send a closed stream to /dev/null, so that Python does not fail once more when it flushes the stream at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+    """Send a stream to /dev/null, so that Python does not fail once more when it flushes the stream at exit."""
+    with contextlib.suppress(OSError, ValueError):  # of a stream without a file descriptor
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[list[int]]:
-    """Let SIGTERM raise KeyboardInterrupt inside the context, so that files are cleaned up; yield the signals received.
+def _open_missing_streams() -> None:
+    """Open stdin, stdout and stderr if they are closed (`>&-`), before another file gets their numbers.
 
-    Does nothing outside the main thread, where Python sets no signal handlers.
+    What is written to stdout then fails, and does not count as written.
     """
-    received: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        opened = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        mode = "r" if name == "stdin" else "w"
+        setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from rich.console import Console
 
-from groundray.cli.command import EXIT_USAGE, run_command
+from groundray.cli.command import EXIT_USAGE, run_command, write_output
 from groundray.cli.completion import SHELLS, script
 from groundray.config import did_you_mean
 
@@ -60,7 +60,7 @@ def _run(argv: Sequence[str], errors: Console) -> int:
     options = parser.parse_args(argv)
     if options.print_completion:
         parsers = {name: _module(name).build_parser() for name in COMMANDS}
-        sys.stdout.write(script(parser, parsers, COMMANDS, options.print_completion))
+        write_output(script(parser, parsers, COMMANDS, options.print_completion))
         return 0
     parser.print_help(sys.stderr)
     return EXIT_USAGE

@@ -128,7 +128,7 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console = console or plain_console()
+        self.console = console or plain_console(optional=True)
         self._progress = Progress(self.console, clock)
         self._epochs = 0
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
+from groundray import interrupts
 from groundray.cli import reports
 from groundray.cli.command import EXIT_FAILED, EXIT_SIGNAL, EXIT_USAGE
 from groundray.cli.progress import Reporter
@@ -25,26 +24,20 @@ RESUME = "rerun the same command to resume"
 
 @dataclass
 class Signals:
-    """SIGINT and SIGTERM. The first one during training asks for a checkpoint; any other one interrupts at once."""
+    """Signals that ask to end. The first during training asks for a checkpoint; any other interrupts at once."""
 
     training: bool = False
     received: list[int] = field(default_factory=list)
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Route SIGINT and SIGTERM to this object inside the context."""
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def installed(self) -> AbstractContextManager[None]:
+        """Route these signals to this object inside the context."""
+        return interrupts.routed(self._receive)
 
     def stop_reason(self) -> str:
         """Return why training should stop; empty if it should not."""
         return "stopped" if self.received else ""
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int) -> None:
         self.received.append(number)
         if not self.training or len(self.received) > 1:
             raise KeyboardInterrupt
@@ -65,7 +58,7 @@ def run_training(
     signals: Signals | None = None,
 ) -> int:
     """Train, analyse the model, and return the exit status: 0 trained, 1 training failed, 2 the data cannot be used,
-    130 or 143 stopped by SIGINT or SIGTERM.
+    130, 143 or 129 stopped by SIGINT, SIGTERM or SIGHUP.
 
     Args:
         report_error: takes lines for stderr.
@@ -81,6 +74,7 @@ def run_training(
             raise SettingsError(problem)
         if verify:
             preflight.verify(run, reporter.console.print)
+        launch.check_cluster(settings)
         preflight.claim(run)
     except (SettingsError, OSError, ValueError) as error:
         report_error(f"error: {error}")

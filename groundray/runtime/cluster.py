@@ -5,15 +5,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
-import socket
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-CONNECT_SECONDS = 10.0  # timeout of the check that a cluster answers
+from groundray.interrupts import HANG_UP
+from groundray.runtime import compat
+
+CONNECT_SECONDS = 5.0  # timeout of the check that a cluster answers
+ADDRESS, FOLDER = "RAY_ADDRESS", "RAY_TMPDIR"
+LOCAL = "local"  # value of RAY_ADDRESS that starts a cluster, as does none
+SHORT_FOLDER = "/tmp"  # holds Ray's folder where TMPDIR is too long
+# the longest path that Ray 2.60 gives a socket, with the process's number, below the folder
+SOCKET = "/ray/session_2026-11-28_18-03-54_970112_4194304/sockets/plasma_store"
+MAX_FOLDER_BYTES = (103 if sys.platform == "darwin" else 107) - len(SOCKET)
+
+
+class NoCluster(ConnectionError):
+    """There is no cluster to run on; the message gives the repair."""
 
 
 @contextlib.contextmanager
@@ -29,7 +46,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None, dashboard: bool 
         dashboard: start the dashboard of a cluster that is started here.
 
     Raises:
-        ConnectionError: nothing listens at `RAY_ADDRESS`.
+        NoCluster: no cluster answers at `RAY_ADDRESS`, or none can be started here.
     """
     if ray.is_initialized():
         yield
@@ -40,35 +57,121 @@ def connect(verbose: bool = False, num_cpus: int | None = None, dashboard: bool 
     if not verbose:
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # if ray.data is imported already
-    options = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address := os.environ.get("RAY_ADDRESS"):
-        _check_answers(address)
+    options: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := check_address():
+        options |= {"address": address}
     else:
+        _check_folder()
         # Ray would write a token to ~/.ray, which `ray start` would then require of every client of its clusters
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # keeps idle processes for a minute instead of a second: starting one takes a core for three seconds
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-        options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": num_cpus}
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
-    # Ray installs its own SIGTERM handler, which ends the driver; its C++ part aborts the process three seconds later
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+        options |= {"address": LOCAL, "include_dashboard": dashboard, "num_cpus": num_cpus}
     try:
+        _init(options)
         yield
     finally:
         ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Raise ConnectionError if nothing listens at HOST:PORT. Ray would print pages and end the process."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon or not port.isdigit():
-        return  # such as `auto`, which Ray resolves
+def check_address() -> str | None:
+    """Return HOST:PORT of the cluster at `RAY_ADDRESS`, which answers; None if the variable names none.
+
+    Raises:
+        NoCluster: it is not the address of a cluster's head, or none of this version answers there within
+            `CONNECT_SECONDS`.
+    """
+    given = os.environ.get(ADDRESS, "")
+    if given in ("", LOCAL):
+        return None
+    repair = "start one with `ray start --head`, or unset RAY_ADDRESS to start one for this run alone"
+    if "://" in given:
+        raise NoCluster(
+            f"{ADDRESS}: expected HOST:PORT of a cluster's head, such as 10.0.0.1:6379, got {given}: run on a machine "
+            "of the cluster with RAY_ADDRESS=auto, or submit a job with `ray job submit --working-dir . -- ...`"
+        )
+    address = compat.address_of_auto() if given == "auto" else given
+    if address is None:
+        raise NoCluster(f"{ADDRESS}: expected a Ray cluster on this machine, got {given} and none runs here: {repair}")
+    if not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}", address) or int(address.rpartition(":")[2]) > 65535:
+        raise NoCluster(f"{ADDRESS}: expected auto or HOST:PORT such as 10.0.0.1:6379, got {address}: {repair}")
+    shown = address if given == address else f"{address} ({given})"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ConnectionError(
-            f"RAY_ADDRESS: expected a Ray cluster at {address}, got {error.strerror or error}: start one with "
-            "`ray start --head`, or unset RAY_ADDRESS to start one for this run alone"
+        version = compat.version_of(address, CONNECT_SECONDS)
+    except PermissionError as error:
+        raise NoCluster(
+            f"{ADDRESS}: expected a cluster at {shown} that accepts this process's token, got {_one_line(error)}: "
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as on the cluster's head"
         ) from None
+    except OSError as error:
+        raise NoCluster(f"{ADDRESS}: expected a Ray cluster at {shown}, got {_one_line(error)}: {repair}") from None
+    if version != ray.__version__:
+        raise NoCluster(
+            f"{ADDRESS}: expected Ray {ray.__version__} at {shown}, as installed here, got Ray {version}: install the "
+            f"same version on both sides (groundray needs ray{compat.RAY_VERSIONS})"
+        )
+    return address
+
+
+def _check_folder() -> None:
+    """Check that this user can start a cluster in Ray's folder; a TMPDIR too long for sockets is not used for it.
+
+    Raises:
+        NoCluster: the folder cannot be used; the message gives the repair.
+    """
+    folder = Path(compat.temporary_folder())
+    if len(os.fsencode(folder.parent)) > MAX_FOLDER_BYTES:
+        if FOLDER in os.environ:
+            raise NoCluster(
+                f"{FOLDER}: expected a path of at most {MAX_FOLDER_BYTES} bytes, as it holds sockets, got "
+                f"{folder.parent}: set a shorter one, such as {SHORT_FOLDER}"
+            )
+        os.environ[FOLDER] = SHORT_FOLDER  # TMPDIR, as Slurm and macOS give it; Ray's processes inherit this
+        folder = Path(compat.temporary_folder())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    address = folder / "ray_current_cluster"
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        problem = f"{existing}, which {'this user cannot write' if existing.is_dir() else 'is no folder'}"
+    elif address.exists() and not os.access(address, os.R_OK):
+        problem = f"{address}, which this user cannot read"
+    else:
+        return
+    raise NoCluster(
+        f"{FOLDER}: expected a folder for Ray's sockets and logs that this user can write, got {problem}: set "
+        f"{FOLDER} to a folder of your own with a short path (at most {MAX_FOLDER_BYTES} bytes)"
+    )
+
+
+def _init(options: dict[str, Any]) -> None:
+    """Call `ray.init`, and keep this process's handler of SIGTERM, also while Ray starts.
+
+    Raises:
+        NoCluster: Ray cannot start, or cannot connect.
+    """
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    terminate = signal.getsignal(signal.SIGTERM)
+    hang_up = signal.getsignal(HANG_UP) if HANG_UP else None
+    if on_main_thread and HANG_UP:
+        # A terminal that hangs up signals every process of its group. Ray's processes inherit that it is ignored, so
+        # that this process, whose handler it reaches, can still have a checkpoint written.
+        signal.signal(HANG_UP, signal.SIG_IGN)
+    try:
+        ray.init(**options)
+    except SystemExit:  # raised by Ray's handler of SIGTERM
+        signal.signal(signal.SIGTERM, terminate)
+        signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt from None
+    except (RayError, RuntimeError, OSError, ValueError) as error:
+        action = f"connect to the cluster at {options['address']}" if "num_cpus" not in options else "start Ray here"
+        raise NoCluster(f"cannot {action}: {_one_line(error)}") from error
+    finally:
+        if on_main_thread:
+            # Ray installs its own SIGTERM handler, which ends the driver; its C++ part aborts the process three
+            # seconds later
+            signal.signal(signal.SIGTERM, terminate or signal.SIG_DFL)
+            if HANG_UP:
+                signal.signal(HANG_UP, hang_up or signal.SIG_DFL)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

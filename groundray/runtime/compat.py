@@ -106,6 +106,13 @@ PRIVATE_NAMES = {
     "DataContext.custom_execution_callback_classes": PrivateName(
         "ray.data:DataContext.custom_execution_callback_classes", "see set_execution_callbacks()"
     ),
+    "Dataset._current_executor": PrivateName("ray.data:Dataset._current_executor", "see has_produced_all()"),
+    "StreamingExecutor._topology": PrivateName(
+        "ray.data._internal.execution.streaming_executor:StreamingExecutor._topology", "see has_produced_all()"
+    ),
+    "PhysicalOperator.has_execution_finished": PrivateName(
+        "ray.data._internal.execution.interfaces:PhysicalOperator.has_execution_finished", "see has_produced_all()"
+    ),
     # Ray Tune
     "ResultGrid._experiment_analysis": PrivateName(
         "ray.tune:ResultGrid._experiment_analysis", "trials with their state and configuration; see trials_of()"
@@ -116,6 +123,15 @@ PRIVATE_NAMES = {
     "ray_state": PrivateName("ray._private.state:state", "see draining_nodes()"),
     "ray_state.get_draining_nodes": PrivateName(
         "ray._private.state:GlobalState.get_draining_nodes", "draining_nodes()"
+    ),
+    "canonicalize_bootstrap_address": PrivateName(
+        "ray._private.services:canonicalize_bootstrap_address", "see address_of_auto()"
+    ),
+    "get_default_ray_temp_dir": PrivateName("ray._common.utils:get_default_ray_temp_dir", "see temporary_folder()"),
+    "init_grpc_channel": PrivateName("ray._private.grpc_utils:init_grpc_channel", "see version_of()"),
+    "CheckAliveRequest": PrivateName("ray.core.generated.gcs_service_pb2:CheckAliveRequest", "see version_of()"),
+    "NodeInfoGcsServiceStub": PrivateName(
+        "ray.core.generated.gcs_service_pb2_grpc:NodeInfoGcsServiceStub", "see version_of()"
     ),
     "HEAD_NODE_RESOURCE_NAME": PrivateName(
         "ray._common.constants:HEAD_NODE_RESOURCE_NAME", "find the head among nodes"
@@ -172,6 +188,12 @@ def set_execution_callbacks(context: Any, callbacks: list[type[Any]]) -> None:
     context.custom_execution_callback_classes = callbacks
 
 
+def has_produced_all(dataset: Any) -> bool:
+    """Return True if a dataset that is iterated over has no more task to run, whether its blocks are used or not."""
+    executor = dataset._current_executor
+    return executor is not None and all(operator.has_execution_finished() for operator in executor._topology)
+
+
 def trials_of(grid: Any) -> list[Any]:
     """Return the `ray.tune` trials of a `ResultGrid`, whose public results lack their state and name."""
     return grid._experiment_analysis.trials
@@ -185,3 +207,45 @@ def http_options() -> Any:
 def draining_nodes() -> set[str]:
     """Return the ids of nodes that are about to leave the cluster. `ray.nodes()` does not tell them apart."""
     return set(load("ray_state").get_draining_nodes())
+
+
+def address_of_auto() -> str | None:
+    """Return the HOST:PORT that `RAY_ADDRESS=auto` stands for; None if Ray knows of no cluster on this machine.
+
+    It is the cluster whose head runs on this machine, or else the last that `ray start` started here, dead or alive.
+    """
+    try:
+        return load("canonicalize_bootstrap_address")("auto")
+    except (ConnectionError, ValueError):  # ValueError: the file that names the last cluster is damaged
+        return None
+
+
+def temporary_folder() -> str:
+    """Return the folder for the sockets and logs of a cluster that this process starts."""
+    return load("get_default_ray_temp_dir")()
+
+
+def version_of(address: str, seconds: float) -> str:
+    """Return the Ray version of the cluster whose head listens at HOST:PORT.
+
+    `ray.init` would retry for minutes, print pages, and not react to signals meanwhile.
+
+    Raises:
+        ConnectionError: no Ray answers within so many seconds; the message says why.
+        PermissionError: the cluster does not accept this process's token.
+    """
+    import grpc
+
+    channel = load("init_grpc_channel")(address)
+    try:
+        stub = load("NodeInfoGcsServiceStub")(channel)
+        return stub.CheckAlive(load("CheckAliveRequest")(), timeout=seconds).ray_version
+    except grpc.RpcError as error:
+        code, details = error.code(), str(error.details())  # type: ignore[attr-defined]  # both are a grpc.Call's
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise PermissionError(details) from None
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise ConnectionError(f"no answer within {seconds:g} s") from None
+        raise ConnectionError(details.rpartition("last error: ")[2]) from None
+    finally:
+        channel.close()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -64,29 +65,87 @@ def test_sigterm_gives_status_143_and_restores_the_handler() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(
-    "work", ["print('line\\n' * 100_000)", "[plain_console().print('line') for _ in range(100_000)]", "print('line')"]
-)
-def test_a_closed_stdout_gives_status_1_and_one_line(work: str) -> None:
+def started(work: str, redirect: str) -> subprocess.Popen[str]:
+    """Start a command whose work waits for the end of its stdin, with a redirection of the shell."""
     code = f"""
-import sys, time
-from groundray.cli.command import plain_console, run_command
+import sys
+from groundray.cli.command import *
 def work(errors):
     sys.stdin.read()
     {work}
-    return 0
+    return 7
 sys.exit(run_command(work))
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    return subprocess.Popen(
+        ["sh", "-c", f'exec "$0" -c "$1" {redirect}', sys.executable, code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Close a command's stdout if it is a pipe, let it work, and return its status and the lines of its stderr."""
     assert process.stdout is not None
     process.stdout.close()
     process.stdout = None
     _, shown = process.communicate("")
-    assert process.returncode == EXIT_FAILED
-    assert shown.startswith("error: ")
-    assert shown.count("\n") == 1
+    return process.returncode, shown.splitlines()
+
+
+REDIRECTIONS = [pytest.param("", id="closed pipe"), ">&-", pytest.param(">/dev/full", id="full disk")]
+
+
+@pytest.mark.parametrize("redirect", REDIRECTIONS)
+@pytest.mark.parametrize(
+    "work",
+    [
+        "[plain_console().print('line') for _ in range(100_000)]",
+        "write_output('line')",
+        "table_console().print('line')",
+    ],
+)
+def test_a_result_that_cannot_be_written_gives_status_1_and_one_line(work: str, redirect: str) -> None:
+    status, shown = ended(started(work, redirect))
+    assert (status, len(shown)) == (EXIT_FAILED, 1)
+    assert shown[0].startswith("error: stdout ")
+
+
+@pytest.mark.parametrize("work", ["print('line')", "print('line' * 100_000)"])
+def test_a_closed_pipe_gives_status_1_and_one_line_whatever_prints(work: str) -> None:
+    status, shown = ended(started(work, ""))
+    assert (status, len(shown)) == (EXIT_FAILED, 1)
+
+
+@pytest.mark.parametrize("redirect", REDIRECTIONS)
+def test_progress_that_cannot_be_written_ends_nothing(redirect: str) -> None:
+    work = "[console.print('line') for console in (plain_console(optional=True),) for _ in range(1000)]"
+    status, shown = ended(started(work, redirect))
+    assert (status, len(shown)) == (7, 1)
+    assert shown[0].startswith("note  stdout ")
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", "2>&1", "2>/dev/full", ">&- 2>&- <&-"])
+def test_a_lost_stderr_ends_nothing(redirect: str) -> None:
+    work = "errors.print('line'); plain_console(optional=True).print('line')"
+    assert ended(started(work, redirect)) == (7, [])
+
+
+def test_files_do_not_take_the_numbers_of_closed_streams(tmp_path: Path) -> None:
+    work = f"import os; f = open({str(tmp_path / 'f')!r}, 'w'); os.write(2, b'noise'); os._exit(f.fileno())"
+    assert ended(started(work, ">&- 2>&-"))[0] > 2
+    assert (tmp_path / "f").read_text() == ""
+
+
+def test_characters_that_stdout_cannot_encode_are_escaped() -> None:
+    code = """
+from groundray.cli.command import plain_console
+plain_console().print('4 \u00b7 5')
+"""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout == "4 \\xb7 5\n"
 
 
 def test_a_console_prints_a_line_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,21 @@
 """Yields the same steps as `data.stream.stream`; Ray Data reads and decodes on the cluster's CPUs.
 
-Each rank builds its own dataset from the plan. Its items are windows of steps: one task reads the row groups of a
+Each rank builds its own datasets from the plan. Their items are windows of steps: one task reads the row groups of a
 window, other tasks decode its rows, and blocks keep their order. A rank reads only what it uses, and resumes at the
 cursor, independent of what other ranks have consumed.
+
+Ray Data (2.60) takes all items of a dataset before its first task, 1.2 ms and a task's memory for each. So the windows
+are cut into segments, each a dataset of its own, and the first step comes after the same time for any number of epochs.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +37,8 @@ BLOCK_BYTES = 16 * 2**20
 PAUSE_SECONDS = 0.05
 CPUS_PER_READER = 4  # decoding CPUs that one reading task keeps busy
 VALIDATION_FRACTION = 1 / 16  # of a rank's CPUs, which training leaves free
+SEGMENT_WINDOWS = 256  # a million samples with the default window
+AHEAD_SAMPLES = 8192  # of a segment's end, at which the next one starts: a start takes a second or two
 
 
 class SchedulingPause(compat.ExecutionCallback):
@@ -90,41 +99,87 @@ def stream(
         cpu_budget: the CPUs for this rank's reading and decoding.
         prefetch: number of batches that are fetched ahead.
     """
-    chunks = source.plan.owned(rank, world_size)
-    ahead = list(windows(source.plan, cursor, epochs))
-    if not ahead:
-        return
-    items = [vars(window) for window in ahead]
-    sizes = task_sizes(cpu_budget, training=source.plan.shuffle)
-    with DataContext.current(_context(sizes.cpus)):
-        dataset = (
-            ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(
-                ReadWindows(source, chunks),
-                batch_size=1,
-                batch_format="pyarrow",
-                num_cpus=sizes.reading,
-                # by default Ray Data reserves a quarter of the CPUs for reading, which decoding then lacks
-                compute=TaskPoolStrategy(size=sizes.readers),
+    plan, chunks = source.plan, source.plan.owned(rank, world_size)
+    remaining = windows(plan, cursor, epochs)
+
+    def next_segment() -> _Segment | None:
+        ahead = list(itertools.islice(remaining, SEGMENT_WINDOWS))
+        return _Segment.start(source, chunks, ahead, cpu_budget, prefetch) if ahead else None
+
+    segment = next_segment()
+    while segment:
+        following: _Segment | None = None
+        left = sum(window.last - window.first for window in segment.windows)
+        for window in segment.windows:
+            for step in range(window.first, window.last):
+                # a rank may own none of the last samples of a validation set
+                expected = len(rows_of(plan, window.epoch, step, chunks))
+                arrays = segment.next_arrays() if expected else empty_arrays(source)
+                yield assemble(source, window.epoch, step, chunks, arrays)
+                left -= 1
+                # two datasets whose tasks wait for the same CPUs could wait for each other
+                if not following and left * plan.batch_size <= AHEAD_SAMPLES and segment.is_produced():
+                    following = next_segment()
+        segment = following or next_segment()
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Consecutive windows as a dataset, which a thread has started to execute.
+
+    Attributes:
+        batches: the decoded rows of each step.
+        first: the first of them, or None if there are no rows.
+    """
+
+    windows: list[Window]
+    dataset: ray.data.Dataset
+    batches: Iterator[Any]
+    first: deque[Future[Any]]
+
+    @staticmethod
+    def start(source: Source, chunks: range, ahead: list[Window], cpu_budget: DataCpuBudget, prefetch: int) -> _Segment:
+        """Return a segment whose execution has begun. It does not wait for the first batch."""
+        sizes = task_sizes(cpu_budget, training=source.plan.shuffle)
+        with DataContext.current(_context(sizes.cpus)):
+            dataset = (
+                ray.data.from_items([vars(window) for window in ahead], override_num_blocks=len(ahead))
+                .map_batches(
+                    ReadWindows(source, chunks),
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    num_cpus=sizes.reading,
+                    # by default Ray Data reserves a quarter of the CPUs for reading, which decoding then lacks
+                    compute=TaskPoolStrategy(size=sizes.readers),
+                )
+                .map_batches(
+                    DecodeRows(source),
+                    batch_size=None,
+                    batch_format="pyarrow",
+                    num_cpus=sizes.decoding,
+                    compute=TaskPoolStrategy(size=sizes.decoders),
+                )
             )
-            .map_batches(
-                DecodeRows(source),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=sizes.decoding,
-                compute=TaskPoolStrategy(size=sizes.decoders),
-            )
-        )
-        rows = len(chunks) * source.plan.batch_size // source.plan.chunks
-        arriving: Iterator[Any] = iter(
-            dataset.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=prefetch)
-        )
-    for window in ahead:
-        for step in range(window.first, window.last):
-            # a rank may own none of the last samples of a validation set
-            expected = len(rows_of(source.plan, window.epoch, step, chunks))
-            arrays = next(arriving) if expected else empty_arrays(source)
-            yield assemble(source, window.epoch, step, chunks, arrays)
+            rows = len(chunks) * source.plan.batch_size // source.plan.chunks
+            batches = iter(dataset.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=prefetch))
+        first: Future[Any] = Future()
+
+        def fetch() -> None:
+            try:
+                first.set_result(next(batches, None))
+            except BaseException as error:  # noqa: BLE001  raised where the batch is used
+                first.set_exception(error)
+
+        threading.Thread(target=fetch, name="groundray-segment", daemon=True).start()
+        return _Segment(ahead, dataset, batches, deque([first]))
+
+    def next_arrays(self) -> Any:
+        """Return the decoded rows of the next step."""
+        return self.first.popleft().result() if self.first else next(self.batches)
+
+    def is_produced(self) -> bool:
+        """Return True if no task of the segment is left to run."""
+        return not self.first and compat.has_produced_all(self.dataset)
 
 
 class TaskSizes(NamedTuple):

@@ -78,6 +78,16 @@ def fit(
         return _fit_on_ray(run, observe, get_stop_reason, cpu_fraction)
 
 
+def check_cluster(settings: Settings) -> None:
+    """Check that the cluster answers that the run would use, so that one that does not fails before anything starts.
+
+    Raises:
+        NoCluster: it does not; the message gives the repair.
+    """
+    if settings.scaling.max_workers:
+        cluster.check_address()
+
+
 def _fit_in_process(
     run: CheckedRun, observe: Callable[[Event], None], get_stop_reason: Callable[[], str]
 ) -> dict[str, Any]:

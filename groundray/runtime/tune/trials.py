@@ -16,7 +16,6 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pickle import UnpicklingError
-from types import FrameType
 from typing import Any
 
 import ray
@@ -26,6 +25,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from groundray import interrupts
 from groundray.config import Settings, SettingsError
 from groundray.runtime import cluster, compat
 from groundray.runtime.data.feature_tasks import make_features
@@ -158,7 +158,7 @@ def run_sweep(
     sweep: Sweep, concurrent: int, parent: str | None, resume: bool, tell: Callable[[str], None]
 ) -> tuple[list[Trial], int]:
     """Run all trials that have not finished. Returns the state of each trial, and the number of the signal that
-    interrupted the sweep (SIGINT or SIGTERM) or 0.
+    interrupted the sweep (SIGINT, SIGTERM or SIGHUP) or 0.
 
     Args:
         concurrent: number of concurrent trials.
@@ -398,19 +398,15 @@ def _forward_log(tell: Callable[[str], None]) -> Iterator[_LogForwarder]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Let Tune save its state and stop at SIGINT or SIGTERM; a second one stops at once. Yields those received."""
+    """Let Tune save its state and stop at a signal that asks to end; a second stops at once. Yields those received."""
     received: list[int] = []
 
-    def receive(number: int, frame: FrameType | None) -> None:
+    def receive(number: int) -> None:
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGUSR1)  # Tune handles it as a request to stop
 
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with interrupts.routed(receive):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,67 @@
+"""Streams on Ray: the steps of a stream in one process, whatever the segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import SmallWorld
+
+from groundray import config
+from groundray.data.plan import Cursor
+from groundray.data.stream import Source, Step, Window, stream, windows
+from groundray.model.pretrained import load_tokenizer
+from groundray.runtime.data import ray_stream
+from groundray.runtime.train.resources import DataCpuBudget
+from groundray.stage.language import LanguageStage
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+BUDGET = DataCpuBudget(1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def source(world: SmallWorld) -> Source:
+    settings = config.load("demo", world.settings("--data.window=80", stages="language"))
+    return LanguageStage.open(settings, load_tokenizer(settings.model.language)).train
+
+
+def described(steps: Iterator[Step]) -> list[Any]:
+    return [
+        (step.epoch, step.step, step.ends_epoch, [(chunk, batch.ids) for chunk, batch in step.chunks]) for step in steps
+    ]
+
+
+@pytest.mark.parametrize("ahead", [0, 10**6])
+@pytest.mark.parametrize(("rank", "of"), [(0, 1), (1, 2)])
+def test_segments_give_the_steps_of_one_process(
+    source: Source, monkeypatch: pytest.MonkeyPatch, ahead: int, rank: int, of: int
+) -> None:
+    monkeypatch.setattr(ray_stream, "SEGMENT_WINDOWS", 2)
+    monkeypatch.setattr(ray_stream, "AHEAD_SAMPLES", ahead)
+    cursor, epochs = Cursor(0, 1), 3
+    assert len(list(windows(source.plan, cursor, epochs))) > 4
+    steps = described(ray_stream.stream(source, cursor, epochs, rank, of, BUDGET, prefetch=1))
+    assert steps == described(stream(source, cursor, epochs, rank, of))
+
+
+def test_the_first_step_needs_one_segment_of_any_number_of_epochs(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Window] = []
+
+    def counted(*arguments: Any) -> Iterator[Window]:
+        for window in windows(*arguments):
+            taken.append(window)
+            yield window
+
+    monkeypatch.setattr(ray_stream, "windows", counted)
+    monkeypatch.setattr(ray_stream, "SEGMENT_WINDOWS", 3)
+    steps = ray_stream.stream(source, Cursor(), 1_000_000, 0, 1, BUDGET, prefetch=1)
+    first = next(steps)
+    assert (first.epoch, first.step, len(taken)) == (0, 0, 3)
+    steps.close()
+
+
+def test_a_stream_at_its_end_is_empty(source: Source) -> None:
+    assert list(ray_stream.stream(source, Cursor(2, 0), 2, 0, 1, BUDGET, prefetch=1)) == []
