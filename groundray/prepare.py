@@ -28,6 +28,7 @@ from groundray.cli.workdir import go_home
 from groundray.data.schema import ROW_GROUP_BYTES
 from groundray.data.sources import coco, image_folder, text, visual_genome
 from groundray.data.sources.rejected import Rejected
+from groundray.storage.file_names import escaped
 
 if TYPE_CHECKING:
     from groundray.storage.folder import Folder
@@ -214,7 +215,9 @@ def _prepare_image_folder(options: argparse.Namespace, console: Console) -> None
         raise FileNotFoundError(f"--root: expected class folders in {options.root / 'train'}, there is no such folder")
     parts = [name for name in ("train", "val") if (options.root / name).is_dir()]
     for name in image_folder.unread(options.root, parts):
-        console.print(f"{options.root / name} is not read: expected the pictures in train/ and val/", soft_wrap=True)
+        console.print(
+            f"{escaped(str(options.root / name))} is not read: expected the pictures in train/ and val/", soft_wrap=True
+        )
     source = describe_source("image-folder", [], [options.root / part for part in parts])
     if not is_prepared(options, parts, source, console):
         datasets = _labelled_images(options.root, {part: options.root / part for part in parts}, console)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SmallWorld
+from PIL import Image
 
 from groundray import prepare
 from groundray.data.schema import Dataset
@@ -162,6 +164,37 @@ def test_class_folders_are_prepared(world: SmallWorld, tmp_path: Path, capsys: p
     assert "1 x image: unknown class" in capsys.readouterr().out
     assert prepare.main(["image-folder", "--root", f"{root}/val", "--out", f"{tmp_path}/out2"]) == 2
     assert "expected class folders in" in capsys.readouterr().err
+
+
+def test_an_odd_file_name_does_not_stop_the_rest(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unzipped from Windows, a name is often not UTF-8. Images that the captions do not name do not matter."""
+    odd = os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(source / "images" / "75.jpg", source / "images" / odd)
+    assert prepare.main(words(source, tmp_path / "captions")) == 0
+    assert Dataset.open(str(tmp_path / "captions")).rows == 17
+    root = tmp_path / "root"
+    for name in ("train/dog/1.jpg", f"train/dog/{odd}", "validation/dog/1.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / "images" / "75.jpg", root / name)
+    assert prepare.main(["image-folder", "--root", str(root), "--out", str(tmp_path / "objects")]) == 0
+    (rejected,) = map(json.loads, (tmp_path / "objects" / "train" / "rejected.jsonl").read_text().splitlines())
+    assert (rejected["what"], rejected["id"], rejected["reason"]) == ("image", r"dog/caf\xe9.jpg", "name not UTF-8")
+    assert f"{root}/validation is not read" in capsys.readouterr().out
+    root.rename(tmp_path / odd)
+    assert prepare.main(["image-folder", "--root", str(tmp_path / odd), "--out", str(tmp_path / "other")]) == 2
+    assert r"caf\xe9.jpg" in capsys.readouterr().err
+
+
+def test_width_and_height_are_those_of_the_upright_picture(source: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((64, 32), 50).save(source / "images" / "75.jpg", exif=exif)
+    assert prepare.main(words(source, tmp_path / "out")) == 0
+    dataset = Dataset.open(str(tmp_path / "out"), "captions")
+    first = read_rows(dataset, np.arange(1), ["id", "width", "height"]).to_pylist()
+    assert first == [{"id": "75", "width": 32, "height": 64}]
 
 
 def test_lines_of_text_are_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SmallWorld
-from PIL import Image
+from PIL import Image, ImageOps
 from search_fixtures import SearchPaths, write_model
 from servers import Server
 
@@ -81,6 +81,31 @@ def test_a_large_image_has_a_thumbnail_of_192_pixels(place: SearchPaths, tmp_pat
     found = Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
     assert Image.open(io.BytesIO(found.index.thumbnails[0])).size == (192, 96)
     assert found.index.sizes.tolist() == [[600, 300]]
+
+
+def test_phone_pictures_find_themselves_and_stand_upright(place: SearchPaths, tmp_path: Path) -> None:
+    """The pool is made of the very files that are brought along; its width and height are those before the turn, as old
+    shards have them."""
+    rows = []
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        noise = np.random.default_rng(orientation).integers(0, 256, (4, 6, 3), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noise).resize((240, 160)).save(file, "JPEG", exif=exif, quality=95)
+        rows.append({"id": str(orientation), "image": file.getvalue(), "width": 240, "height": 160, "captions": ["a"]})
+    write_shards(Folder.at(tmp_path / "pool").make(), "captions", rows, {}, {})
+    search = Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
+    for row, picture in enumerate(rows):
+        hit = search.find(image=picture["image"], k=1)[0]
+        assert (hit.id, hit.score) == (picture["id"], pytest.approx(1, abs=1e-4))
+        with Image.open(io.BytesIO(picture["image"])) as image:
+            shown = ImageOps.exif_transpose(image)
+        assert (hit.width, hit.height) == shown.size
+        small = Image.open(io.BytesIO(search.index.thumbnails[row]))
+        expected = np.asarray(shown.resize(small.size), float)
+        assert small.size == ((192, 128) if row < 4 else (128, 192))
+        assert np.abs(np.asarray(small, float) - expected).mean() < 4
 
 
 def test_an_interrupted_index_resumes_and_is_the_same(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -74,13 +75,20 @@ def _decoded(encoded: bytes, path: str) -> CheckedImage:
     return CheckedImage(encoded, width, height)
 
 
-def all_files(folder: Path) -> Iterator[Path]:
-    """Yield what is in a folder at any depth and is no folder. Links to folders are followed, but not in circles."""
-    entered: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        state = Path(parent).stat()
-        if (state.st_dev, state.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((state.st_dev, state.st_ino))
-        yield from (Path(parent, name) for name in files)
+def all_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield what is in a folder at any depth and is no folder. Links to folders are followed, but not in circles.
+
+    Args:
+        above: the real paths of the folders that this one was reached through.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry)
+            # Path takes a link that leads to itself for no folder; of others than links the entry knows without asking
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():
+                yield from all_files(path, (*above, real))
+            else:
+                yield path

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from groundray.data.image_decoder import UnusableImage
+from groundray.data.sources import image_files
 from groundray.data.sources.coco import CaptionedImage, read_captions
 from groundray.data.sources.image_files import check_image
 from groundray.data.sources.rejected import tally
@@ -81,6 +82,35 @@ def test_every_unusable_item_is_rejected_with_its_reason(tmp_path: Path) -> None
     assert all(item.detail for item in found.rejected)
 
 
+def test_ids_are_numbers_or_text_on_either_side(tmp_path: Path) -> None:
+    content = {
+        "images": [
+            {"id": "10", "file_name": "a.jpg"},
+            {"id": 9, "file_name": "b.jpg"},
+            {"id": 8.0, "file_name": "c.jpg"},
+            {"id": "0007", "file_name": "d.jpg"},
+            {"id": "7", "file_name": "e.jpg"},
+            {"id": "n-3", "file_name": "f.jpg"},
+            {"id": 10, "file_name": "again.jpg"},
+        ],
+        "annotations": [
+            {"id": number, "image_id": id, "caption": f"caption {number}"}
+            for number, id in enumerate([10, "10", "9", 9.0, 8, "8", "0007", 7, "7", "n-3", "x", 8.5])
+        ],
+    }
+    found = read_captions(write(tmp_path, content))
+    assert {image.id: [caption.split()[-1] for caption in image.captions] for image in found.images} == {
+        "8": ["4", "5"],
+        "9": ["2", "3"],
+        "0007": ["6"],
+        "10": ["0", "1"],
+        "7": ["7", "8"],
+        "n-3": ["9"],
+    }
+    assert [image.id for image in found.images] == ["8", "9", "0007", "10", "7", "n-3"]
+    assert tally(found.rejected) == {"caption: malformed": 1, "caption: unknown image": 1, "image: duplicate id": 1}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -119,6 +149,33 @@ def test_unusable_image_raises_with_its_reason(tmp_path: Path, name: str, conten
     with pytest.raises(UnusableImage) as caught:
         check_image(Folder.at(tmp_path), [name])
     assert caught.value.reason == reason
+
+
+def test_links_are_followed_and_an_unreadable_file_spoils_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "store.jpg").write_bytes(picture())
+    (images / "link.jpg").symlink_to(tmp_path / "store.jpg")
+    (images / "loop.jpg").symlink_to("loop.jpg")
+    (images / "folder.jpg").mkdir()
+    assert check_image(Folder.at(images), ["link.jpg"]).encoded == (tmp_path / "store.jpg").read_bytes()
+    for name, reason in (("loop.jpg", "missing"), ("folder.jpg", "missing"), ("x" * 300, "unreadable")):
+        with pytest.raises(UnusableImage) as caught:
+            check_image(Folder.at(images), [name])
+        assert caught.value.reason == reason
+
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(UnusableImage, match=r"link\.jpg cannot be read: Permission denied") as caught:
+        check_image(Folder.at(images), ["link.jpg"])
+    assert caught.value.reason == "unreadable"
+    monkeypatch.setattr(image_files, "MAX_BYTES", 10)
+    with pytest.raises(UnusableImage, match="at most 10 bytes"):
+        check_image(Folder.at(images), ["link.jpg"])
 
 
 def test_decompression_bomb_is_not_decoded(tmp_path: Path) -> None:

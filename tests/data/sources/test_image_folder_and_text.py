@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from groundray.data.sources.image_folder import read_folder
+from groundray.data.sources.image_files import all_files
+from groundray.data.sources.image_folder import read_folder, unread
 from groundray.data.sources.rejected import Rejected, tally
 from groundray.data.sources.text import read_lines
 
@@ -52,6 +55,88 @@ def test_folder_without_classes_raises(tmp_path: Path) -> None:
         read_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="expected a folder of class folders"):
         read_folder(tmp_path / "none")
+
+
+def test_folders_without_pictures_are_told_and_are_no_classes(tmp_path: Path) -> None:
+    files(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "old" / "deep").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("not a picture")
+    found = read_folder(tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert [(item.what, item.id, item.reason) for item in found.rejected] == [
+        ("folder", "notes", "no picture"),
+        ("file", "notes/readme.txt", "in no class"),
+        ("folder", "old", "no picture"),
+    ]
+    assert len(found.images) == 2
+
+
+def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path: Path) -> None:
+    """At any depth: a folder of them is no class, and counts once."""
+    files(tmp_path, "cat/1.png", "cat/Thumbs.db", "cat/.DS_Store", "cat/.ipynb_checkpoints/1.png", "cat/deep/._1.png")
+    files(tmp_path, "__MACOSX/cat/._1.png", ".git/1.png", "desktop.ini", "@eaDir/1.png")
+    found = read_folder(tmp_path)
+    assert [image.id for image in found.images] == ["cat/1.png"]
+    assert (found.classes, found.rejected, found.passed_over) == (("cat",), (), 8)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    root, store = tmp_path / "root", tmp_path / "store"
+    files(store, "1.png", "more/2.png")
+    files(root, "cat/3.png")
+    (root / "dog").symlink_to(store)
+    (root / "cat" / "also").symlink_to(store / "more")
+    (root / "cat" / "circle").symlink_to(root / "cat")
+    (root / "cat" / "itself.png").symlink_to("itself.png")
+    (root / "cat" / "broken.png").symlink_to("nowhere")
+    found = read_folder(root)
+    assert [image.id for image in found.images] == [
+        *("cat/3.png", "cat/also/2.png", "cat/broken.png", "cat/itself.png", "dog/1.png", "dog/more/2.png"),
+    ]
+    assert [(item.id, item.reason) for item in found.rejected] == [("cat/circle", "link loop")]
+    assert {path.relative_to(root).as_posix() for path in all_files(root) if path.is_file()} == {
+        *("cat/3.png", "cat/also/2.png", "dog/1.png", "dog/more/2.png"),
+    }
+
+
+def test_names_that_are_not_utf8_are_rejected_by_their_escaped_name(tmp_path: Path) -> None:
+    files(
+        tmp_path,
+        "dog/1.png",
+        os.fsdecode(b"dog/caf\xe9.png"),
+        os.fsdecode(b"\xc4sel/1.png"),
+        os.fsdecode(b"str\xe4y.png"),
+    )
+    found = read_folder(tmp_path)
+    assert [image.id for image in found.images] == ["dog/1.png"]
+    assert found.classes == ("dog",)
+    assert sorted((item.what, item.id, item.reason) for item in found.rejected) == [
+        ("folder", r"\xc4sel", "name not UTF-8"),
+        ("image", r"dog/caf\xe9.png", "name not UTF-8"),
+        ("image", r"str\xe4y.png", "name not UTF-8"),
+    ]
+    assert all(item.detail.encode() for item in found.rejected)
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files(tmp_path, "cat/1.png", "cat/deep/2.png")
+    listing = Path.iterdir
+
+    def denied(path: Path) -> Iterator[Path]:
+        if path.name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    found = read_folder(tmp_path)
+    assert [image.id for image in found.images] == ["cat/1.png"]
+    assert [(item.what, item.id, item.reason) for item in found.rejected] == [("folder", "cat/deep", "unreadable")]
+
+
+def test_folders_beside_train_and_val_are_named(tmp_path: Path) -> None:
+    files(tmp_path, "train/dog/1.png", "validation/dog/1.png", "__MACOSX/1.png", "readme.png", ".cache/1.png")
+    assert unread(tmp_path, ["train"]) == ["validation"]
 
 
 def test_each_nonblank_line_is_a_row(tmp_path: Path) -> None:

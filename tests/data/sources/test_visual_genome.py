@@ -172,6 +172,113 @@ def test_file_that_is_not_a_list_raises(tmp_path: Path, content: Content, file: 
         read(tmp_path, content | {file: text})
 
 
+def attribute(id: int, *texts: Any) -> Content:
+    return {**thing(id, "thing"), "attributes": list(texts)}
+
+
+def test_attributes_that_cannot_be_used_are_rejected(tmp_path: Path, content: Content) -> None:
+    content["attributes"] = [
+        {"image_id": 1, "attributes": [attribute(99, "black"), attribute(11, "brown"), attribute(20, "wet")]},
+        {"image_id": 2, "attributes": [attribute(21, 7, "small"), attribute(22, None), thing(20, "dog"), {}, "text"]},
+        {"image_id": 2, "attributes": [{**thing(20, "dog"), "attributes": "wet"}, attribute(88), attribute(88, " ")]},
+        {"image_id": 1},
+    ]
+    found = read(tmp_path, content)
+    assert [graph.phrases for graph in found.graphs] == [("man", "brown horse", "tree"), ("dog", "small dog", "pony")]
+    assert [(item.what, item.id, item.reason) for item in found.rejected] == [
+        ("attribute", "99", "unknown object"),
+        ("attribute", "20", "unknown object"),  # of another image
+        ("attribute", "21", "malformed"),
+        ("attribute", "22", "malformed"),
+        ("attribute", "of image 2", "malformed"),
+        ("attribute", "of image 2", "malformed"),
+        ("attribute", "20", "malformed"),
+        ("attribute", "entry 3", "malformed"),
+    ]
+
+
+@pytest.mark.parametrize("file", ["attributes", "objects", "relationships"])
+def test_another_file_than_the_one_asked_for_is_refused(tmp_path: Path, content: Content, file: str) -> None:
+    for other in {"attributes", "objects", "relationships", "image_data"} - {file}:
+        with pytest.raises(
+            ValueError, match=rf"{file}\.json: expected entries with image_id and a list '{file}', got 2"
+        ):
+            read(tmp_path, content | {file: content[other]})
+
+
+def test_ids_that_were_merged_into_an_object_are_that_object(tmp_path: Path, content: Content) -> None:
+    """As versions 1.2 and later tell it: in the objects, or in the end of a relation."""
+    content["objects"][0]["objects"][0]["merged_object_ids"] = [110, "111", 11]  # 11 is an object itself
+    content["attributes"] = [{"image_id": 1, "attributes": [attribute(110, "tall")]}]
+    other = relation(2, 12, "near", 777)
+    other["object"]["merged_object_ids"] = [10]
+    content["relationships"] = [
+        {"image_id": 1, "relationships": [relation(1, 111, "ON", 11), other, relation(3, 10, "on", 110)]},
+        {"image_id": 2, "relationships": [relation(4, 110, "on", 21)]},
+    ]
+    found = read(tmp_path, content)
+    assert relations_in_words(found)["1"] == [("tall man", "on", "horse"), ("tree", "near", "tall man")]
+    assert tally(found.rejected) == {"relation: unknown object": 1, "relation: with itself": 1}
+
+
+def test_an_object_without_a_synset_has_that_of_its_name(tmp_path: Path, content: Content) -> None:
+    things = content["objects"][1]["objects"]
+    things += [thing(23, "dog", "dog.n.01"), thing(24, "dog", "frump.n.01"), thing(25, "dog", "dog.n.01")]
+    things += [thing(26, "cat", "b"), thing(27, "cat", "a"), thing(28, "cat")]
+    content["relationships"][0]["relationships"][0]["synsets"] = ["on.r.01"]
+    content["relationships"][1]["relationships"] += [relation(5, 20, "on", 22)]
+    found = read(tmp_path, content)
+    classes = [[found.classes[number] for number in graph.classes] for graph in found.graphs]
+    assert classes[0] == ["man", "horse.n.01", "tree"]
+    assert classes[1] == [
+        *("dog.n.01", "dog.n.01", "horse.n.01", "dog.n.01", "frump.n.01", "dog.n.01"),
+        *("b", "a", "a"),  # as often: the first in alphabetical order
+    ]
+    assert found.predicates == (NONE, "near", "on.r.01")
+    assert found.without_synset == {
+        "objects without a synset, given that of their name": 3,
+        "objects without a synset, known by name": 2,
+        "relations without a synset, given that of their name": 1,
+        "relations without a synset, known by name": 3,
+    }
+    assert read(tmp_path, content, Filter(by="name")).without_synset == {}
+
+
+def test_marks_and_numbers_that_are_none_change_nothing(tmp_path: Path, content: Content) -> None:
+    plain = read(tmp_path, content)
+    content["objects"][0]["objects"][0]["w"] = float("nan")
+    marked = {name: "\ufeff" + json.dumps(value) for name, value in content.items()}
+    assert read(tmp_path, marked) == plain
+
+
+def test_odd_ids_and_half_characters_spoil_only_themselves(tmp_path: Path, content: Content) -> None:
+    plain = read(tmp_path, content)
+    content["image_data"] += [
+        {"image_id": 10**30},
+        {"image_id": float("nan")},
+        {"image_id": 5.0, "url": "x/\udce9.jpg"},
+    ]
+    content["objects"][0]["objects"] += [thing(10**30, "sky"), thing(70, "\ud83d"), {**thing(71, "x"), "names": 7}]
+    found = read(tmp_path, content)
+    assert found.graphs == plain.graphs
+    assert tally(found.rejected) == {
+        "image: malformed": 2,
+        "image: no object": 1,
+        "object: malformed": 1,
+        "object: no name": 2,
+    }
+
+
+def test_alias_files_with_a_mark_are_read_and_in_other_encodings_named(tmp_path: Path) -> None:
+    file = tmp_path / "alias.txt"
+    for content in (b"\xef\xbb\xbfhuman,man\r\ndog,puppy\r\n", "\ufeffhuman,man\ndog,puppy".encode("utf-16-le")):
+        file.write_bytes(content)
+        assert read_aliases(file) == {"man": "human", "puppy": "dog"}
+    file.write_bytes(b"dog,puppy\ncaf\xe9,coffee\n")
+    with pytest.raises(ValueError, match=rf"{file} line 2"):
+        read_aliases(file)
+
+
 def test_embedded_world_is_read_without_loss(world: SmallWorld) -> None:
     folder = world.source / "visual_genome" / "train"
     names = ("objects", "attributes", "relationships", "image_data")
