@@ -102,8 +102,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
     labelled.set_defaults(prepare=_prepare_image_folder)
 
-    lines = sources.add_parser("text", help="text files with a sentence or paragraph per line")
-    lines.add_argument("--files", required=True, nargs="+", type=Path, metavar="FILE", help="text files in UTF-8")
+    lines = sources.add_parser(
+        "text",
+        help="text files with a sentence or two per line",
+        description="Write shards from text files. A line is a sample of stage language, which reads its first "
+        "language.max_tokens word pieces (about 1.3 a word): put a sentence or two on a line, or split long lines "
+        "with --max-words. `groundray train --dry-run` says how much of the text is cut.",
+    )
+    lines.add_argument(
+        "--files",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="text files in UTF-8, or in UTF-16 or UTF-32 with a byte order mark",
+    )
+    lines.add_argument(
+        "--max-words",
+        type=int,
+        metavar="N",
+        help="split longer lines into parts of at most N words (default: no split)",
+    )
     lines.set_defaults(prepare=_prepare_text)
 
     world = sources.add_parser("scenes", help="the embedded world: small drawn scenes with their ground truth")
@@ -245,14 +264,17 @@ def _labelled_images(root: Path, images: Mapping[str, Path | Folder], console: C
 
 def _prepare_text(options: argparse.Namespace, console: Console) -> None:
     """Prepare lines of text."""
-    source = describe_source("text", options.files, [])
+    if options.max_words is not None and options.max_words < 1:
+        raise ValueError(f"--max-words: expected at least 1, got {options.max_words}")
+    choices = {"max_words": options.max_words} if options.max_words else {}
+    source = describe_source("text", options.files, [], **choices)
     if not is_prepared(options, ["."], source, console):
-        write_datasets(options, console, source, {".": _lines(options.files)})
+        write_datasets(options, console, source, {".": _lines(options.files, options.max_words)})
 
 
-def _lines(files: Sequence[Path]) -> Prepared:
+def _lines(files: Sequence[Path], max_words: int | None = None) -> Prepared:
     rejected: list[Rejected] = []
-    return Prepared("text", text.read_lines(files, rejected), rejected)
+    return Prepared("text", text.read_lines(files, rejected, max_words), rejected)
 
 
 def _prepare_scenes(options: argparse.Namespace, console: Console) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,8 +22,10 @@ from groundray.analysis.exported import (
 from groundray.analysis.inputs import norm_tables as read
 from groundray.analysis.inputs import published
 from groundray.analysis.inputs.catalog import Norms
+from groundray.analysis.inputs.delimited import Source
 from groundray.analysis.inputs.embedding import IN_ISOLATION, Options
 from groundray.analysis.inputs.lexicon import Lexicon, Selection
+from groundray.analysis.inputs.word_pairs import Pairs, read_pairs
 from groundray.analysis.measures import (
     axes,
     categories,
@@ -33,7 +36,7 @@ from groundray.analysis.measures import (
     similarity,
 )
 from groundray.analysis.measures.image_grounded_similarity import similarities
-from groundray.analysis.result import Analysis
+from groundray.analysis.result import Analysis, Table
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.model import export
 from groundray.stage.contrastive import captioned_images
@@ -107,14 +110,48 @@ class AnalysisJob:
     Attributes:
         texts: texts whose vectors it needs.
         run: computes the analysis from the vectors of these texts.
+        sources: what was read of each file.
+        notes: a line for each file that could not be used.
     """
 
     texts: tuple[str, ...]
     run: Callable[[Lexicon], Analysis]
+    sources: tuple[Source, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def analyse(self, lexicon: Lexicon) -> Analysis:
+        """Return the analysis, with a table of the files that were read."""
+        analysis = self.run(lexicon)
+        files = (_describe(self.sources),) if self.sources else ()
+        return replace(analysis, tables=(*analysis.tables, *files))
+
+
+def _describe(sources: Sequence[Source]) -> Table:
+    """Return a table of the files that were read."""
+    return Table(
+        "Files read",
+        ("file", "rows", "used", "left out", "read as"),
+        tuple(
+            (
+                source.url.rstrip("/").rpartition("/")[2],
+                source.rows,
+                source.used,
+                ", ".join(f"{count:,} {what}" for what, count in source.left_out.items()) or "nothing",
+                source.layout,
+            )
+            for source in sources
+        ),
+    )
+
+
+def _job(texts: tuple[str, ...], run: Callable[[Lexicon], Analysis], *sources: Source | None) -> AnalysisJob:
+    """Return a job with the files that it was read from; None is a set that is built in."""
+    read_from = tuple(source for source in sources if source)
+    return AnalysisJob(texts, run, read_from, tuple(note for source in read_from for note in source.notes))
 
 
 def _axes(request: AnalysisRequest) -> AnalysisJob:
-    rows = _rows(request)
+    rows, sources = _rows(request)
     if not np.isfinite(rows.concreteness).any():
         raise Missing(
             f"no concreteness of the categories' words {(request.norms or Norms()).looked_for}: "
@@ -136,7 +173,8 @@ def _axes(request: AnalysisRequest) -> AnalysisJob:
             rows.left_out | selection.left_out,
         )
 
-    return AnalysisJob((*rows.word, *(fit_on.words if fit_on else ())), run)
+    texts = (*rows.word, *(fit_on.words if fit_on else ()))
+    return _job(texts, run, *sources, fit_on.source if fit_on else None)
 
 
 def _norms(request: AnalysisRequest) -> AnalysisJob:
@@ -154,7 +192,7 @@ def _norms(request: AnalysisRequest) -> AnalysisJob:
             left_out=table.left_out | selection.left_out,
         )
 
-    return AnalysisJob(table.concepts, run)
+    return _job(table.concepts, run, table.source)
 
 
 def _categories(request: AnalysisRequest) -> AnalysisJob:
@@ -169,11 +207,12 @@ def _categories(request: AnalysisRequest) -> AnalysisJob:
             rows.left_out | selection.left_out,
         )
 
-    return AnalysisJob(rows.word, run)
+    return _job(rows.word, run, rows.source)
 
 
 def _composition(request: AnalysisRequest) -> AnalysisJob:
-    phrases, vocabulary = _phrases(request), _vocabulary(request)
+    phrases = _phrases(request)
+    vocabulary, source = _vocabulary(request)
 
     def run(lexicon: Lexicon) -> Analysis:
         own, words = lexicon.select(phrases.phrase), lexicon.select(vocabulary)
@@ -186,11 +225,12 @@ def _composition(request: AnalysisRequest) -> AnalysisJob:
             phrases.left_out | _of_kind("phrases", own) | _of_kind("words", words),
         )
 
-    return AnalysisJob((*phrases.phrase, *vocabulary), run)
+    return _job((*phrases.phrase, *vocabulary), run, phrases.source, source)
 
 
 def _through_images(request: AnalysisRequest) -> AnalysisJob:
-    phrases, vocabulary = _phrases(request), _vocabulary(request)
+    phrases = _phrases(request)
+    vocabulary, source = _vocabulary(request)
     checkpoint = _checkpoint(request)
     about = export.about(checkpoint)
     trained_stages(about, "grounding")
@@ -221,7 +261,7 @@ def _through_images(request: AnalysisRequest) -> AnalysisJob:
             through_images=True,
         )
 
-    return AnalysisJob((*phrases.phrase, *vocabulary), run)
+    return _job((*phrases.phrase, *vocabulary), run, phrases.source, source)
 
 
 def _phrases(request: AnalysisRequest) -> read.Phrases:
@@ -233,18 +273,31 @@ def _phrases(request: AnalysisRequest) -> read.Phrases:
     return read.Phrases(tuple(phrase for phrase, _ in pairs), tuple(target for _, target in pairs))
 
 
-def _vocabulary(request: AnalysisRequest) -> tuple[str, ...]:
-    """Return the words that phrases are compared with, their targets included."""
+def _vocabulary(request: AnalysisRequest) -> tuple[tuple[str, ...], Source | None]:
+    """Return the words that phrases are compared with, their targets included, and their source."""
     if request.vocabulary:
-        words = read.read_words(request.vocabulary).words
+        given = read.read_words(request.vocabulary)
+        words, source = given.words, given.source
     else:
-        words = read.read_categories(_path(request, "categories", f"{CATEGORY_FILES} for a vocabulary")).word
-    return tuple(dict.fromkeys((*words, *_phrases(request).target)))
+        table = read.read_categories(_path(request, "categories", f"{CATEGORY_FILES} for a vocabulary"))
+        words, source = table.word, table.source
+    return tuple(dict.fromkeys((*words, *_phrases(request).target))), source
 
 
 def _similarity(request: AnalysisRequest) -> AnalysisJob:
     _path(request, "pairs", "similarity/ with word pairs")
-    sets = {name: read.read_pairs(file) for name, file in ((request.norms or Norms()).pairs or {}).items()}
+    norms = request.norms or Norms()
+    sets: dict[str, Pairs] = {}
+    problems: list[str] = []
+    for name, file in (norms.pairs or {}).items():
+        try:
+            sets[name] = read_pairs(file)
+        except (OSError, ValueError) as error:
+            if not norms.pairs_found:
+                raise
+            problems.append(str(error))
+    if not sets:
+        raise ValueError(problems[0])
     words = tuple(dict.fromkeys(word for pairs in sets.values() for word in (*pairs.first, *pairs.second)))
 
     def run(lexicon: Lexicon) -> Analysis:
@@ -256,10 +309,17 @@ def _similarity(request: AnalysisRequest) -> AnalysisJob:
                 name: list(zip(pairs.first, pairs.second, pairs.score.tolist(), strict=True))
                 for name, pairs in sets.items()
             },
-            selection.left_out,
+            {**_unread(sets), **selection.left_out},
+            {name: len(pairs.score) + sum(pairs.left_out.values()) for name, pairs in sets.items()},
         )
 
-    return AnalysisJob(words, run)
+    job = _job(words, run, *(pairs.source for pairs in sets.values()))
+    return replace(job, notes=tuple(f"word pairs not read: {problem}" for problem in problems))
+
+
+def _unread(sets: Mapping[str, Pairs]) -> dict[str, int]:
+    """Return the counts of pairs that were left out when the sets were read."""
+    return dict(sum((Counter(pairs.left_out) for pairs in sets.values()), Counter()))
 
 
 def _of_kind(kind: str, selection: Selection) -> dict[str, int]:
@@ -280,14 +340,15 @@ def _path(request: AnalysisRequest, kind: str, files: str) -> str:
     return path
 
 
-def _rows(request: AnalysisRequest) -> read.Categories:
-    """Return words by category, with the ratings of the norms if there are any."""
+def _rows(request: AnalysisRequest) -> tuple[read.Categories, tuple[Source | None, ...]]:
+    """Return words by category, with the ratings of the norms if there are any; and their sources."""
     table = read.read_categories(_path(request, "categories", CATEGORY_FILES))
     ratings = (request.norms or Norms()).concreteness
     if ratings is None:
-        return table
+        return table, (table.source,)
     rated = read.read_ratings(ratings)
-    return replace(table.rated_by(rated), left_out=table.left_out | rated.left_out)
+    rows = replace(table.rated_by(rated), left_out=table.left_out | rated.left_out)
+    return rows, (table.source, rated.source)
 
 
 def _retrieval(request: AnalysisRequest) -> AnalysisJob:
@@ -350,4 +411,4 @@ def _digest_of(path: str) -> str:
     folder = Folder.at(path)
     if folder.filesystem.get_file_info(folder.path).is_file:
         return _digest(folder.parent.read_bytes(folder.name))
-    return _digest(b"".join(name.encode() + folder.read_bytes(name) for name in folder.names()))
+    return _digest(b"".join(name.encode() + folder.read_bytes(name) for name in folder.files()))

@@ -36,6 +36,8 @@ def print_preview(settings: Settings, console: Console) -> int:
         required.check()
     except ValueError as error:
         problems.append(str(error))
+    for warning in run.warnings:
+        console.print(f"warning   {warning}", style="bold yellow")
     for problem in problems:
         console.print(f"problem   {problem}")
     return EXIT_USAGE if problems else 0

@@ -82,12 +82,17 @@ def make_report(
         lexicon = Lexicon.of(embedders, texts, embed)
     analyses = []
     for done, (name, job) in enumerate(jobs.items(), start=1):
-        if analysis := attempt(name, partial(job.run, lexicon)):
+        if analysis := attempt(name, partial(job.analyse, lexicon)):
             analyses.append(analysis)
         update("analyses", done, len(jobs))
     checkpoint = request.checkpoint
     title = export.about(checkpoint).settings["run"]["name"] if checkpoint else ", ".join(models.sources)
-    report = Report(title, models.sources, tuple(analyses), models.notes, skipped, request.made_of())
+    notes = (
+        *models.notes,
+        *(request.norms or Norms()).passed_over,
+        *(note for job in jobs.values() for note in job.notes),
+    )
+    report = Report(title, models.sources, tuple(analyses), tuple(dict.fromkeys(notes)), skipped, request.made_of())
     return report, complete
 
 

@@ -75,6 +75,7 @@ def run_training(
         if verify:
             preflight.verify(run, reporter.console.print)
         launch.check_cluster(settings)
+        _report_truncation(run, reporter, report_error)
         preflight.claim(run)
     except (SettingsError, OSError, ValueError) as error:
         report_error(f"error: {error}")
@@ -115,6 +116,15 @@ def run_training(
     report_error(f"error: {failure}")
     report_error(f"the checkpoints so far are kept in {run.folder}; {RESUME}")
     return EXIT_FAILED
+
+
+def _report_truncation(run: preflight.CheckedRun, reporter: Reporter, report_error: Callable[[str], None]) -> None:
+    """Print what `max_tokens` cuts off the texts of a run; a warning where it is much."""
+    for part, truncation in preflight.truncations(run).items():
+        if truncation.is_loud:
+            report_error(f"warning: {preflight.truncation_warning(part, truncation)}")
+        elif truncation.cut:
+            reporter.console.print(f"{part}  {truncation}")
 
 
 def _analyse(settings: Settings, reporter: Reporter, report_error: Callable[[str], None], signals: Signals) -> int:

@@ -62,7 +62,9 @@ class Words:
         """
         norms = Norms.at(folder)
         if not (norms.categories or norms.concreteness):
-            raise FileNotFoundError(f"--norms: expected {CATEGORIES[0]} or {CONCRETENESS} in {folder}, found neither")
+            raise FileNotFoundError(
+                f"--norms: expected {CATEGORIES[0]}.csv or {CONCRETENESS}.csv in {folder}, found neither"
+            )
         rated = read_ratings(norms.concreteness).of if norms.concreteness else {}
         words: dict[str, Word] = {}
         if norms.categories:

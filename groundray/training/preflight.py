@@ -18,6 +18,7 @@ from groundray.config import Settings, SettingsError, StageName, differences, fl
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
 from groundray.data.shards import verify_shards
+from groundray.data.truncation import Truncation, count_truncation
 from groundray.model import export
 from groundray.model.build import build_head, build_model
 from groundray.model.freezing import freeze, trainable_counts
@@ -122,6 +123,24 @@ def verify(run: CheckedRun, report: Callable[[str], None]) -> None:
         verified.add(dataset.fingerprint)
 
 
+def truncations(run: CheckedRun) -> dict[str, Truncation]:
+    """Return what `max_tokens` cuts off the texts of each data set of a run, by `stage.train` and `stage.val`."""
+    counted = {
+        f"{stage.name}.{part}": count_truncation(source)
+        for stage in run.stages
+        for part, source in (("train", stage.train), ("val", stage.val))
+    }
+    return {part: truncation for part, truncation in counted.items() if truncation}
+
+
+def truncation_warning(part: str, truncation: Truncation) -> str:
+    """Return the warning that a data set loses much of its text, with the repair."""
+    repair = f"raise --{part.partition('.')[0]}.max_tokens"
+    if truncation.what == "lines":
+        repair += ", or split the lines with `prepare text --max-words`"
+    return f"{part}: {truncation}: {repair}"
+
+
 def claim(run: CheckedRun) -> None:
     """Write the settings and the fingerprints of the data to the run's folder, or compare them with those there.
 
@@ -168,7 +187,7 @@ class StagePreview:
     """A preview of a stage.
 
     Attributes:
-        data: lines about the training shards, the validation shards and trunk features.
+        data: lines about the training shards, the validation shards, their texts and trunk features.
         trainable: number of trained parameters, by module.
     """
 
@@ -179,12 +198,13 @@ class StagePreview:
 
 @dataclass(frozen=True)
 class Preview:
-    """A preview of a run. `problems` are the reasons why it cannot start."""
+    """A preview of a run. `problems` are the reasons why it cannot start, `warnings` what a user should know first."""
 
     folder: str
     resumes: bool
     stages: tuple[StagePreview, ...]
     problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def preview(settings: Settings) -> Preview:
@@ -198,13 +218,28 @@ def preview(settings: Settings) -> Preview:
         return Preview(f"{settings.run.storage}/{settings.run.name}", False, (), (str(error),))
     problems: list[str] = []
     stages = [_preview_stage(settings, name, problems) for name in settings.stages]
+    warnings: list[str] = []
     try:
-        features = {stage.name: _describe_features(stage, settings) for stage in check(settings).stages}
-        stages = [replace(stage, data=(*stage.data, features[stage.name])) for stage in stages]
+        run = check(settings)
+        cut = truncations(run)
+        warnings += [truncation_warning(part, counted) for part, counted in cut.items() if counted.is_loud]
+        texts = {part: f"{part.partition('.')[2]} text: {counted}" for part, counted in cut.items()}
+        features = {stage.name: _describe_features(stage, settings) for stage in run.stages}
+        stages = [
+            replace(
+                stage,
+                data=(
+                    *stage.data,
+                    *(line for part, line in texts.items() if part.partition(".")[0] == stage.name),
+                    features[stage.name],
+                ),
+            )
+            for stage in stages
+        ]
     except (OSError, ValueError) as error:
         if not any(str(error) in problem for problem in problems):
             problems.append(str(error))
-    return Preview(str(folder), resumes, tuple(stages), tuple(problems))
+    return Preview(str(folder), resumes, tuple(stages), tuple(problems), tuple(warnings))
 
 
 def _preview_stage(settings: Settings, name: str, problems: list[str]) -> StagePreview:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from groundray.analysis.measures.statistics import slug
 from groundray.model import export
 from groundray.storage.folder import Folder
 
@@ -17,9 +19,11 @@ CONTROLS = {
     "grounded": "train stage grounding",
     "relational": "train stage relational after grounding",
 }
-CONCRETENESS, FEATURES, PHRASES, PAIRS = "concreteness.csv", "features.csv", "composition.csv", "similarity"
-CATEGORIES = ("categories.csv", "semcat100.csv", "semcat")
-PAIR_FILES = (".txt", ".csv", ".tsv")
+ENDINGS = (".csv", ".tsv", ".txt", ".tab", ".dat")  # in order of preference
+CONCRETENESS, FEATURES, PHRASES, PAIRS = "concreteness", "features", "composition", "similarity"
+CATEGORIES, CATEGORY_FOLDER = ("categories", "semcat100"), "semcat"
+PAIR_FILES = (*ENDINGS, ".full", ".dev", ".test", "")  # MEN_dataset_lemma_form.dev, MEN_dataset_natural_form_full
+NO_PAIRS = re.compile(r"read[_-]?me|licen[cs]e|changelog|citation", re.IGNORECASE)
 NAME = re.compile(r"\w[\w.+\- ]*")
 
 
@@ -85,6 +89,8 @@ class Norms:
         phrases: phrases, each with the word that it describes.
         pairs: pairs of words with their similarity, by file name.
         looked_for: where they were searched for, for error messages.
+        passed_over: a line for each file of the folder that is not read, with what was expected.
+        pairs_found: whether the pairs were found in a folder, where a file that cannot be read spoils only itself.
     """
 
     concreteness: str | None = None
@@ -93,6 +99,8 @@ class Norms:
     phrases: str | None = None
     pairs: Mapping[str, str] | None = None
     looked_for: str = "was given, nor a folder of norms (--norms DIR)"
+    passed_over: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    pairs_found: bool = field(default=False, repr=False, compare=False)
 
     @property
     def paths(self) -> list[str]:
@@ -103,31 +111,47 @@ class Norms:
     @staticmethod
     def at(url: str) -> Norms:
         """Find the norms in a folder: concreteness.csv, the first of categories.csv, semcat100.csv and semcat/,
-        features.csv, composition.csv, and the files of similarity/ (.txt, .csv, .tsv).
+        features.csv, composition.csv, and the files of similarity/ and its folders. Each may end in any of ENDINGS,
+        those of similarity/ in any of PAIR_FILES.
 
         Raises:
             FileNotFoundError: the folder does not exist, or has none of these files.
         """
-        folder = Folder.at(url)
-        names_present = set(folder.names())
-        base = url.rstrip("/")
+        folder, base = Folder.at(url), url.rstrip("/")
+        present = folder.names()
 
-        def first(*names: str) -> str | None:
-            return next((f"{base}/{name}" for name in names if name in names_present), None)
+        def first(*stems: str) -> str | None:
+            names = [f"{stem}{ending}" for stem in stems for ending in ENDINGS]
+            return next((name for name in names if name in present), None)
 
-        files = [name for name in (folder / PAIRS).names() if name.lower().endswith(PAIR_FILES)]
+        single = {
+            "concreteness": first(CONCRETENESS),
+            "categories": first(*CATEGORIES) or (CATEGORY_FOLDER if CATEGORY_FOLDER in present else None),
+            "features": first(FEATURES),
+            "phrases": first(PHRASES),
+        }
+        pairs, unread = _find_pairs(folder / PAIRS)
+        expected = ", ".join(f"{stem}.csv" for stem in (CONCRETENESS, *CATEGORIES, FEATURES, PHRASES))
+        expected += f" (or {', '.join(ENDINGS[1:])}), {CATEGORY_FOLDER}/ or {PAIRS}/"
+        others = [name for name in present if name not in single.values() and name != PAIRS]
+        instead = {name: kept for name in others if (kept := _read_instead(name, single))}
+        unknown = [name for name in others if name not in instead]
+        passed_over = [f"{name}: not read, {kept} is read instead" for name, kept in instead.items()]
+        passed_over += [f"{', '.join(unknown)}: not read, expected {expected}"] if unknown else []
+        at = {kind: f"{base}/{name}" if name else None for kind, name in single.items()}
         norms = Norms(
-            first(CONCRETENESS),
-            first(*CATEGORIES),
-            first(FEATURES),
-            first(PHRASES),
-            {name.rpartition(".")[0]: f"{base}/{PAIRS}/{name}" for name in files} or None,
+            at["concreteness"],
+            at["categories"],
+            at["features"],
+            at["phrases"],
+            {name: f"{base}/{PAIRS}/{file}" for name, file in pairs.items()} or None,
             looked_for=f"in {url}",
+            passed_over=(*passed_over, *(f"{PAIRS}/{line}" for line in unread)),
+            pairs_found=True,
         )
         if norms == Norms(looked_for=norms.looked_for):
-            wanted = ", ".join((CONCRETENESS, *CATEGORIES, FEATURES, PHRASES, f"{PAIRS}/*.txt"))
             raise FileNotFoundError(
-                f"expected norms in {url}, one of {wanted}; found {'none' if names_present else 'nothing'}"
+                f"expected norms in {url}, one of {expected}; found {', '.join(present[:5]) if present else 'nothing'}"
             )
         return norms
 
@@ -146,6 +170,54 @@ class Norms:
             categories=categories or self.categories,
             features=features or self.features,
             phrases=phrases or self.phrases,
-            pairs={Folder.at(file).name.rpartition(".")[0] or Folder.at(file).name: file for file in pairs}
-            or self.pairs,
+            pairs=_named({file: Folder.at(file).name for file in pairs}) or self.pairs,
+            pairs_found=self.pairs_found and not pairs,
         )
+
+
+def _read_instead(name: str, single: Mapping[str, str | None]) -> str | None:
+    """Return the file that is read instead of another of the same kind; None if there is none."""
+    stem = name.rpartition(".")[0] or name
+    for kind, stems in (
+        ("concreteness", (CONCRETENESS,)),
+        ("categories", (*CATEGORIES, CATEGORY_FOLDER)),
+        ("features", (FEATURES,)),
+        ("phrases", (PHRASES,)),
+    ):
+        if stem in stems:
+            return single[kind]
+    return None
+
+
+def _find_pairs(folder: Folder) -> tuple[dict[str, str], list[str]]:
+    """Return the files of word pairs in a folder and the folders inside it, by name; and a line for each other file."""
+    files: dict[str, str] = {}
+    unread = []
+    for file in folder.files():
+        name = file.rpartition("/")[2]
+        stem, dot, ending = name.rpartition(".")
+        ending = f"{dot}{ending}".lower() if stem else ""
+        if any(part.startswith((".", "__")) for part in file.split("/")):
+            unread.append(f"{file}: not read, it is hidden")
+        elif ending not in PAIR_FILES or NO_PAIRS.match(name):
+            unread.append(f"{file}: not read, expected {', '.join(PAIR_FILES[:-1])} or no ending")
+        else:
+            files[file] = name
+    return _named(files), unread
+
+
+def _named(names: Mapping[str, str]) -> dict[str, str]:
+    """Return files by their names without ending; by name, or by path, where that would be the name of several."""
+
+    def stem(file: str) -> str:
+        return names[file].rpartition(".")[0] or names[file]
+
+    def times(key: Callable[[str], str]) -> Counter[str]:
+        return Counter(slug(key(file)) for file in names)
+
+    stems, whole = times(stem), times(names.__getitem__)
+    named: dict[str, str] = {}
+    for file, name in names.items():
+        short = stem(file)
+        named[short if stems[slug(short)] == 1 else name if whole[slug(name)] == 1 else file] = file
+    return named

@@ -1,7 +1,8 @@
 """Human norms and word sets, read from files on a local path or a URL.
 
-Words, phrases and concepts are taken as written, except that underscores are spaces (`ice_cream`). Unusable rows are
-counted in `left_out`; contradictions and unreadable rows are errors that name the line.
+Words, phrases and concepts are taken as written, except that underscores are spaces (`ice_cream`). Rows that cannot be
+used are counted in `left_out`; contradictions and rows that cannot be read are errors that name the line. Pairs of
+words are read by `word_pairs`.
 
 data                    columns, and published files that have them
 ratings                 word, concreteness: Brysbaert et al. 2014, as `Word`, `Conc.M`
@@ -11,8 +12,6 @@ features                concept, feature, production_frequency[, type]
                         CSLB (Devereux et al. 2014): concept, feature, feature type, pf
                         Buchanan et al. 2019: cue, translated, frequency_translated; or feature, frequency_feature
 phrases                 phrase, target
-pairs                   word, word, score, separated by tabs, commas or spaces, with a row of names or without:
-                        SimLex-999, SimVerb-3500, WordSim-353, MEN, RG-65
 words                   one word per line, or a table with a column `word`
 """
 
@@ -20,19 +19,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from groundray.analysis.inputs.delimited import Row, number, plain, read_lines, read_rows, spaced
+from groundray.analysis.inputs.delimited import (
+    SEPARATORS,
+    Row,
+    Source,
+    Table,
+    is_missing,
+    read_lines,
+    read_table,
+    spaced,
+)
 from groundray.storage.folder import Folder
 
 RATING = ("concreteness", "conc_m")
-PAIR_WORDS = (("word1", "word_1", "verb1", "first"), ("word2", "word_2", "verb2", "second"))
-PAIR_SCORES = ("score", "similarity", "simlex999", "simverb3500", "human_mean", "human", "rating", "mean")
 # the paper's names for the feature types of McRae's and CSLB's norms
 TYPES = {
     "visual perceptual": "visual",
@@ -56,6 +62,7 @@ class Ratings:
 
     of: dict[str, float]
     left_out: dict[str, int] = field(default_factory=dict)
+    source: Source | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Categories:
     word: tuple[str, ...]
     concreteness: Float[np.ndarray, " row"]
     left_out: dict[str, int] = field(default_factory=dict)
+    source: Source | None = field(default=None, repr=False, compare=False)
 
     def rated_by(self, ratings: Ratings) -> Categories:
         """Replace the ratings of all rows by these."""
@@ -107,6 +115,7 @@ class Features:
     has: Bool[np.ndarray, "concept feature"]
     types: tuple[str, ...]
     left_out: dict[str, int] = field(default_factory=dict)
+    source: Source | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -116,21 +125,7 @@ class Phrases:
     phrase: tuple[str, ...]
     target: tuple[str, ...]
     left_out: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of words with their human similarity.
-
-    Attributes:
-        repeated: number of pairs that occur more than once, in either order. They are kept: published sets contain
-            some, and are scored with them.
-    """
-
-    first: tuple[str, ...]
-    second: tuple[str, ...]
-    score: Float[np.ndarray, " pair"]
-    repeated: int
+    source: Source | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -139,6 +134,7 @@ class Words:
 
     words: tuple[str, ...]
     left_out: dict[str, int] = field(default_factory=dict)
+    source: Source | None = field(default=None, repr=False, compare=False)
 
 
 def read_ratings(url: str | Path) -> Ratings:
@@ -147,58 +143,84 @@ def read_ratings(url: str | Path) -> Ratings:
     Raises:
         ValueError: the table cannot be read, a word has two ratings, or no word has a rating.
     """
-    kept, left_out = _once(read_rows(url, {"word": ("word",), "concreteness": RATING}), ("word",), "concreteness")
+    table = read_table(url, {"word": ("word",), "concreteness": RATING}, numbers=("concreteness",))
+    kept, left_out = _once(table, ("word",), "concreteness")
     of = {row.text("word"): rating for row, rating in kept if rating is not None}
     if not of:
         raise ValueError(f"{url}: expected words with a rating, got none among {len(kept)}")
-    return Ratings(of, _nonzero({**left_out, "words without a concreteness rating": len(kept) - len(of)}))
+    left_out = _nonzero({**left_out, "words without a concreteness rating": len(kept) - len(of)})
+    return Ratings(of, left_out, _source(table, len(of), left_out))
 
 
 def read_categories(url: str | Path) -> Categories:
     """Read words by category, from a table or from a folder of text files.
 
     Raises:
-        ValueError: the table or a file cannot be read, a word has two ratings in a category, or a text file does not
-            have the number of words in its name.
+        ValueError: the table cannot be read, a word has two ratings in a category, or no text file of the folder can be
+            read.
     """
     folder = Folder.at(url)
     if folder.exists() and not folder.filesystem.get_file_info(folder.path).is_file:
         return _categories_of(folder)
     columns = {"category": ("category",), "word": ("word",), "concreteness": RATING}
-    rows = read_rows(url, columns, optional=("concreteness",))
-    kept, left_out = _once(rows, ("category", "word"), "concreteness")
+    table = read_table(url, columns, optional=("concreteness",), numbers=("concreteness",))
+    kept, left_out = _once(table, ("category", "word"), "concreteness")
     return Categories(
         tuple(row.fields["category"] for row, _ in kept),
         tuple(row.text("word") for row, _ in kept),
         np.array([np.nan if rating is None else rating for _, rating in kept]),
         left_out,
+        _source(table, len(kept), left_out),
     )
 
 
 def _categories_of(folder: Folder) -> Categories:
-    """Read SemCat as published: one file per category, one word per line."""
+    """Read SemCat as published: one file per category, one word per line. A file that cannot be read is left out."""
     found: dict[tuple[str, str], None] = {}
-    repeated = other = 0
+    problems: list[str] = []
+    lines = repeated = other = 0
     for name in folder.names():
-        named = TEXT_FILE.fullmatch(name)
+        named = None if name.startswith(".") else TEXT_FILE.fullmatch(name)
         if not named:
             other += 1
             continue
-        file = f"{folder}/{name}"
-        words = [spaced(line) for _, line in read_lines(file)]
-        if named["count"] and len(words) != int(named["count"]):
-            raise ValueError(
-                f"{file}: expected {named['count']} words, as the name says, got {len(words)}: "
-                "fetch the file again, or name it after what it holds"
-            )
+        try:
+            words = _category(f"{folder}/{name}", named["count"])
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            continue
         rows = {(named["category"], word): None for word in words}
+        lines += len(words)
         repeated += len(words) - len(rows)
         found |= rows
     if not found:
-        raise ValueError(f"expected a text file a category in {folder}, such as animal-268.txt, found none")
+        raise ValueError(
+            problems[0]
+            if problems
+            else f"expected a text file a category in {folder}, such as animal-268.txt, found none"
+        )
     categories, words = zip(*found, strict=True)
-    left_out = {"words that stand twice in their category": repeated, "files that are not .txt": other}
-    return Categories(categories, words, np.full(len(words), np.nan), _nonzero(left_out))
+    left_out = _nonzero(
+        {
+            "words that stand twice in their category": repeated,
+            "categories whose file cannot be read": len(problems),
+            "files that are not .txt": other,
+        }
+    )
+    notes = tuple(f"category not read: {problem}" for problem in problems)
+    source = Source(str(folder), "a file per category", lines, len(words), left_out, notes)
+    return Categories(categories, words, np.full(len(words), np.nan), left_out, source)
+
+
+def _category(file: str, count: str | None) -> list[str]:
+    """Return the words of a category's file, of which there are as many as its name says."""
+    words = [spaced(line) for _, line in read_lines(file)]
+    if count and len(words) != int(count):
+        raise ValueError(
+            f"{file}: expected {count} words, as the name says, got {len(words)}: "
+            "fetch the file again, or name it after what it holds"
+        )
+    return words
 
 
 def read_features(url: str | Path, min_people: float = 1) -> Features:
@@ -230,11 +252,19 @@ def read_features(url: str | Path, min_people: float = 1) -> Features:
     named: dict[tuple[str, str], None] = {}
     types: dict[str, Counter[str]] = {}
     concepts: dict[str, None] = {}
-    rare = repeated = 0
-    for row in read_rows(url, columns, optional=("type",)):
+    rare = repeated = wordless = uncounted = 0
+    table = read_table(url, columns, optional=("type",), numbers=("frequency",))
+    for row in table.rows:
         concept, feature = row.text("concept"), row.text("feature")
+        people = row.number_if_any("frequency")
+        if not concept or not feature:
+            wordless += 1
+            continue
         concepts[concept] = None
-        if row.number("frequency") < min_people:
+        if people is None:
+            uncounted += 1
+            continue
+        if people < min_people:
             rare += 1
             continue
         repeated += (concept, feature) in named
@@ -252,21 +282,25 @@ def read_features(url: str | Path, min_people: float = 1) -> Features:
         if concept in rows:
             has[rows[concept], columns_of[feature]] = True
     commonest = [counts.most_common(1)[0] for counts in types.values()]
+    left_out = _nonzero(
+        {
+            "rows without a concept or feature": wordless,
+            "features of concepts without a number of people": uncounted,
+            f"features of concepts that fewer than {min_people:g} people named": rare,
+            "features that a concept has twice": repeated,
+            "concepts that are the same word as another": len(concepts) - len(rows),
+            "types that are not the commonest of their feature": sum(
+                counts.total() - most for counts, (_, most) in zip(types.values(), commonest, strict=True)
+            ),
+        }
+    )
     return Features(
         tuple(map(_word, rows)),
         tuple(types),
         has,
         tuple(kind for kind, _ in commonest),
-        _nonzero(
-            {
-                f"features of concepts that fewer than {min_people:g} people named": rare,
-                "features that a concept has twice": repeated,
-                "concepts that are the same word as another": len(concepts) - len(rows),
-                "types that are not the commonest of their feature": sum(
-                    counts.total() - most for counts, (_, most) in zip(types.values(), commonest, strict=True)
-                ),
-            }
-        ),
+        left_out,
+        _source(table, int(has.sum()), left_out),
     )
 
 
@@ -276,7 +310,7 @@ def _word(concept: str) -> str:
 
 
 def _type(text: str) -> str:
-    kind = spaced(text).lower()
+    kind = UNTYPED if is_missing(text) else spaced(text).lower()
     return TYPES.get(kind, kind)
 
 
@@ -286,94 +320,55 @@ def read_phrases(url: str | Path) -> Phrases:
     Raises:
         ValueError: the table cannot be read.
     """
-    rows = [
-        (row.text("phrase"), row.text("target"))
-        for row in read_rows(url, {"phrase": ("phrase",), "target": ("target",)})
-    ]
-    phrases, targets = zip(*dict.fromkeys(rows), strict=True)
-    return Phrases(phrases, targets, _nonzero({"phrases that stand twice": len(rows) - len(phrases)}))
-
-
-def read_pairs(url: str | Path) -> Pairs:
-    """Read pairs of words with their similarity.
-
-    The first row names the columns if it has no number after its first two fields. Without names, the score is the
-    first number after the two words (in SimVerb-3500, after the part of speech).
-
-    Raises:
-        ValueError: a line has another number of fields than the first, or no number as its score; or the column names
-            are unknown.
-    """
-    lines = list(read_lines(url))
-    if not lines:
-        raise ValueError(f"{url} is empty")
-    separator = next((one for one in "\t," if one in lines[0][1]), None)
-    rows = [(where, [part.strip() for part in line.split(separator)]) for where, line in lines]
-    where, first = rows[0]
-    if len(first) < 3:
-        raise ValueError(f"{where}: expected two words and a score, got {lines[0][1]!r}")
-    numbers = [place for place, part in enumerate(first) if place > 1 and _is_number(part)]
-    if numbers:
-        places = [0, 1, numbers[0]]
-    else:
-        names, rows = [plain(part) for part in first], rows[1:]
-        wanted = (*PAIR_WORDS, PAIR_SCORES)
-        found = [next((names.index(name) for name in known if name in names), None) for known in wanted]
-        places = [place for place in found if place is not None]
-        if len(places) < len(wanted) or not rows:
-            raise ValueError(
-                f"{where}: expected two words and a number, or names: {PAIR_WORDS[0][0]}, {PAIR_WORDS[1][0]} and one "
-                f"of {', '.join(PAIR_SCORES)}, with pairs below them; got {lines[0][1]!r}"
-            )
-    pairs = []
-    for where, parts in rows:
-        if len(parts) != len(first):
-            raise ValueError(f"{where}: expected {len(first)} fields as in the first line, got {len(parts)}")
-        row = Row(where, dict(zip(("first word", "second word", "score"), (parts[one] for one in places), strict=True)))
-        pairs.append((row.text("first word"), row.text("second word"), row.number("score")))
-    firsts, seconds, scores = zip(*pairs, strict=True)
-    distinct = {frozenset(pair) for pair in zip(firsts, seconds, strict=True)}
-    return Pairs(firsts, seconds, np.array(scores), len(pairs) - len(distinct))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        number(text, "", "")
-    except ValueError:
-        return False
-    return True
+    table = read_table(url, {"phrase": ("phrase",), "target": ("target",)})
+    rows = [(row.text("phrase"), row.text("target")) for row in table.rows]
+    whole = [row for row in rows if all(row)]
+    if not whole:
+        raise ValueError(f"{url}: expected phrases with a target, got none among {len(rows)}")
+    phrases, targets = zip(*dict.fromkeys(whole), strict=True)
+    left_out = _nonzero(
+        {
+            "rows without a phrase or target": len(rows) - len(whole),
+            "phrases that stand twice": len(whole) - len(phrases),
+        }
+    )
+    return Phrases(phrases, targets, left_out, _source(table, len(phrases), left_out))
 
 
 def read_words(url: str | Path) -> Words:
-    """Read words, one per line, or from the column `word` of a table (any file with tabs or commas).
+    """Read words, one per line, or from the column `word` of a table (any file with tabs, commas or semicolons).
 
     Raises:
         ValueError: there is no word, or the table lacks that column.
     """
-    first = next((line for _, line in read_lines(url)), "")
-    if "\t" in first or "," in first:
-        found = [row.text("word") for row in read_rows(url, {"word": ("word",)})]
+    lines = list(read_lines(url))
+    if any(separator in lines[0][1] for separator in SEPARATORS if separator != " "):
+        table = read_table(url, {"word": ("word",)})
+        found, layout = [row.text("word") for row in table.rows], table.layout
     else:
-        found = [spaced(line) for _, line in read_lines(url)]
-    words = tuple(dict.fromkeys(found))
+        found, layout = [spaced(line) for _, line in lines], "a word per line"
+    words = tuple(dict.fromkeys(word for word in found if word))
     if not words:
-        raise ValueError(f"{url} is empty: expected a word a line")
-    return Words(words, _nonzero({"words that stand twice": len(found) - len(words)}))
+        raise ValueError(f"{url}: expected words, got none among {len(found)} rows")
+    wordless = sum(not word for word in found)
+    left_out = _nonzero({"rows without a word": wordless, "words that stand twice": len(found) - wordless - len(words)})
+    return Words(words, left_out, Source(str(url), layout, len(found), len(words), left_out))
 
 
-def _once(
-    rows: Iterable[Row], key: Sequence[str], column: str
-) -> tuple[list[tuple[Row, float | None]], dict[str, int]]:
-    """Return the first row of each key with its number, and the count of rows that repeat one.
+def _once(table: Table, key: Sequence[str], column: str) -> tuple[list[tuple[Row, float | None]], dict[str, int]]:
+    """Return the first row of each key with its number, and the counts of rows that repeat one or lack one.
 
     Raises:
-        ValueError: two rows of a key have different numbers.
+        ValueError: two rows of a key have different numbers, or no row has a key.
     """
     kept: dict[tuple[str, ...], tuple[Row, float | None]] = {}
-    repeated = 0
-    for row in rows:
+    repeated = wordless = 0
+    for row in table.rows:
         words = tuple(row.text(name) for name in key)
         value = row.number_if_any(column)
+        if not all(words):
+            wordless += 1
+            continue
         first, said = kept.setdefault(words, (row, value))
         if said != value:
             raise ValueError(
@@ -381,8 +376,14 @@ def _once(
                 f"after {first.fields[column] or 'none'} (line {first.where.rpartition(' ')[2]})"
             )
         repeated += first is not row
+    if not kept:
+        raise ValueError(f"{table.url}: expected rows with a {' and a '.join(key)}, got none among {len(table.rows)}")
     what = "words that stand twice in their category" if "category" in key else "words that stand twice"
-    return list(kept.values()), _nonzero({what: repeated})
+    return list(kept.values()), _nonzero({what: repeated, f"rows without a {' or '.join(key)}": wordless})
+
+
+def _source(table: Table, used: int, left_out: dict[str, int]) -> Source:
+    return Source(table.url, table.layout, len(table.rows), used, left_out)
 
 
 def _nonzero(counts: dict[str, int]) -> dict[str, int]:

@@ -19,6 +19,7 @@ def similarity(
     words: Sequence[str],
     sets: Mapping[str, Sequence[Pair]],
     left_out: Mapping[str, int] | None = None,
+    given: Mapping[str, int] | None = None,
 ) -> Analysis:
     """Compute Spearman's rho of cosines with human scores, for each set of word pairs.
 
@@ -28,6 +29,7 @@ def similarity(
         sets: sets of pairs by name. A pair with an unknown word is omitted, as is a set that keeps fewer than FEWEST
             pairs; the table lists the number of pairs used.
         left_out: counts of what was omitted before; the result repeats them.
+        given: number of pairs that each set has with those omitted before, of which the share used is taken.
 
     Raises:
         ValueError: no set has enough pairs, all scores or cosines of a set are equal, or the vectors fail
@@ -53,14 +55,15 @@ def similarity(
                 raise ValueError(f"{name}: {error}") from None
             measures.append(measure(f"{slug(name)}/spearman", f"{name}: Spearman rho", len(known), estimates))
         values = (estimates[model].value if estimates else None for model in units)
-        rows.append((name, len(pairs), len(known), len(known) / len(pairs) if pairs else 0.0, *values))
+        total = (given or {}).get(name, len(pairs))
+        rows.append((name, total, len(known), _share(len(known), total), *values))
     if not measures:
         raise ValueError(
             f"expected a set with at least {FEWEST} pairs of known words, got none: {', '.join(sets) or 'no set'}"
         )
-    given, used = sum(map(len, sets.values())), sum(one.items for one in measures)
+    usable, used = sum(map(len, sets.values())), sum(one.items for one in measures)
     counts = {
-        "pairs with a word that has no vector, or of a set with too few others": given - used,
+        "pairs with a word that has no vector, or of a set with too few others": usable - used,
         f"sets of fewer than {FEWEST} pairs with vectors": len(sets) - len(measures),
     }
     return Analysis(
@@ -70,3 +73,8 @@ def similarity(
         (Table("Pairs used and correlation", ("set", "pairs", "used", "share used", *units), tuple(rows)),),
         left_out={**(left_out or {}), **{what: count for what, count in counts.items() if count}},
     )
+
+
+def _share(used: int, total: int) -> float:
+    """Return a share with three decimals, rounded down: 1.000 is said of all alone."""
+    return used * 1000 // total / 1000 if total else 0.0

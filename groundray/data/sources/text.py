@@ -10,10 +10,15 @@ from groundray.data.sources.rejected import Rejected
 from groundray.storage.text_encoding import read_text_lines
 
 
-def read_lines(files: Sequence[Path], rejected: list[Rejected]) -> Iterator[dict[str, Any]]:
+def read_lines(
+    files: Sequence[Path], rejected: list[Rejected], max_words: int | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield a row of kind `text` for each line that is not blank. Lines that cannot be decoded are added to `rejected`.
 
     A line's id is `FILE:NUMBER`, counted from 1. Memory: one line.
+
+    Args:
+        max_words: split longer lines into parts of nearly equal length, with ids `FILE:NUMBER.PART`; None keeps them.
     """
     for file in files:
         with file.open("rb") as content:
@@ -21,5 +26,9 @@ def read_lines(files: Sequence[Path], rejected: list[Rejected]) -> Iterator[dict
                 id = f"{file.name}:{line.number}"
                 if line.reason:
                     rejected.append(Rejected("line", id, line.reason, line.detail))
-                elif text := " ".join(line.text.split()):
-                    yield {"id": id, "text": text}
+                elif words := line.text.split():
+                    parts = -(-len(words) // (max_words or len(words)))
+                    for part in range(parts):
+                        start, end = (len(words) * at // parts for at in (part, part + 1))
+                        suffix = f".{part + 1}" if parts > 1 else ""
+                        yield {"id": f"{id}{suffix}", "text": " ".join(words[start:end])}

@@ -88,6 +88,12 @@ def test_norms_as_they_are_published(tmp_path: Path) -> None:
     found = Norms.at(f"{tmp_path}/")
     assert found.categories == f"{tmp_path}/semcat100.csv"
     assert found.pairs == {"EN-RG-65": f"{tmp_path}/similarity/EN-RG-65.txt"}
+    semcat, other, readme = found.passed_over
+    assert other.startswith("other.csv: not read, expected concreteness.csv, ")
+    assert semcat == "semcat: not read, semcat100.csv is read instead"
+    assert (
+        readme == "similarity/README: not read, expected .csv, .tsv, .txt, .tab, .dat, .full, .dev, .test or no ending"
+    )
     (tmp_path / "semcat100.csv").unlink()
     assert Norms.at(str(tmp_path)).categories == f"{tmp_path}/semcat"
     assert found.concreteness is None
@@ -107,3 +113,42 @@ def test_a_folder_without_norms(tmp_path: Path, name: str) -> None:
     (tmp_path / "other" / "notes.txt").write_text("x")
     with pytest.raises(FileNotFoundError, match=r"expected norms in .*, one of concreteness.csv, categories.csv"):
         Norms.at(str(tmp_path / name))
+
+
+def test_files_of_other_endings_and_of_folders_are_found(tmp_path: Path) -> None:
+    names = (
+        "concreteness.tsv",
+        "similarity/MEN_dataset_natural_form_full",
+        "similarity/MEN/MEN_dataset_lemma_form.dev",
+        "similarity/MEN/MEN_dataset_lemma_form.test",
+        "similarity/SimLex-999/SimLex-999.txt",
+        "similarity/SimLex-999/README.txt",
+        "similarity/ws353.csv",
+        "similarity/._ws353.csv",
+        "similarity/men.pdf",
+        "similarity/old/rg.txt",
+        "similarity/new/rg.txt",
+        ".DS_Store",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = Norms.at(str(tmp_path))
+    assert found.concreteness == f"{tmp_path}/concreteness.tsv"
+    assert {name: file.removeprefix(f"{tmp_path}/similarity/") for name, file in (found.pairs or {}).items()} == {
+        "MEN_dataset_natural_form_full": "MEN_dataset_natural_form_full",
+        "MEN_dataset_lemma_form.dev": "MEN/MEN_dataset_lemma_form.dev",
+        "MEN_dataset_lemma_form.test": "MEN/MEN_dataset_lemma_form.test",
+        "SimLex-999": "SimLex-999/SimLex-999.txt",
+        "ws353": "ws353.csv",
+        "new/rg.txt": "new/rg.txt",
+        "old/rg.txt": "old/rg.txt",
+    }
+    assert [line.partition(":")[0] for line in found.passed_over] == [
+        ".DS_Store", "similarity/._ws353.csv", "similarity/SimLex-999/README.txt", "similarity/men.pdf",
+    ]  # fmt: skip
+
+
+def test_single_files_of_one_name_are_all_kept() -> None:
+    found = Norms().with_files(pairs=["a/rg.txt", "b/rg.txt", "b/men.csv"])
+    assert found.pairs == {"a/rg.txt": "a/rg.txt", "b/rg.txt": "b/rg.txt", "men": "b/men.csv"}

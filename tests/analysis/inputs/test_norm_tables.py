@@ -14,11 +14,11 @@ from groundray.analysis.inputs import norm_tables
 from groundray.analysis.inputs.norm_tables import (
     read_categories,
     read_features,
-    read_pairs,
     read_phrases,
     read_ratings,
     read_words,
 )
+from groundray.analysis.inputs.word_pairs import read_pairs
 from groundray.data.scenes import ground_truth
 
 PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "norms"
@@ -182,37 +182,50 @@ def test_most_frequent_type_of_a_feature_is_used(write: Write) -> None:
     assert found.left_out == {"types that are not the commonest of their feature": 1}
 
 
+def test_missing_values_are_left_out_and_counted(write: Write) -> None:
+    names = "concept,feature,pf,type"
+    found = read_features(
+        write(names, "dog,barks,9,NA", ",barks,2,sound", "cat,n/a,2,", "cat,purrs,#N/A,", "owl,hoots,-,")
+    )
+    assert (found.concepts, found.features, found.types) == (("dog", "cat", "owl"), ("barks",), ("",))
+    assert found.left_out == {
+        "rows without a concept or feature": 2,
+        "features of concepts without a number of people": 2,
+    }
+    rated = read_ratings(write(RATED, "zebra,4", ",2", "thing,n/a", "-,3"))
+    assert rated.left_out == {"rows without a word": 2, "words without a concreteness rating": 1}
+    assert rated.source is not None
+    assert rated.source.rows == 4 == rated.source.used + sum(rated.left_out.values())
+
+
+def test_words_that_look_like_missing_values_are_words(write: Write) -> None:
+    words = ("nan", "null", "NA", "none", "true", "inf")
+    found = read_ratings(write(RATED, *(f"{word},{count}" for count, word in enumerate(words, start=1))))
+    assert tuple(found.of) == words
+    assert read_words(write("word,x", *(f"{word},1" for word in words))).words == words
+    assert read_words(write(*words, name="list.txt")).words == words
+
+
+def test_a_category_that_cannot_be_read_spoils_only_itself(write: Write, tmp_path: Path) -> None:
+    write("lion", "tiger", name="cats/big_cats-2.txt")
+    write("pie", name="cats/desserts-2.txt")
+    write(b"caf\xe9\n", name="cats/drinks.txt")
+    write(b"\0\5\x16\7Mac OS X", name="cats/._big_cats-2.txt")
+    found = read_categories(tmp_path / "cats")
+    assert found.word == ("lion", "tiger")
+    assert found.left_out == {"categories whose file cannot be read": 2, "files that are not .txt": 1}
+    assert found.source is not None
+    wrong_count, latin = found.source.notes
+    assert "desserts-2.txt: expected 2 words, as the name says, got 1" in wrong_count
+    assert "drinks.txt line 1: expected UTF-8" in latin
+
+
 def test_phrases(write: Write) -> None:
     file = write("phrase,target", "striped horse,zebra", "clear sky,sunny", "clear_sky,blue", "striped horse,zebra")
     found = read_phrases(file)
     assert found.phrase == ("striped horse", "clear sky", "clear sky")
     assert found.target == ("zebra", "sunny", "blue")
     assert found.left_out == {"phrases that stand twice": 1}
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        ("old\tnew\t1.58", "ice_cream\tsmart\t9.2"),
-        ("old,new,1.58", "ice_cream,smart,9.2"),
-        ("old new 1.58", "ice_cream   smart  9.2"),
-        ("word1\tword2\tPOS\tSimLex999\tconc(w1)", "old\tnew\tA\t1.58\t2.7", "ice_cream\tsmart\tA\t9.2\t4"),
-        ("old\tnew\tV\t1.58\tSYNONYMS", "ice_cream\tsmart\tV\t9.2\tNONE"),
-        ("Word 1,Word 2,Human (mean)", "old,new,1.58", "ice_cream,smart,9.2"),
-        ("word1 word2 score", "old new 1.58", "", "ice_cream smart 9.2"),
-    ],
-    ids=["tabs", "commas", "spaces", "SimLex", "SimVerb", "WordSim", "named"],
-)
-def test_pairs_as_they_are_published(write: Write, lines: tuple[str, ...]) -> None:
-    found = read_pairs(write(*lines))
-    assert (found.first, found.second, found.score.tolist()) == (("old", "ice cream"), ("new", "smart"), [1.58, 9.2])
-    assert found.repeated == 0
-
-
-def test_pairs_that_stand_twice_are_kept_and_counted(write: Write) -> None:
-    found = read_pairs(write("money\tbank\t8.12", "bank\tmoney\t8.5", "tiger\ttiger\t10"))
-    assert found.score.tolist() == [8.12, 8.5, 10]
-    assert found.repeated == 1
 
 
 def test_words(write: Write) -> None:
@@ -232,31 +245,25 @@ RATED = "word,concreteness"
         (read_ratings, (), "norms.csv is empty"),
         (read_ratings, (RATED,), "norms.csv names its columns, and has no row"),
         (read_ratings, ("word,rating", "zebra,4"), "line 1: expected a column concreteness or conc_m, got"),
-        (read_ratings, ("word;concreteness", "zebra;4"), "line 1: expected a column word, got the columns word;conc"),
+        (read_ratings, ("words;conc_m", "zebra;4"), "line 1: expected a column word, got the columns words, conc_m"),
         (read_ratings, ("word,word,concreteness", "a,b,4"), "line 1: expected one column word, got 2"),
         (read_ratings, (RATED, "zebra,4", "", "ant,4,9"), "line 4: expected 2 fields as in the first row, got 3"),
         (read_ratings, (RATED, "zebra"), "line 2: expected 2 fields as in the first row, got 1"),
         (read_ratings, (RATED, '"two', 'lines",4', "ant,high"), "line 4: expected a number as .*, got 'high'"),
         (read_ratings, (RATED, "zebra,inf"), "line 2: expected a number as concreteness, got 'inf'"),
-        (read_ratings, (RATED, ",4"), "line 2: expected a word, got nothing"),
+        (read_ratings, (RATED, ",4"), "expected rows with a word, got none among 1"),
         (read_ratings, (RATED, "ant,4", '"zebra,4', "bee,3"), "line 3: expected a row of CSV, got one that"),
         (read_ratings, (RATED, "ant,4", "bee,3", "ant,3"), r"line 4: .* of ant, got 3 after 4 \(line 2\)"),
         (read_ratings, (RATED, "ant,", "bee,NA"), "words with a rating, got none among 2"),
         (read_ratings, (RATED, "ant,4", b"caf\xe9,4"), r"line 3: expected UTF-8, got the byte 0xe9 \('é' in Latin-1"),
-        (read_ratings, (b"PK\x03\x04\xff",), "got a zip file: save an Excel sheet as `CSV UTF-8`"),
-        (read_categories, ("category,word", ",ant"), "line 2: expected a category, got nothing"),
+        (read_ratings, (b"PK\x03\x04\xff",), "got a workbook or zip file: save an Excel sheet as `CSV UTF-8`"),
+        (read_categories, ("category,word", ",ant"), "expected rows with a category and a word, got none among 1"),
         (read_categories, ("category,word,conc_m", "a,ant,4", "a,ant,"), "of a, ant, got none after 4"),
-        (read_features, ("concept,feature,pf", "dog,barks,"), "line 2: expected a number as frequency, got ''"),
+        (read_features, ("concept,feature,pf", "dog,barks,low"), "line 2: expected a number as frequency, got 'low'"),
         (read_features, ("concept,feature", "dog,barks"), "expected a column production_frequency or prod_freq or pf"),
         (read_features, ("concept,feature,pf", "dog,barks,.5"), "at least 1 times, got none: lower the threshold"),
         (read_phrases, ("phrase,word", "striped horse,zebra"), "column target, got the columns phrase, word"),
-        (read_pairs, (), "is empty"),
-        (read_pairs, ("old\tnew",), r"line 1: expected two words and a score, got 'old\\tnew'"),
-        (read_pairs, ("old\tnew\t1", "ant bee 2"), "line 2: expected 3 fields as in the first line, got 1"),
-        (read_pairs, ("old\tnew\t1", "ant\tbee\tlow"), "line 2: expected a number as score, got 'low'"),
-        (read_pairs, ("old\tnew\t1", "\tbee\t2"), "line 2: expected a first word, got nothing"),
-        (read_pairs, ("word1\tword2\tliking", "a\tb\t2"), "line 1: .* word1, word2 and one of score, similarity"),
-        (read_words, (), "is empty: expected a word a line"),
+        (read_words, (), "is empty"),
         (read_words, ("name,age", "ant,4"), "line 1: expected a column word, got the columns name, age"),
     ],
 )  # fmt: skip
@@ -269,7 +276,7 @@ def test_error_in_a_file_names_its_line(
 
 
 def test_files_that_are_not_there(write: Write, tmp_path: Path) -> None:
-    for read in (read_ratings, read_categories, read_features, read_phrases, read_pairs, read_words):
+    for read in (read_ratings, read_categories, read_features, read_phrases, read_words):
         with pytest.raises(FileNotFoundError, match=r"expected a file at .*/nothing.csv, found none"):
             read(tmp_path / "nothing.csv")
     with pytest.raises(FileNotFoundError, match="found a folder"):

@@ -42,7 +42,7 @@ def test_pairs_that_are_not_covered_are_counted_a_set() -> None:
     found = similarity({"m": vectors}, WORDS, {"half": [*pairs, *few[:2]], "few": few}, left_out={"repeated": 1})
     (table,) = found.tables
     assert table.columns == ("set", "pairs", "used", "share used", "m")
-    assert table.rows[0][:4] == ("half", 52, 50, 50 / 52)
+    assert table.rows[0][:4] == ("half", 52, 50, 0.961)
     assert table.rows[1] == ("few", 4, 2, 0.5, None)
     assert [one.key for one in found.measures] == ["half/spearman"]
     assert found.left_out == {
@@ -50,6 +50,13 @@ def test_pairs_that_are_not_covered_are_counted_a_set() -> None:
         "pairs with a word that has no vector, or of a set with too few others": 6,
         "sets of fewer than 3 pairs with vectors": 1,
     }
+
+
+def test_a_share_of_one_is_said_of_all_pairs_alone() -> None:
+    vectors, pairs = made()
+    many = [*(pairs * 80), ("w1", "unknown", 1.0)]
+    (table,) = similarity({"m": vectors}, WORDS, {"many": many, "all": pairs, "read": pairs}, given={"read": 51}).tables
+    assert [row[1:4] for row in table.rows] == [(4001, 4000, 0.999), (50, 50, 1.0), (51, 50, 0.98)]
 
 
 @pytest.mark.parametrize(
