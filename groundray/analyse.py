@@ -133,7 +133,9 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
     def takes(*names: str) -> bool:
         return name in (*names, "all")
 
-    group = command.add_argument_group("norms and word sets, tables as CSV or TSV")
+    group = command.add_argument_group(
+        "norms and word sets, tables as CSV or TSV"
+    )
     group.add_argument(
         "--norms",
         metavar="DIR",
@@ -204,7 +206,7 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
             action="append",
             default=[],
             metavar="FILE",
-            help="table with columns word, word, score; may be repeated (default: of --norms)",
+            help="table with columns word1, word2, score, or as published; may be repeated (default: of --norms)",
         )
     if name == "all":
         group.add_argument(

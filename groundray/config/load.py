@@ -166,11 +166,7 @@ def _build(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Setti
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from None
-    tree = parse_yaml(text, str(path))
+    tree = parse_yaml(path.read_bytes(), str(path))  # of bytes, a byte order mark says the encoding
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: expected sections such as `run:` and `stages:`, got {type(tree).__name__}")
     for key in tree:

@@ -157,3 +157,13 @@ def test_differences_include_names_of_one_side() -> None:
         "  b: 2 stored, 4 now",
         "  c: 3 stored, None now",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_says_the_encoding_of_a_file(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "marked.yaml"
+    file.write_bytes("run:\n  name: größe\n".encode(encoding))
+    assert load(file).run.name == "größe"
+    file.write_bytes("run:\n  name: größe\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"marked\.yaml is not YAML: "):
+        load(file)

@@ -150,3 +150,41 @@ def test_each_nonblank_line_is_a_row(tmp_path: Path) -> None:
     ]
     assert tally(rejected) == {"line: not UTF-8": 2}
     assert rejected[0].id == "text.txt:5"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"the dog\rthe cat\r",
+        b"\xef\xbb\xbfthe dog\r\nthe cat\r\n",
+        b"\xef\xbb\xbf\n\xef\xbb\xbfthe dog\nthe cat",
+        "\ufeffthe dog\nthe cat\n".encode("utf-16-le"),
+        "\ufeffthe dog\r\nthe cat".encode("utf-16-be"),
+    ],
+)
+def test_text_of_any_mark_and_line_ends(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(content)
+    rejected: list[Rejected] = []
+    assert [row["text"] for row in read_lines([file], rejected)] == ["the dog", "the cat"]
+    assert rejected == []
+
+
+def test_text_in_utf_16_without_a_mark_is_rejected_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes("the dog\nthe cat\n".encode("utf-16-le"))
+    rejected: list[Rejected] = []
+    assert list(read_lines([file], rejected)) == []
+    assert {item.reason for item in rejected} == {"not UTF-8"}
+
+
+def test_long_lines_are_split_into_even_parts(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("a b c d e f g\nh i\n\nj k l\n")
+    assert list(read_lines([file], [], max_words=3)) == [
+        {"id": "text.txt:1.1", "text": "a b"},
+        {"id": "text.txt:1.2", "text": "c d"},
+        {"id": "text.txt:1.3", "text": "e f g"},
+        {"id": "text.txt:2", "text": "h i"},
+        {"id": "text.txt:4", "text": "j k l"},
+    ]
