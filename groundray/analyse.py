@@ -133,9 +133,7 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
     def takes(*names: str) -> bool:
         return name in (*names, "all")
 
-    group = command.add_argument_group(
-        "norms and word sets, tables as CSV or TSV"
-    )
+    group = command.add_argument_group("norms and word sets, tables as CSV or TSV")
     group.add_argument(
         "--norms",
         metavar="DIR",

@@ -162,8 +162,9 @@ def test_differences_include_names_of_one_side() -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_says_the_encoding_of_a_file(tmp_path: Path, encoding: str) -> None:
     file = tmp_path / "marked.yaml"
-    file.write_bytes("run:\n  name: größe\n".encode(encoding))
-    assert load(file).run.name == "größe"
-    file.write_bytes("run:\n  name: größe\n".encode("latin-1"))
+    text = load("demo", ["--run.storage", "größe"]).to_yaml()
+    file.write_bytes(text.encode(encoding))
+    assert load(file).run.storage == "größe"
+    file.write_bytes(b"# gr\xf6\xdfe\n" + text.encode())
     with pytest.raises(SettingsError, match=r"marked\.yaml is not YAML: "):
         load(file)
