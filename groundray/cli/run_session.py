@@ -76,6 +76,8 @@ def run_training(
             preflight.verify(run, reporter.console.print)
         launch.check_cluster(settings)
         _report_truncation(run, reporter, report_error)
+        if warning := preflight.still_operators(settings):
+            report_error(f"warning: {warning}")
         preflight.claim(run)
     except (SettingsError, OSError, ValueError) as error:
         report_error(f"error: {error}")

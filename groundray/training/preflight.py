@@ -34,6 +34,8 @@ from groundray.training.checkpoint import CheckpointStore
 from groundray.training.layout import CHECKPOINTS, CONFIG, DATA, features_folder, folder_of
 from groundray.training.trunk_features import map_shape, refusal
 
+LEAST_OPERATOR_LR = 1e-4  # of Adam, for operators of standard deviation 1: 3,000 steps change entries by up to 0.3
+
 
 @dataclass(frozen=True)
 class CheckedRun:
@@ -141,6 +143,23 @@ def truncation_warning(part: str, truncation: Truncation) -> str:
     return f"{part}: {truncation}: {repair}"
 
 
+def still_operators(settings: Settings) -> str | None:
+    """Return the warning that the relational stage cannot turn its operators, with the repair; None where it can.
+
+    Adam changes an entry by about the learning rate a step, and operators are normalised: entries of standard
+    deviation 1 need a learning rate that is not tiny beside it.
+    """
+    if "relational" not in settings.stages or settings.model.relational.operator_initialization != "normal":
+        return None
+    optimizer = settings.stage("relational").optimizer
+    if optimizer.kind != "adam" or optimizer.lr >= LEAST_OPERATOR_LR:
+        return None
+    return (
+        f"relational.optimizer.lr: at {optimizer.lr:g}, predicate operators of standard deviation 1 hardly move: set "
+        f"--model.relational.operator_initialization xavier, or a learning rate of at least {LEAST_OPERATOR_LR:g}"
+    )
+
+
 def claim(run: CheckedRun) -> None:
     """Write the settings and the fingerprints of the data to the run's folder, or compare them with those there.
 
@@ -223,6 +242,7 @@ def preview(settings: Settings) -> Preview:
         run = check(settings)
         cut = truncations(run)
         warnings += [truncation_warning(part, counted) for part, counted in cut.items() if counted.is_loud]
+        warnings += [warning] if (warning := still_operators(settings)) else []
         texts = {part: f"{part.partition('.')[2]} text: {counted}" for part, counted in cut.items()}
         features = {stage.name: _describe_features(stage, settings) for stage in run.stages}
         stages = [

@@ -79,3 +79,16 @@ def test_runs_of_earlier_versions_have_the_same_identity(preset: str) -> None:
         for name in names:
             del section[name]
     assert config.Settings(**stored).identity() == settings.identity()
+
+
+def test_a_run_of_the_earlier_preset_paper_is_told_what_differs() -> None:
+    """Its stored settings lack what the preset now sets: it resumes with these settings, or another run begins."""
+    now = load("paper")
+    stored = now.model_dump(mode="json")
+    del stored["grounding"]["language_dropout"], stored["model"]["initialization"], stored["retrieval"]["val_resize"]
+    lines = config.differences(config.Settings(**stored).identity(), now.identity())
+    assert sorted(line.strip() for line in lines) == [
+        "grounding.language_dropout: None stored, 0.3 now",
+        "model.initialization: 'identity' stored, 'pytorch' now",
+        "retrieval.val_resize: None stored, 256 now",
+    ]

@@ -33,6 +33,7 @@ from groundray.stage.relational import RelationalStage
 from groundray.stage.retrieval import RetrievalStage
 from groundray.stage.visual import VisualStage
 from groundray.training.loop import make_optimizer, set_learning_rate
+from groundray.training.preflight import still_operators
 
 STAGES: dict[str, Any] = {
     "visual": VisualStage,
@@ -333,3 +334,16 @@ def test_operators_start_at_xaviers_size(paper: config.Settings) -> None:
     bound = math.sqrt(6 / (32 * 32 + 115 * 32))  # of fan_in and fan_out, as torch.nn.init counts them
     assert operators.abs().max().item() <= bound
     assert operators.std().item() == pytest.approx(0.0206, abs=1e-4)
+
+
+def test_operators_that_cannot_move_are_told() -> None:
+    normal = "--model.relational.operator_initialization=normal"
+    warning = still_operators(config.load("paper", [normal]))
+    assert warning is not None
+    assert "1e-05" in warning
+    assert "--model.relational.operator_initialization xavier" in warning
+    assert still_operators(config.load("paper")) is None
+    assert still_operators(config.load("paper", [normal, "--relational.optimizer.lr=0.001"])) is None
+    assert still_operators(config.load("paper", [normal, "--stages=visual,grounding"])) is None
+    assert still_operators(config.load("demo")) is None
+    assert still_operators(config.load("photos")) is None
