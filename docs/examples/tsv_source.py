@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from groundray.data.image_decoder import UnusableImage
 from groundray.data.schema import INDEX, REJECTED, Dataset
 from groundray.data.shards import write_shards
-from groundray.data.sources.image_files import UnusableImage, check_image
+from groundray.data.sources.image_files import check_image
 from groundray.data.sources.rejected import Rejected
 from groundray.storage.atomic import atomic_folder
 from groundray.storage.folder import Folder

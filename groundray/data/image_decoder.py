@@ -7,7 +7,8 @@ give the same pixels. An 8-bit sRGB picture without rotation or transparency kee
     orientation     EXIF orientations 1 to 8, also of PNG, WebP and TIFF
     bit depth       the nominal range (16-bit integers: 0 to 65535, floats: 0 to 1) becomes 0 to 255
     transparency    composited on white
-    colours         ICC profiles and PNG gamma are converted to sRGB; CMYK without a profile by (1 - ink) (1 - black)
+    colours         ICC profiles, coding points of PNG and AVIF, and PNG gamma are converted to sRGB;
+                    CMYK without a profile by (1 - ink) (1 - black)
     animation       the first frame
 
 What has no agreed appearance, such as signed integers, is refused with its mode.
@@ -16,6 +17,7 @@ What has no agreed appearance, such as signed integers, is refused with its mode
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +25,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageCms, UnidentifiedImageError
+from jaxtyping import Float64, UInt8
+from PIL import Image, ImageCms, ImageFilter, UnidentifiedImageError
 
 VERSION = 1  # increment when a picture gets other pixels: the keys of trunk features and indexes contain it
 
@@ -61,6 +63,13 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}  # of an ICC profile, by the mode that it describes
 SRGB_TOLERANCE = 4  # levels of 255 by which a profile may differ from sRGB and still be taken for it
 SRGB_GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.05  # of a PNG; the tolerance is relative
+# coding points of ITU-T H.273, of which 2 is "unspecified": primaries of sRGB, and curves close to that of sRGB
+SRGB_PRIMARIES, SRGB_CURVES = {1, 2}, {1, 2, 6, 13, 14, 15}
+# from linear light of other primaries to that of sRGB
+WIDE_PRIMARIES = {
+    12: ((1.2249, -0.2247, 0.0), (-0.0420, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979)),  # Display P3
+    9: ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),  # BT.2020
+}
 FLOAT_TOLERANCE = 0.01  # what resampling may add to the range 0 to 1
 KEY_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}  # of a PNG's transparent colour, by Pillow's raw mode
 
@@ -115,8 +124,9 @@ def decode(encoded: bytes, min_side: int | None = None, limits: Limits = DEFAULT
             image.draft("RGB", (min_side, min_side))
         _scale_colour_key(image)
         image.load()
+        points = _coding_points(encoded, image)
         method = UPRIGHT.get(_orientation(image))
-        pixels = _opaque(image)
+        pixels = _opaque(image, points)
         return pixels if method is None else pixels.transpose(method)
 
 
@@ -186,7 +196,38 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def _coding_points(encoded: bytes, image: Image.Image) -> tuple[int, int]:
+    """Return the coding points of a picture's primaries and curve, which Pillow does not read; 2 is unspecified.
+
+    Raises:
+        UnusableImage: they are of another gamut than is known here, or of more light than 8 bits hold (HDR).
+    """
+    points = (2, 2)
+    if not image.info.get("icc_profile"):
+        if image.format == "PNG":
+            points = _png_points(encoded)
+        elif image.format == "AVIF" and (box := encoded.find(b"colrnclx")) >= 0:
+            points = struct.unpack_from(">HH", encoded, box + 8)
+    primaries, curve = points
+    if curve not in SRGB_CURVES or primaries not in SRGB_PRIMARIES | set(WIDE_PRIMARIES):
+        got = f"colours of primaries {primaries} and curve {curve} (ITU-T H.273; curves 16 and 18 are HDR)"
+        raise _unsupported(image, got)
+    return points
+
+
+def _png_points(encoded: bytes) -> tuple[int, int]:
+    at = 8
+    while at + 12 <= len(encoded):
+        length, name = struct.unpack_from(">I4s", encoded, at)
+        if name == b"cICP" and length == 4:
+            return encoded[at + 8], encoded[at + 9]
+        if name == b"IDAT":
+            break
+        at += 12 + length
+    return 2, 2
+
+
+def _opaque(image: Image.Image, points: tuple[int, int]) -> Image.Image:
     """Return the pixels of a loaded image in sRGB, composited on white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         colours, alpha = _deep(image)
@@ -195,7 +236,7 @@ def _opaque(image: Image.Image) -> Image.Image:
         colours, alpha = whole.convert(whole.mode[:-1]), whole.getchannel("A")
     else:
         colours, alpha = image, None
-    pixels = _in_srgb(colours, image.info)
+    pixels = _in_srgb(colours, image.info, points)
     if alpha is None:
         return pixels
     least, most = alpha.getextrema()
@@ -253,8 +294,8 @@ def _scale_colour_key(image: Image.Image) -> None:
         )
 
 
-def _in_srgb(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
-    """Return a picture without transparency in sRGB: by its ICC profile, else by a PNG's gamma, else as it is."""
+def _in_srgb(image: Image.Image, info: dict[Any, Any], points: tuple[int, int]) -> Image.Image:
+    """Return a picture without transparency in sRGB: by its ICC profile, coding points, a PNG's gamma, or as it is."""
     profile = info.get("icc_profile")
     if image.mode not in SPACES:  # a palette, 1 bit, YCbCr
         image = image.convert("L" if image.mode == "1" else "RGB")
@@ -264,8 +305,10 @@ def _in_srgb(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
         assert converted is not None  # it is None only in place
         return converted
     pixels = image if image.mode == "RGB" else image.convert("RGB")
+    if points[0] in WIDE_PRIMARIES:
+        return pixels.filter(_gamut(points[0]))
     gamma = info.get("gamma")
-    if profile or "srgb" in info or not gamma or abs(gamma / SRGB_GAMMA - 1) <= GAMMA_TOLERANCE:
+    if profile or points != (2, 2) or "srgb" in info or not gamma or abs(gamma / SRGB_GAMMA - 1) <= GAMMA_TOLERANCE:
         return pixels
     return pixels.point(_srgb_levels(gamma).tolist() * 3)
 
@@ -300,8 +343,22 @@ def _probe() -> UInt8[np.ndarray, "27 27 3"]:
     return np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
 
 
-def _srgb_levels(gamma: float) -> UInt8[np.ndarray, 256]:
+@lru_cache
+def _gamut(primaries: int) -> ImageFilter.Color3DLUT:
+    """Return the filter that turns colours of other primaries, with the curve of sRGB, to sRGB."""
+    levels = np.linspace(0, 1, 33)
+    blue, green, red = np.meshgrid(levels, levels, levels, indexing="ij")
+    colours = np.stack([red, green, blue], axis=-1)
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    table = _srgb_curve((linear @ np.array(WIDE_PRIMARIES[primaries]).T).clip(0, 1))
+    return ImageFilter.Color3DLUT(33, table.ravel().tolist())
+
+
+def _srgb_levels(gamma: float) -> UInt8[np.ndarray, " 256"]:
     """Return the sRGB level of each level of a PNG with a gamma (the exponent of its encoding)."""
-    linear = (np.arange(256) / 255) ** (1 / gamma)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return (encoded * 255 + 0.5).astype(np.uint8)
+    return (_srgb_curve((np.arange(256) / 255) ** (1 / gamma)) * 255 + 0.5).astype(np.uint8)
+
+
+def _srgb_curve(linear: Float64[np.ndarray, ...]) -> Float64[np.ndarray, ...]:
+    """Return light of 0 to 1 in the encoding of sRGB (IEC 61966-2-1), which is from 0 to 1 too."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

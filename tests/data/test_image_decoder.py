@@ -290,32 +290,37 @@ def test_ycck_is_decoded_like_cmyk() -> None:
     assert np.abs(pixels(ycck) - 127).max() <= 3  # grey is (Y, 128, 128)
 
 
-def matrix_profile(gamma: float, red: tuple[float, ...], green: tuple[float, ...], blue: tuple[float, ...]) -> bytes:
-    """Return an ICC profile of three primaries (XYZ under D50) and a gamma."""
+def xyz(values: tuple[float, ...]) -> bytes:
+    return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
 
-    def xyz(values: tuple[float, ...]) -> bytes:
-        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
 
-    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+def curve(gamma: float) -> bytes:
+    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+
+
+def icc_profile(space: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", connection: bytes = b"XYZ ") -> bytes:
+    """Return an ICC profile of version 2 with these tags."""
     text = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(78)
-    tags = {
-        **{b"desc": text, b"cprt": b"text\0\0\0\0x\0\0\0", b"wtpt": xyz((0.9642, 1.0, 0.8249))},
-        **{b"rXYZ": xyz(red), b"gXYZ": xyz(green), b"bXYZ": xyz(blue)},
-        **{b"rTRC": curve, b"gTRC": curve, b"bTRC": curve},
-    }
+    tags = {b"desc": text, b"cprt": b"text\0\0\0\0x\0\0\0", **tags}
     table, data = struct.pack(">I", len(tags)), b""
     for name, content in tags.items():
         padded = content + bytes(-len(content) % 4)
         table += struct.pack(">4sII", name, 128 + 4 + 12 * len(tags) + len(data), len(content))
         data += padded
-    head = struct.pack(">I4sI4s4s4s", 128 + len(table) + len(data), b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    head = struct.pack(">I4sI4s4s4s", 128 + len(table) + len(data), b"lcms", 0x02400000, kind, space, connection)
     head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
     return head.ljust(128, b"\0") + table + data
 
 
+def matrix_profile(gamma: float, red: tuple[float, ...], green: tuple[float, ...], blue: tuple[float, ...]) -> bytes:
+    """Return an ICC profile of three primaries (XYZ under D50) and a gamma."""
+    primaries = {b"rXYZ": xyz(red), b"gXYZ": xyz(green), b"bXYZ": xyz(blue)}
+    curves = dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve(gamma))
+    return icc_profile(b"RGB ", {b"wtpt": xyz((0.9642, 1.0, 0.8249)), **primaries, **curves})
+
+
 DISPLAY_P3 = matrix_profile(2.2, (0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841))
 ADOBE_RGB = matrix_profile(2.2, (0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446))
-NEARLY_SRGB = matrix_profile(2.2, (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
 
 
 @pytest.mark.parametrize("profile", [DISPLAY_P3, ADOBE_RGB], ids=["Display P3", "Adobe RGB"])
@@ -372,6 +377,85 @@ def test_gamma_of_a_png_is_applied_unless_it_says_srgb() -> None:
     np.testing.assert_array_equal(pixels(png(header, rows, (b"sRGB", b"\0"), linear))[:, :, 0], RAMP)
     shown = pixels(png(header, rows, linear))[0, :, 0]
     assert shown[[0, 55, 128, 255]].tolist() == [0, 128, 188, 255]  # half of the light is level 188 of sRGB
+
+
+def with_points(format: str, primaries: int, curve: int, colour: tuple[int, int, int]) -> bytes:
+    """Return a picture of a single colour whose coding points are these, without a profile."""
+    if format == "PNG":
+        return png((8, 8, 8, 2), (b"\0" + bytes(colour * 8)) * 8, (b"cICP", bytes([primaries, curve, 0, 1])))
+    content = encoded(Image.new("RGB", (8, 8), colour), "AVIF", quality=100, subsampling="4:4:4")
+    box = content.index(b"colrnclx") + 8
+    return content[:box] + struct.pack(">HH", primaries, curve) + content[box + 4 :]
+
+
+CHROMATICITIES = {  # x and y of red, green and blue, by coding point (ITU-T H.273, table 2)
+    1: ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06)),
+    9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
+    12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+}
+
+
+def light(primaries: int) -> np.ndarray:
+    """Return the matrix from linear RGB of these primaries, with white D65, to XYZ."""
+    columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in CHROMATICITIES[primaries]]).T
+    white = np.array([0.3127 / 0.3290, 1, (1 - 0.3127 - 0.3290) / 0.3290])
+    return columns * np.linalg.solve(columns, white)
+
+
+def in_primaries(primaries: int, colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return a colour of sRGB as a picture of other primaries stores it, with the same curve."""
+    levels = np.array(colour) / 255
+    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    other = np.linalg.solve(light(primaries), light(1) @ linear)
+    red, green, blue = np.where(other <= 0.0031308, 12.92 * other, 1.055 * other ** (1 / 2.4) - 0.055) * 255
+    return round(red), round(green), round(blue)
+
+
+@pytest.mark.parametrize("format", ["PNG", "AVIF"])
+def test_coding_points_are_colours_of_their_gamut_or_refused(format: str) -> None:
+    tolerance = 4 if format == "PNG" else 12  # a level that AVIF is off is several where BT.2020 leaves sRGB
+    for colour in ((60, 180, 75), (200, 40, 90), (128, 128, 128)):
+        for primaries in (1, 9, 12):
+            stored = in_primaries(primaries, colour)
+            assert np.abs(pixels(with_points(format, primaries, 13, stored)) - colour).max() <= tolerance, primaries
+        assert np.abs(pixels(with_points(format, 2, 2, colour)) - colour).max() <= 3
+    for primaries, curve in ((9, 16), (9, 18), (1, 8), (11, 13)):
+        with pytest.raises(UnusableImage, match=f"primaries {primaries} and curve {curve}") as error:
+            decode(with_points(format, primaries, curve, (60, 180, 75)))
+        assert error.value.reason == "unsupported mode"
+
+
+def grey_profile(gamma: float) -> bytes:
+    return icc_profile(b"GRAY", {b"wtpt": xyz((0.9642, 1.0, 0.8249)), b"kTRC": curve(gamma)})
+
+
+def test_grey_of_a_profile_becomes_srgb() -> None:
+    """Half of the light, as a profile with a gamma of 1 stores it, is level 188 of sRGB."""
+    for format in ("PNG", "JPEG", "TIFF"):
+        shown = pixels(encoded(Image.new("L", (8, 8), 128), format, icc_profile=grey_profile(1.0)))
+        assert np.abs(shown - 188).max() <= 2
+    deep = encoded(Image.fromarray(np.full((8, 8), 32896, np.uint16)), icc_profile=grey_profile(1.0))
+    assert np.abs(pixels(deep) - 188).max() <= 2
+
+
+def ink_profile() -> bytes:
+    """Return a CMYK profile: a table of two levels of each ink, in which all inks but black print the same red."""
+    white, red, black = (255, 128, 128), (136, 208, 195), (0, 128, 128)  # L, a and b in 8 bits
+    table = [black if key else red if ink or magenta or yellow else white
+             for ink in (0, 1) for magenta in (0, 1) for yellow in (0, 1) for key in (0, 1)]  # fmt: skip
+    matrix = struct.pack(">9i", *(65536 if place % 4 == 0 else 0 for place in range(9)))
+    straight = bytes(range(256))
+    lut = b"mft1\0\0\0\0\4\3\2\0" + matrix + straight * 4 + bytes(sum(table, ())) + straight * 3
+    return icc_profile(b"CMYK", {b"wtpt": xyz((0.9642, 1.0, 0.8249)), b"A2B0": lut}, kind=b"prtr", connection=b"Lab ")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_inks_are_those_of_their_profile(format: str) -> None:
+    for inks, shown in (((255, 0, 0, 0), (255, 0, 0)), ((0, 0, 0, 0), (255, 255, 255)), ((0, 0, 0, 255), (0, 0, 0))):
+        content = encoded(Image.new("CMYK", (16, 16), inks), format, icc_profile=ink_profile())
+        assert np.abs(pixels(content) - shown).max() <= 8
+    plain = encoded(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), format)
+    assert np.abs(pixels(plain) - (0, 255, 255)).max() <= 2
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
