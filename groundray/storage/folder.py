@@ -18,7 +18,9 @@ import json
 import math
 import os
 import posixpath
+import random
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +37,7 @@ COPIES = 16  # concurrent copies
 FLUSHES = 64  # concurrent flushes of files to a disk
 BLOCK_BYTES = 2**22
 SCHEMES = {"gcs": "gs"}  # by pyarrow's name of the filesystem, where the two differ
+CLAIM, CLAIM_SECONDS = ".claim", 60.0  # of a file that one process may write; an older claim is a killed process's
 WRITING = ".writing"  # end of a local file's name until it is complete; one is left only by a killed process
 
 
@@ -200,6 +203,55 @@ class Folder:
     def write_sealed(self, name: str, content: Mapping[str, Any]) -> None:
         """Write JSON with a checksum of its content."""
         self.write_json(name, seals.seal_document(content))
+
+    def create_sealed(self, name: str, content: Mapping[str, Any]) -> bool:
+        """Write JSON with a checksum unless the file exists, and return whether this call wrote it.
+
+        Of several processes that call it at the same time, one writes. A local file system links the complete file to
+        its name. Elsewhere each process first writes a claim beside the file and then lists the claims: a process that
+        sees no other's claim writes the file, the others withdraw and try again after a random time.
+        """
+        temporary = f"{name}.{uuid.uuid4().hex[:8]}{CLAIM}"
+        if self.local:
+            self.write_sealed(temporary, content)
+            try:
+                os.link(self.locate(temporary), self.locate(name))
+                return True
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                pass
+            finally:
+                self.delete(temporary)
+                flush_folder(Path(self.path))
+        while not self.exists(name):
+            self.write_json(temporary, {})
+            claimed = time.monotonic()
+            try:
+                # a process that was suspended looks again: its claim may be taken for that of a killed process
+                if self._is_alone(name, temporary) and time.monotonic() < claimed + CLAIM_SECONDS / 2:
+                    if self.exists(name):  # its writer has withdrawn the claim since
+                        return False
+                    self.write_sealed(name, content)
+                    return True
+            finally:
+                self.delete(temporary)
+            time.sleep(random.uniform(0.05, 1))
+        return False
+
+    def _is_alone(self, name: str, own: str) -> bool:
+        """Return True if no other process claims a file. Claims of processes that were killed are deleted."""
+        claims = [each for each in self.names() if each.startswith(f"{name}.") and each.endswith(CLAIM)]
+        times = {each: self.filesystem.get_file_info(self.locate(each)).mtime for each in claims}
+        alone = True
+        for claim, written in times.items():
+            # both times are the store's: the clocks of machines may differ
+            age = (times[own] - written).total_seconds() if written and times.get(own) else 0.0
+            if claim != own and age > CLAIM_SECONDS:
+                self.delete(claim)
+            elif claim != own:
+                alone = False
+        return alone and own in times
 
     def read_sealed(
         self,

@@ -4,7 +4,7 @@ A process, or a group of workers, that starts or resumes a run is an attempt. It
 number, and a random part in case another attempt takes the same number at the same time. Tokens are ordered, and the
 attempt with the highest one owns the run. The names of everything that an attempt writes end with its token.
 
-    RUN/attempts/0002-3f9a81c0.json         attempt 2 has started
+    RUN/attempts/0002-3f9a81c0.json         attempt 2 has started: where, with which settings, code and libraries
     RUN/attempts/0002-3f9a81c0-from.json    where it resumes, and which files of older attempts it accepts
     RUN/attempts/0002-3f9a81c0-alive.json   its last heartbeat, and why it ended if it could say so
 
@@ -21,7 +21,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -88,6 +88,10 @@ class Attempt:
         with contextlib.suppress(OSError):  # only for the figures; code that needs the storage raises its own error
             (self.run / ATTEMPTS).write_json(f"{self.token}-alive.json", state)
 
+    def made_with(self) -> dict[str, Any]:
+        """Returns what `claim` recorded; empty if nothing can be read."""
+        return _read(self.run, f"{self.token}.json") or {}
+
     def last_heartbeat(self) -> dict[str, Any] | None:
         """Returns what `heartbeat` wrote last; None if nothing can be read."""
         state = _read(self.run, f"{self.token}-alive.json")
@@ -100,12 +104,19 @@ class Attempt:
         (self.run / ATTEMPTS).write_sealed(f"{self.token}-from.json", {**note, "accepted": sorted(self.accepted)})
 
 
-def claim(run: Folder, nonce: Callable[[], str] = lambda: uuid.uuid4().hex[:8]) -> FencingToken:
-    """Take the token of a new attempt, which supersedes all older ones."""
+def claim(
+    run: Folder, made_with: Mapping[str, Any] | None = None, nonce: Callable[[], str] = lambda: uuid.uuid4().hex[:8]
+) -> FencingToken:
+    """Take the token of a new attempt, which supersedes all older ones.
+
+    Args:
+        made_with: recorded with the attempt, such as the versions of libraries.
+    """
     folder = (run / ATTEMPTS).make()
+    record = {"host": socket.gethostname(), "process": os.getpid(), "began": time.time(), **(made_with or {})}
     while True:
         token = FencingToken(_newest(run).number + 1, nonce())
-        folder.write_json(f"{token}.json", {"host": socket.gethostname(), "process": os.getpid(), "began": time.time()})
+        folder.write_json(f"{token}.json", record)
         if _newest(run) == token:  # else another attempt has just started: take a number above its own
             return token
 

@@ -1,7 +1,7 @@
 """The folder of a run, and the names of what lies in it.
 
-STORAGE/NAME/config.yaml      the resolved settings; a name belongs to one configuration
-STORAGE/NAME/data.json        the fingerprints of its data
+STORAGE/NAME/run.json         the run's id, settings and fingerprints of data; a name belongs to one run: identity.py
+STORAGE/NAME/config.yaml      the resolved settings, to read and to use with --config
 STORAGE/NAME/attempts/        the attempts at the run: attempts.py
 STORAGE/NAME/checkpoints/     checkpoint.py
 STORAGE/NAME/history/         every step and validation: history.py
@@ -19,7 +19,8 @@ from __future__ import annotations
 from groundray.config import Settings
 from groundray.storage.folder import Folder
 
-CONFIG, DATA, RESULT, MODEL = "config.yaml", "data.json", "result.json", "model"
+RUN, CONFIG, RESULT, MODEL = "run.json", "config.yaml", "result.json", "model"
+FORMER_DATA = "data.json"  # the fingerprints, in folders of earlier versions
 ATTEMPTS, CHECKPOINTS, HISTORY = "attempts", "checkpoints", "history"
 NOT_FINITE, STACKS, FEATURES = "not_finite", "stacks", ".features"
 

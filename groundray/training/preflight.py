@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import get_args
+from typing import Any, get_args
 
 import torch
-import yaml
 from transformers import PreTrainedTokenizerFast
 
-from groundray.config import Settings, SettingsError, StageName, differences, flatten
+from groundray.config import Settings, SettingsError, StageName, flatten
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
 from groundray.data.shards import verify_shards
@@ -29,10 +28,13 @@ from groundray.stage.protocol import Stage, vocabulary_of
 from groundray.stage.stages import NEEDS, STAGES
 from groundray.storage.folder import Folder, format_bytes
 from groundray.storage.object_store import is_store, probe
+from groundray.training import identity
 from groundray.training.attempts import Attempt
 from groundray.training.checkpoint import CheckpointStore
-from groundray.training.layout import CHECKPOINTS, CONFIG, DATA, features_folder, folder_of
+from groundray.training.identity import Identity
+from groundray.training.layout import CHECKPOINTS, features_folder, folder_of
 from groundray.training.trunk_features import map_shape, refusal
+from groundray.versions import code_version, library_versions
 
 LEAST_OPERATOR_LR = 1e-4  # of Adam, for operators of standard deviation 1: 3,000 steps change entries by up to 0.3
 
@@ -65,6 +67,16 @@ class CheckedRun:
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of each data set."""
         return {part: dataset.fingerprint for part, dataset in self.datasets.items()}
+
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What results depend on: a hash of settings and data, the version of the code, and those of libraries."""
+        return {
+            "settings": identity.settings_hash(self.settings, self.fingerprints),
+            "code": code_version(),
+            "versions": library_versions(),
+        }
 
 
 def check_storage(settings: Settings) -> None:
@@ -160,8 +172,8 @@ def still_operators(settings: Settings) -> str | None:
     )
 
 
-def claim(run: CheckedRun) -> None:
-    """Write the settings and the fingerprints of the data to the run's folder, or compare them with those there.
+def claim(run: CheckedRun) -> Identity:
+    """Return the identity of the run in its folder, minted at its first start.
 
     Raises:
         OSError: the storage cannot be written.
@@ -169,23 +181,7 @@ def claim(run: CheckedRun) -> None:
         OtherFormat: a checkpoint of the run has a format that this version does not read.
     """
     CheckpointStore(Attempt(run.folder)).check_formats()
-    folder = run.folder
-    if not folder.exists(CONFIG):
-        folder.make().write_json(DATA, run.fingerprints)
-        folder.write_bytes(CONFIG, run.settings.to_yaml().encode())
-        return
-    theirs = Settings(**yaml.safe_load(folder.read_bytes(CONFIG))).identity() | _labelled(folder.read_json(DATA))
-    ours = run.settings.identity() | _labelled(run.fingerprints)
-    if different := differences(theirs, ours):
-        raise SettingsError(
-            f"{folder} holds a run of another configuration:\n"
-            + "\n".join(different)
-            + "\nuse these settings to resume it, or another --run.name"
-        )
-
-
-def _labelled(fingerprints: dict[str, str]) -> dict[str, str]:
-    return {f"{part} (the shards' fingerprint)": value for part, value in fingerprints.items()}
+    return identity.claim(run.folder, run.settings, run.fingerprints)
 
 
 def _check_start_vocabulary(stage: Stage, start: Vocabulary, origin: str) -> None:

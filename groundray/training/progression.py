@@ -40,7 +40,7 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
         Stopped: the worker was asked to stop; the same call resumes.
     """
     keep_freed_memory()
-    store, start = recovery.begin(run.folder, [stage.name for stage in run.stages], worker)
+    store, start = recovery.begin(run.folder, [stage.name for stage in run.stages], worker, run.made_with)
     model, heads = initial_model(run.settings)
     model.to(worker.device)
 

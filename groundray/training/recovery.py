@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from groundray.config import SettingsError
 from groundray.distributed import gather_strings
 from groundray.storage.folder import Folder
-from groundray.training import attempts, history
+from groundray.training import attempts, history, identity
 from groundray.training.attempts import Attempt, FencingToken
 from groundray.training.checkpoint import Checkpoint, CheckpointStore
 from groundray.training.events import Attempted, Notice, Recovered
@@ -75,16 +76,22 @@ class Start:
         return Recovered(self.number, now - self.began, now - (self.last_heartbeat or self.began))
 
 
-def begin(run: Folder, stages: Sequence[str], worker: Worker) -> tuple[CheckpointStore, Start]:
+def begin(
+    run: Folder, stages: Sequence[str], worker: Worker, made_with: Mapping[str, Any] | None = None
+) -> tuple[CheckpointStore, Start]:
     """Begin an attempt; returns its store and start, the same on every rank. Only rank 0 reads the storage.
 
+    Args:
+        made_with: hash of the settings, version of the code and of libraries; recorded with the attempt.
+
     Raises:
+        SettingsError: the folder belongs to a run of other settings.
         OtherFormat: a checkpoint has a format that this version does not read; nothing was changed.
     """
     note = ""
     gather_strings(note)  # a rank 0 that wakes up after its group is gone must not take a token
     if worker.rank == 0:
-        note = json.dumps(asdict(_begin(run, stages, worker)))
+        note = json.dumps(asdict(_begin(run, stages, worker, made_with or {})))
     start = _start(json.loads(gather_strings(note)[0]))
     if worker.rank == 0:
         worker.emit(start.event())
@@ -109,13 +116,16 @@ def _start(note: Mapping[str, Any]) -> Start:
     return Start(**{**values, "accepted": tuple(values["accepted"])})
 
 
-def _begin(run: Folder, stages: Sequence[str], worker: Worker) -> Start:
+def _begin(run: Folder, stages: Sequence[str], worker: Worker, made_with: Mapping[str, Any]) -> Start:
     def warn(text: str) -> None:
         worker.emit(Notice(text))
 
     CheckpointStore(Attempt(run)).check_formats()
-    (number, token), began = attempts.claim(run), time.time()  # before reading: attempts.py
+    _ensure_own(run, made_with)  # before the attempt ends another's
+    (number, token), began = attempts.claim(run, made_with), time.time()  # before reading: attempts.py
     previous = attempts.latest(run)
+    if changed := _changed_versions(previous.made_with(), made_with):
+        warn(f"resumes with {changed}: results may differ from those of one version")
     for damaged, note in attempts.damaged(run).items():
         consequence = (
             "the steps of that attempt are done again"
@@ -143,6 +153,26 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker) -> Start:
         start = _after(start, previous, store)
     start.attempt(run).write_begin({**asdict(start), "stages": list(stages), "workers": worker.world_size})
     return start
+
+
+def _ensure_own(run: Folder, made_with: Mapping[str, Any]) -> None:
+    """Raise SettingsError if a folder belongs to a run of other settings than those of this attempt."""
+    owner = identity.read(run) if "settings" in made_with else None
+    if owner and owner.fingerprints:
+        expected = identity.settings_hash(owner.settings, owner.fingerprints)
+        if made_with["settings"] != expected:
+            raise SettingsError(
+                f"{run} holds a run of another configuration, with the hash {expected[:12]} of settings and data, got "
+                f"{made_with['settings'][:12]}: use another --run.name"
+            )
+
+
+def _changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns the code and libraries of another version than in the previous attempt; empty if all are the same."""
+    old, new = ({"groundray": made.get("code"), **made.get("versions", {})} for made in (before, now))
+    return ", ".join(
+        f"{name} {version} ({old[name]} before)" for name, version in new.items() if old.get(name) not in (None, version)
+    )
 
 
 def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:

@@ -287,11 +287,11 @@ def claimed_at_once(
 
     def late(folder: Folder, name: str, content: object) -> None:
         monkeypatch.setattr(Folder, "write_json", real)
-        seconds.append(attempts.claim(run, lambda: second))
+        seconds.append(attempts.claim(run, nonce=lambda: second))
         real(folder, name, content)
 
     monkeypatch.setattr(Folder, "write_json", late)
-    return attempts.claim(run, lambda: next(tokens)), seconds[0]
+    return attempts.claim(run, nonce=lambda: next(tokens)), seconds[0]
 
 
 def test_one_of_two_simultaneous_attempts_owns_the_run(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ class Sweep:
         """
         folder, here = self.folder, self.definition()
         if not folder.exists(DEFINITION):
-            if folder.exists(layout.CONFIG):
+            if folder.exists(layout.RUN) or folder.exists(layout.CONFIG):
                 raise SettingsError(f"{folder} holds a training run: use another --run.name")
             folder.make().write_json(DEFINITION, here)
             return

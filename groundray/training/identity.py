@@ -1,0 +1,158 @@
+"""The identity of a run: an id that is minted when its folder is claimed, and kept there in `run.json`.
+
+A path identifies no run. A folder is deleted and its name used again, it is moved, it is copied, or it exists on two
+machines. Therefore MLflow finds a run by its id. `run.json` also has the settings and the fingerprints of the data that
+the name belongs to. It is written whole and once: of several processes that start a name at the same time, the first one
+decides, and the others compare their settings with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from groundray.config import Settings, SettingsError, differences, parse_yaml
+from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
+from groundray.training.layout import CONFIG, FORMER_DATA, RUN
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The identity of a run.
+
+    Attributes:
+        id: 32 hexadecimal digits, unique in the world.
+        settings: those of the run's first start.
+        fingerprints: of its data sets, by name such as `grounding.train`.
+        folder: the path or URL at which the id was minted.
+        adopted: True if an earlier version started the run, without an id.
+    """
+
+    id: str
+    settings: Settings
+    fingerprints: dict[str, str]
+    folder: str
+    adopted: bool = False
+
+    def content(self) -> dict[str, Any]:
+        """Return the content of `run.json`."""
+        return {
+            "id": self.id,
+            "created": time.time(),
+            "folder": self.folder,
+            "adopted": self.adopted,
+            "settings": self.settings.model_dump(mode="json"),
+            "data": self.fingerprints,
+        }
+
+
+def read(folder: Folder) -> Identity | None:
+    """Return the identity of the run in a folder; None if it has none.
+
+    Raises:
+        ValueError: `run.json` is damaged or of another version; the message has the repair.
+    """
+    if not folder.exists(RUN):
+        return None
+    repair = (
+        f"restore it from a copy, or delete it and rerun the same command, which resumes the run under a new id (in "
+        f"MLflow as a new run) with the settings of {CONFIG}"
+    )
+    content = folder.read_sealed(RUN, repair=repair)
+    try:
+        settings = Settings(**content["settings"])
+        return Identity(content["id"], settings, content["data"], content["folder"], content["adopted"])
+    except (ValueError, KeyError) as error:
+        raise SettingsError(f"{folder}/{RUN} is of another version of groundray: {_one_line(error)}") from None
+
+
+def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -> Identity:
+    """Return the identity of the run in a folder; mint one if there is none.
+
+    A run of an earlier version is adopted: it gets an id, and keeps its settings. A copy of a run whose original can
+    still be reached gets an id of its own.
+
+    Raises:
+        OSError: the storage cannot be written.
+        SettingsError: the name holds a run of other settings or other data; the message prints the difference.
+    """
+    found = read(folder)
+    if found is None:
+        new = _former(folder) or Identity(_mint(), settings, dict(fingerprints), str(folder))
+        folder.make().create_sealed(RUN, new.content())  # or another process has just done so
+        found = read(folder)
+        assert found is not None
+    if different := differences(
+        _compared(found.settings, found.fingerprints or fingerprints), _compared(settings, fingerprints)
+    ):
+        raise SettingsError(
+            f"{folder} holds a run of another configuration:\n"
+            + "\n".join(different)
+            + "\nuse these settings to resume it, or another --run.name"
+        )
+    if _is_copy(folder, found):
+        found = Identity(_mint(), found.settings, found.fingerprints, str(folder))
+        folder.write_sealed(RUN, found.content())
+    try:
+        folder.read_sealed_text(CONFIG)
+    except (FileNotFoundError, Damaged):
+        folder.write_sealed_text(CONFIG, found.settings.to_yaml())
+    return found
+
+
+def settings_hash(settings: Settings, fingerprints: Mapping[str, str]) -> str:
+    """Return the SHA-256 of everything that a run's results depend on: 64 hexadecimal digits."""
+    compared = json.dumps(_compared(settings, fingerprints), sort_keys=True, default=str)
+    return hashlib.sha256(compared.encode()).hexdigest()
+
+
+def _mint() -> str:
+    return uuid.uuid4().hex
+
+
+def _compared(settings: Settings, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """Return what may not change when a run resumes, by name."""
+    return settings.identity() | {f"{part} (the shards' fingerprint)": value for part, value in fingerprints.items()}
+
+
+def _former(folder: Folder) -> Identity | None:
+    """Return a new identity of a run that an earlier version started; None if it started none.
+
+    Raises:
+        SettingsError: the run's settings are damaged; the message has the repair.
+    """
+    if not folder.exists(CONFIG):
+        return None
+    repair = "restore it from a copy, or use another --run.name"
+    tree = parse_yaml(folder.read_sealed_text(CONFIG, repair), f"{folder}/{CONFIG}")
+    try:
+        if not isinstance(tree, dict):
+            raise ValueError(f"expected sections, got {type(tree).__name__}")
+        data = folder.read_json(FORMER_DATA) if folder.exists(FORMER_DATA) else {}
+        return Identity(_mint(), Settings(**tree), data, str(folder), adopted=True)
+    except ValueError as error:
+        raise SettingsError(f"{folder}/{CONFIG} or {FORMER_DATA} is damaged: {_one_line(error)}: {repair}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _is_copy(folder: Folder, found: Identity) -> bool:
+    """Return True if the folder is a copy of a run that is still where its id was minted."""
+    if found.folder == str(folder):
+        return False
+    with contextlib.suppress(OSError, ValueError):  # what cannot be read is not there any more
+        minted = Folder.at(found.folder)
+        same = minted.local and folder.local and os.path.samefile(minted.path, folder.path)
+        if minted.local == folder.local and not same and (original := read(minted)):
+            return original.id == found.id
+    return False
