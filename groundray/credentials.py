@@ -1,0 +1,113 @@
+"""Decides what a secret in a URL is: settings refuse it, and everything that is written or printed hides it.
+
+Settings are written to `config.yaml`, to the model card, to MLflow and to the trials of a sweep, and URLs are printed.
+Secrets therefore belong in the environment, which is never written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import parse_qsl, unquote
+
+HIDDEN = "***"
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+# their values are hidden wherever they occur, as in an error of a library
+SECRET_VARIABLES = (
+    *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("HF_TOKEN", "RAY_AUTH_TOKEN"),
+)
+URL_VARIABLES = (TRACKING_URI, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
+MIN_LENGTH = 6  # of a secret that is hidden outside URLs: a shorter one may be a part of any word
+URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)(?P<rest>[^\s'\"<>`]*)")
+SECRET_WORDS = {"key", "sig", "signature", "auth", "authorization", "pwd", "sas", "credential", "credentials", "cred"}
+SECRET_PARTS = ("pass", "secret", "token", "accesskey", "apikey", "signature", "credential")
+NO_SECRETS = {"sslkey", "keyfile"}  # paths of files
+REPAIR = (
+    "give the URL without them; they belong in the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    f"the whole {TRACKING_URI}, for MLflow; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    "GOOGLE_APPLICATION_CREDENTIALS, for a store"
+)
+
+
+def has_secret(text: str) -> bool:
+    """Return True if a text has a URL with a password, a token or a signature."""
+    return any(_hide(match, "") != match[0] for match in URL.finditer(text))
+
+
+def refusal(text: str) -> str | None:
+    """Return why a setting or option cannot have this value, without the value; None if it has no secret."""
+    if not has_secret(text):
+        return None
+    scheme = URL.search(text)
+    return f"expected a URL without a password, token or key, got one ({scheme['scheme'] if scheme else ''}...): {REPAIR}"
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without its user, password and secret parameters, which a client takes from the environment."""
+    return URL.sub(lambda match: _hide(match, ""), url)
+
+
+def redacted(text: str) -> str:
+    """Return a text to print or write: `***` instead of the secrets of its URLs and of the environment."""
+    text = URL.sub(lambda match: _hide(match, HIDDEN), text)
+    for secret in _environment_secrets():
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _environment_secrets() -> list[str]:
+    """Return the secrets of the environment, longest first."""
+    found = {os.environ.get(name, "") for name in SECRET_VARIABLES}
+    for name in URL_VARIABLES:
+        for match in URL.finditer(os.environ.get(name, "")):
+            user, password, _ = _split(match["rest"])
+            found |= {secret for text in (password, user if not password else "") for secret in (text, unquote(text))}
+            found |= {value for key, value in parse_qsl(_query(match["rest"])) if _is_secret(key)}
+    return sorted((secret for secret in found if len(secret) >= MIN_LENGTH), key=len, reverse=True)
+
+
+def _hide(match: re.Match[str], hidden: str) -> str:
+    """Return a matched URL with `hidden` in place of what is secret, or without it if that is empty."""
+    scheme, rest = match["scheme"], match["rest"]
+    user, password, location = _split(rest)
+    if password or (user and scheme.lower() in ("http://", "https://")):
+        rest = f"{hidden}@{location}" if hidden else location
+    head, mark, query = rest.partition("?")
+    query, sharp, fragment = query.partition("#")
+    parameters = []
+    for parameter in query.split("&") if query else []:
+        name, equals, value = parameter.partition("=")
+        if not (_is_secret(unquote(name)) and value):
+            parameters.append(parameter)
+        elif hidden:
+            parameters.append(f"{name}{equals}{hidden}")
+    query = "&".join(parameters)
+    return f"{scheme}{head}{mark if query else ''}{query}{sharp}{fragment}"
+
+
+def _split(rest: str) -> tuple[str, str, str]:
+    """Return user, password and location of what follows `://`; a password may have any characters."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" not in authority and re.search(r":(?!\d*$)", authority) and not authority.startswith("["):
+        # what follows the colon is no port: a password with a slash, whose URL may be cut off
+        before, at, location = rest.rpartition("@")
+        user, _, password = (before if at else rest).partition(":")
+        return user, password, location if at else HIDDEN
+    user, at, _ = authority.rpartition("@")
+    if not at:
+        return "", "", rest
+    user, _, password = user.partition(":")
+    return user, password, rest[len(authority.rpartition("@")[0]) + 1 :]
+
+
+def _query(rest: str) -> str:
+    return rest.partition("?")[2].partition("#")[0]
+
+
+def _is_secret(name: str) -> bool:
+    words = re.split(r"[-_.\s]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    joined = "".join(words)
+    if joined in NO_SECRETS:
+        return False
+    return bool(SECRET_WORDS & set(words)) or any(part in joined for part in SECRET_PARTS)
