@@ -24,8 +24,8 @@ SECRET_WORDS = {"key", "sig", "signature", "auth", "authorization", "pwd", "sas"
 SECRET_PARTS = ("pass", "secret", "token", "accesskey", "apikey", "signature", "credential")
 NO_SECRETS = {"sslkey", "keyfile"}  # paths of files
 REPAIR = (
-    "give the URL without them; they belong in the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-    f"the whole {TRACKING_URI}, for MLflow; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    "give the URL without them; they belong in the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+    f"or the whole {TRACKING_URI}, for MLflow; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
     "GOOGLE_APPLICATION_CREDENTIALS, for a store"
 )
 
@@ -39,8 +39,7 @@ def refusal(text: str) -> str | None:
     """Return why a setting or option cannot have this value, without the value; None if it has no secret."""
     if not has_secret(text):
         return None
-    scheme = URL.search(text)
-    return f"expected a URL without a password, token or key, got one ({scheme['scheme'] if scheme else ''}...): {REPAIR}"
+    return f"expected a URL without a password, token or key, got {redacted(text)}: {REPAIR}"
 
 
 def without_secrets(url: str) -> str:

@@ -67,8 +67,14 @@ def _run(argv: Sequence[str] | None, defaults: Defaults, errors: Console) -> int
     overrides = with_defaults(overrides, ["--scaling.num_workers=1", f"--run.name={defaults.name}"])
     sweep = _sweep(options, overrides)
     options.file = config.find(options.config).absolute()
+    from groundray.tracking import Inquiry
+
     go_home(errors.print)
+    inquiry = Inquiry.of(sweep.settings)
     sweep.check()
+    if problem := inquiry.problem():
+        raise SettingsError(problem)
+    sweep.ensure_state_is_trusted(options.resume, options.trust_storage)
     status = _run_trials(sweep, options, table_console(soft_wrap=True, optional=True), errors)
     if status > EXIT_SIGNAL:
         errors.print(INTERRUPTED)
@@ -134,6 +140,11 @@ def build_parser(defaults: Defaults = DEFAULTS) -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", action="store_true", help="resume an interrupted sweep")
     parser.add_argument(
+        "--trust-storage",
+        action="store_true",
+        help="with --resume: read Ray Tune's state, which is pickled Python, from storage that others may write to",
+    )
+    parser.add_argument(
         "--register",
         metavar="NAME",
         nargs="?",
@@ -173,14 +184,15 @@ def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, err
     from groundray.cli.run_session import Signals, is_complete, run_training
     from groundray.runtime.tune import trials as tune
     from groundray.runtime.tune.spec import PLOT, RESULTS, SHARED, TABLE, TRIALS
-    from groundray.tracking import SweepLog
+    from groundray.tracking import STATUSES, SweepLog
 
     started, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
     with tune.connected(sweep, options.verbose, console.print) as concurrent:
-        sweep.claim(options.resume)
+        claimed = sweep.claim(options.resume)
         console.print(f"sweep  {folder}, {concurrent} trials at once")
-        log = SweepLog(settings, folder, sweep.definition(), errors.print) if settings.tracking.enabled else None
-        parent = log.run_id if log else None
+        tracked = settings.tracking.enabled
+        log = SweepLog(settings, folder, claimed, sweep.definition(), errors.print) if tracked else None
+        parent = claimed.id if log else None
         shared = sweep.shared_settings()
         if shared and not is_complete(folder / SHARED):
             console.print(f"{', '.join(sweep.shared_stages)}  trained once, for all trials")
@@ -198,7 +210,8 @@ def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, err
     winner = _show(sweep, options, trials, console)
     if log:
         best = {str(sweep.metric): winner.value} if winner and winner.value is not None else {}
-        log.close(best, [TABLE, RESULTS, PLOT], finished=not stopped)
+        runs = {f"{TRIALS}/{trial.name}": STATUSES.get(trial.state, "KILLED") for trial in trials}
+        log.close(best, [TABLE, RESULTS, PLOT], {SHARED: "FINISHED"} | runs, finished=not stopped)
         if winner and options.register and not stopped:
             version = log.register(folder / TRIALS / winner.name, options.register, ALIAS)
             if version:

@@ -1,9 +1,13 @@
-"""MLflow: one MLflow run for each training run, owned by the driver and found again by its tag when the run resumes.
+"""MLflow: one MLflow run for each training run, owned by the driver and found again by the run's id when it resumes.
+
+The id is in the run's folder (`training/identity.py`) and in the tag `groundray.run_id`. A path finds no MLflow run: a
+folder that is deleted and used again holds another run. No MLflow run of another id is changed or deleted.
 
 Each step is logged exactly once, however often it was repeated: what was lost because a driver or worker was killed, or
 a server was down, is logged later from the run's own history. All calls happen on a separate thread with a timeout, so
 a tracking server that is slow or down never delays or ends a training run. The first failure is reported when it
-happens, and the number of events that could not be logged at the end.
+happens, and the number of events that could not be logged at the end. Passwords of a server are taken from the
+environment and hidden in every message.
 """
 
 from __future__ import annotations
@@ -13,33 +17,82 @@ import logging
 import os
 import queue
 import re
-import subprocess
+import shlex
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from groundray.config import Settings, flatten
+from groundray.credentials import TRACKING_URI, redacted, without_secrets
 from groundray.storage.folder import Folder
-from groundray.training import history, recovery
+from groundray.training import history, identity, layout, recovery
 from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
-from groundray.training.preflight import CheckedRun
+from groundray.training.identity import Identity
+from groundray.versions import code_version, library_versions, version_of
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-RUN_TAG = "groundray.run"
+ID_TAG, PARENT_TAG = "groundray.run_id", "groundray.sweep_id"
+FOLDER_TAG = "groundray.run"  # for people; earlier versions found a run by it
 TRAINING_EXPERIMENT = {
     "mlflow.experimentKind": "custom_model_development"
 }  # MLflow's page then opens on runs and curves
 FLUSH_SECONDS = 2.0
 CLOSE_TIMEOUT_SECONDS = 60.0
+CHECK_SECONDS = 15.0  # for the answer of a server before a run starts
 MAX_METRICS = 1000  # in one call: limits of MLflow
 MAX_PARAMETERS = 100
 PREFIXES = {StepDone: "", EpochDone: "/val", StageDone: "/best"}  # of an event's metrics, after the stage's name
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-PACKAGES = ("groundray", "ray", "torch", "torchvision", "transformers", "mlflow-skinny", "pyarrow", "numpy")
+STATUSES: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED"}  # of a trial; any other was stopped
+
+
+class Deleted(ValueError):
+    """The experiment or the run was deleted in MLflow; the message has the repair."""
+
+
+class Inquiry:
+    """Asks, while other checks of a run are made, whether its experiment or its MLflow run was deleted."""
+
+    def __init__(self, settings: Settings, run_id: str | None = None):
+        """Ask in a thread; do nothing if the run is not tracked.
+
+        Args:
+            run_id: id of the run, if it is one that resumes.
+        """
+        self._settings, self._run_id = settings, run_id
+        self._problem: str | None = None
+        self._thread = threading.Thread(target=self._ask, name="groundray-tracking-check", daemon=True)
+        if settings.tracking.enabled and _store_exists(settings):
+            self._thread.start()
+
+    @staticmethod
+    def of(settings: Settings) -> Inquiry:
+        """Ask about the run of these settings, which may have started already."""
+        known = None
+        with contextlib.suppress(OSError, ValueError):  # a check that comes later reports what cannot be read
+            known = identity.read(layout.folder_of(settings))
+        return Inquiry(settings, known.id if known else None)
+
+    def problem(self) -> str | None:
+        """Return what was deleted, with the repair. None if nothing was, or if there is no answer: a run that starts
+        reports a server that cannot be reached, and what it misses is logged later."""
+        if self._thread.ident:
+            self._thread.join(CHECK_SECONDS)
+        return self._problem
+
+    def _ask(self) -> None:
+        try:
+            client = _client(self._settings)
+            experiment = _experiment(client, self._settings, create=False)
+            if experiment and self._run_id:
+                _find_run(client, self._settings, experiment, self._run_id)
+        except Deleted as error:
+            self._problem = str(error)
+        except Exception:  # reported when the run starts
+            logging.getLogger(__name__).debug("no answer from the tracking server", exc_info=True)
 
 
 class Tracker:
@@ -49,28 +102,23 @@ class Tracker:
         self,
         settings: Settings,
         folder: Folder,
-        fingerprints: Mapping[str, str],
+        run: Identity,
         warn: Callable[[str], None],
         parent: str | None = None,
     ):
         """Start to track the run in a folder.
 
         Args:
-            fingerprints: the data sets' fingerprints by name, such as `grounding.train`.
+            run: the run's identity.
             warn: takes a line for each problem.
-            parent: the MLflow run of a sweep. A run that has one does not log its model.
+            parent: id of the sweep whose MLflow run is the parent. A run that has one does not log its model.
         """
-        self._settings, self._folder, self._fingerprints, self._warn = settings, folder, fingerprints, warn
+        self._settings, self._folder, self._run, self._warn = settings, folder, run, warn
         self._parent = parent
         self._jobs: queue.Queue[Event | dict[str, Any] | None] = queue.Queue()
         self._lost = 0
         self._thread = threading.Thread(target=self._work, name="groundray-tracking", daemon=True)
         self._thread.start()
-
-    @staticmethod
-    def of(run: CheckedRun, warn: Callable[[str], None], parent: str | None = None) -> Tracker:
-        """Return a tracker of a run."""
-        return Tracker(run.settings, run.folder, run.fingerprints, warn, parent)
 
     def observe(self, event: Event) -> None:
         """Log the metrics of an event."""
@@ -93,10 +141,9 @@ class Tracker:
             batch, closed = self._next_batch()
             try:
                 opened = log is None
-                log = log or _Log.open(self._settings, self._folder, self._fingerprints, self._parent)
+                log = log or _Log.open(self._settings, self._folder, self._run, self._parent)
                 if opened or any(isinstance(job, dict | Attempted) for job in batch):  # events may be missing
-                    log.metrics([event for event, _ in history.read(self._folder, self._warn)])
-                    log.metrics(recovery.recoveries(self._folder))
+                    log.catch_up(self._folder, self._warn)
                 log.metrics([event for event in batch if not isinstance(event, dict)])
                 for job in batch:
                     if isinstance(job, dict):
@@ -131,16 +178,18 @@ class _Log:
         self._attaches_model = attaches_model
 
     @staticmethod
-    def open(settings: Settings, folder: Folder, fingerprints: Mapping[str, str], parent: str | None) -> _Log:
-        """Find the MLflow run of a training run by its tag, or create it with the run's parameters."""
-        client, number = _client(settings)
-        run_id = _reopen(client, number, folder)
-        if run_id is None:
-            flat = {**dict(flatten(settings.model_dump(mode="json"))), "scaling.chunks": settings.chunks}
-            known = flat | {f"data.{name}.fingerprint": value for name, value in fingerprints.items()}
-            versions = {f"version.{name}": _version(name) for name in PACKAGES}
-            tags = versions | ({"mlflow.parentRunId": parent} if parent else {})
-            run_id = _create_run(client, number, settings, folder, "groundray.train", known, tags)
+    def open(settings: Settings, folder: Folder, run: Identity, parent: str | None) -> _Log:
+        """Find the MLflow run of a training run by its id, or create it with the run's parameters."""
+        client = _client(settings)
+        experiment = _experiment(client, settings)
+        flat = {**dict(flatten(settings.model_dump(mode="json"))), "scaling.chunks": settings.chunks}
+        known = flat | {f"data.{name}.fingerprint": value for name, value in run.fingerprints.items()}
+        tags = {PARENT_TAG: parent} if parent else {}
+        # missing if the server was down when the sweep started; the sweep's end finds this run by the tag above
+        with contextlib.suppress(Deleted):  # the sweep reports it
+            if parent and (sweep := _find_run(client, settings, experiment, parent)):
+                tags["mlflow.parentRunId"] = sweep
+        run_id = _reopen(client, experiment, settings, folder, run, "groundray.train", known, tags)
         logged = {
             (prefix, point.step)
             for prefix in (stage + suffix for stage in settings.stages for suffix in PREFIXES.values())
@@ -149,6 +198,11 @@ class _Log:
         for name, series in (("attempts", "attempted"), ("first_step_seconds", "recovered")):
             logged |= {(series, point.step) for point in client.get_metric_history(run_id, f"recovery/{name}")}
         return _Log(client, run_id, logged, attaches_model=parent is None)
+
+    def catch_up(self, folder: Folder, warn: Callable[[str], None]) -> None:
+        """Log what the files of a run have and MLflow lacks."""
+        self.metrics([event for event, _ in history.read(folder, warn)])
+        self.metrics(recovery.recoveries(folder))
 
     def metrics(self, events: Sequence[Event]) -> None:
         """Log each event once: steps as `grounding/loss`, validation as `grounding/val/loss`, a stage's best epoch as
@@ -180,29 +234,42 @@ class _Log:
 
 
 class SweepLog:
-    """The MLflow run of a sweep, the parent of its trials' runs. What cannot be logged is reported as a warning."""
+    """The MLflow run of a sweep, the parent of its trials' runs. What cannot be logged is reported as a warning, and
+    logged at the sweep's end or when it resumes."""
 
-    def __init__(self, settings: Settings, folder: Folder, known: Mapping[str, Any], warn: Callable[[str], None]):
-        """Find the MLflow run by its tag, or create it with the parameters `known`."""
-        self._settings, self._folder, self._warn = settings, folder, warn
-        self.run_id: str | None = None
+    def __init__(
+        self, settings: Settings, folder: Folder, sweep: Identity, known: Mapping[str, Any], warn: Callable[[str], None]
+    ):
+        """Find the MLflow run by the sweep's id, or create it with the parameters `known`."""
+        self._settings, self._folder, self._known, self._warn = settings, folder, known, warn
+        self._identity = sweep
         with self._warned():
-            client, number = _client(settings)
-            self.run_id = _reopen(client, number, folder) or _create_run(
-                client, number, settings, folder, "groundray.sweep", known, {}
-            )
+            self._open()
 
-    def close(self, metrics: Mapping[str, float], files: Sequence[str], finished: bool) -> None:
-        """Attach what came out of the sweep, files of its folder by name, and close its run."""
-        with self._warned():
-            client, _ = _client(self._settings)
+    def close(
+        self,
+        metrics: Mapping[str, float],
+        files: Sequence[str],
+        runs: Mapping[str, Status],
+        finished: bool,
+    ) -> None:
+        """Log what the runs of the sweep could not, attach what came out of the sweep, and close its MLflow run.
+
+        Args:
+            files: names of files of the sweep's folder.
+            runs: the status of each run that was started, by its folder's name in the sweep's.
+        """
+        with self._warned("rerun the same command with --resume to log the rest"):
+            client, run_id = self._open()
+            for name, status in runs.items():
+                _catch_up(client, self._settings, self._folder / name, self._identity.id, status, self._warn)
             for name, value in metrics.items():
-                client.log_metric(self.run_id, name.replace("@", "_at_"), value)
+                client.log_metric(run_id, name.replace("@", "_at_"), value)
             with tempfile.TemporaryDirectory() as local:
                 for name in files:
                     (Path(local) / name).write_bytes(self._folder.read_bytes(name))
-                client.log_artifacts(self.run_id, local)
-            client.set_terminated(self.run_id, "FINISHED" if finished else "KILLED")
+                client.log_artifacts(run_id, local)
+            client.set_terminated(run_id, "FINISHED" if finished else "KILLED")
 
     def register(self, trial: Folder, name: str, alias: str) -> str | None:
         """Register a trial's model, let `models:/NAME@ALIAS` refer to it, and return its version; None if that failed.
@@ -210,13 +277,23 @@ class SweepLog:
         A model that is registered already keeps its version.
         """
         with self._warned():
-            client, number = _client(self._settings)
-            run_id = _find_run(client, number, trial)
+            from mlflow.exceptions import MlflowException
+
+            client = _client(self._settings)
+            run = identity.read(trial)
+            experiment = _experiment(client, self._settings)
+            run_id = _find_run(client, self._settings, experiment, run.id) if run else None
             if run_id is None:
                 raise ValueError(f"{trial} has no MLflow run")
-            if not client.search_registered_models(f"name = '{name}'"):
+            try:
+                client.get_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
                 client.create_registered_model(name)
-            versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+            # filtered by an id, which needs no quotes
+            found = client.search_model_versions(f"run_id = '{run_id}'")
+            versions = [version for version in found if version.name == name]
             if not versions:
                 _attach_model(client, run_id, trial)
                 source = f"{client.get_run(run_id).info.artifact_uri}/model"
@@ -225,12 +302,41 @@ class SweepLog:
             return str(versions[0].version)
         return None
 
+    def _open(self) -> tuple[Any, str]:
+        """Return MLflow's client, and the id of the sweep's MLflow run, which is created if it does not exist."""
+        client = _client(self._settings)
+        experiment = _experiment(client, self._settings)
+        return client, _reopen(
+            client, experiment, self._settings, self._folder, self._identity, "groundray.sweep", self._known, {}
+        )
+
     @contextlib.contextmanager
-    def _warned(self) -> Iterator[None]:
+    def _warned(self, repair: str = "") -> Iterator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001  whatever tracking raises, the sweep continues
-            self._warn(f"tracking failed, the sweep continues: {_one_line(error)}")
+            later = f"; {repair}" if repair else ""
+            self._warn(f"tracking failed, the sweep continues: {_one_line(error)}{later}")
+
+
+def _catch_up(
+    client: Any, settings: Settings, folder: Folder, sweep_id: str, status: Status, warn: Callable[[str], None]
+) -> None:
+    """Log what a run of a sweep could not log itself, and close its MLflow run."""
+    run = identity.read(folder)
+    if run is None:
+        return
+    experiment = _experiment(client, settings)
+    logged = _find_run(client, settings, experiment, run.id)
+    if logged and status == "FINISHED":
+        done = client.get_run(logged)
+        if done.info.status == status and "mlflow.parentRunId" in done.data.tags:
+            return
+    own = run.settings.model_copy(update={"tracking": settings.tracking})
+    log = _Log.open(own, folder, run, sweep_id)
+    log.catch_up(folder, warn)
+    result = folder.read_json(layout.RESULT) if status == "FINISHED" else None
+    log.end(result, status, folder)
 
 
 def log_analysis(
@@ -247,10 +353,16 @@ def log_analysis(
     from mlflow.entities import Metric
 
     try:
-        client, number = _client(settings)
-        run_id = _find_run(client, number, folder)
+        client = _client(settings)
+        experiment = _experiment(client, settings)
+        run = identity.read(folder)
+        run_id = _find_run(client, settings, experiment, run.id) if run else None
+        if run is None or run.adopted:
+            run_id = run_id or _adopted(client, experiment, folder, settings)
         if run_id is None:
-            raise ValueError(f"no MLflow run of {folder} at {uri_of(settings)}: train with tracking.enabled true")
+            raise ValueError(
+                f"no MLflow run of {folder} at {redacted(uri_of(settings))}: train with tracking.enabled true"
+            )
         now = int(time.time() * 1000)
         points = [Metric(_metric_name(name), value, now, 0) for name, value in metrics.items()]
         for start in range(0, len(points), MAX_METRICS):
@@ -266,8 +378,9 @@ def log_analysis(
 
 
 def _one_line(error: Exception) -> str:
-    """Return the type and the first line of an exception."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    """Return the type and the first line of an exception, without secrets."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return redacted(line if isinstance(error, Deleted) else f"{type(error).__name__}: {line}")
 
 
 def _metric_name(name: str) -> str:
@@ -276,68 +389,142 @@ def _metric_name(name: str) -> str:
 
 
 def uri_of(settings: Settings) -> str:
-    """Return the tracking URI of a run, which means the same in every folder of this machine."""
-    uri = settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    """Return the tracking URI of a run, which means the same in every folder of this machine. It may have a password,
+    if it comes from the environment: only MLflow's client gets it."""
+    given, environment = settings.tracking.uri, os.environ.get(TRACKING_URI)
+    if environment and given in (None, without_secrets(environment)):
+        given = environment
+    uri = given or DEFAULT_URI
     scheme, slashes, path = uri.partition(":///")
     return f"{scheme}:///{Path(path).absolute()}" if slashes and scheme == "sqlite" else uri
 
 
-def _client(settings: Settings) -> tuple[Any, str]:
-    """Return MLflow's client, and the id of the settings' experiment, which is created if it does not exist."""
+def written_uri(settings: Settings) -> str:
+    """Return the tracking URI for settings that are written: without secrets. Where the environment has the same URI
+    with them, `uri_of` gives that one."""
+    return without_secrets(uri_of(settings))
+
+
+def _store_exists(settings: Settings) -> bool:
+    """Return False if the runs are stored in a local file or folder that does not exist. Asking would create it."""
+    scheme, _, path = uri_of(settings).partition("://")
+    if scheme == "sqlite":
+        return Path(path.removeprefix("/").partition("?")[0]).exists()
+    return Path(path).exists() if scheme == "file" else "://" in uri_of(settings)
+
+
+def _client(settings: Settings) -> Any:
+    """Return MLflow's client."""
     for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "1"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     from mlflow import MlflowClient  # takes seconds, so only a tracked run imports it, off the main thread
 
     logging.getLogger("alembic").setLevel(logging.WARNING)  # else it logs each table that it creates
     logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
-    client = MlflowClient(uri_of(settings))
-    experiment = client.get_experiment_by_name(settings.tracking.experiment)
-    if experiment:
-        return client, experiment.experiment_id
-    return client, client.create_experiment(settings.tracking.experiment, tags=TRAINING_EXPERIMENT)
+    return MlflowClient(uri_of(settings))
 
 
-def _reopen(client: Any, experiment: str, folder: Folder) -> str | None:
-    """Set the MLflow run of a folder to running, and return its id; None if there is none."""
-    run_id = _find_run(client, experiment, folder)
-    if run_id:
-        client.update_run(run_id, status="RUNNING")
-    return run_id
+def _experiment(client: Any, settings: Settings, create: bool = True) -> str:
+    """Return the id of the settings' experiment. If it does not exist, create it, or return an empty string.
 
-
-def _find_run(client: Any, experiment: str, folder: Folder) -> str | None:
-    """Return the id of the MLflow run of a folder, None if there is none.
-
-    If several were created at once, as by a stopped trial and the sweep that closes its run, the oldest is kept and the
-    others, which hold nothing else, are deleted.
+    Raises:
+        Deleted: it was deleted.
     """
-    runs = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{folder}'")
-    first, *later = sorted((run.info.start_time, run.info.run_id) for run in runs) or [(0, None)]
-    for _, run_id in later:
-        client.delete_run(run_id)
-    return first[1]
+    name = settings.tracking.experiment
+    experiment = client.get_experiment_by_name(name)
+    if experiment and experiment.lifecycle_stage == "deleted":
+        raise Deleted(
+            f"tracking.experiment: the MLflow experiment {name} was deleted: restore it with "
+            f"`{_command(settings)} experiments restore -x {experiment.experiment_id}`, or use another: "
+            "--tracking.experiment ANOTHER"
+        )
+    if experiment:
+        return str(experiment.experiment_id)
+    return str(client.create_experiment(name, tags=TRAINING_EXPERIMENT)) if create else ""
 
 
-def _create_run(
+def _command(settings: Settings) -> str:
+    """Return the command `mlflow` for the settings' server, as it can be pasted into a shell."""
+    return f"{TRACKING_URI}={shlex.quote(redacted(uri_of(settings)))} mlflow"
+
+
+def _find_run(client: Any, settings: Settings, experiment: str, run_id: str) -> str | None:
+    """Return the id of the MLflow run that has a run's id, None if there is none.
+
+    Two processes of one run may have created it at the same time, as a stopped trial and the sweep that closes its run.
+    Then both use the oldest, and one that holds no metrics is deleted.
+
+    Raises:
+        Deleted: it was deleted.
+    """
+    from mlflow.entities import ViewType
+
+    found = client.search_runs([experiment], f"tags.`{ID_TAG}` = '{run_id}'", ViewType.ALL)
+    ordered = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+    active = [run for run in ordered if run.info.lifecycle_stage == "active"]
+    if ordered and not active:
+        raise Deleted(
+            f"the MLflow run of this run was deleted: restore it with `{_command(settings)} runs restore --run-id "
+            f"{ordered[0].info.run_id}`, or log to another experiment: --tracking.experiment ANOTHER"
+        )
+    for later in active[1:]:
+        if not later.data.metrics:
+            client.delete_run(later.info.run_id)
+    return active[0].info.run_id if active else None
+
+
+def _adopted(client: Any, experiment: str, folder: Folder, settings: Settings) -> str | None:
+    """Return the id of the MLflow run that an earlier version created for a folder, by its path; None if there is none.
+
+    It must be of the same settings: an earlier version also logged a later run in the same folder to it.
+    """
+    ours = {name: str(value) for name, value in settings.identity().items()}
+    token = None
+    while token != "":
+        page = client.search_runs([experiment], "tags.`mlflow.source.name` LIKE 'groundray.%'", page_token=token)
+        for run in page:
+            theirs = run.data.params
+            same = all(theirs.get(name, value) == value for name, value in ours.items())
+            if run.data.tags.get(FOLDER_TAG) == str(folder) and ID_TAG not in run.data.tags and same:
+                return str(run.info.run_id)
+        token = page.token or ""
+    return None
+
+
+def _reopen(
     client: Any,
     experiment: str,
     settings: Settings,
     folder: Folder,
+    run: Identity,
     source: str,
     known: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> str:
-    """Create an MLflow run with the parameters `known`, and return its id; or that of a run another process created."""
-    from mlflow.entities import Param
+    """Return the id of the MLflow run of a run, set to running, with all parameters and tags; create it if needed."""
+    from mlflow.entities import Param, RunTag
 
-    named = {RUN_TAG: str(folder), "mlflow.source.name": source, "git.commit": git_commit()}
-    run_id = client.create_run(experiment, run_name=settings.run.name, tags={**named, **tags}).info.run_id
-    if (first := _find_run(client, experiment, folder)) not in (None, run_id):
-        return first
-    parameters = [Param(name, str(value)) for name, value in known.items()]
-    for start in range(0, len(parameters), MAX_PARAMETERS):
-        client.log_batch(run_id, params=parameters[start : start + MAX_PARAMETERS])
-    client.log_text(run_id, settings.to_yaml(), "config.yaml")
+    run_id = _find_run(client, settings, experiment, run.id)
+    if run_id is None and run.adopted:
+        run_id = _adopted(client, experiment, folder, settings)
+    own = {ID_TAG: run.id, **tags}
+    if run_id is None:
+        versions = {"mlflow-skinny": version_of("mlflow-skinny"), "groundray": version_of("groundray")}
+        versions |= library_versions()
+        described = {FOLDER_TAG: str(folder), "mlflow.source.name": source, "git.commit": code_version()}
+        described |= {f"version.{name}": version for name, version in versions.items()}
+        created = client.create_run(experiment, run_name=settings.run.name, tags={**described, **own})
+        run_id = _find_run(client, settings, experiment, run.id) or str(created.info.run_id)
+    else:
+        client.update_run(run_id, status="RUNNING")
+    logged = client.get_run(run_id).data
+    missing = [Param(name, str(value)) for name, value in known.items() if name not in logged.params]
+    for start in range(0, len(missing), MAX_PARAMETERS):
+        client.log_batch(run_id, params=missing[start : start + MAX_PARAMETERS])
+    if changed := [RunTag(name, value) for name, value in own.items() if logged.tags.get(name) != value]:
+        client.log_batch(run_id, tags=changed)
+    if missing:
+        client.log_text(run_id, settings.to_yaml(), "config.yaml")
     return run_id
 
 
@@ -374,25 +561,3 @@ def _entry(event: Event) -> _Entry | None:
             metrics = {"first_step_seconds": event.start_seconds, "down_seconds": event.down_seconds}
             return _Entry("recovered", "recovery", event.number, time.time(), metrics)
     return None
-
-
-def git_commit() -> str:
-    """Return the commit of the working directory, with `-dirty` if files differ; `unknown` outside a checkout."""
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -19,10 +19,9 @@ def code_version() -> str:
     """
     folder = Path(__file__).parent
     # a package installed below someone else's checkout is not tracked there
-    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name):
-        if commit := _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"):
-            return commit
-    return version_of("groundray")
+    tracked = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+    commit = _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if tracked else ""
+    return commit or version_of("groundray")
 
 
 @functools.cache
@@ -42,9 +41,7 @@ def version_of(package: str) -> str:
 def _git(folder: Path, *arguments: str) -> str:
     """Return the output of a git command; empty if it fails, or git is missing."""
     try:
-        answer = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        )
+        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
     return answer.stdout.strip()

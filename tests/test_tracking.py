@@ -10,12 +10,13 @@ import pytest
 from mlflow.entities import Run
 
 from groundray import tracking
-from groundray.config import Settings
+from groundray.config import Settings, Tracking
 from groundray.storage.folder import Folder
-from groundray.tracking import Tracker
-from groundray.training import attempts, history
+from groundray.tracking import Inquiry, SweepLog, Tracker
+from groundray.training import attempts, history, identity
 from groundray.training.attempts import Attempt
 from groundray.training.events import Attempted, EpochDone, Recovered, StepDone
+from groundray.training.identity import Identity
 from groundray.training.recovery import Start
 
 
@@ -35,10 +36,15 @@ def folder(tmp_path: Path) -> Folder:
     return folder
 
 
+def claimed(uri: str, folder: Folder) -> Identity:
+    """Return the identity of the run in a folder, minted at the first call."""
+    return identity.claim(folder, settings(uri), {"grounding.train": "abc"})
+
+
 def track(uri: str, folder: Folder, steps: range) -> list[str]:
     """Track some steps and return the warnings."""
     warnings: list[str] = []
-    tracker = Tracker(settings(uri), folder, {"grounding.train": "abc"}, warnings.append)
+    tracker = Tracker(settings(uri), folder, claimed(uri, folder), warnings.append)
     for step in steps:
         tracker.observe(StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}))
     tracker.observe(EpochDone("grounding", 0, 1, steps[-1], True, {"loss": 1.0, "text_to_image/recall@10": 0.5}))
@@ -100,7 +106,7 @@ def test_every_step_is_logged_exactly_once(tmp_path: Path, folder: Folder, monke
         history.write(folder, attempt.name(f"grounding-00000-00000{number}"), tuple(map(history.to_line, kept)))
 
     warnings: list[str] = []
-    tracker = Tracker(settings(uri), folder, {}, warnings.append)
+    tracker = Tracker(settings(uri), folder, claimed(uri, folder), warnings.append)
     for step in range(6, 9):
         tracker.observe(StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}))
     tracker.close(None, "KILLED")
@@ -126,7 +132,7 @@ def test_recovery_is_logged_once(tmp_path: Path, folder: Folder, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for _ in range(2):
-        tracker = Tracker(settings(uri), folder, {}, pytest.fail)
+        tracker = Tracker(settings(uri), folder, claimed(uri, folder), pytest.fail)
         tracker.observe(Attempted(2, "grounding", 6, "killed", 1, 2.5, 0))
         tracker.observe(Recovered(2, 3.5, 20.0))
         tracker.close(None, "KILLED")
@@ -147,27 +153,181 @@ def test_a_damaged_history_does_not_keep_the_run_open(
     assert found.info.status == "FINISHED"
 
 
-def test_runs_created_at_once_become_one(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither process finds a run, so both create one: the later one is dropped for the older."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "_reopen", lambda *_: None)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert track(uri, folder, range(1, 4)) == []
-    assert track(uri, folder, range(4, 6)) == []
-    client, found = only_run(uri)
-    assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]
-
-
 def test_a_run_created_twice_becomes_one(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a stopped trial and the sweep that closes its run: the later one, without metrics, is dropped."""
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 4)) == []
     client, first = only_run(uri)
-    client.create_run(first.info.experiment_id, tags={tracking.RUN_TAG: str(folder)})
+    client.create_run(first.info.experiment_id, tags={tracking.ID_TAG: claimed(uri, folder).id})
     assert track(uri, folder, range(4, 6)) == []
     client, found = only_run(uri)
     assert found.info.run_id == first.info.run_id
     assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]
+
+
+def runs(uri: str) -> list[Run]:
+    """Return the runs of the tests' experiment, oldest first."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    return sorted(client.search_runs([experiment.experiment_id]), key=lambda run: run.info.start_time)
+
+
+def test_a_deleted_and_restarted_run_is_another_mlflow_run(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert track(uri, folder, range(1, 6)) == []
+    folder.delete(".")
+    (folder / "model").make().write_bytes("groundray.json", b"{}")
+    assert track(uri, folder, range(1, 3)) == []
+    first, second = runs(uri)
+    client = mlflow.MlflowClient(uri)
+    assert [len(client.get_metric_history(run.info.run_id, "grounding/loss")) for run in (first, second)] == [5, 2]
+    assert first.info.status == second.info.status == "FINISHED"
+
+
+def test_equal_paths_on_two_machines_are_two_mlflow_runs(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They report to one server, at the same time."""
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    machines = [Identity(identity.mint(), settings(uri), {}, str(folder)) for _ in range(2)]
+    trackers = [Tracker(settings(uri), folder, each, pytest.fail) for each in machines]
+    for number, tracker in enumerate(trackers, start=1):
+        for step in range(1, 1 + number):
+            tracker.observe(StepDone("grounding", 0, step, 10, {"loss": float(number)}))
+    for tracker in trackers:
+        tracker.close(None)
+    client = mlflow.MlflowClient(uri)
+    logged = [[p.value for p in client.get_metric_history(run.info.run_id, "grounding/loss")] for run in runs(uri)]
+    assert sorted(logged) == [[1.0], [2.0, 2.0]]
+
+
+def test_a_run_of_an_earlier_version_keeps_its_mlflow_run(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no id; its MLflow run has the path as a tag. One of other settings at the same path is not taken."""
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    number = client.create_experiment("tests")
+    tags = {"groundray.run": str(folder), "mlflow.source.name": "groundray.train"}
+    others = client.create_run(number, tags=tags).info.run_id
+    client.log_param(others, "grounding.temperature", "0.5")
+    own = client.create_run(number, tags=tags).info.run_id
+    client.log_param(own, "grounding.temperature", "0.1")
+    folder.write_bytes("config.yaml", settings(uri).to_yaml().encode())
+    for _ in range(2):
+        assert track(uri, folder, range(1, 4)) == []
+    assert {run.info.run_id for run in runs(uri)} == {others, own}
+    assert client.get_run(own).data.tags[tracking.ID_TAG] == claimed(uri, folder).id
+    assert [point.step for point in client.get_metric_history(own, "grounding/loss")] == [1, 2, 3]
+    assert client.get_metric_history(others, "grounding/loss") == []
+
+
+NAMES = ["o'brien", 'say "x"', "a`b", "50%_done", "back\\slash", "' OR 1=1 --", "ü 北 😀", "a;b", "'\"`"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quotes_in_a_path_or_an_experiment_are_tracked(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    folder = Folder.at(tmp_path / name).make()
+    named = settings(uri).model_copy(update={"tracking": Tracking(uri=uri, experiment=name)})
+    for steps in (range(1, 3), range(3, 5)):
+        tracker = Tracker(named, folder, claimed(uri, folder), pytest.fail)
+        for step in steps:
+            tracker.observe(StepDone("grounding", 0, step, 10, {"loss": 1.0}))
+        tracker.close(None)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3, 4]
+    assert found.data.tags["groundray.run"] == str(folder)
+
+
+def test_a_deleted_experiment_is_named_with_its_repair(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert Inquiry(settings(uri)).problem() is None
+    assert not (tmp_path / "mlflow.db").exists()  # asking creates nothing
+    assert track(uri, folder, range(1, 4)) == []
+    assert Inquiry(settings(uri), claimed(uri, folder).id).problem() is None
+
+    client, found = only_run(uri)
+    client.delete_run(found.info.run_id)
+    problem = Inquiry(settings(uri), claimed(uri, folder).id).problem()
+    assert f"MLFLOW_TRACKING_URI={uri} mlflow runs restore --run-id {found.info.run_id}" in str(problem)
+    warning, _ = track(uri, folder, range(4, 6))
+    assert warning == f"tracking failed, training continues: {problem}"
+    client.restore_run(found.info.run_id)
+
+    client.delete_experiment(found.info.experiment_id)
+    problem = Inquiry(settings(uri)).problem()
+    assert f"mlflow experiments restore -x {found.info.experiment_id}" in str(problem)
+    assert "--tracking.experiment ANOTHER" in str(problem)
+    assert track(uri, folder, range(4, 6))[0] == f"tracking failed, training continues: {problem}"
+    client.restore_experiment(found.info.experiment_id)
+    assert track(uri, folder, range(4, 6)) == []
+    client, found = only_run(uri)
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_an_unreachable_server_is_no_problem_before_a_run(tmp_path: Path) -> None:
+    assert Inquiry(settings("http://127.0.0.1:9")).problem() is None
+    assert Inquiry(settings(f"sqlite:///{tmp_path}")).problem() is None  # no database, but a folder
+
+
+def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is down when the sweep starts and while its trials train, and answers at the sweep's end."""
+    monkeypatch.chdir(tmp_path)
+    down, up = "http://127.0.0.1:9", f"sqlite:///{tmp_path}/mlflow.db"
+    folder = Folder.at(tmp_path / "sweep").make()
+    swept = Identity(identity.mint(), settings(up), {}, str(folder))
+    warnings: list[str] = []
+    server = {"uri": down}
+    monkeypatch.setattr(tracking, "uri_of", lambda _: server["uri"])
+    log = SweepLog(settings(up), folder, swept, {"space": "x"}, warnings.append)
+    assert len(warnings) == 1
+    for name, steps in (("trials/trial-0", 3), ("trials/trial-1", 2)):
+        trial = (folder / name).make()
+        tracker = Tracker(settings(up), trial, claimed(up, trial), lambda _: None, swept.id)
+        attempt = Attempt(trial, attempts.claim(trial))
+        start = Start(*attempt.token, (), "grounding", None, 0, 0, 0, began=1e9)
+        attempt.write_begin({**asdict(start), "stages": ["grounding"]})
+        done = [StepDone("grounding", 0, step, 10, {"loss": 1.0}) for step in range(1, steps + 1)]
+        history.write(trial, attempt.name("grounding-00000-000001"), tuple(map(history.to_line, done)))
+        tracker.close(None)
+        trial.write_json("result.json", {"stages": {}})
+    folder.write_bytes("table.csv", b"x")
+    ended: dict[str, tracking.Status] = {"trials/trial-0": "FINISHED", "trials/trial-1": "KILLED", "before": "FINISHED"}
+
+    log.close({"loss": 1.0}, ["table.csv"], ended, finished=True)
+    assert "rerun the same command with --resume" in warnings[-1]
+    server["uri"] = up
+    for _ in range(2):  # the second time, nothing is missing
+        log.close({"loss": 1.0}, ["table.csv"], ended, finished=True)
+        assert len(warnings) == 2
+        client = mlflow.MlflowClient(up)
+        parents = [run for run in runs(up) if "mlflow.parentRunId" not in run.data.tags]
+        assert [run.data.params["space"] for run in parents] == ["x"]
+        children = [run for run in runs(up) if run not in parents]
+        by_status = {run.info.status: run for run in runs(up) if "mlflow.parentRunId" in run.data.tags}
+        assert len(children) == len(by_status) == 2
+        for status, steps in (("FINISHED", 3), ("KILLED", 2)):
+            child = by_status[status]
+            assert child.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+            assert child.data.params["grounding.temperature"] == "0.1"
+            assert len(client.get_metric_history(child.info.run_id, "grounding/loss")) == steps
 
 
 def test_an_analysis_is_added_to_the_run(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

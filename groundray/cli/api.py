@@ -57,15 +57,18 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
     """
     from groundray.cli.progress import Reporter
     from groundray.runtime.train import launch
-    from groundray.tracking import Tracker
+    from groundray.tracking import Inquiry, Tracker
     from groundray.training import preflight
 
     preflight.check_storage(settings)
+    inquiry = Inquiry.of(settings)
     run = preflight.check(settings)
-    preflight.claim(run)
+    if problem := inquiry.problem():
+        raise config.SettingsError(problem)
+    claimed = preflight.claim(run)
     reporter = Reporter()
     observers = [observe or reporter.observe]
-    tracker = Tracker.of(run, warnings.warn) if settings.tracking.enabled else None
+    tracker = Tracker(settings, run.folder, claimed, warnings.warn) if settings.tracking.enabled else None
     if tracker:
         observers.append(tracker.observe)
 

@@ -8,11 +8,13 @@ from groundray.cli import reports
 from groundray.cli.command import EXIT_USAGE
 from groundray.config import Settings
 from groundray.runtime.train import resources
+from groundray.tracking import Inquiry
 from groundray.training.preflight import preview
 
 
 def print_preview(settings: Settings, console: Console) -> int:
     """Print what a run would do, and return the exit status: 0, or 2 if the run could not start."""
+    inquiry = Inquiry.of(settings)
     run, required = preview(settings), resources.preview(settings)
     problems = list(run.problems)
     console.print(f"run       {run.folder}{' (resumes from its last checkpoint)' if run.resumes else ''}")
@@ -32,6 +34,8 @@ def print_preview(settings: Settings, console: Console) -> int:
         console.print(f"analysis  with the norms of {settings.analysis.norms}, to {run.folder}/{reports.REPORT_FOLDER}")
     if unusable := reports.norms_problem(settings):
         problems.append(unusable)
+    if deleted := inquiry.problem():
+        problems.append(deleted)
     try:
         required.check()
     except ValueError as error:

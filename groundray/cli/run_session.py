@@ -14,7 +14,7 @@ from groundray.cli.progress import Reporter
 from groundray.config import Settings, SettingsError
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
-from groundray.tracking import Tracker
+from groundray.tracking import Inquiry, Tracker
 from groundray.training import layout, preflight
 from groundray.training.events import Attempted, Event
 from groundray.training.worker import Stopped
@@ -64,13 +64,14 @@ def run_training(
         report_error: takes lines for stderr.
         verify: read every byte of the shards first.
         verbose: show Ray's own logs.
-        parent: the MLflow run of the sweep that this run is part of.
+        parent: id of the sweep that this run is part of.
         signals: receives the signals, for a caller that needs to know of one that came after training ended.
     """
     try:
         preflight.check_storage(settings)
+        inquiry = Inquiry.of(settings)
         run = preflight.check(settings)
-        if problem := reports.norms_problem(settings):
+        if problem := reports.norms_problem(settings) or inquiry.problem():
             raise SettingsError(problem)
         if verify:
             preflight.verify(run, reporter.console.print)
@@ -78,12 +79,12 @@ def run_training(
         _report_truncation(run, reporter, report_error)
         if warning := preflight.still_operators(settings):
             report_error(f"warning: {warning}")
-        preflight.claim(run)
+        claimed = preflight.claim(run)
     except (SettingsError, OSError, ValueError) as error:
         report_error(f"error: {error}")
         return EXIT_USAGE
 
-    tracker = Tracker.of(run, report_error, parent) if settings.tracking.enabled else None
+    tracker = Tracker(settings, run.folder, claimed, report_error, parent) if settings.tracking.enabled else None
     signals = signals or Signals()
 
     def observe(event: Event) -> None:

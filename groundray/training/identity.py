@@ -2,8 +2,8 @@
 
 A path identifies no run. A folder is deleted and its name used again, it is moved, it is copied, or it exists on two
 machines. Therefore MLflow finds a run by its id. `run.json` also has the settings and the fingerprints of the data that
-the name belongs to. It is written whole and once: of several processes that start a name at the same time, the first one
-decides, and the others compare their settings with it.
+the name belongs to. It is written whole and once: of several processes that start a name at the same time, one writes
+it, and the others compare their settings with it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from groundray.config import Settings, SettingsError, differences, parse_yaml
@@ -86,7 +86,7 @@ def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
     """
     found = read(folder)
     if found is None:
-        new = _former(folder) or Identity(_mint(), settings, dict(fingerprints), str(folder))
+        new = _former(folder) or Identity(mint(), settings, dict(fingerprints), str(folder))
         folder.make().create_sealed(RUN, new.content())  # or another process has just done so
         found = read(folder)
         assert found is not None
@@ -99,7 +99,7 @@ def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
             + "\nuse these settings to resume it, or another --run.name"
         )
     if _is_copy(folder, found):
-        found = Identity(_mint(), found.settings, found.fingerprints, str(folder))
+        found = Identity(mint(), found.settings, found.fingerprints, str(folder))
         folder.write_sealed(RUN, found.content())
     try:
         folder.read_sealed_text(CONFIG)
@@ -114,7 +114,8 @@ def settings_hash(settings: Settings, fingerprints: Mapping[str, str]) -> str:
     return hashlib.sha256(compared.encode()).hexdigest()
 
 
-def _mint() -> str:
+def mint() -> str:
+    """Return a new id."""
     return uuid.uuid4().hex
 
 
@@ -137,7 +138,7 @@ def _former(folder: Folder) -> Identity | None:
         if not isinstance(tree, dict):
             raise ValueError(f"expected sections, got {type(tree).__name__}")
         data = folder.read_json(FORMER_DATA) if folder.exists(FORMER_DATA) else {}
-        return Identity(_mint(), Settings(**tree), data, str(folder), adopted=True)
+        return Identity(mint(), Settings(**tree), data, str(folder), adopted=True)
     except ValueError as error:
         raise SettingsError(f"{folder}/{CONFIG} or {FORMER_DATA} is damaged: {_one_line(error)}: {repair}") from None
 
@@ -152,7 +153,7 @@ def _is_copy(folder: Folder, found: Identity) -> bool:
         return False
     with contextlib.suppress(OSError, ValueError):  # what cannot be read is not there any more
         minted = Folder.at(found.folder)
-        same = minted.local and folder.local and os.path.samefile(minted.path, folder.path)
+        same = minted.local and folder.local and Path(minted.path).samefile(folder.path)
         if minted.local == folder.local and not same and (original := read(minted)):
             return original.id == found.id
     return False

@@ -68,7 +68,6 @@ class CheckedRun:
         """The fingerprint of each data set."""
         return {part: dataset.fingerprint for part, dataset in self.datasets.items()}
 
-
     @property
     def made_with(self) -> dict[str, Any]:
         """What results depend on: a hash of settings and data, the version of the code, and those of libraries."""

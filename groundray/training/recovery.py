@@ -171,7 +171,9 @@ def _changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Returns the code and libraries of another version than in the previous attempt; empty if all are the same."""
     old, new = ({"groundray": made.get("code"), **made.get("versions", {})} for made in (before, now))
     return ", ".join(
-        f"{name} {version} ({old[name]} before)" for name, version in new.items() if old.get(name) not in (None, version)
+        f"{name} {version} ({old[name]} before)"
+        for name, version in new.items()
+        if old.get(name) not in (None, version)
     )
 
 

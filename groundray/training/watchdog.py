@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import hashlib
 import os
 import re
 import sys
@@ -31,6 +32,8 @@ CHECKS = 20  # within the heartbeat timeout
 REPORT_SECONDS = 30.0  # maximum time to write the stack traces to the run's folder
 MAX_GRACE_SECONDS = 60.0
 EXIT_HUNG = 75
+STACKS_PREFIX = "groundray-stacks-"  # of a temporary file: then a hash of the run's folder, process and rank
+KEPT_SECONDS = 7 * 24 * 3600.0
 
 
 def grace(seconds: float) -> float:
@@ -58,7 +61,9 @@ class Watchdog:
         self._seconds, self._run, self._rank, self._send_report, self._end = seconds, run, rank, report, end
         self._last_heartbeat, self._worker = time.monotonic(), threading.get_ident()
         self._closed, self._reported = threading.Event(), threading.Event()
-        self._stacks = tempfile.NamedTemporaryFile(prefix="groundray-stacks-", suffix=".txt")  # noqa: SIM115
+        rescue_stacks(run)
+        prefix = f"{STACKS_PREFIX}{_key(run)}-{os.getpid()}-{rank}-"
+        self._stacks = tempfile.NamedTemporaryFile(prefix=prefix, suffix=".txt")  # noqa: SIM115
         self._thread = threading.Thread(target=self._watch, name="groundray-watchdog", daemon=True)
         self._thread.start()
 
@@ -71,7 +76,8 @@ class Watchdog:
         self._closed.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        self._stacks.close()
+        with contextlib.suppress(FileNotFoundError):  # it was moved to the run's folder
+            self._stacks.close()
 
     def _watch(self) -> None:
         extra = grace(self._seconds)
@@ -99,12 +105,45 @@ class Watchdog:
         with contextlib.suppress(OSError):
             (self._run / STACKS).make().write_bytes(file, Path(self._stacks.name).read_bytes())
             where = f"{self._run / STACKS}/{file}"
+            Path(self._stacks.name).unlink()
         waits = " while it waited for other workers" if self._in_collective() else ""
         self._send_report(
             f"worker {self._rank} gave no heartbeat for {time.monotonic() - self._last_heartbeat:.0f} s{waits} "
             f"(scaling.hang_minutes) and is ended; its stack traces are in {where}"
         )
         self._reported.set()
+
+
+def rescue_stacks(run: Folder) -> None:
+    """Delete the temporary files of watchdogs whose process is dead, after moving stack traces of this run to its
+    folder: a worker that a thread of C ended, or that was killed, could not do so itself."""
+    pattern = rf"{STACKS_PREFIX}([0-9a-f]{{8}})-(\d+)-(\d+)-\w+\.txt"
+    for file in Path(tempfile.gettempdir()).glob(f"{STACKS_PREFIX}*.txt"):
+        match = re.fullmatch(pattern, file.name)
+        with contextlib.suppress(OSError):  # another user's, or another worker was faster
+            if match is None or _is_running(int(match[2])):
+                continue
+            written = file.stat()
+            if written.st_size and match[1] == _key(run):
+                name = f"worker-{match[3]}-{written.st_mtime:.0f}.txt"
+                (run / STACKS).make().write_bytes(name, file.read_bytes())
+            elif written.st_size and time.time() - written.st_mtime < KEPT_SECONDS:
+                continue  # its run may still start again
+            file.unlink()
+
+
+def _key(run: Folder) -> str:
+    return hashlib.sha256(str(run).encode()).hexdigest()[:8]
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def stacks_since(run: Folder, since: float) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -66,7 +68,7 @@ def test_report_names_the_local_file_if_the_storage_fails(tmp_path: Path) -> Non
     watching = Watchdog(0.2, Folder.at(tmp_path), 1, reports.append, ended.set)
     assert ended.wait(20)
     watching.close()
-    assert re.search(r"/groundray-stacks-\w+\.txt ", reports[0])
+    assert re.search(r"/groundray-stacks-[\w-]+\.txt ", reports[0])
 
 
 def test_half_written_stack_traces_are_ignored(tmp_path: Path) -> None:
@@ -85,3 +87,43 @@ def test_worker_with_heartbeats_is_not_ended(tmp_path: Path) -> None:
     watching.close()
     assert not ended.is_set()
     assert not (tmp_path / "stacks").exists()
+
+
+def test_temporary_files_of_killed_workers_are_moved_to_the_run_or_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that a thread of C ended has written stack traces, and one that was killed has not."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(watchdog.tempfile, "tempdir", str(temporary))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    run, other = Folder.at(tmp_path / "run"), Folder.at(tmp_path / "other")
+    key, foreign = watchdog._key(run), watchdog._key(other)
+    files = {
+        f"groundray-stacks-{key}-{dead.pid}-3-hung.txt": "in hangs_in_c",
+        f"groundray-stacks-{key}-{dead.pid}-1-killed.txt": "",
+        f"groundray-stacks-{foreign}-{dead.pid}-1-killed.txt": "",
+        f"groundray-stacks-{foreign}-{dead.pid}-0-hung.txt": "of another run",
+        f"groundray-stacks-{key}-{os.getpid()}-0-alive.txt": "",
+        "groundray-stacks-mine.txt": "",
+    }
+    for name, text in files.items():
+        (temporary / name).write_text(text)
+    began = time.time() - 1
+    watching = Watchdog(60, run, 0, lambda _: None)
+    watching.close()
+    assert sorted(path.name for path in temporary.iterdir()) == sorted(list(files)[3:])
+    (moved,) = stacks_since(run, began)
+    assert moved.startswith("worker-3-")
+    assert run.read_bytes(f"stacks/{moved}") == b"in hangs_in_c"
+
+
+def test_no_temporary_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog.tempfile, "tempdir", str(tmp_path))
+    ended = threading.Event()
+    for seconds in (60, 0.1):
+        watching = Watchdog(seconds, Folder.at(tmp_path / "run"), 1, lambda _: None, ended.set)
+        assert seconds == 60 or ended.wait(20)
+        watching.close()
+        assert not list(tmp_path.glob("groundray-stacks-*"))

@@ -10,20 +10,30 @@ STORAGE/NAME/table.csv, trials.json, sweep.png      the results
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from groundray.config import Settings, SettingsError, StageName, changed, did_you_mean, differences
 from groundray.runtime.tune.search_space import Space, format_value
 from groundray.storage.folder import Folder
-from groundray.training import layout, preflight
+from groundray.training import identity, layout, preflight
+from groundray.training.identity import Identity
 from groundray.training.layout import features_folder
 
 Search = Literal["grid", "random", "tpe"]
 DEFINITION, SHARED, TRIALS, STATE = "sweep.json", "before", "trials", "tune"
 TABLE, RESULTS, PLOT = "table.csv", "trials.json", "sweep.png"
 SEED = "run.seed"
+ID, ADOPTED = "id", "adopted"  # keys of sweep.json besides those that identify the sweep
+# keys of sweep.json in an earlier version, which neither sealed it nor gave it an id
+FORMER_KEYS = (
+    rf"(run|data|scaling|model|features|{'|'.join(get_args(StageName))})\..*|stages|space|metric|search|samples|seeds|"
+    "early stopping|trials at once"
+)
 
 
 class Metric(NamedTuple):
@@ -163,8 +173,8 @@ class Sweep:
                 + did_you_mean(self.metric.name, reported)
             )
 
-    def claim(self, resume: bool) -> None:
-        """Claim the sweep's folder, or check that it belongs to this sweep.
+    def claim(self, resume: bool) -> Identity:
+        """Claim the sweep's folder, or check that it belongs to this sweep. Returns its identity, as a run has one.
 
         Raises:
             SettingsError: the folder belongs to another sweep or run, or to this one and `resume` is False.
@@ -173,14 +183,49 @@ class Sweep:
         if not folder.exists(DEFINITION):
             if folder.exists(layout.RUN) or folder.exists(layout.CONFIG):
                 raise SettingsError(f"{folder} holds a training run: use another --run.name")
-            folder.make().write_json(DEFINITION, here)
-            return
-        if different := differences(folder.read_json(DEFINITION), here):
+            new = identity.mint()
+            if folder.make().create_sealed(DEFINITION, {ID: new, ADOPTED: False, **here}):
+                return Identity(new, self.settings, {}, str(folder))
+        repair = "restore it from a copy, or use another --run.name"
+        stored = folder.read_sealed(DEFINITION, unsealed_keys=FORMER_KEYS, repair=repair)
+        known, adopted = stored.pop(ID, None), stored.pop(ADOPTED, True)
+        if different := differences(stored, here):
             raise SettingsError(
                 f"{folder} holds another sweep:\n" + "\n".join(different) + "\nuse another --run.name, or its settings"
             )
         if not resume:
             raise SettingsError(f"{folder} holds this sweep already: give --resume to resume it, or another --run.name")
+        if known is None:  # an earlier version started it
+            known = identity.mint()
+            folder.write_sealed(DEFINITION, {ID: known, ADOPTED: True, **here})
+        return Identity(known, self.settings, {}, str(folder), adopted)
+
+    def ensure_state_is_trusted(self, resume: bool, trust_storage: bool) -> None:
+        """Raise SettingsError if resuming would unpickle Ray Tune's state from storage that others may write to.
+
+        Unpickling runs the code that a pickle names. A local state is trusted if its files belong to the user of this
+        process and others may not write to them; the groups of a user may. A state in an object store is trusted only
+        with `trust_storage`: the rights of a bucket cannot be seen from here.
+        """
+        state = self.folder / STATE
+        if not resume or trust_storage or not state.exists():
+            return
+        reason = "it is in an object store"
+        if state.local:
+            files = [Path(state.path), *Path(state.path).rglob("*")]
+            foreign = [file for file in files if not _is_own(file)]
+            if not foreign:
+                return
+            reason = f"{foreign[0]} belongs to another user, or everyone may write to it"
+        without = (
+            "use another --run.name, since TPE cannot draw its points again"
+            if self.search == "tpe"
+            else f"delete {state}: trials are drawn again, and each resumes from its own files, which hold no pickles"
+        )
+        raise SettingsError(
+            f"expected Ray Tune's state that only you can write, since it is unpickled, which runs code; got {state}, "
+            f"and {reason}: give --trust-storage if you trust all who may write there, or {without}"
+        )
 
     def definition(self) -> dict[str, Any]:
         """Return everything that identifies the sweep."""
@@ -194,6 +239,12 @@ class Sweep:
             "early stopping": self.early_stopping,
             "trials at once": self.max_concurrent or "as many as fit",  # Tune keeps the number of the start
         }
+
+
+def _is_own(file: Path) -> bool:
+    """Return True if a file belongs to the user of this process and others may not write to it."""
+    status = file.lstat()
+    return status.st_uid == os.geteuid() and (stat.S_ISLNK(status.st_mode) or not status.st_mode & stat.S_IWOTH)
 
 
 def describe_values(values: Mapping[str, Any]) -> str:

@@ -34,9 +34,10 @@ from groundray.runtime.train.resources import MIN_DATA_CPUS, min_bundles, wait_u
 from groundray.runtime.tune.results import State, Trial
 from groundray.runtime.tune.search_space import Space
 from groundray.runtime.tune.spec import SEED, STATE, Sweep, describe_values
-from groundray.tracking import Tracker, uri_of
-from groundray.training import history, layout, preflight
+from groundray.tracking import Tracker, written_uri
+from groundray.training import history, preflight
 from groundray.training.events import EpochDone, Event
+from groundray.training.identity import Identity
 from groundray.training.preflight import CheckedRun
 
 LOG = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ class TrialContext:
 
     Attributes:
         cpu_fraction: fraction of the cluster's CPUs that a trial may use.
-        parent: id of the sweep's MLflow run; None if it is not tracked.
-        tracked_at: URI of the MLflow store.
+        parent: id of the sweep; None if it is not tracked.
+        tracked_at: URI of the MLflow store, without secrets: Tune writes this context to the sweep's folder.
     """
 
     sweep: Sweep
@@ -111,9 +112,10 @@ class TrialContext:
         scaling = settings.scaling.model_copy(update={"num_workers": 0, "chunks": settings.chunks})
         return settings.model_copy(update={"scaling": scaling})
 
-    def tracker(self, run: CheckedRun, warn: Callable[[str], None]) -> Tracker | None:
-        """Return the tracker of a trial, a child of the sweep's MLflow run; None if the sweep is not tracked."""
-        return Tracker.of(run, warn, self.parent) if self.parent else None
+    def tracker(self, run: CheckedRun, claimed: Identity) -> Tracker | None:
+        """Return the tracker of a trial, a child of the sweep's MLflow run; None if the sweep is not tracked. What it
+        cannot log, the sweep logs at its end."""
+        return Tracker(run.settings, run.folder, claimed, lambda _: None, self.parent) if self.parent else None
 
 
 @contextlib.contextmanager
@@ -166,7 +168,7 @@ def run_sweep(
     """
     # Tune starts each trial in its own working folder
     sweep = replace(sweep, settings=sweep.settings.absolute())
-    context = TrialContext(sweep, 1 / concurrent, parent, uri_of(sweep.settings))
+    context = TrialContext(sweep, 1 / concurrent, parent, written_uri(sweep.settings))
     trainable = _trainable(context)
     tuner = _restored(sweep, trainable, tell) if resume else None
     tuner = tuner or tune.Tuner(
@@ -197,13 +199,6 @@ def run_sweep(
     trials = [_result_of(sweep, trial) for trial in compat.trials_of(grid)]
     if received:  # Tune has stopped those that were running
         trials = [replace(trial, state="unfinished") if trial.name in heard.running else trial for trial in trials]
-    for trial in trials:
-        settings = context.settings(trial.all_values, trial.name)
-        begun = trial.state != "finished" and layout.folder_of(settings).exists(layout.CONFIG)
-        if begun and (
-            tracker := context.tracker(preflight.check(settings), tell)
-        ):  # it was killed before it could close its MLflow run
-            tracker.close(None, "FAILED" if trial.state == "failed" else "KILLED")
     return trials, received[0] if received else 0
 
 
@@ -252,8 +247,7 @@ def _train_trial(values: dict[str, Any], context: TrialContext) -> None:
     metric = context.sweep.metric
     settings = context.settings(values, _run_name(str(tune.get_context().get_trial_id())))
     run = preflight.check(settings)
-    preflight.claim(run)
-    tracker = context.tracker(run, lambda text: None)
+    tracker = context.tracker(run, preflight.claim(run))
     best: list[float] = []
 
     def observe(event: Event) -> None:
