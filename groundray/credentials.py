@@ -24,9 +24,9 @@ SECRET_WORDS = {"key", "sig", "signature", "auth", "authorization", "pwd", "sas"
 SECRET_PARTS = ("pass", "secret", "token", "accesskey", "apikey", "signature", "credential")
 NO_SECRETS = {"sslkey", "keyfile"}  # paths of files
 REPAIR = (
-    "give the URL without them; they belong in the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-    f"or the whole {TRACKING_URI}, for MLflow; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-    "GOOGLE_APPLICATION_CREDENTIALS, for a store"
+    "give s3://BUCKET/FOLDER or https://HOST/PATH; secrets belong in the environment: MLFLOW_TRACKING_USERNAME and "
+    f"MLFLOW_TRACKING_PASSWORD, or the whole {TRACKING_URI}, for MLflow; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "or GOOGLE_APPLICATION_CREDENTIALS, for a store"
 )
 
 

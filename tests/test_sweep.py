@@ -141,7 +141,9 @@ def test_a_sweep_writes_to_an_object_store(
     assert {"sweep.png", "sweep.json", "table.csv", "trials.json", "trials", "tune"} == set(folder.names())
     trials = [folder / "trials" / trial["name"] for trial in folder.read_json("trials.json")]
     assert len(trials) == 2
-    assert main([*given, "--resume"]) == 0
+    assert main([*given, "--resume"]) == 2
+    assert "give --trust-storage" in capsys.readouterr().err
+    assert main([*given, "--resume", "--trust-storage"]) == 0
     assert "best    trial-0000" in capsys.readouterr().out
     for trial in trials:
         assert trial.exists("model/language/model.safetensors")

@@ -118,7 +118,7 @@ def reading_settings(about: About, stage: str, batch_size: int) -> Settings:
     tree = copy.deepcopy(about.settings)
     tree["scaling"] |= {"num_workers": 0, "chunks": 1}
     tree[stage]["batch_size"] = batch_size
-    return Settings(**tree)
+    return Settings.stored(tree)
 
 
 def batches_of(source: Source) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal, cast
 from rich.console import Console
 
 from groundray import interrupts
+from groundray.credentials import redacted
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 EXIT_SIGNAL = 128  # plus the signal's number, as a shell reports it
@@ -106,7 +107,8 @@ def _console(output: _Output, soft_wrap: bool) -> Console:
 
 
 class _Output:
-    """Stdout or stderr, whichever stream that is at the time, for a console to write to."""
+    """Stdout or stderr, whichever stream that is at the time, for a console to write to. Secrets are written as `***`:
+    errors of libraries may show them."""
 
     def __init__(self, name: Literal["stdout", "stderr"], optional: bool):
         self._name, self._optional = name, optional
@@ -119,7 +121,7 @@ class _Output:
         return getattr(stream, "rich_proxied_file", stream)  # which rich puts in its place while it draws a bar
 
     def write(self, text: str) -> int:
-        stream = self._stream()
+        stream, text = self._stream(), redacted(text)
         try:
             stream.write(text)
         except UnicodeEncodeError:

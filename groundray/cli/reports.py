@@ -154,7 +154,7 @@ def write_report(report: Report, path: str, update: Update) -> dict[str, bytes]:
 
 def settings_of(checkpoint: str) -> Settings:
     """Return the settings that an exported model was trained with."""
-    return Settings(**export.about(checkpoint).settings)
+    return Settings.stored(export.about(checkpoint).settings)
 
 
 def norms_problem(settings: Settings) -> str | None:

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource
 from pydantic_settings import SettingsError as ArgumentError
 
-from groundray.config.settings import Settings, SettingsError, flatten
+from groundray.config.settings import SECRET, Settings, SettingsError, flatten
 from groundray.config.yaml_text import check_json_keys, parse_yaml
 
 
@@ -189,6 +189,8 @@ def _explain_unknown(word: str) -> str:
 
 
 def _explain(error: ValidationError, origin: str) -> str:
+    if secrets := [problem["msg"] for problem in error.errors() if problem["type"] == SECRET]:
+        return secrets[0]
     lines = [f"{origin} cannot be used:"]
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]

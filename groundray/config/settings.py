@@ -19,12 +19,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
+from groundray.credentials import redacted, refusal, without_secrets
+
+SECRET = "secret"  # pydantic's type of the error of a setting with a secret
 StageName = Literal["visual", "language", "grounding", "relational", "retrieval"]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -35,7 +39,11 @@ OperatorInitialization = Literal["normal", "xavier"]
 
 
 class SettingsError(ValueError):
-    """Raised for settings that cannot be used. The message names the setting, what was expected, and a repair."""
+    """Raised for settings that cannot be used. The message names the setting, what was expected, and a repair. It hides
+    secrets."""
+
+    def __init__(self, message: str):
+        super().__init__(redacted(message))
 
 
 class Section(BaseModel):
@@ -448,7 +456,10 @@ class Tracking(Section):
 
     enabled: bool = Field(default=True, description="log the run to MLflow")
     uri: str | None = Field(
-        default=None, description="tracking server; null: MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db"
+        default=None,
+        description="tracking server, without a password, which belongs in the environment "
+        "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD); null: MLFLOW_TRACKING_URI, which may have one, or "
+        "else sqlite:///mlflow.db",
     )
     experiment: str = Field(default="groundray", description="MLflow experiment of the run")
 
@@ -480,7 +491,8 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 class Settings(BaseSettings):
     """All settings of a training run."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+    # pydantic's own messages would show the values of all settings
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     run: Run = Run()
     stages: Annotated[tuple[StageName, ...], AfterValidator(_distinct)] = Field(
@@ -510,6 +522,21 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read no environment variables: settings come from a file and the command line alone."""
         return (init_settings,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_secrets(cls, tree: Any) -> Any:
+        """Refuse secrets before any other check: all settings are written and printed."""
+        for name, text in _texts(tree):
+            if problem := refusal(text):
+                raise PydanticCustomError(SECRET, "{problem}", {"problem": f"{name}: {problem}"})
+        return tree
+
+    @staticmethod
+    def stored(tree: dict[str, Any]) -> Settings:
+        """Return settings that were read from a file of a run, also of an earlier version, which accepted secrets in
+        URLs: they are removed."""
+        return Settings(**_cleaned(tree))
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -583,6 +610,26 @@ class Settings(BaseSettings):
         )
         identity = {key: value for key, value in flat.items() if not key.startswith(changeable)}
         return identity | {"scaling.chunks": self.chunks}
+
+
+def _texts(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every string in a tree of settings, of any form, with its dotted name."""
+    if isinstance(tree, str):
+        yield name, tree
+    elif isinstance(tree, BaseModel):
+        yield from _texts(dict(tree), name)
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _texts(value, name)
+
+
+def _cleaned(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _cleaned(value) for key, value in tree.items()}
+    return without_secrets(tree) if isinstance(tree, str) else tree
 
 
 def _absolute(path: str) -> str:

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 
+from groundray.credentials import refusal
 from groundray.storage import object_store, seals
 from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 
@@ -68,6 +69,8 @@ class Folder:
         text = str(url)
         if "://" not in text:
             return Folder(pafs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
+        if not object_store.is_store(text) and (problem := refusal(text)):
+            raise ValueError(problem)
         filesystem, path = (
             object_store.open_store(text) if object_store.is_store(text) else pafs.FileSystem.from_uri(text)
         )

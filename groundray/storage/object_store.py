@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
+from groundray.credentials import redacted
+
 
 class RetryPolicy(NamedTuple):
     """Number of attempts, and the timeout of each in seconds.
@@ -57,7 +59,7 @@ class StoreKind:
 
     @property
     def endpoint(self) -> str:
-        """The endpoint if one is set, otherwise the name of the provider."""
+        """The endpoint if one is set, otherwise the name of the provider. It may have a secret."""
         return os.environ[self.variable] if self.variable else self.cloud
 
 
@@ -134,16 +136,20 @@ def probe(url: str) -> None:
 
 
 def readable_error(error: OSError, url: str) -> OSError:
-    """Return a store's error with a message of one line: expected, got and the repair."""
+    """Return a store's error with a message of one line: expected, got and the repair, without secrets."""
+    return OSError(redacted(_readable(error, url)))
+
+
+def _readable(error: OSError, url: str) -> str:
     scheme, _, path = url.partition("://")
     kind, bucket, text = KINDS[scheme], path.partition("/")[0], " ".join(str(error).split())
     if MISSING_BUCKET.search(text):
-        return OSError(f"{url}: {kind.endpoint} has no bucket {bucket}: create it, or correct the URL")
+        return f"{url}: {kind.endpoint} has no bucket {bucket}: create it, or correct the URL"
     cause = NOISE.sub("", text)
     if ACCESS_DENIED.search(text):
-        return OSError(
+        return (
             f"{url}: expected credentials that may list, read and write it, got {cause}: give others "
             f"({kind.credentials})"
         )
     repair = f"check the network and {kind.variable}" if kind.variable else "check the network"
-    return OSError(f"{url}: expected an answer from {kind.endpoint}, got {cause}: {repair}")
+    return f"{url}: expected an answer from {kind.endpoint}, got {cause}: {repair}"

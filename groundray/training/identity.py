@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from groundray.config import Settings, SettingsError, differences, parse_yaml
+from groundray.credentials import has_secret
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged
 from groundray.training.layout import CONFIG, FORMER_DATA, RUN
@@ -68,7 +69,7 @@ def read(folder: Folder) -> Identity | None:
     )
     content = folder.read_sealed(RUN, repair=repair)
     try:
-        settings = Settings(**content["settings"])
+        settings = Settings.stored(content["settings"])
         return Identity(content["id"], settings, content["data"], content["folder"], content["adopted"])
     except (ValueError, KeyError) as error:
         raise SettingsError(f"{folder}/{RUN} is of another version of groundray: {_one_line(error)}") from None
@@ -102,8 +103,10 @@ def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
         found = Identity(mint(), found.settings, found.fingerprints, str(folder))
         folder.write_sealed(RUN, found.content())
     try:
-        folder.read_sealed_text(CONFIG)
+        whole = not has_secret(folder.read_sealed_text(CONFIG))  # an earlier version may have written one
     except (FileNotFoundError, Damaged):
+        whole = False
+    if not whole:
         folder.write_sealed_text(CONFIG, found.settings.to_yaml())
     return found
 
@@ -138,7 +141,7 @@ def _former(folder: Folder) -> Identity | None:
         if not isinstance(tree, dict):
             raise ValueError(f"expected sections, got {type(tree).__name__}")
         data = folder.read_json(FORMER_DATA) if folder.exists(FORMER_DATA) else {}
-        return Identity(mint(), Settings(**tree), data, str(folder), adopted=True)
+        return Identity(mint(), Settings.stored(tree), data, str(folder), adopted=True)
     except ValueError as error:
         raise SettingsError(f"{folder}/{CONFIG} or {FORMER_DATA} is damaged: {_one_line(error)}: {repair}") from None
 

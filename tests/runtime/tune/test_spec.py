@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import STAGES, SmallWorld
+from servers import Server
 
 from groundray import config
 from groundray.config import SettingsError
+from groundray.runtime.tune import spec
 from groundray.runtime.tune.results import Trial
 from groundray.runtime.tune.search_space import parse_spaces
 from groundray.runtime.tune.spec import Metric, Search, Sweep
@@ -116,7 +119,68 @@ def test_a_name_belongs_to_one_sweep(world: SmallWorld, tmp_path: Path) -> None:
         replace(one, seeds=2).claim(resume=True)
 
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").touch()
+    (tmp_path / "run" / "run.json").touch()
     taken = sweep(world.settings(f"--run.storage={tmp_path}", "--run.name=run"), "grounding.temperature=choice:1")
     with pytest.raises(SettingsError, match="holds a training run: use another"):
         taken.claim(resume=False)
+
+
+def test_a_sweep_keeps_its_id_and_another_in_its_folder_has_another(world: SmallWorld, tmp_path: Path) -> None:
+    one = sweep(world.settings(f"--run.storage={tmp_path}", "--run.name=s"), "grounding.temperature=choice:0.1,1")
+    first = one.claim(resume=False)
+    assert one.claim(resume=True) == first
+    shutil.rmtree(tmp_path / "s")
+    assert one.claim(resume=False).id != first.id
+
+
+def test_a_sweep_of_an_earlier_version_is_adopted(world: SmallWorld, tmp_path: Path) -> None:
+    """Its definition has neither an id nor a seal."""
+    one = sweep(world.settings(f"--run.storage={tmp_path}", "--run.name=s"), "grounding.temperature=choice:0.1,1")
+    one.folder.make().write_json("sweep.json", one.definition())
+    with pytest.raises(SettingsError, match=r"seeds: 1 .*2 now"):
+        replace(one, seeds=2).claim(resume=True)
+    adopted = one.claim(resume=True)
+    assert adopted.adopted
+    assert one.claim(resume=True) == adopted
+    text = one.folder.read_bytes("sweep.json")
+    for damaged in (text[:100], text.replace(b"0.1", b"0.2", 1), b"", text.replace(b"sha256", b"sha.56")):
+        one.folder.write_bytes("sweep.json", damaged)
+        with pytest.raises(ValueError, match=r"sweep\.json is damaged"):
+            one.claim(resume=True)
+
+
+def test_the_state_of_tune_is_read_where_only_its_owner_writes(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = world.settings(f"--run.storage={tmp_path}", "--run.name=s")
+    one = sweep(words, "grounding.temperature=choice:0.1,1")
+    one.ensure_state_is_trusted(resume=True, trust_storage=False)  # it has not started
+    state = tmp_path / "s" / "tune"
+    (state / "inner").mkdir(parents=True)
+    (state / "inner" / "tuner.pkl").touch()
+    one.ensure_state_is_trusted(resume=True, trust_storage=False)
+
+    (state / "inner" / "tuner.pkl").chmod(0o666)
+    with pytest.raises(SettingsError, match=rf"tuner\.pkl .*--trust-storage .*delete {state}"):
+        one.ensure_state_is_trusted(resume=True, trust_storage=False)
+    one.ensure_state_is_trusted(resume=True, trust_storage=True)
+    one.ensure_state_is_trusted(resume=False, trust_storage=False)  # nothing is read
+
+    (state / "inner" / "tuner.pkl").chmod(0o600)
+    monkeypatch.setattr(spec.os, "geteuid", lambda: 4711)
+    with pytest.raises(SettingsError, match=rf"{state} belongs to another user"):
+        one.ensure_state_is_trusted(resume=True, trust_storage=False)
+    with pytest.raises(SettingsError, match="another --run.name, since TPE"):
+        replace(one, search="tpe").ensure_state_is_trusted(resume=True, trust_storage=False)
+
+
+def test_the_state_of_tune_in_a_store_is_read_only_if_asked(
+    world: SmallWorld, s3: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.use(monkeypatch)
+    one = sweep(world.settings(f"--run.storage={s3.folder()}", "--run.name=s"), "grounding.temperature=choice:0.1,1")
+    one.ensure_state_is_trusted(resume=True, trust_storage=False)
+    (one.folder / "tune").write_bytes("tuner.pkl", b"")
+    with pytest.raises(SettingsError, match=r"in an object store: give --trust-storage"):
+        one.ensure_state_is_trusted(resume=True, trust_storage=False)
+    one.ensure_state_is_trusted(resume=True, trust_storage=True)
