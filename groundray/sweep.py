@@ -70,7 +70,7 @@ def _run(argv: Sequence[str] | None, defaults: Defaults, errors: Console) -> int
     from groundray.tracking import Inquiry
 
     go_home(errors.print)
-    inquiry = Inquiry.of(sweep.settings)
+    inquiry = Inquiry(sweep.settings, lambda _: sweep.stored_id())
     sweep.check()
     if problem := inquiry.problem():
         raise SettingsError(problem)

@@ -53,28 +53,26 @@ class Deleted(ValueError):
     """The experiment or the run was deleted in MLflow; the message has the repair."""
 
 
+def _run_id(settings: Settings) -> str | None:
+    """Return the id of the run of these settings, None if it has not started."""
+    run = identity.read(layout.folder_of(settings))
+    return run.id if run else None
+
+
 class Inquiry:
     """Asks, while other checks of a run are made, whether its experiment or its MLflow run was deleted."""
 
-    def __init__(self, settings: Settings, run_id: str | None = None):
+    def __init__(self, settings: Settings, get_id: Callable[[Settings], str | None] = _run_id):
         """Ask in a thread; do nothing if the run is not tracked.
 
         Args:
-            run_id: id of the run, if it is one that resumes.
+            get_id: returns the id of the run, or of a sweep; None if it has not started.
         """
-        self._settings, self._run_id = settings, run_id
+        self._settings, self._get_id = settings, get_id
         self._problem: str | None = None
         self._thread = threading.Thread(target=self._ask, name="groundray-tracking-check", daemon=True)
         if settings.tracking.enabled and _store_exists(settings):
             self._thread.start()
-
-    @staticmethod
-    def of(settings: Settings) -> Inquiry:
-        """Ask about the run of these settings, which may have started already."""
-        known = None
-        with contextlib.suppress(OSError, ValueError):  # a check that comes later reports what cannot be read
-            known = identity.read(layout.folder_of(settings))
-        return Inquiry(settings, known.id if known else None)
 
     def problem(self) -> str | None:
         """Return what was deleted, with the repair. None if nothing was, or if there is no answer: a run that starts
@@ -87,8 +85,8 @@ class Inquiry:
         try:
             client = _client(self._settings)
             experiment = _experiment(client, self._settings, create=False)
-            if experiment and self._run_id:
-                _find_run(client, self._settings, experiment, self._run_id)
+            if experiment and (run_id := self._get_id(self._settings)):
+                _find_run(client, self._settings, experiment, run_id)
         except Deleted as error:
             self._problem = str(error)
         except Exception:  # reported when the run starts

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from conftest import SmallWorld
 from mlflow.entities import Run
 
-from groundray import tracking
+from groundray import sweep, tracking, train
 from groundray.config import Settings, Tracking
+from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
 from groundray.tracking import Inquiry, SweepLog, Tracker
 from groundray.training import attempts, history, identity
@@ -261,11 +263,11 @@ def test_a_deleted_experiment_is_named_with_its_repair(
     assert Inquiry(settings(uri)).problem() is None
     assert not (tmp_path / "mlflow.db").exists()  # asking creates nothing
     assert track(uri, folder, range(1, 4)) == []
-    assert Inquiry(settings(uri), claimed(uri, folder).id).problem() is None
+    assert Inquiry(settings(uri)).problem() is None
 
     client, found = only_run(uri)
     client.delete_run(found.info.run_id)
-    problem = Inquiry(settings(uri), claimed(uri, folder).id).problem()
+    problem = Inquiry(settings(uri)).problem()
     assert f"MLFLOW_TRACKING_URI={uri} mlflow runs restore --run-id {found.info.run_id}" in str(problem)
     warning, _ = track(uri, folder, range(4, 6))
     assert warning == f"tracking failed, training continues: {problem}"
@@ -280,6 +282,28 @@ def test_a_deleted_experiment_is_named_with_its_repair(
     assert track(uri, folder, range(4, 6)) == []
     client, found = only_run(uri)
     assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_deleted_experiment_ends_a_start_and_is_in_a_dry_run(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "fit", lambda *_, **__: pytest.fail("it trains"))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("tests"))
+    tracked = ["--tracking.enabled=true", f"--tracking.uri={uri}", "--tracking.experiment=tests"]
+    words = world.settings(*tracked, f"--run.storage={tmp_path}/runs", "--scaling.num_workers=0")
+    repair = f"`MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x 1`"
+    assert train.main([*words, "--dry-run"]) == 2
+    assert repair in capsys.readouterr().out
+    assert train.main(words) == 2
+    assert repair in capsys.readouterr().err
+    swept = ["--space=grounding.temperature=choice:0.05,0.1", "--metric=grounding/loss"]
+    assert sweep.main([*swept, *words]) == 2
+    assert repair in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert train.main([*words, "--dry-run", "--tracking.experiment=other"]) == 0
 
 
 def test_an_unreachable_server_is_no_problem_before_a_run(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
     from groundray.training import preflight
 
     preflight.check_storage(settings)
-    inquiry = Inquiry.of(settings)
+    inquiry = Inquiry(settings)
     run = preflight.check(settings)
     if problem := inquiry.problem():
         raise config.SettingsError(problem)

@@ -14,7 +14,6 @@ from groundray.training.preflight import preview
 
 def print_preview(settings: Settings, console: Console) -> int:
     """Print what a run would do, and return the exit status: 0, or 2 if the run could not start."""
-    inquiry = Inquiry.of(settings)
     run, required = preview(settings), resources.preview(settings)
     problems = list(run.problems)
     console.print(f"run       {run.folder}{' (resumes from its last checkpoint)' if run.resumes else ''}")
@@ -34,7 +33,7 @@ def print_preview(settings: Settings, console: Console) -> int:
         console.print(f"analysis  with the norms of {settings.analysis.norms}, to {run.folder}/{reports.REPORT_FOLDER}")
     if unusable := reports.norms_problem(settings):
         problems.append(unusable)
-    if deleted := inquiry.problem():
+    if run.stages and (deleted := Inquiry(settings).problem()):  # the run's folder can be read
         problems.append(deleted)
     try:
         required.check()

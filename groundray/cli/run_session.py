@@ -69,7 +69,7 @@ def run_training(
     """
     try:
         preflight.check_storage(settings)
-        inquiry = Inquiry.of(settings)
+        inquiry = Inquiry(settings)
         run = preflight.check(settings)
         if problem := reports.norms_problem(settings) or inquiry.problem():
             raise SettingsError(problem)

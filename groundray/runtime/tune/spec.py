@@ -186,8 +186,7 @@ class Sweep:
             new = identity.mint()
             if folder.make().create_sealed(DEFINITION, {ID: new, ADOPTED: False, **here}):
                 return Identity(new, self.settings, {}, str(folder))
-        repair = "restore it from a copy, or use another --run.name"
-        stored = folder.read_sealed(DEFINITION, unsealed_keys=FORMER_KEYS, repair=repair)
+        stored = self._stored()
         known, adopted = stored.pop(ID, None), stored.pop(ADOPTED, True)
         if different := differences(stored, here):
             raise SettingsError(
@@ -199,6 +198,14 @@ class Sweep:
             known = identity.mint()
             folder.write_sealed(DEFINITION, {ID: known, ADOPTED: True, **here})
         return Identity(known, self.settings, {}, str(folder), adopted)
+
+    def stored_id(self) -> str | None:
+        """Return the sweep's id, None if it has not started."""
+        return self._stored().get(ID) if self.folder.exists(DEFINITION) else None
+
+    def _stored(self) -> dict[str, Any]:
+        repair = "restore it from a copy, or use another --run.name"
+        return self.folder.read_sealed(DEFINITION, unsealed_keys=FORMER_KEYS, repair=repair)
 
     def ensure_state_is_trusted(self, resume: bool, trust_storage: bool) -> None:
         """Raise SettingsError if resuming would unpickle Ray Tune's state from storage that others may write to.

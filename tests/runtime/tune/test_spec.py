@@ -170,7 +170,7 @@ def test_the_state_of_tune_is_read_where_only_its_owner_writes(
     monkeypatch.setattr(spec.os, "geteuid", lambda: 4711)
     with pytest.raises(SettingsError, match=rf"{state} belongs to another user"):
         one.ensure_state_is_trusted(resume=True, trust_storage=False)
-    with pytest.raises(SettingsError, match="another --run.name, since TPE"):
+    with pytest.raises(SettingsError, match=r"another --run\.name, since TPE"):
         replace(one, search="tpe").ensure_state_is_trusted(resume=True, trust_storage=False)
 
 
