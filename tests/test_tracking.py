@@ -306,9 +306,8 @@ def test_a_deleted_experiment_ends_a_start_and_is_in_a_dry_run(
     assert train.main([*words, "--dry-run", "--tracking.experiment=other"]) == 0
 
 
-def test_an_unreachable_server_is_no_problem_before_a_run(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_no_problem_before_a_run() -> None:
     assert Inquiry(settings("http://127.0.0.1:9")).problem() is None
-    assert Inquiry(settings(f"sqlite:///{tmp_path}")).problem() is None  # no database, but a folder
 
 
 def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,8 +343,8 @@ def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(tmp_path: Path, m
         client = mlflow.MlflowClient(up)
         parents = [run for run in runs(up) if "mlflow.parentRunId" not in run.data.tags]
         assert [run.data.params["space"] for run in parents] == ["x"]
-        children = [run for run in runs(up) if run not in parents]
-        by_status = {run.info.status: run for run in runs(up) if "mlflow.parentRunId" in run.data.tags}
+        children = [run for run in runs(up) if "mlflow.parentRunId" in run.data.tags]
+        by_status = {run.info.status: run for run in children}
         assert len(children) == len(by_status) == 2
         for status, steps in (("FINISHED", 3), ("KILLED", 2)):
             child = by_status[status]
