@@ -19,7 +19,9 @@ SECRET_VARIABLES = (
 )
 URL_VARIABLES = (TRACKING_URI, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
 MIN_LENGTH = 6  # of a secret that is hidden outside URLs: a shorter one may be a part of any word
-URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)(?P<rest>[^\s'\"<>`]*)")
+SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)"
+URL = re.compile(rf"{SCHEME}(?P<rest>[^\s'\"<>`]*)")
+WHOLE_URL = re.compile(rf"\s*{SCHEME}(?P<rest>.*)", re.DOTALL)  # of a value, in which a password may have spaces
 SECRET_WORDS = {"key", "sig", "signature", "auth", "authorization", "pwd", "sas", "credential", "credentials", "cred"}
 SECRET_PARTS = ("pass", "secret", "token", "accesskey", "apikey", "signature", "credential")
 NO_SECRETS = {"sslkey", "keyfile"}  # paths of files
@@ -32,19 +34,20 @@ REPAIR = (
 
 def has_secret(text: str) -> bool:
     """Return True if a text has a URL with a password, a token or a signature."""
-    return any(_hide(match, "") != match[0] for match in URL.finditer(text))
+    return any(_hide(match, "") != match[0].lstrip() for match in _urls(text))
 
 
 def refusal(text: str) -> str | None:
     """Return why a setting or option cannot have this value, without the value; None if it has no secret."""
     if not has_secret(text):
         return None
-    return f"expected a URL without a password, token or key, got {redacted(text)}: {REPAIR}"
+    shown = _pattern(text).sub(lambda match: _hide(match, HIDDEN), text)
+    return f"expected a URL without a password, token or key, got {shown}: {REPAIR}"
 
 
 def without_secrets(url: str) -> str:
     """Return a URL without its user, password and secret parameters, which a client takes from the environment."""
-    return URL.sub(lambda match: _hide(match, ""), url)
+    return _pattern(url).sub(lambda match: _hide(match, ""), url)
 
 
 def redacted(text: str) -> str:
@@ -55,11 +58,20 @@ def redacted(text: str) -> str:
     return text
 
 
+def _pattern(value: str) -> re.Pattern[str]:
+    """Return the pattern of the URLs of a value: of the only one that it is, or of several in a text."""
+    return WHOLE_URL if WHOLE_URL.match(value) else URL
+
+
+def _urls(value: str) -> list[re.Match[str]]:
+    return [*URL.finditer(value), *WHOLE_URL.finditer(value)]
+
+
 def _environment_secrets() -> list[str]:
     """Return the secrets of the environment, longest first."""
     found = {os.environ.get(name, "") for name in SECRET_VARIABLES}
     for name in URL_VARIABLES:
-        for match in URL.finditer(os.environ.get(name, "")):
+        for match in _urls(os.environ.get(name, "")):
             user, password, _ = _split(match["rest"])
             found |= {secret for text in (password, user if not password else "") for secret in (text, unquote(text))}
             found |= {value for key, value in parse_qsl(_query(match["rest"])) if _is_secret(key)}
@@ -88,11 +100,11 @@ def _hide(match: re.Match[str], hidden: str) -> str:
 def _split(rest: str) -> tuple[str, str, str]:
     """Return user, password and location of what follows `://`; a password may have any characters."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if "@" not in authority and re.search(r":(?!\d*$)", authority) and not authority.startswith("["):
-        # what follows the colon is no port: a password with a slash, whose URL may be cut off
-        before, at, location = rest.rpartition("@")
-        user, _, password = (before if at else rest).partition(":")
-        return user, password, location if at else HIDDEN
+    if "@" in rest and "@" not in authority and re.search(r":(?!\d*$)", authority) and not authority.startswith("["):
+        # what follows the colon is no port, but a password with a slash
+        before, _, location = rest.rpartition("@")
+        user, _, password = before.partition(":")
+        return user, password, location
     user, at, _ = authority.rpartition("@")
     if not at:
         return "", "", rest
