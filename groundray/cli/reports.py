@@ -144,12 +144,13 @@ def write_report(report: Report, path: str, update: Update) -> dict[str, bytes]:
     """Write a report to a folder on a path or URL; return its files by name."""
     folder = Folder.at(path).make()
     total = sum(1 + len(analysis.pictures) for analysis in report.analyses) + 2
-    written = {}
+    drawn = {}
     for count, (name, content) in enumerate(files(report), start=1):
-        folder.write_bytes(name, content)
-        written[name] = content
+        drawn[name] = content
         update("report", min(count, total), total)
-    return written
+    for name, content in drawn.items():  # after all are drawn: an interrupted analysis leaves no part of a report
+        folder.write_bytes(name, content)
+    return drawn
 
 
 def settings_of(checkpoint: str) -> Settings:

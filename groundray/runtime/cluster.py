@@ -10,10 +10,11 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 
@@ -21,6 +22,7 @@ from groundray.interrupts import HANG_UP
 from groundray.runtime import compat
 
 CONNECT_SECONDS = 5.0  # timeout of the check that a cluster answers
+END_SECONDS = 3.0  # for Ray's processes to end by themselves
 ADDRESS, FOLDER = "RAY_ADDRESS", "RAY_TMPDIR"
 LOCAL = "local"  # value of RAY_ADDRESS that starts a cluster, as does none
 SHORT_FOLDER = "/tmp"  # holds Ray's folder where TMPDIR is too long
@@ -67,11 +69,39 @@ def connect(verbose: bool = False, num_cpus: int | None = None, dashboard: bool 
         # keeps idle processes for a minute instead of a second: starting one takes a core for three seconds
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         options |= {"address": LOCAL, "include_dashboard": dashboard, "num_cpus": num_cpus}
+    before = _ray_processes()
     try:
         _init(options)
         yield
     finally:
-        ray.shutdown()
+        with contextlib.nullcontext() if address else _without_orphans(_ray_processes() - before):
+            ray.shutdown()
+
+
+def _ray_processes() -> set[psutil.Process]:
+    """Return Ray's processes among the descendants of this one."""
+    ours: set[psutil.Process] = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if "ray::" in command or "/ray/" in command:
+                ours.add(process)
+    return ours
+
+
+@contextlib.contextmanager
+def _without_orphans(processes: Iterable[psutil.Process]) -> Iterator[None]:
+    """Kill those processes that still run some time after the end of the context.
+
+    Ray (2.60) leaves its agents behind, for good, if a cluster is shut down while they start.
+    """
+    try:
+        yield
+    finally:
+        _, left = psutil.wait_procs(processes, END_SECONDS)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 def check_address() -> str | None:

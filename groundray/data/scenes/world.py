@@ -14,15 +14,14 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import joblib
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from groundray.data.processes import process_pool
 from groundray.data.scenes import ground_truth
 from groundray.data.scenes.drawing import jpeg
 from groundray.data.scenes.scene import SIZE, Object, Scene, make_object, make_scene, relations
@@ -84,7 +83,7 @@ def write_world(
     for folder, scenes, by_noun in jobs:
         for name in {_folder(folder, scene, by_noun) for scene in scenes}:
             name.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers or joblib.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with process_pool(workers or joblib.cpu_count()) as pool:
         for done in track([pool.submit(_draw, *job) for job in jobs]):
             done.result()
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future
 
 import joblib
 
 from groundray.data.image_decoder import UnusableImage
+from groundray.data.processes import process_pool
 from groundray.data.sources.image_files import CheckedImage, check_image
 from groundray.storage.folder import Folder
 
@@ -34,18 +33,14 @@ def checked_images(
         yield from _check(folder, names)
         return
     workers = min(workers or joblib.cpu_count(), len(tasks))
-    # Ctrl-C is for the parent, which stops the workers
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
     pending: deque[Future[list[CheckedImage | UnusableImage]]] = deque()
-    try:
+    with process_pool(workers) as pool:
         for task in tasks:
             pending.append(pool.submit(_check, folder, task))
             if len(pending) == workers * TASKS_PER_WORKER:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _check(folder: Folder, names: Sequence[Sequence[str]]) -> list[CheckedImage | UnusableImage]:

@@ -1,0 +1,61 @@
+"""Pools of processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from groundray.data.processes import process_pool
+
+PARENT = """
+import os, signal, sys, time
+from groundray.data.processes import process_pool
+
+if __name__ == "__main__":
+    with process_pool(2) as pool:
+        print(*(pool.submit(os.getpid).result() for _ in range(8)), flush=True)
+        work = [pool.submit(time.sleep, 0.5) for _ in range(200)]
+        {then}
+"""
+
+
+def children_of(then: str, tmp_path: object) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """Start a process with a pool of two; returns it and those of the pool."""
+    script = f"{tmp_path}/parent.py"
+    with open(script, "w", encoding="utf-8") as file:  # noqa: PTH123
+        file.write(PARENT.format(then=then))
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert parent.stdout is not None
+    return parent, [psutil.Process(int(pid)) for pid in set(parent.stdout.readline().split())]
+
+
+def test_processes_end_when_their_parent_is_killed(tmp_path: object) -> None:
+    parent, children = children_of("time.sleep(60)", tmp_path)
+    parent.kill()
+    parent.communicate()
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert not left
+
+
+def test_ctrl_c_of_the_whole_group_drops_the_work_without_a_traceback_of_the_processes(tmp_path: object) -> None:
+    parent, children = children_of("time.sleep(60)", tmp_path)
+    began = time.monotonic()
+    os.killpg(parent.pid, signal.SIGINT)
+    _, errors = parent.communicate(timeout=30)
+    assert time.monotonic() - began < 20  # the work would take 50 s
+    assert errors.count("Traceback") == 1
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert not left
+
+
+def test_a_killed_process_is_an_error() -> None:
+    with pytest.raises(OSError, match="one of 1 processes was killed"), process_pool(1) as pool:
+        pool.submit(os._exit, 1).result()
