@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -16,6 +17,9 @@ from rich.console import Console
 from groundray.cli import image_index
 from groundray.cli.command import plain_console, run_command
 from groundray.cli.workdir import open_paths
+from groundray.image_search.http.address import check_port, listen_address
+from groundray.image_search.http.same_origin import check_hosts
+from groundray.image_search.upload_limits import STALL_SECONDS
 
 HOST, PORT = "127.0.0.1", 8000
 
@@ -55,7 +59,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder with categories.csv and concreteness.csv, for the map of words (default: none)",
     )
     parser.add_argument("--host", default=HOST, help=f"address to listen at (default: {HOST}, this machine only)")
-    parser.add_argument("--port", type=int, default=PORT, help=f"port to listen at (default: {PORT})")
+    parser.add_argument("--port", type=int, default=PORT, help=f"port to listen at; 0: a free one (default: {PORT})")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name under which browsers may reach the service, besides localhost and IP addresses; *.example.org: all "
+        "names below it; may be repeated (default: none)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=STALL_SECONDS,
+        metavar="SECONDS",
+        help="seconds until a stalled upload, and a request that is not answered, get status 408 "
+        f"(default: {STALL_SECONDS:g})",
+    )
     parser.add_argument(
         "--replicas", type=int, default=1, metavar="N", help="processes that share the requests (default: 1)"
     )
@@ -68,16 +88,48 @@ def _service(options: argparse.Namespace, console: Console) -> Iterator[str]:
     """Serve inside the context; yields the address."""
     from groundray.runtime import cluster  # imports Ray, which --help does without
 
+    _check_options(options)
     image_index.check_inputs(options)
     with cluster.connect(verbose=options.verbose):
         image_index.open_index(options, console)
         from groundray.runtime.serve import deployment  # imports Ray Serve, which `connect` has made quiet
 
         arguments = deployment.Arguments.model_validate(
-            {**image_index.absolute_paths_of(options), "replicas": options.replicas}
+            {
+                **image_index.absolute_paths_of(options),
+                "replicas": options.replicas,
+                "hosts": [*options.allow_host, *_names(options.host)],
+            }
         )
-        with deployment.serving(arguments, options.host, options.port) as address:
+        if running := deployment.running_at():
+            console.print(f"search  Serve already runs on this cluster: its address and its timeout apply ({running})")
+        with deployment.serving(arguments, options.host, options.port, options.timeout) as address:
             yield address
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Check the options, so that what cannot be used fails before Ray starts.
+
+    Raises:
+        ValueError: one of them cannot be used; the message begins with its name.
+    """
+    check_hosts(options.allow_host)
+    check_port(options.port)
+    if not (0 < options.timeout < math.inf):
+        raise ValueError(f"--timeout: expected a positive number of seconds, got {options.timeout:g}")
+    if options.replicas < 1:
+        raise ValueError(f"--replicas: expected at least 1, got {options.replicas}")
+    if os.environ.get("RAY_ADDRESS", "") in ("", "local"):  # otherwise the cluster's machines listen, and may do so already
+        listen_address(options.host, options.port)
+
+
+def _names(host: str) -> list[str]:
+    """Return the host to listen at if it is a name."""
+    try:
+        check_hosts([host])
+    except ValueError:
+        return []
+    return [host]
 
 
 def _has_browser() -> bool:

@@ -7,6 +7,7 @@ knn.py         nearest neighbours of a query: exact, or with FAISS in a large po
 explain.py     match maps of a text on a picture
 word_space.py  words on their principal axes, before and after grounding
 uploads.py     checks of uploaded pictures
+upload_limits.py  limits of an upload
 service.py     all of these, opened together
 http/          the service over HTTP, and its web page
 """

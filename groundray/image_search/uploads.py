@@ -8,9 +8,9 @@ from jaxtyping import UInt8
 from groundray.data.image_decoder import Limits, UnusableImage, format_of
 from groundray.data.image_inputs import CentreCrop
 from groundray.data.transforms import centre_crop
+from groundray.image_search.upload_limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE
 
-LIMITS = Limits(formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"), pixels=50_000_000)
-MAX_BYTES = 10_000_000
+LIMITS = Limits(formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"), pixels=MAX_PIXELS, side=MAX_SIDE)
 
 
 def checked(encoded: bytes) -> bytes:

@@ -40,7 +40,8 @@ def connect(verbose: bool = False, num_cpus: int | None = None, dashboard: bool 
     """Connect this process to Ray inside the context.
 
     An existing connection is used as it is. Otherwise the process connects to the cluster at `RAY_ADDRESS`, which Ray
-    sets in a job. Without it, a cluster is started on this machine, and stopped at the end of the context.
+    sets in a job. Without it, a cluster is started on this machine, and stopped at the end of the context; it listens
+    on loopback alone.
 
     Args:
         verbose: show Ray's own logs.
@@ -186,7 +187,8 @@ def _init(options: dict[str, Any]) -> None:
         # that this process, whose handler it reaches, can still have a checkpoint written.
         signal.signal(HANG_UP, signal.SIG_IGN)
     try:
-        ray.init(**options)
+        with compat.loopback_only() if options["address"] == LOCAL else contextlib.nullcontext():
+            ray.init(**options)
     except SystemExit:  # raised by Ray's handler of SIGTERM
         signal.signal(signal.SIGTERM, terminate)
         signal.raise_signal(signal.SIGTERM)

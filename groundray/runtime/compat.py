@@ -7,7 +7,10 @@ name themselves. A name is imported from Ray when it is first used: serving sear
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +47,7 @@ class PrivateName(NamedTuple):
     reason: str
 
 
+PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _TRAIN = "ray.train.v2._internal"
 PRIVATE_NAMES = {
     # Ray Train: its policies for scaling and failures are not configurable
@@ -119,7 +123,27 @@ PRIVATE_NAMES = {
     ),
     # Ray Serve
     "get_serve_client": PrivateName("ray.serve.context:_get_global_client", "see http_options()"),
+    PROXY_CALLBACK: PrivateName(
+        f"ray.serve._private.constants:{PROXY_CALLBACK}", "environment variable; see runtime/serve/proxy.py"
+    ),
+    "REQUEST_TIMEOUT_HEADER": PrivateName(
+        "ray.serve._private.constants:SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER", "see request_option_headers()"
+    ),
+    "REQUEST_DISCONNECT_HEADER": PrivateName(
+        "ray.serve._private.constants:SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER", "see request_option_headers()"
+    ),
+    "serve_replica": PrivateName("ray.serve._private:replica", "see listen_at_node_address()"),
+    "serve_replica.add_port_to_grpc_server": PrivateName(
+        "ray.serve._private.replica:add_port_to_grpc_server", "see listen_at_node_address()"
+    ),
     # Ray core
+    "ray_constants": PrivateName("ray._private:ray_constants", "see loopback_only()"),
+    "ray_constants.ENABLE_RAY_CLUSTER": PrivateName(
+        "ray._private.ray_constants:ENABLE_RAY_CLUSTER", "see loopback_only()"
+    ),
+    "ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR": PrivateName(
+        "ray._private.ray_constants:ENABLE_RAY_CLUSTERS_ENV_VAR", "see loopback_only()"
+    ),
     "ray_state": PrivateName("ray._private.state:state", "see draining_nodes()"),
     "ray_state.get_draining_nodes": PrivateName(
         "ray._private.state:GlobalState.get_draining_nodes", "draining_nodes()"
@@ -249,3 +273,37 @@ def version_of(address: str, seconds: float) -> str:
         raise ConnectionError(details.rpartition("last error: ")[2]) from None
     finally:
         channel.close()
+
+
+def request_option_headers() -> tuple[str, str]:
+    """Return the names of the headers with which a request changes its own timeout and cancellation in Ray Serve."""
+    return load("REQUEST_TIMEOUT_HEADER"), load("REQUEST_DISCONNECT_HEADER")
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Have a cluster that `ray.init` starts inside the context listen on loopback alone, as it does on macOS.
+
+    On Linux, all ports of a local cluster otherwise accept connections from other machines.
+    """
+    constants = load("ray_constants")
+    variable, enabled = constants.ENABLE_RAY_CLUSTERS_ENV_VAR, constants.ENABLE_RAY_CLUSTER
+    before = os.environ.get(variable)
+    os.environ[variable], constants.ENABLE_RAY_CLUSTER = "0", False  # of its processes, and of this one
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = enabled
+        os.environ.pop(variable)
+        if before is not None:
+            os.environ[variable] = before
+
+
+def listen_at_node_address() -> None:
+    """Have the replica of Ray Serve that this process becomes listen at the address of its node alone.
+
+    Its port takes pickled requests from other replicas without a token; Serve opens it at every address of the machine.
+    """
+    replica, node = load("serve_replica"), ray.util.get_node_ip_address()
+    add_port, address = replica.add_port_to_grpc_server, f"[{node}]:0" if ":" in node else f"{node}:0"
+    replica.add_port_to_grpc_server = lambda server, everywhere: add_port(server, address)

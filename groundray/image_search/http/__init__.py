@@ -8,5 +8,8 @@ word_routes.py       /words
 pool_routes.py       /pool, /thumbnails/ID, /images/ID
 schemas.py           fields of requests and shapes of responses
 failures.py          which error becomes which status
+request_body.py      receives the body of a request, within limits of size, time and memory
+same_origin.py       keeps other web sites out: Host, Origin and security headers
+address.py           the address to listen at
 page/                what a browser shows of it
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import FastAPI, HTTPException
@@ -11,21 +12,22 @@ from fastapi.staticfiles import StaticFiles
 
 from groundray.image_search.http import match_map_routes, pool_routes, search_routes, word_routes
 from groundray.image_search.http.backend import Backend, Batch
-from groundray.image_search.http.failures import BodyLimit, handle_errors
+from groundray.image_search.http.failures import handle_errors
+from groundray.image_search.http.request_body import BodyLimit, BodyLimits
+from groundray.image_search.http.same_origin import SameOrigin, SecurityHeaders
 from groundray.image_search.service import Service
-from groundray.image_search.uploads import MAX_BYTES
 
 PAGE = Path(__file__).parent / "page"
-FORM_BYTES = 100_000  # of a form, beside its picture
 
 
-def create_app(service: Service, batch: Batch | None = None, page: Path = PAGE) -> FastAPI:
+def create_app(service: Service, batch: Batch | None = None, page: Path = PAGE, hosts: Sequence[str] = ()) -> FastAPI:
     """Create the application.
 
     Args:
         batch: wraps a function of several queries as a function of one query that is answered together with those
             that wait (default: each query alone).
         page: folder of the web page: `index.html`, and the files under /static.
+        hosts: names that a request's Host may have besides `localhost` and addresses (see `SameOrigin`).
     """
     app = FastAPI(
         title="groundray search",
@@ -34,7 +36,9 @@ def create_app(service: Service, batch: Batch | None = None, page: Path = PAGE) 
         docs_url=None,  # FastAPI's pages load scripts from other machines
         redoc_url=None,
     )
-    app.add_middleware(BodyLimit, max_bytes=MAX_BYTES + FORM_BYTES)
+    app.add_middleware(BodyLimit, limits=BodyLimits())  # the last one added is the outermost
+    app.add_middleware(SameOrigin, hosts=hosts)
+    app.add_middleware(SecurityHeaders)
     handle_errors(app)
 
     backend = Backend(service, batch)

@@ -73,7 +73,7 @@ def for_browser(encoded: bytes) -> tuple[bytes, str]:
 
 async def _cacheable(request: Request, tag: str, read: Callable[[], tuple[bytes, str]]) -> Response:
     """Return a picture that a browser keeps, and revalidates by its ETag."""
-    headers = {"ETag": f'"{tag}"', "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    headers = {"ETag": f'"{tag}"', "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     content, media_type = await asyncio.to_thread(read)

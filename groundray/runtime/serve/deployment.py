@@ -9,20 +9,23 @@ serves the same as `python -m groundray.serve`, and so does a RayService with th
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve
 from ray.serve.config import BackpressureConfig, HTTPOptions
 
+from groundray.image_search.http.address import listen_address, url
 from groundray.image_search.http.app import create_app
 from groundray.image_search.http.backend import AnswerOne
+from groundray.image_search.http.same_origin import check_hosts
 from groundray.image_search.service import Service
+from groundray.image_search.upload_limits import STALL_SECONDS
 from groundray.runtime import compat
+from groundray.runtime.serve import proxy
 
 NAME = "search"
 MAX_BATCH_SIZE = 16  # queries embedded and compared together: a product of 16 takes as long as three products of one
@@ -44,7 +47,24 @@ class Arguments(BaseModel):
     replicas: int = Field(default=1, ge=1, description="number of replicas")
     cpus: float = Field(default=1, gt=0, description="CPUs of a replica, which computes in as many threads")
     waiting: int = Field(default=MAX_ONGOING, ge=1, description="maximum number of requests in one replica")
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        description="names that a request's Host may have besides localhost and IP addresses; *.example.org stands for "
+        "all names below it, * for every name",
+    )
     queued: int = Field(default=MAX_QUEUED, ge=0, description="maximum number of requests that wait for a replica")
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _split(cls, hosts: Any) -> Any:
+        """Take names separated by commas, as `serve run` gives them."""
+        return tuple(filter(None, hosts.replace(" ", "").split(","))) if isinstance(hosts, str) else hosts
+
+    @field_validator("hosts")
+    @classmethod
+    def _check(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        check_hosts(hosts)
+        return hosts
 
 
 def app(arguments: Arguments) -> serve.Application:
@@ -54,9 +74,10 @@ def app(arguments: Arguments) -> serve.Application:
     """
 
     def build_in_replica() -> FastAPI:
+        compat.listen_at_node_address()
         torch.set_num_threads(max(1, int(arguments.cpus)))
         service = Service.open(arguments.checkpoint, arguments.images, arguments.index, arguments.norms)
-        return create_app(service, batch_queries)
+        return create_app(service, batch_queries, hosts=arguments.hosts)
 
     deployment: Any = serve.deployment(
         serve.ingress(build_in_replica)(),
@@ -83,24 +104,32 @@ def batch_queries(answer: Callable[..., Any]) -> AnswerOne:
 
 
 @contextlib.contextmanager
-def serving(arguments: Arguments, host: str, port: int) -> Iterator[str]:
+def serving(arguments: Arguments, host: str, port: int, timeout: float = STALL_SECONDS) -> Iterator[str]:
     """Serve the application on the connected cluster inside the context. Yields its address once it is ready.
 
-    If Serve already runs on the cluster, its other applications stay, and its own host and port are used.
+    If Serve already runs on the cluster, its other applications stay, and its own host, port and timeout are used.
+
+    Args:
+        timeout: seconds until a stalled upload, and a request that is not answered, get status 408.
 
     Raises:
-        ValueError: the port is in use.
+        ValueError: the host or the port cannot be used.
         RuntimeError: a replica cannot start; the message holds Serve's description.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    already_running = bool(serve.status().proxies)
+    already_running = running_at() is not None
     if not already_running:
-        _check_port(host, port)
-        serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=QUIET)
+        host, port = listen_address(host, port)
+        serve.start(
+            http_options=HTTPOptions(host=host, port=port, request_timeout_s=timeout),
+            controller_options={"runtime_env": {"env_vars": proxy.environment(timeout)}},  # the proxies inherit it
+            logging_config=QUIET,
+        )
     try:
         serve.run(app(arguments), name=NAME, route_prefix="/")
-        options = compat.http_options()
-        yield f"http://{options.host}:{options.port}"
+        address = running_at()
+        assert address is not None
+        yield address
     finally:
         if already_running or not os.environ.get("RAY_ADDRESS"):
             serve.delete(NAME)  # a cluster that this process started ends with it, and Serve too
@@ -108,13 +137,9 @@ def serving(arguments: Arguments, host: str, port: int) -> Iterator[str]:
             serve.shutdown()
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raise ValueError if a port is in use."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise ValueError(
-                f"--port: expected a free port on {host}, got {port} ({error.strerror or error}): give another"
-            ) from None
+def running_at() -> str | None:
+    """Return the URL of the Serve that runs on the connected cluster; None if there is none."""
+    if not serve.status().proxies:
+        return None
+    options = compat.http_options()
+    return url(options.host, options.port)
