@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from tokenizers import Encoding
 
 from groundray import config
@@ -70,6 +70,14 @@ class Match:
 
 
 @dataclass(frozen=True)
+class DecodedPicture:
+    """The part of a picture that the model sees: its pixels, and where it lies in the picture (`Match.crop`)."""
+
+    pixels: UInt8[np.ndarray, "3 side side"]
+    crop: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
 class Matcher:
     """Computes match maps of texts on pictures.
 
@@ -97,7 +105,6 @@ class Matcher:
         crop = CentreCrop(stage.resize or size, size)
         return Matcher(exported.model, crop, tokenizer, stage.similarity, stage.special_tokens)
 
-    @torch.no_grad()
     def match(self, text: str, encoded: bytes) -> Match:
         """Compute the match maps of a text on an encoded picture.
 
@@ -105,20 +112,36 @@ class Matcher:
             BadQuery: the text has no words.
             UnusableImage: the picture is damaged or cannot be shown.
         """
+        return self.match_decoded(text, self.decode(encoded))
+
+    def decode(self, encoded: bytes) -> DecodedPicture:
+        """Decode and crop a picture.
+
+        Raises:
+            UnusableImage: the picture is damaged or cannot be shown.
+        """
+        return DecodedPicture(model_input(encoded, self.crop), self._visible(encoded))
+
+    @torch.no_grad()
+    def match_decoded(self, text: str, picture: DecodedPicture) -> Match:
+        """Compute the match maps of a text on a decoded picture.
+
+        Raises:
+            BadQuery: the text has no words.
+        """
         encoding = self.tokenizer.backend.encode(text)
         words = _words(encoding)
         if not words:
             raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no words")
-        pixels = model_input(encoded, self.crop)[None]
         ids, lengths = self.tokenizer.encode([text])
-        batch = CaptionBatch.of([""], pixels, ids, lengths)
+        batch = CaptionBatch.of([""], picture.pixels[None], ids, lengths)
         V, W, valid = encode_for_match_map(self.model, batch, self.special_tokens)
         side = round(V.shape[1] ** 0.5)
         maps = match_map(V[0], W[0], self.kind).T.unflatten(1, (side, side)).numpy()
         return Match(
             tuple(WordMap(text[start:end], start, end, maps[tokens].mean(axis=0)) for start, end, tokens in words),
             similarity(V, W, valid, self.kind).item(),
-            self._visible(encoded),
+            picture.crop,
             self.model.visual.trunk.first / self.crop.crop,
         )
 

@@ -21,6 +21,7 @@ from jaxtyping import Float32, Int64
 from groundray.storage.folder import Folder
 
 MAX_EXACT = 1_000_000
+BLOCK_SCORES = 16_000_000  # of float32: 64 MB, and as much for their transpose
 FILE, ABOUT = "ivf.faiss", "ivf.json"
 RECALL = 0.97  # target recall@10 of an inverted file
 PROBE_QUERIES = 500  # queries that measure the recall
@@ -36,19 +37,30 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class ExactSearch:
-    """Exact search by one matrix product. Ties are ordered by row.
+    """Exact search by matrix products. Ties are ordered by row.
 
     Attributes:
         vectors: vectors of length 1.
+        block_scores: maximum number of scores in memory at once; a single query may need more.
     """
 
     vectors: Float32[np.ndarray, "image dim"]
+    block_scores: int = BLOCK_SCORES
 
     def __call__(self, queries: Float32[np.ndarray, "query dim"], k: int) -> Neighbours:
+        count, k = len(queries), min(k, len(self.vectors))
+        found = Neighbours(np.empty((count, k), np.float32), np.empty((count, k), np.int64))
+        step = max(1, self.block_scores // max(1, len(self.vectors)))
+        for start in range(0, count, step):
+            scores = self._scores(queries[start : start + step])
+            for query, of_query in enumerate(scores, start):
+                rows = _highest(of_query, k)
+                found.rows[query], found.scores[query] = rows, of_query[rows]
+        return found
+
+    def _scores(self, queries: Float32[np.ndarray, "query dim"]) -> Float32[np.ndarray, "query image"]:
         # torch, since numpy's product uses one thread a core, whatever the process is limited to
-        scores = (torch.from_numpy(self.vectors) @ torch.from_numpy(queries).T).T.contiguous().numpy()
-        rows = np.stack([_highest(of_query, min(k, len(self.vectors))) for of_query in scores])
-        return Neighbours(np.take_along_axis(scores, rows, axis=1), rows)
+        return (torch.from_numpy(self.vectors) @ torch.from_numpy(queries).T).T.contiguous().numpy()
 
 
 def _highest(scores: Float32[np.ndarray, " image"], k: int) -> Int64[np.ndarray, " k"]:

@@ -16,10 +16,14 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
 
+from groundray.data.image_decoder import UnusableImage
+from groundray.image_search import query
 from groundray.image_search.http.app import create_app, plotly_script
 from groundray.image_search.http.pool_routes import for_browser
 from groundray.image_search.query import Query
 from groundray.image_search.service import Service
+
+URL = "http://localhost"
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def page(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(service: Service, page: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(service, page=page), raise_server_exceptions=False) as client:
+    with TestClient(create_app(service, page=page), URL, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -149,7 +153,7 @@ def test_ids_may_be_paths(service: Service, page: Path) -> None:
     index = service.search.index
     renamed = object.__new__(type(index))
     renamed.__dict__ = {**index.__dict__, "_rows": {"dog/1 a.jpg": 3}}
-    client = TestClient(create_app(replace(service, search=replace(service.search, index=renamed)), page=page))
+    client = TestClient(create_app(replace(service, search=replace(service.search, index=renamed)), page=page), URL)
     for id in ("dog/1%20a.jpg", "dog%2F1%20a.jpg"):
         assert client.get(f"/thumbnails/{id}").content == index.thumbnails[3]
 
@@ -177,7 +181,9 @@ def test_openapi_describes_every_route(client: TestClient) -> None:
         told["paths"]
     )
     for path in ("/search", "/match-map"):
-        assert {"200", "404", "413", "415", "422", "503"} <= set(told["paths"][path]["post"]["responses"])
+        assert {"200", "400", "403", "404", "408", "413", "415", "422", "503"} <= set(
+            told["paths"][path]["post"]["responses"]
+        )
         schema = told["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
         assert schema["$ref"].rpartition("/")[2] in told["components"]["schemas"]
 
@@ -232,10 +238,11 @@ def picture(*, size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes:
         (b"", 415, "got 0 bytes"),
         (picture(size=(50, 50))[:-30], 422, "cannot be decoded"),
         (picture(size=(10_000, 6_000), mode="1"), 413, "at most 50,000,000 pixels, got 10,000 x 6,000"),
+        (picture(size=(1, 20_001), mode="1"), 413, "at most 20,000 pixels a side, got 1 x 20,001"),
         (bytes(10_050_000), 413, "at most 10,000,000 bytes, got 10,050,000"),
         (bytes(10_200_000), 413, "got a request of 10,200,"),
     ],
-    ids=["text", "empty", "truncated", "pixels", "bytes", "request"],
+    ids=["text", "empty", "truncated", "pixels", "side", "bytes", "request"],
 )
 def test_invalid_uploads_get_their_status(
     client: TestClient, path: str, content: bytes, status: int, message: str
@@ -258,9 +265,34 @@ def test_other_invalid_bodies_get_their_status(client: TestClient) -> None:
 
 
 def test_a_model_without_grounding_answers_409_to_match_map(service: Service, page: Path) -> None:
-    client = TestClient(create_app(replace(service, matcher=None), page=page))
+    client = TestClient(create_app(replace(service, matcher=None), page=page), URL)
     response = client.get("/match-map", params={"text": "red", "image": "80"})
     assert "grounding" in detail(response, 409)
+
+
+def test_a_picture_that_takes_long_to_decode_holds_up_no_text(
+    service: Service, page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding, release = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> Any:
+        decoding.set()
+        assert release.wait(60)
+        raise UnusableImage("truncated", "file: at last")
+
+    monkeypatch.setattr(query, "model_input", slow)
+    statuses: list[int] = []
+    with TestClient(create_app(service, page=page), URL) as client:
+        files = {"file": ("mine.png", picture())}
+        upload = threading.Thread(target=lambda: statuses.append(client.post("/search", files=files).status_code))
+        upload.start()
+        assert decoding.wait(60)
+        assert client.get("/search", params={"text": "red"}).status_code == 200
+        assert client.get("/healthz").status_code == 200
+        assert statuses == []
+        release.set()
+        upload.join()
+    assert statuses == [422]
 
 
 def test_an_internal_error_answers_500_without_details(
@@ -270,8 +302,19 @@ def test_an_internal_error_answers_500_without_details(
         raise ValueError("/secret/shard-00000.parquet is damaged")
 
     monkeypatch.setattr(type(service.search), "answer", fail)
-    client = TestClient(create_app(service, page=page), raise_server_exceptions=False)
-    assert "log" in detail(client.get("/search?text=red"), 500)
+    client = TestClient(create_app(service, page=page), URL, raise_server_exceptions=False)
+    response = client.get("/search?text=red")
+    assert "log" in detail(response, 500)
+    assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+
+
+def test_requests_of_other_sites_are_refused(service: Service, page: Path) -> None:
+    client = TestClient(create_app(service, page=page, hosts=["search.example.org"]), URL)
+    assert client.get("/healthz", headers={"host": "search.example.org"}).status_code == 200
+    assert "evil.example" in detail(client.get("/healthz", headers={"host": "evil.example"}), 400)
+    files = {"file": ("mine.png", picture())}
+    assert client.post("/search", files=files, headers={"origin": URL}).status_code == 200
+    detail(client.post("/search", files=files, headers={"origin": "https://evil.example"}), 403)
 
 
 def test_waiting_queries_are_answered_in_one_batch(service: Service, page: Path) -> None:
@@ -294,7 +337,7 @@ def test_waiting_queries_are_answered_in_one_batch(service: Service, page: Path)
 
     texts = ("red", "blue", "a star", "\u200b")
     found: dict[str, Response] = {}
-    with TestClient(create_app(service, together, page)) as client:
+    with TestClient(create_app(service, together, page), URL) as client:
         threads = [
             threading.Thread(
                 target=lambda text=text: found.update({text: client.get("/search", params={"text": text})})

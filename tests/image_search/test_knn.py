@@ -39,6 +39,38 @@ def test_exact_search_equals_a_loop(count: int, asked: int, k: int, seed: int) -
             assert rows.tolist().index(0) < rows.tolist().index(count // 2)
 
 
+@given(some.integers(1, 30), some.integers(1, 12), some.integers(1, 40), some.integers(1, 200), some.integers(0, 2**16))
+def test_blocks_of_any_size_give_the_same_answer(count: int, asked: int, k: int, block: int, seed: int) -> None:
+    """Scores and rows are equal to those of a loop, bit for bit: products of small integers are exact in float32, and
+    many of them tie."""
+    generator = np.random.default_rng(seed)
+    vectors = generator.integers(-2, 3, (count, 4)).astype(np.float32)
+    queries = generator.integers(-2, 3, (asked, 4)).astype(np.float32)
+    found = ExactSearch(vectors, block)(queries, k)
+    for query, scores, rows in zip(queries, found.scores, found.rows, strict=True):
+        products = [sum(float(x * y) for x, y in zip(vector, query, strict=True)) for vector in vectors]
+        expected = sorted(range(count), key=lambda row: (-products[row], row))[:k]
+        assert rows.tolist() == expected
+        assert scores.tolist() == [products[row] for row in expected]
+
+
+def test_scores_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of 16 queries of 101 mixes each is compared block by block; a larger pool has smaller blocks."""
+    sizes: list[int] = []
+    computed = ExactSearch._scores
+
+    def scores(self: ExactSearch, queries: np.ndarray) -> np.ndarray:
+        sizes.append(len(self.vectors) * len(queries))
+        return computed(self, queries)
+
+    monkeypatch.setattr(ExactSearch, "_scores", scores)
+    for count in (100, 700):
+        ExactSearch(drawn(count, 4), block_scores=5000)(drawn(16 * 101, 4), 3)
+        assert sum(sizes) == count * 16 * 101
+        assert max(sizes) <= 5000
+        sizes.clear()
+
+
 def test_recall_is_the_fraction_found() -> None:
     exact = Neighbours(np.zeros((2, 3), np.float32), np.array([[1, 2, 3], [4, 5, 6]]))
     found = Neighbours(np.zeros((2, 3), np.float32), np.array([[3, 1, 9], [6, 5, 4]]))

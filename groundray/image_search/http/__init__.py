@@ -1,7 +1,7 @@
 """Search over HTTP.
 
 app.py               the FastAPI application: start here
-backend.py           what the routes share: the searched service, and the one thread that computes
+backend.py           what the routes share: the searched service, and the threads that compute and decode
 search_routes.py     /search
 match_map_routes.py  /match-map
 word_routes.py       /words

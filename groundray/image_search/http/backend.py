@@ -1,7 +1,7 @@
-"""The backend of all routes: the service, and the one thread that computes.
+"""The backend of all routes: the service, one thread that computes, and one that decodes pictures.
 
-With one thread, requests queue for the model, and the memory that uploaded pictures take is bounded. The event loop
-stays free.
+With one thread each, requests queue for the model, the memory that decoded pictures take is bounded, and a picture that
+takes long to decode does not hold up the searches that have none. The event loop stays free.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Batch = Callable[[Callable[..., Any]], AnswerOne]
 
 
 class Backend:
-    """A service, its work done on one thread.
+    """A service, its work done on two threads.
 
     Attributes:
         answer: answers one prepared query, for each of its alphas.
@@ -31,7 +31,8 @@ class Backend:
 
     def __init__(self, service: Service, batch: Batch | None = None):
         self.service = service
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
         async def answer_all(queries: Sequence[PreparedQuery]) -> list[tuple[Answer, ...]]:
             return await self.compute(lambda: service.search.answer(queries))
@@ -43,7 +44,11 @@ class Backend:
 
     async def compute(self, work: Callable[[], Result]) -> Result:
         """Run some work on the computing thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await asyncio.get_running_loop().run_in_executor(self._computing, work)
+
+    async def decode(self, work: Callable[[], Result]) -> Result:
+        """Check a query and decode its picture, on the decoding thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, work)
 
 
 async def read_upload(file: UploadFile | None) -> bytes | None:

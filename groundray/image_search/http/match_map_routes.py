@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, HTTPException, Query
 
 from groundray.image_search.errors import BadQuery
-from groundray.image_search.explain import Match
+from groundray.image_search.explain import DecodedPicture
 from groundray.image_search.http.backend import Backend, choose_image, read_upload
 from groundray.image_search.http.failures import REFUSALS, UPLOAD_REFUSALS
 from groundray.image_search.http.schemas import MatchFields, MatchForm, MatchMap, Token
@@ -39,11 +39,11 @@ async def _match_map(backend: Backend, fields: MatchFields, upload: bytes | None
     if image is None:
         raise BadQuery("expected an image beside the text: image (an id of the pool) or file (a picture)")
 
-    def work() -> Match:
-        encoded = checked(image) if isinstance(image, bytes) else pool.pictures[pool.row(image)]
-        return matcher.match(fields.text, encoded)
+    def decode() -> DecodedPicture:
+        return matcher.decode(checked(image) if isinstance(image, bytes) else pool.pictures[pool.row(image)])
 
-    match = await backend.compute(work)
+    picture = await backend.decode(decode)
+    match = await backend.compute(lambda: matcher.match_decoded(fields.text, picture))
     rows, columns = match.words[0].map.shape
     return MatchMap(
         rows=rows,

@@ -63,7 +63,7 @@ class BodyLimit:
             self._release(body)
         except _Refused as refused:
             self._release(body)
-            await _answer_and_discard(refused.response, scope, receive, send)
+            await _answer_and_discard(refused.response, scope, receive, send, body.complete)
         else:
             try:
                 await self._app(scope, body.replay(receive), send)
@@ -80,14 +80,13 @@ class BodyLimit:
         limits, clock = self._limits, asyncio.get_running_loop()
         if declared.isdigit() and int(declared) > limits.max_bytes:
             raise _Refused(413, _too_large(int(declared)))
-        start, complete = clock.time(), False
+        start = clock.time()
         try:
             async with asyncio.timeout(limits.stall_seconds) as timer:
-                while not complete:
+                while not body.complete:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ClientDisconnect
-                    complete = not message.get("more_body", False)
                     self._buffered += body.add(message)
                     if body.size > limits.max_bytes:
                         raise _Refused(413, _too_large(body.size))
@@ -108,16 +107,17 @@ class BodyLimit:
 
 
 class _Body:
-    """The received messages of a body, and its size in bytes."""
+    """The received messages of a body, its size in bytes, and whether it is complete."""
 
     def __init__(self) -> None:
-        self.size = 0
+        self.size, self.complete = 0, False
         self._messages: deque[Message] = deque()
 
     def add(self, message: Message) -> int:
         """Add a message and return its size in bytes."""
         size = len(message.get("body", b""))
         self.size += size
+        self.complete = not message.get("more_body", False)
         self._messages.append(message)
         return size
 
@@ -150,7 +150,7 @@ def _too_large(size: int) -> str:
     return f"expected a picture of at most {upload_limits.MAX_BYTES:,} bytes, got a request of {size:,} or more"
 
 
-async def _answer_and_discard(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer_and_discard(response: Response, scope: Scope, receive: Receive, send: Send, complete: bool) -> None:
     """Send a response, and discard what still arrives of the request until its end or for LINGER_SECONDS.
 
     A connection that is closed while its client sends is reset, and many clients then lose the response.
@@ -162,7 +162,7 @@ async def _answer_and_discard(response: Response, scope: Scope, receive: Receive
     await response(scope, receive, hold_open)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER_SECONDS):
-            more = response.status_code != 408  # a client that stalls sends no more
+            more = not complete and response.status_code != 408  # a client that stalls sends no more
             while more:
                 message = await receive()
                 more = message["type"] == "http.request" and message.get("more_body", False)

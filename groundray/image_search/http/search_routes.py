@@ -41,9 +41,8 @@ async def _search(backend: Backend, fields: SearchFields, upload: bytes | None) 
     started = time.perf_counter()
     text, image = fields.text.strip(), choose_image(fields.image, upload)
     search = backend.service.search
-    prepared = await backend.compute(
-        lambda: search.prepare(query.Query(text or None, image, tuple(fields.alpha), fields.k))
-    )
+    prepare = backend.compute if upload is None else backend.decode
+    prepared = await prepare(lambda: search.prepare(query.Query(text or None, image, tuple(fields.alpha), fields.k)))
     answers = await backend.answer(prepared)
     return SearchResponse(
         query=SearchEcho(text=text, image=fields.image or None, uploaded=upload is not None),
