@@ -119,7 +119,10 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--timeout: expected a positive number of seconds, got {options.timeout:g}")
     if options.replicas < 1:
         raise ValueError(f"--replicas: expected at least 1, got {options.replicas}")
-    if os.environ.get("RAY_ADDRESS", "") in ("", "local"):  # otherwise the cluster's machines listen, and may do so already
+    if os.environ.get("RAY_ADDRESS", "") in (
+        "",
+        "local",
+    ):  # otherwise the cluster's machines listen, and may do so already
         listen_address(options.host, options.port)
 
 

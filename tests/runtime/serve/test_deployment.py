@@ -52,10 +52,12 @@ def test_serve_run_takes_the_same_arguments() -> None:
     bound = application._bound_deployment
     assert (bound.num_replicas, bound.max_queued_requests) == (3, 7)
     assert bound.backpressure_config.retry_after_s == deployment.RETRY_SECONDS
+    assert Arguments(**words, hosts="a.org, *.b.org").hosts == ("a.org", "*.b.org")  # type: ignore[arg-type]
     for wrong, message in (
         ({"checkpoint": "model"}, "images"),
         ({**words, "replica": "3"}, "Extra inputs"),
         ({**words, "replicas": "0"}, "greater than or equal to 1"),
+        ({**words, "hosts": "a.org,http://b.org"}, "expected the name of a host"),
     ):
         with pytest.raises(ValidationError, match=message):
             call_user_app_builder_with_args_if_necessary(deployment.app, wrong)  # type: ignore[arg-type]
@@ -84,14 +86,6 @@ def test_service_answers_503_when_its_queue_is_full(place: SearchPaths, service:
         assert fetched(address, "/search", **much)[0] == 200
 
 
-def test_a_port_that_is_taken_is_told() -> None:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        one.listen()
-        with pytest.raises(ValueError, match=r"--port: expected a free port on 127\.0\.0\.1, got \d+"):
-            deployment._check_port("127.0.0.1", one.getsockname()[1])
-
-
 # the command line
 
 
@@ -118,6 +112,14 @@ finally:
             ["--norms", "nowhere"],
             r"expected norms in nowhere, one of concreteness\.csv, categories\.csv.*found nothing",
         ),
+        (["--port", "99999"], r"^error: --port: expected 0 to 65535, got 99999\n$"),
+        (["--port", "-1"], r"^error: --port: expected 0 to 65535, got -1\n$"),
+        (["--host", "nosuchhost.invalid"], r"^error: --host: "),
+        (["--host", "203.0.113.9"], r"^error: --host: "),
+        (["--timeout", "0"], r"^error: --timeout: "),
+        (["--timeout", "nan"], r"^error: --timeout: "),
+        (["--replicas", "0"], r"^error: --replicas: "),
+        (["--allow-host", "http://search.example.org"], r"^error: --allow-host: "),
     ],
 )
 def test_invalid_serve_arguments_fail_before_ray_starts(
