@@ -129,6 +129,16 @@ def test_printed_settings_are_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     assert "seed: 5" in capsys.readouterr().out
 
 
+def test_a_dead_cluster_is_named_before_anything_starts(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert train.main(world.settings(f"--run.storage={tmp_path}", "--scaling.num_workers=1")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: RAY_ADDRESS: expected a Ray cluster at 127.0.0.1:1, got ")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
