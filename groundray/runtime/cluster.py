@@ -190,6 +190,8 @@ def _init(options: dict[str, Any]) -> None:
         with compat.loopback_only() if options["address"] == LOCAL else contextlib.nullcontext():
             ray.init(**options)
     except SystemExit:  # raised by Ray's handler of SIGTERM
+        if not callable(terminate):
+            raise
         signal.signal(signal.SIGTERM, terminate)
         signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt from None
@@ -200,7 +202,8 @@ def _init(options: dict[str, Any]) -> None:
         if on_main_thread:
             # Ray installs its own SIGTERM handler, which ends the driver; its C++ part aborts the process three
             # seconds later
-            signal.signal(signal.SIGTERM, terminate or signal.SIG_DFL)
+            if callable(terminate):
+                signal.signal(signal.SIGTERM, terminate)
             if HANG_UP:
                 signal.signal(HANG_UP, hang_up or signal.SIG_DFL)
 
