@@ -285,9 +285,10 @@ def _unsupported(image: Image.Image, got: str) -> UnusableImage:
 def _scale_colour_key(image: Image.Image) -> None:
     """Scale the transparent colour of a PNG to 8 bits, as Pillow scales the pixels."""
     key = image.info.get("transparency")
-    if image.format != "PNG" or key is None or isinstance(key, bytes) or not image.tile:
+    tiles: Any = getattr(image, "tile", None)
+    if image.format != "PNG" or key is None or isinstance(key, bytes) or not tiles:
         return
-    scale = KEY_SCALES.get(str(image.tile[0][3]))
+    scale = KEY_SCALES.get(str(tiles[0][3]))
     if scale is not None:
         image.info["transparency"] = (
             tuple(int(value * scale) for value in key) if isinstance(key, tuple) else int(key * scale)
@@ -323,7 +324,8 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
     srgb = ImageCms.createProfile("sRGB")
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile) if profile else ImageCms.createProfile("LAB"))
-        if source.profile.xcolor_space.strip() != SPACES[mode]:
+        header: Any = source.profile
+        if header.xcolor_space.strip() != SPACES[mode]:
             return None
         transform = ImageCms.buildTransform(source, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
     except (ImageCms.PyCMSError, OSError):

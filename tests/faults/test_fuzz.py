@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import nn, optim
 
 from groundray import config
@@ -125,14 +125,38 @@ def picture(**how: Any) -> bytes:
     return out.getvalue()
 
 
+def odd_pictures() -> list[bytes]:
+    """Pictures that are settled while they are decoded: turned, deep, transparent, in inks, of another gamut."""
+    grey = Image.radial_gradient("L").resize((64, 48))
+    deep = Image.frombytes("I;16", grey.size, b"".join(bytes([level, level]) for level in grey.tobytes()))
+    alpha = Image.merge("RGBA", (grey, grey.rotate(90), grey.rotate(180), grey))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pictures = []
+    for image, format, options in (
+        (grey.convert("RGB"), "JPEG", {"exif": exif, "icc_profile": profile}),
+        (alpha, "PNG", {"exif": exif, "icc_profile": profile}),
+        (alpha, "WEBP", {"exif": exif}),
+        (deep, "PNG", {}),
+        (deep, "TIFF", {}),
+        (grey.convert("CMYK"), "JPEG", {}),
+        (alpha.convert("P"), "GIF", {}),
+    ):
+        out = io.BytesIO()
+        image.save(out, format, **options)
+        pictures.append(out.getvalue())
+    return pictures
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of damaged EXIF, which does no harm
 def test_a_damaged_image_is_unusable_or_decodes_at_training_too(tmp_path: Path) -> None:
     """An image is refused by its path, or kept byte by byte; what is kept can be cropped."""
     file = tmp_path / "a.jpg"
-    pictures = (picture(), picture(progressive=True))
+    pictures = (picture(), picture(progressive=True), *odd_pictures())
 
     def check(case: int) -> None:
-        content = damaged("image", case, pictures[case % 2], BINARY)
+        content = damaged("image", case, pictures[case % len(pictures)], BINARY)
         file.write_bytes(content)
         if found := unless_refused(lambda: check_image(Folder.at(tmp_path), [file.name]), UnusableImage, str(file)):
             assert found.encoded == content
