@@ -548,6 +548,31 @@ def test_search_serves_what_the_run_made(objects: tuple[Object, ...], jobs: list
         assert Path(application["args"][place]).is_relative_to(prepare.build_parser().parse_args(preparing.words).out)
 
 
+def test_requests_are_limited_before_they_reach_a_replica(objects: tuple[Object, ...]) -> None:
+    """In Serve's proxies, by the environment and by Serve's own options; and before them, in the ingress."""
+    from ray.serve.schema import ServeDeploySchema  # brings Ray
+
+    from groundray.image_search.http.request_body import BodyLimits
+    from groundray.runtime.serve import proxy
+
+    (service,) = of_kind(objects, "RayService")
+    timeout = yaml.safe_load(service["spec"]["serveConfigV2"])["http_options"]["request_timeout_s"]
+    ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (environment,) = (one["data"] for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"] == "groundray")
+    expected = proxy.environment(timeout)
+    assert {name: environment[name] for name in expected} == expected
+
+    (ingress,) = yaml.safe_load_all((ROOT / "k8s" / "ingress" / "ingress.yaml").read_text())
+    kubernetes_validate.validate(ingress, KUBERNETES, strict=True)
+    limits = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+    most = int(limits["proxy-body-size"].removesuffix("m")) * 2**20
+    assert BodyLimits().max_bytes <= most < 1.2 * BodyLimits().max_bytes
+    assert int(limits["proxy-read-timeout"]) > timeout, "a client gets the service's own answer"
+    backend = ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+    assert backend["name"] in served(objects)["args"]["hosts"]
+    assert backend["port"]["number"] == 8000
+
+
 def test_search_can_be_built_and_has_room(objects: tuple[Object, ...]) -> None:
     application = served(objects)
     assert application.keys() == {"name", "route_prefix", "import_path", "args"}  # Serve takes any other in silence
