@@ -313,6 +313,11 @@ def test_missing_norms_fail_before_training_starts(
     assert not (tmp_path / "runs").exists()
     assert train.main([*words, "--dry-run"]) == 2
     assert f"problem   analysis.norms: expected norms in {tmp_path}/nowhere" in capsys.readouterr().out
+    (tmp_path / "nowhere" / "similarity").mkdir(parents=True)
+    for name in ("concreteness.csv", "similarity/simlex.xlsx"):
+        (tmp_path / "nowhere" / name).write_text("x")
+    assert train.main([*words, "--dry-run"]) == 0
+    assert "\n  similarity/simlex.xlsx: not read, expected .csv, " in capsys.readouterr().out
 
 
 def test_words_to_fit_axes_on_are_a_setting_of_the_run(

@@ -168,7 +168,31 @@ def test_a_dry_run_says_what_would_happen(
     assert "train: 72 samples, 7 steps of 10 x 2 epochs, 2 samples dropped an epoch" in shown
     assert "val: 20 samples, 2 steps of 10" in shown
     assert "trains language stream: " in shown
+    assert "train text: none of 360 captions is cut, the longest has " in shown
+    assert "val text: none of 20 captions is cut, the longest has " in shown
+    assert "warning" not in shown
     assert not (tmp_path / "runs").exists()
+
+
+def test_text_that_is_cut_is_told_before_training(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = world.settings(
+        f"--run.storage={tmp_path}/runs",
+        "--grounding.max_tokens=6",
+        "--scaling.num_workers=0",
+        "--scaling.cpus_per_worker=0.1",
+    )
+    assert train.main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "warning   grounding.train: " in shown
+    assert "of 360 captions are cut at 6 word pieces (max_tokens): " in shown
+    assert "raise --grounding.max_tokens" in shown
+    preflight.claim(preflight.check(config.load("demo", [*words, "--run.seed=7"])))
+    assert train.main(words) == 2  # the name holds a run of another seed, so that nothing is trained
+    said = capsys.readouterr().err
+    for part in ("train", "val"):
+        assert f"warning: grounding.{part}: " in said
 
 
 def test_a_dry_run_of_the_paper_counts_parameters_and_names_what_is_missing(

@@ -31,6 +31,8 @@ def print_preview(settings: Settings, console: Console) -> int:
     )
     if settings.analysis.enabled and settings.analysis.norms:
         console.print(f"analysis  with the norms of {settings.analysis.norms}, to {run.folder}/{reports.REPORT_FOLDER}")
+    for line in reports.unread_norms(settings):
+        console.print(f"  {line}")
     if unusable := reports.norms_problem(settings):
         problems.append(unusable)
     if run.stages and (deleted := Inquiry(settings).problem()):  # the run's folder can be read

@@ -173,6 +173,13 @@ def norms_problem(settings: Settings) -> str | None:
     return None
 
 
+def unread_norms(settings: Settings) -> tuple[str, ...]:
+    """Return a line for each file beside the norms that the analysis at the end of a run does not read."""
+    if settings.analysis.enabled and settings.analysis.norms and norms_problem(settings) is None:
+        return Norms.at(settings.analysis.norms).passed_over
+    return ()
+
+
 def analyse_run(settings: Settings, console: Console, report_error: Callable[[str], None]) -> None:
     """Analyse the model of a finished run, and add the results to its MLflow run, unless that was done before.
 

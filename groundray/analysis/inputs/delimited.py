@@ -235,13 +235,14 @@ def _quoted(content: Content, separator: str) -> list[tuple[int, list[str]]]:
             raise ValueError(f"{where}: expected a row of CSV, got one that cannot be read ({error})") from None
         if fields is None:
             return rows
-        joined = lines[start : reader.line_num]
-        if len(joined) > 1 and all(line.count(separator) + 1 == len(fields) for _, line in joined):
+        first, last = lines[start][0], lines[reader.line_num - 1][0]
+        joined = [line for _, line in lines[start : reader.line_num]]
+        if len(joined) > 1 and all(line.count(separator) + 1 == len(fields) for line in joined):
             raise ValueError(
-                f"{content.where(joined[0][0])}: a quote opens here and closes in line {joined[-1][0]}, and all lines "
-                "between are rows by themselves: remove the quotes, or double them within quotes"
+                f"{content.where(first)}: a quote opens here and closes in line {last}, and all lines from here to "
+                "there are rows by themselves: remove the quotes, or double them within quotes"
             )
-        rows.append((joined[0][0], [field.strip() for field in fields]))
+        rows.append((first, [field.strip() for field in fields]))
 
 
 def _even(content: Content, rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
