@@ -61,15 +61,18 @@ def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, D
     Raises:
         FileNotFoundError, ValueError: the model cannot search, there are no such images, or the disk is too small.
     """
-    from groundray.data.derived import count_missing_rows, open_derived
-    from groundray.image_search.index import default_folder, index_spec, open_pool
+    from groundray.data.derived import count_missing_rows, damaged_parts, open_derived
+    from groundray.image_search.index import default_folder, find_index, open_pool
     from groundray.image_search.towers import Towers
     from groundray.runtime import cluster
 
     pool, towers = open_pool(options.images), Towers.load(options.checkpoint)
-    spec = index_spec(towers, pool, options.index or default_folder(options.checkpoint))
+    device = "cuda" if options.use_gpu else "cpu"
+    spec = find_index(towers, pool, options.index or default_folder(options.checkpoint), device)
     if open_derived(spec) is not None:
         return towers, spec
+    for line in damaged_parts(spec):
+        console.print(line)
     started, missing = time.monotonic(), count_missing_rows(spec)
     console.print(f"index   {missing:,} of {pool.rows:,} images, {format_bytes(spec.bytes)} in total, to {spec.folder}")
     with cluster.connect(verbose=options.verbose), Progress(console) as progress:

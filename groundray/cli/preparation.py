@@ -23,7 +23,7 @@ from groundray.data.shards import write_shards
 from groundray.data.sources import image_pool
 from groundray.data.sources.image_files import CheckedImage, all_files
 from groundray.data.sources.rejected import Rejected, tally
-from groundray.storage.atomic import atomic_folder, is_empty
+from groundray.storage.atomic import atomic_folder, is_empty, recover
 from groundray.storage.file_names import escaped, is_encodable
 from groundray.storage.folder import Folder
 
@@ -201,6 +201,7 @@ def is_prepared(options: argparse.Namespace, parts: Sequence[str], source: dict[
         ValueError: `--out` holds something else, and `--overwrite` was not given.
     """
     out = Folder.connect(options.out)
+    recover(out, INDEX)
     if is_empty(out):
         return False
     datasets = [_open_dataset(out / part) for part in parts]

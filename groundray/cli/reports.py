@@ -229,7 +229,8 @@ def _embed(cache: str | None, on_ray: bool, use_gpu: bool, progress: Progress, e
 
         connection = cluster.connect()
     with connection:
-        yield lambda embedder, texts: vectors.embed(embedder, texts, compute)
+        device = "cuda" if on_ray and use_gpu else "cpu"
+        yield lambda embedder, texts: vectors.embed(embedder, texts, compute, device)
 
 
 def _report_folder(checkpoint: str | None) -> Folder:

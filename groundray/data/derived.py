@@ -5,11 +5,13 @@
 
 Every part is written atomically and depends only on the source and the encoder. An interrupted job therefore resumes
 with the missing parts, and any number of processes on any machines that see the folder can share the work without
-coordination.
+coordination. A part that is gone, cut or of another data set counts as missing, even if `dataset.json` is there: a
+lifecycle rule may delete any file. Before a part is written, its source must still be the data set that was opened.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from groundray.data.schema import INDEX, Dataset
-from groundray.data.shards import encode_shard, index_shards, read_group
+from groundray.data.shards import READS, check_unchanged, describe_damage, encode_shard, index_shards, read_group
 from groundray.storage.folder import Folder, format_bytes
 
 PART_BYTES = 16 * 2**20
@@ -39,6 +41,7 @@ class DerivedDataset:
     Attributes:
         source: the data set that it is derived from.
         folder: the folder that it is written to.
+        key: identifies the data set; a hash of all that its rows depend on (storage/cache_key.py).
         kind: kind of the derived data set, a key of `schema.KINDS`.
         bytes_per_row: approximate size of a row.
         rows_per_group: rows of a row group within a part; None writes a part as a single row group.
@@ -49,6 +52,7 @@ class DerivedDataset:
 
     source: Dataset
     folder: Folder
+    key: str
     kind: str
     bytes_per_row: int
     title: str
@@ -65,6 +69,10 @@ class DerivedDataset:
     def groups(self) -> range:
         """The source's row groups."""
         return range(len(self.source.groups))
+
+    def part_id(self, name: str) -> str:
+        """Return the id in the metadata of a part."""
+        return hashlib.sha256(f"{self.key} {name}".encode()).hexdigest()
 
 
 class Encoder(Protocol[Item]):
@@ -85,8 +93,17 @@ class Encoder(Protocol[Item]):
 
 
 def open_derived(spec: DerivedDataset) -> Dataset | None:
-    """Return the data set, or None unless it is complete."""
-    return Dataset.open(str(spec.folder), spec.kind) if spec.folder.exists(INDEX) else None
+    """Return the data set, or None unless it is complete: each part is there and has its size."""
+    if not spec.folder.exists(INDEX):
+        return None
+    try:
+        dataset = Dataset.open(str(spec.folder), spec.kind)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # deleted meanwhile, damaged, or of another version
+        return None
+    sizes = spec.folder.sizes()
+    ids = {name: spec.part_id(name) for group in spec.groups for name in parts_of(spec, group)}
+    complete = {shard.file: shard.id for shard in dataset.shards if sizes.get(shard.file) == shard.bytes}
+    return dataset if complete == ids else None
 
 
 def parts_of(spec: DerivedDataset, group: int) -> dict[str, range]:
@@ -98,11 +115,32 @@ def parts_of(spec: DerivedDataset, group: int) -> dict[str, range]:
     }
 
 
-def missing_parts(spec: DerivedDataset) -> dict[int, list[str]]:
-    """Return the parts that are not written yet, by row group."""
-    written = set(spec.folder.names())
-    missing = {group: [name for name in parts_of(spec, group) if name not in written] for group in spec.groups}
+def missing_parts(spec: DerivedDataset, whole: set[str] | None = None) -> dict[int, list[str]]:
+    """Return the parts that are not written yet or are damaged, by row group.
+
+    Args:
+        whole: names of parts that are known to be whole; others that are found so are added.
+    """
+    whole = set() if whole is None else whole
+    present = spec.folder.sizes().keys() - whole
+    rows = {name: len(part) for group in spec.groups for name, part in parts_of(spec, group).items()}
+    names = [name for name in rows if name in present]
+    with ThreadPoolExecutor(READS) as pool:
+        damages = pool.map(lambda name: _damage(spec, name, rows[name]), names)
+        whole |= {name for name, damage in zip(names, damages, strict=True) if damage is None}
+    missing = {group: [name for name in parts_of(spec, group) if name not in whole] for group in spec.groups}
     return {group: names for group, names in missing.items() if names}
+
+
+def damaged_parts(spec: DerivedDataset) -> list[str]:
+    """Return a line for each part that is there and has to be made again."""
+    present = spec.folder.sizes()
+    lines = []
+    for group, names in missing_parts(spec).items():
+        for name in names:
+            if name in present and (damage := _damage(spec, name, len(parts_of(spec, group)[name]))):
+                lines.append(f"{spec.folder}/{name} {damage}: it is made again")
+    return lines
 
 
 def count_missing_rows(spec: DerivedDataset) -> int:
@@ -150,9 +188,14 @@ def make_parts(
 
     Args:
         threads: number of decoding threads (default: the machine's cores, at most 8).
+
+    Raises:
+        ValueError: the row group is damaged, or the source was replaced; nothing is written of another source.
     """
     missing = {
-        name: rows for name, rows in parts_of(spec, group).items() if name in names and not spec.folder.exists(name)
+        name: rows
+        for name, rows in parts_of(spec, group).items()
+        if name in names and _damage(spec, name, len(rows)) is not None
     }
     if not missing:
         return 0
@@ -172,7 +215,9 @@ def make_parts(
             if sum(map(len, encoded)) == len(missing[name]):
                 part = pa.concat_tables(encoded)
                 columns = dict(zip(part.column_names, part.columns, strict=True))
-                spec.folder.write_bytes(name, encode_shard(spec.kind, columns, spec.rows_per_group))
+                content = encode_shard(spec.kind, columns, spec.part_id(name), spec.rows_per_group)
+                check_unchanged(spec.source)
+                spec.folder.write_bytes(name, content)
                 encoded.clear()
     return sum(map(len, missing.values()))
 
@@ -189,10 +234,23 @@ def make_missing(spec: DerivedDataset, encoder: Encoder[Any]) -> Iterator[int]:
 
 
 def finalize(spec: DerivedDataset) -> Dataset:
-    """Write `dataset.json` of a data set whose parts are all written, and return the data set."""
+    """Write `dataset.json` of a data set whose parts are all written, and return the data set.
+
+    Raises:
+        ValueError: a part was damaged meanwhile, or the source was replaced.
+    """
+    check_unchanged(spec.source)
     names = [name for group in spec.groups for name in parts_of(spec, group)]
     source = {"images": str(spec.source.folder), "fingerprint": spec.source.fingerprint, **spec.provenance}
     return index_shards(spec.folder, spec.kind, names, source)
+
+
+def _damage(spec: DerivedDataset, name: str, rows: int) -> str | None:
+    """Return why a part has to be made, or None if it is whole."""
+    try:
+        return describe_damage(spec.folder, name, spec.part_id(name), rows)
+    except FileNotFoundError:
+        return "is missing"
 
 
 def _map_ahead(

@@ -1,10 +1,12 @@
 """Data sets on disk: Parquet shards of one Arrow schema, and their index `dataset.json`.
 
     DIR/shard-00000.parquet ...   rows, in row groups of about 32 MB, with page checksums
-    DIR/dataset.json              schema version, kind, counts, source, the row groups of each shard
+    DIR/dataset.json              schema version, kind, counts, source, the row groups and the id of each shard
     DIR/rejected.jsonl            one line for each item of the source that cannot be used, with the reason
 
-`dataset.json` alone locates every row, so planning an epoch opens no shard.
+`dataset.json` alone locates every row, so planning an epoch opens no shard. It also has the id of each shard, a hash of
+its content, which the shard's own metadata has as well. Readers compare both at each open, so that shards that are
+replaced under a reader are an error (shards.py).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from groundray.storage.atomic import find_missing
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged, OtherVersion, Version
 
@@ -82,12 +85,17 @@ def arrow_schema(kind: str) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Shard:
-    """A Parquet file: its name in the data set's folder, and the number of rows of each row group."""
+    """A Parquet file: its name in the data set's folder, and the number of rows of each row group.
+
+    Attributes:
+        id: identifies the content; the file holds it too, in its metadata. None in data sets of earlier versions.
+    """
 
     file: str
     row_groups: tuple[int, ...]
     bytes: int
     sha256: str
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,10 @@ class Dataset:
         """
         folder = Folder.at(url)
         if not folder.exists(INDEX):
-            raise FileNotFoundError(
-                f"expected shards at {folder}, got no {INDEX}: write them with `python -m groundray.prepare`"
-            )
+            moved = find_missing(folder)  # puts back what a killed `prepare` had set aside
+            if not folder.exists(INDEX):
+                repair = moved or "write them with `python -m groundray.prepare`"
+                raise FileNotFoundError(f"expected shards at {folder}, got no {INDEX}: {repair}")
         repair = (
             "restore it from a copy, or delete the folder and make it again (shards: `python -m groundray.prepare`)"
         )
@@ -133,7 +142,7 @@ class Dataset:
             ) from None
         try:
             shards = tuple(
-                Shard(shard["file"], tuple(shard["row_groups"]), shard["bytes"], shard["sha256"])
+                Shard(shard["file"], tuple(shard["row_groups"]), shard["bytes"], shard["sha256"], shard.get("id"))
                 for shard in index["shards"]
             )
             vocabulary = {name: tuple(words) for name, words in index["vocabulary"].items()}
@@ -167,9 +176,9 @@ class Dataset:
         return int(self.group_sizes.sum())
 
     @cached_property
-    def groups(self) -> tuple[tuple[str, int], ...]:
-        """(file, row group within the file) of every row group, in row order."""
-        return tuple((shard.file, i) for shard in self.shards for i in range(len(shard.row_groups)))
+    def groups(self) -> tuple[tuple[Shard, int], ...]:
+        """(shard, row group within the shard) of every row group, in row order."""
+        return tuple((shard, i) for shard in self.shards for i in range(len(shard.row_groups)))
 
     @cached_property
     def group_sizes(self) -> npt.NDArray[np.int64]:

@@ -1,27 +1,33 @@
-"""Shards: Parquet files whose row groups have a bounded size and whose pages have checksums."""
+"""Shards: Parquet files whose row groups have a bounded size, whose pages have checksums and whose content has an id.
+
+The id is a hash of the kind, the vocabulary and the bytes of all rows. `dataset.json` has it with the file's size, the
+file has it in its metadata (`groundray.id`), and every reader compares them when it opens the file.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from groundray.data.schema import INDEX, ROW_GROUP_BYTES, Dataset, Shard, arrow_schema
+from groundray.data.schema import INDEX, ROW_GROUP_BYTES, VERSION, Dataset, Shard, arrow_schema
 from groundray.storage.folder import Folder
 
 GROUPS_PER_SHARD = 16
+ID = "groundray.id"  # key of a shard's metadata
 READS = 8  # concurrent reads: a store takes hardly longer for several
 # derived data sets, and who rebuilds them
 REBUILT_BY = {
-    "trunk_features": "the run rebuilds it",
-    "image_vectors": "the next search rebuilds it",
+    "trunk_features": "the run makes it again",
+    "image_vectors": "the next search makes it again",
 }
 # encoded images and feature maps do not compress, and a dictionary of them would only take memory
 OPTIONS: dict[str, Any] = {
@@ -46,12 +52,11 @@ def write_shards(
     A row group ends before it would exceed `row_group_bytes` of encoded samples (a single larger sample gets a row
     group of its own). The same rows give the same bytes. Memory: one row group.
     """
-    schema = arrow_schema(kind)
+    words = json.dumps(vocabulary) if vocabulary else ""
     shards = [
-        _write_shard(folder, f"shard-{number:05d}.parquet", schema, groups)
+        _write_shard(folder, f"shard-{number:05d}.parquet", kind, groups, words)
         for number, groups in enumerate(_shards(_groups(rows, row_group_bytes)))
     ]
-    words = json.dumps(vocabulary) if vocabulary else ""
     fingerprint = hashlib.sha256(("".join(shard.sha256 for shard in shards) + words).encode()).hexdigest()
     total = {"rows": sum(sum(shard.row_groups) for shard in shards), **counts}
     dataset = Dataset(folder, kind, tuple(shards), total, source, fingerprint, vocabulary or {})
@@ -60,7 +65,11 @@ def write_shards(
 
 
 def index_shards(folder: Folder, kind: str, files: Sequence[str], source: dict[str, Any]) -> Dataset:
-    """Write the `dataset.json` of shards that lie in a folder, and return the data set."""
+    """Write the `dataset.json` of shards that lie in a folder, and return the data set.
+
+    Raises:
+        ValueError: a shard is damaged or missing; the message names it.
+    """
     with ThreadPoolExecutor(READS) as pool:
         shards = tuple(pool.map(lambda file: _shard(folder, file), files))
     fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
@@ -70,13 +79,51 @@ def index_shards(folder: Folder, kind: str, files: Sequence[str], source: dict[s
     return dataset
 
 
-def encode_shard(kind: str, columns: Mapping[str, Any], rows_per_group: int | None = None) -> bytes:
-    """Return the bytes of a shard with one row group, or with row groups of `rows_per_group` rows."""
+def encode_shard(kind: str, columns: Mapping[str, Any], id: str, rows_per_group: int | None = None) -> bytes:
+    """Return the bytes of a shard with an id of its own, with one row group or with row groups of `rows_per_group`
+    rows."""
     table = pa.table(columns, schema=arrow_schema(kind))
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, **OPTIONS) as writer:
         writer.write_table(table, row_group_size=rows_per_group or max(1, len(table)))
+        writer.add_key_value_metadata({ID: id})
     return sink.getvalue().to_pybytes()
+
+
+def describe_damage(folder: Folder, file: str, id: str, rows: int) -> str | None:
+    """Return why a file is not the complete shard with this id and number of rows, or None if it is.
+
+    Reads the file's metadata, which a cut file lacks, and no rows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        with folder.filesystem.open_input_file(folder.locate(file)) as content:
+            size = content.size()
+            if size == 0:
+                return "is empty"
+            with pq.ParquetFile(content) as shard:
+                found = (_id(shard), shard.metadata.num_rows)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        return f"cannot be read ({error})"
+    return None if found == (id, rows) else f"holds {found[1]} rows with id {found[0]}, not {rows} rows with id {id}"
+
+
+def check_unchanged(dataset: Dataset) -> None:
+    """Check that the data set in the folder is still the one that was opened.
+
+    Raises:
+        ValueError: it is another one, or none.
+    """
+    if (now := _fingerprint(dataset.folder)) != dataset.fingerprint:
+        raise ValueError(
+            f"{dataset.folder}: expected the data set with fingerprint {dataset.fingerprint[:12]}, got "
+            f"{now[:12] if now else 'none'}: its shards were replaced since this command opened them; rerun the "
+            "command to read the new ones"
+        )
 
 
 def verify_shards(dataset: Dataset) -> None:
@@ -123,19 +170,13 @@ def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table
     """Return a row group, numbered over all shards of the data set.
 
     Raises:
-        ValueError: the row group or its shard is damaged.
+        ValueError: the row group or its shard is damaged, or the shard is another one than `dataset.json` names.
     """
-    file, number = dataset.groups[group]
-    repair = _repair(dataset)
-    path, remote = dataset.folder.locate(file), not dataset.folder.local
+    shard, number = dataset.groups[group]
+    file, repair = shard.file, _repair(dataset)
     try:
-        with pq.ParquetFile(
-            path,
-            filesystem=dataset.folder.filesystem,
-            page_checksum_verification=True,
-            pre_buffer=remote,  # one request for all columns, not one for each
-        ) as shard:
-            table = shard.read_row_group(number, columns=list(columns))
+        with _opened(dataset, shard) as content:
+            table = content.read_row_group(number, columns=list(columns))
     except (OSError, pa.ArrowException, IndexError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{dataset.folder}/{file}, row group {number} cannot be read ({error}): restore the file, or {repair}"
@@ -154,13 +195,71 @@ def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table
     return table
 
 
+@contextlib.contextmanager
+def _opened(dataset: Dataset, shard: Shard) -> Iterator[pq.ParquetFile]:
+    """Open a shard, and check that it is the one that the data set's index describes.
+
+    Raises:
+        ValueError: it has another size, id or number of rows.
+    """
+    folder = dataset.folder
+    with folder.filesystem.open_input_file(folder.locate(shard.file)) as file:
+        if (size := file.size()) != shard.bytes:
+            raise _mismatch(dataset, shard, f"{shard.bytes:,} bytes", f"{size:,}")
+        with pq.ParquetFile(
+            file,
+            page_checksum_verification=True,
+            pre_buffer=not folder.local,  # one request for all columns, not one for each
+        ) as content:
+            if (id := _id(content)) != shard.id:
+                raise _mismatch(dataset, shard, f"id {shard.id or 'none'}", id or "none")
+            if (rows := _rows(content)) != shard.row_groups:
+                raise _mismatch(dataset, shard, f"row groups of {shard.row_groups} rows", f"{rows}")
+            yield content
+
+
+def _mismatch(dataset: Dataset, shard: Shard, expected: str, got: str) -> ValueError:
+    """Return the error for a shard that is not the one in the index: it was damaged, or its data set was replaced."""
+    try:
+        replaced = _fingerprint(dataset.folder) != dataset.fingerprint
+    except OSError:
+        replaced = False
+    if replaced:
+        repair = (
+            "its data set was replaced since this command opened it; rerun the command to read the new one (a run "
+            "that was trained with the old one needs another --run.name)"
+        )
+    else:
+        repair = f"restore the file, or {_repair(dataset)}"
+    return ValueError(f"{dataset.folder}/{shard.file}: expected {expected}, got {got}: {repair}")
+
+
+def _fingerprint(folder: Folder) -> str | None:
+    """Return the fingerprint of the data set that is in a folder now; None if there is none."""
+    try:
+        return str(folder.read_json(INDEX)["fingerprint"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _id(file: pq.ParquetFile) -> str | None:
+    """Return the id in a shard's metadata; None in shards of earlier versions."""
+    id = (file.metadata.metadata or {}).get(ID.encode())
+    return id.decode(errors="replace") if id is not None else None
+
+
+def _rows(file: pq.ParquetFile) -> tuple[int, ...]:
+    metadata = file.metadata
+    return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+
+
 def _describe(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
 def _repair(dataset: Dataset) -> str:
     if dataset.kind in REBUILT_BY:
-        return f"delete the folder, and {REBUILT_BY[dataset.kind]}"
+        return f"delete it, and {REBUILT_BY[dataset.kind]}"
     return "delete the folder and run `python -m groundray.prepare` again"
 
 
@@ -193,20 +292,59 @@ def _shards(groups: Iterator[list[dict[str, Any]]]) -> Iterator[Iterator[list[di
         yield rest_of_shard(first)
 
 
-def _write_shard(folder: Folder, name: str, schema: pa.Schema, groups: Iterator[list[dict[str, Any]]]) -> Shard:
-    with folder.open_output(name) as file, pq.ParquetWriter(file, schema, **OPTIONS) as writer:
-        for group in groups:
-            writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
-    return _shard(folder, name)
+class _Digesting:
+    """A file that hashes what is written to it. Has what pyarrow asks of a file.
+
+    Attributes:
+        size: number of bytes written.
+    """
+
+    closed = False
+
+    def __init__(self, sink: BinaryIO, *digests: Any):
+        self.size = 0
+        self._sink, self._digests = sink, digests
+
+    def write(self, content: Any) -> int:
+        for digest in self._digests:
+            digest.update(content)
+        self.size += len(content)
+        return self._sink.write(content)
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def close(self) -> None:
+        self.closed = True  # whoever opened the sink closes it
+
+
+def _write_shard(folder: Folder, name: str, kind: str, groups: Iterator[list[dict[str, Any]]], words: str) -> Shard:
+    """Write a shard and return its index entry. Its id is known when its rows are written, before its metadata."""
+    schema, sizes = arrow_schema(kind), []
+    digest, content = hashlib.sha256(), hashlib.sha256(f"{kind} {VERSION} {words}".encode())
+    with folder.open_output(name) as sink:
+        file = _Digesting(sink, digest, content)
+        with pq.ParquetWriter(file, schema, **OPTIONS) as writer:
+            for group in groups:
+                writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
+                sizes.append(len(group))
+            id = content.hexdigest()
+            writer.add_key_value_metadata({ID: id})
+    return Shard(name, tuple(sizes), file.size, digest.hexdigest(), id)
 
 
 def _shard(folder: Folder, name: str) -> Shard:
-    """Return the index entry of a shard file."""
-    path = folder.locate(name)
-    with pq.ParquetFile(path, filesystem=folder.filesystem) as file:
-        metadata = file.metadata
-        sizes = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    return Shard(name, sizes, *folder.seal(name))
+    """Return the index entry of a shard file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with pq.ParquetFile(folder.locate(name), filesystem=folder.filesystem) as file:
+            sizes, id = _rows(file), _id(file)
+        return Shard(name, sizes, *folder.seal(name), id)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{folder}/{name} cannot be read ({error}): delete it, and rerun the command") from error
 
 
 def _bytes(value: Any) -> int:

@@ -4,16 +4,14 @@
     FOLDER/KEY/dataset.json                 written last
     FOLDER/KEY/ivf.faiss, ivf.json          of a large pool (`knn.py`)
 
-KEY is a hash of the weights that a picture passes, the crop, the images' fingerprint, and the versions of this code and
-of the decoder. An index is therefore never stale: another model or other images have another key. Unused indexes may be
-deleted at any time.
+KEY is a hash of the weights that a picture passes, the crop, the images' fingerprint, the code, the libraries and the
+arithmetic (`storage/cache_key.py`). An index is therefore never stale: another model or other images have another key.
+Unused indexes may be deleted at any time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,17 +21,19 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int32, UInt8
 
+from groundray.data import image_decoder, transforms
 from groundray.data.derived import DerivedDataset, open_derived
-from groundray.data.image_decoder import VERSION as DECODER_VERSION
 from groundray.data.image_decoder import UnusableImage, decode, size
 from groundray.data.schema import KINDS, Dataset
 from groundray.data.shards import read_group
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import UnknownImage
 from groundray.image_search.towers import Towers
+from groundray.model import heads, relation_module, trunk, visual_stream
+from groundray.stage.contrastive import image_vectors
+from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
 
-VERSION = 2  # increment when the code gives other vectors or thumbnails
 THUMBNAIL, QUALITY = 192, 85  # longer side in pixels, and JPEG quality
 THUMBNAIL_BYTES = 8_000  # approximate
 ROWS_PER_GROUP = 256  # rows that are read to get one thumbnail: 1 to 2 MB
@@ -65,18 +65,32 @@ def default_folder(checkpoint: str) -> str:
     return f"{parent}/index"
 
 
-def index_spec(towers: Towers, images: Dataset, folder: str) -> DerivedDataset:
-    """Return the specification of the index of these images for this model, in its own subfolder of `folder`."""
-    names = {
-        "version": VERSION,
-        "decoder": DECODER_VERSION,
-        "images": images.fingerprint,
-        "model": towers.fingerprint(),
-    }
-    key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
+def find_index(towers: Towers, images: Dataset, folder: str, device: str = "cpu") -> DerivedDataset:
+    """Return the specification of the complete index of these images for this model, made on either kind of device.
+
+    An index has vectors of one kind of device alone, which differ from those of the other kind by rounding. If there is
+    no complete index, return that of `device`.
+    """
+    specs = [index_spec(towers, images, folder, kind) for kind in (device, "cuda" if device == "cpu" else "cpu")]
+    return next((spec for spec in specs if open_derived(spec)), specs[0])
+
+
+def index_spec(towers: Towers, images: Dataset, folder: str, device: str = "cpu") -> DerivedDataset:
+    """Return the specification of the index of these images for this model, in its own subfolder of `folder`.
+
+    Args:
+        device: kind of device that makes the vectors, `cpu` or `cuda`.
+    """
+    key = cache_key(
+        {"images": images.fingerprint, "model": towers.fingerprint(), "thumbnail": (THUMBNAIL, QUALITY)},
+        code=(image_decoder, transforms, trunk, visual_stream, relation_module, heads, image_vectors, thumbnail),
+        device=device,
+        stored="float32",
+    )
     return DerivedDataset(
         images,
-        Folder.at(folder) / key,
+        Folder.at(folder) / key[:16],
+        key,
         KIND,
         bytes_per_row=4 * towers.width + THUMBNAIL_BYTES,
         rows_per_group=ROWS_PER_GROUP,

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from groundray.data.derived import check_room, finalize, make_missing, open_derived
 from groundray.image_search.errors import BadQuery
-from groundray.image_search.index import Index, IndexEncoder, default_folder, index_spec, open_pool
+from groundray.image_search.index import Index, IndexEncoder, default_folder, find_index, open_pool
 from groundray.image_search.knn import NearestNeighbours, nearest_neighbours
 from groundray.image_search.towers import Towers
 from groundray.image_search.uploads import checked, model_input
@@ -121,7 +121,7 @@ class Search:
             FileNotFoundError, ValueError: the model lacks the retrieval stage, or the shards do not exist.
         """
         towers, pool = Towers.load(checkpoint), open_pool(images)
-        spec = index_spec(towers, pool, index or default_folder(checkpoint))
+        spec = find_index(towers, pool, index or default_folder(checkpoint))
         if open_derived(spec) is None:
             check_room(spec)
             for _ in make_missing(spec, IndexEncoder(towers, str(pool.folder))):

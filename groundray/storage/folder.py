@@ -138,6 +138,12 @@ class Folder:
             infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
         return sorted(posixpath.relpath(info.path, self.path) for info in infos if info.is_file)
 
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of each file directly inside; empty if the folder does not exist."""
+        with self._readable_errors():
+            infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return {info.base_name: info.size for info in infos if info.is_file}
+
     def make(self) -> Folder:
         """Create the folder if it is local, and return it. Stores have no empty folders."""
         if self.local:

@@ -2,14 +2,13 @@
 
 Where a stage's trunk is frozen and it sees each image the same way at each visit, one pass over its data sets stores
 the trunk's feature maps, and training reads those. They are shards of kind `trunk_features` in FOLDER/KEY, made in
-parts (`data/derived.py`). KEY follows from the trunk's weights, the crop, the data set's fingerprint, and the versions
-of this code and of the decoder, so that runs, sweep trials and resumed passes share the features they have in common.
+parts (`data/derived.py`). KEY follows from the trunk's weights, the crop, the data set's fingerprint, the code, the
+libraries and the arithmetic (`storage/cache_key.py`), so that runs, sweep trials and resumed passes share the features
+that they have in common, and no others.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -22,30 +21,32 @@ import torch
 from torch import nn
 
 from groundray.config import Settings
+from groundray.data import image_decoder, transforms
 from groundray.data.derived import (
     DerivedDataset,
     Encoder,
     check_room,
     count_missing_rows,
+    damaged_parts,
     finalize,
     make_parts,
     missing_parts,
     open_derived,
     tasks,
 )
-from groundray.data.image_decoder import VERSION as DECODER_VERSION
 from groundray.data.image_decoder import UnusableImage
 from groundray.data.image_inputs import CentreCrop, FeatureMaps
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source
+from groundray.model import trunk as trunks
 from groundray.model.trunk import Trunk
 from groundray.model.weights import digest
 from groundray.stage.protocol import Stage
-from groundray.training.events import FeaturesDone, FeaturesStarted
+from groundray.storage.cache_key import cache_key
+from groundray.training.events import FeaturesDone, FeaturesStarted, Notice
 from groundray.training.layout import features_folder
 from groundray.training.worker import Worker, raise_if_stop_requested
 
-VERSION = 2  # of the code that makes features; raise it when its output changes
 KIND = "trunk_features"
 POLL_SECONDS = 0.2
 
@@ -117,19 +118,17 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
     features = {}
     for split, source in (("train", stage.train), ("val", stage.val)):
         crop: CentreCrop = _image_inputs(source)
-        names = {
-            "version": VERSION,
-            "decoder": DECODER_VERSION,
-            "data": source.dataset.fingerprint,
-            "trunk": trunk_digest,
-            "cut": asdict(crop),  # these names are part of the key
-            "bits": "bfloat16",
-        }
-        key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
+        key = cache_key(
+            {"data": source.dataset.fingerprint, "trunk": trunk_digest, "crop": asdict(crop)},
+            code=(image_decoder, transforms, trunks, feature_maps, _binary_rows),
+            device="cuda" if settings.scaling.use_gpu else "cpu",
+            stored="bfloat16",
+        )
         shape = map_shape(trunk, crop.crop)
         spec = DerivedDataset(
             source.dataset,
-            features_folder(settings) / key,
+            features_folder(settings) / key[:16],
+            key,
             KIND,
             bytes_per_row=2 * prod(shape),  # bfloat16
             provenance={"shape": list(shape), **asdict(crop)},
@@ -158,6 +157,8 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
             started = time.monotonic()
             if worker.rank == 0:
                 check_room(spec)
+                for line in damaged_parts(spec):
+                    worker.emit(Notice(line))
                 worker.emit(started_event(f"{stage.name}.{split}", spec))
             encoder = features.encoder(trunk, worker.device)
             for group, names in tasks(spec, worker.world_size)[worker.rank :: worker.world_size]:
@@ -189,14 +190,15 @@ def _finalized(spec: DerivedDataset, worker: Worker) -> Dataset:
 
     Ranks poll the folder: a collective would time out while one of them still encodes.
     """
+    whole: set[str] = set()
     missing = None
     while True:
-        if worker.rank == 0 and not missing_parts(spec):
-            return finalize(spec)
         if worker.rank > 0 and (dataset := open_derived(spec)):
             return dataset
-        if missing != (missing := count_missing_rows(spec)):  # other ranks make progress
+        if missing != (missing := missing_parts(spec, whole)):  # other ranks make progress
             worker.heartbeat()
+        if worker.rank == 0 and not missing:
+            return finalize(spec)
         raise_if_stop_requested(worker)
         time.sleep(POLL_SECONDS)
 

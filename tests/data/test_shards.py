@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from groundray.data.schema import Dataset
-from groundray.data.shards import GROUPS_PER_SHARD, read_rows, verify_shards, write_shards
+from groundray.data.schema import Dataset, arrow_schema
+from groundray.data.shards import GROUPS_PER_SHARD, OPTIONS, check_unchanged, read_rows, verify_shards, write_shards
 from groundray.storage.folder import Folder
 
 
@@ -83,7 +84,10 @@ def test_truncated_shard_is_named(tmp_path: Path) -> None:
     dataset = write_shards(Folder.at(tmp_path), "captions", rows(10), {}, {})
     file = tmp_path / "shard-00000.parquet"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"shard-00000\.parquet, row group 0 cannot be read"):
+    with pytest.raises(ValueError, match=r"shard-00000\.parquet: expected .* bytes, got .*groundray\.prepare"):
+        read_rows(dataset, np.array([0]), ["id"])
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"shard-00000\.parquet: expected .* bytes, got 0: restore the file"):
         read_rows(dataset, np.array([0]), ["id"])
 
 
@@ -93,6 +97,93 @@ def test_shards_of_another_schema_raise(tmp_path: Path) -> None:
     folder.write_sealed("dataset.json", folder.read_sealed("dataset.json") | {"schema": 99})
     with pytest.raises(ValueError, match=r"have schema 99, this version reads 2: run .*prepare.* again"):
         Dataset.open(str(tmp_path))
+
+
+def changed(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with other pixels in an image of the same size."""
+    return row | {"image": row["image"][:-1] + b"?"}
+
+
+def test_shards_replaced_under_a_reader_are_an_error(tmp_path: Path) -> None:
+    """Another data set of the same sizes in the same folder, as a whole and file by file."""
+    out = Folder.at(tmp_path / "out").make()
+    opened = write_shards(out, "captions", rows(40), {}, {}, row_group_bytes=2500)
+    other = write_shards(
+        Folder.at(tmp_path / "other").make(), "captions", map(changed, rows(40)), {}, {}, row_group_bytes=2500
+    )
+    assert [(shard.bytes, shard.row_groups) for shard in other.shards] == [
+        (shard.bytes, shard.row_groups) for shard in opened.shards
+    ]
+    check_unchanged(opened)
+
+    second = opened.shards[1].file
+    other.folder.copy([second], out)
+    assert read_rows(opened, np.array([0]), ["id"])["id"].to_pylist() == ["0"]
+    with pytest.raises(ValueError, match=rf"{second}: expected id {opened.shards[1].id}, got {other.shards[1].id}: .*"):
+        read_rows(opened, np.array([39]), ["id"])
+    other.folder.copy(other.folder.files(), out)
+    for row in (0, 39):
+        with pytest.raises(
+            ValueError, match=r"shard-0000.\.parquet: expected id .* replaced since .* rerun the command"
+        ):
+            read_rows(opened, np.array([row]), ["id"])
+    with pytest.raises(ValueError, match=f"{out}: expected the data set with fingerprint {opened.fingerprint[:12]}"):
+        check_unchanged(opened)
+    assert read_rows(Dataset.open(str(out)), np.array([39]), ["id"])["id"].to_pylist() == ["39"]
+
+
+def test_id_follows_from_content_and_vocabulary(tmp_path: Path) -> None:
+    def ids(name: str, some: list[dict[str, Any]], **words: tuple[str, ...]) -> list[str | None]:
+        folder = Folder.at(tmp_path / name).make()
+        dataset = write_shards(folder, "captions", some, {}, {"format": name}, words, row_group_bytes=2500)
+        for shard in dataset.shards:
+            with pq.ParquetFile(folder.locate(shard.file)) as file:
+                assert file.metadata.metadata[b"groundray.id"].decode() == shard.id
+            content = folder.read_bytes(shard.file)
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (shard.bytes, shard.sha256)
+        return [shard.id for shard in dataset.shards]
+
+    first = ids("first", rows(40))
+    assert ids("again", rows(40)) == first
+    other = ids("other", [*rows(39), changed(rows(40)[-1])])  # in the last row group, written just before the metadata
+    assert other[0] == first[0]
+    assert other[1] != first[1]
+    assert set(first).isdisjoint(ids("words", rows(40), classes=("a", "b")))
+
+
+def without_ids(dataset: Dataset) -> Dataset:
+    """Rewrite a data set as earlier versions wrote it."""
+    shards = []
+    for shard in dataset.shards:
+        path = dataset.folder.locate(shard.file)
+        tables = [pq.ParquetFile(path).read_row_group(group) for group in range(len(shard.row_groups))]
+        with pq.ParquetWriter(path, arrow_schema(dataset.kind), **OPTIONS) as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=len(table))
+        content = Path(path).read_bytes()
+        shards.append({**vars(shard), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+        del shards[-1]["id"]
+    index = dataset.folder.read_sealed("dataset.json")
+    dataset.folder.write_json("dataset.json", index | {"shards": shards})
+    return Dataset.open(str(dataset.folder))
+
+
+def test_data_sets_of_earlier_versions_open(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path).make()
+    new = write_shards(folder, "captions", rows(40), {}, {}, row_group_bytes=2500)
+    content = {shard.file: folder.read_bytes(shard.file) for shard in new.shards}
+    old = without_ids(new)
+    assert [shard.id for shard in old.shards] == [None] * len(new.shards)
+    verify_shards(old)
+    assert len(read_rows(old, np.arange(40), ["id"])) == 40
+
+    last = old.shards[-1].file
+    folder.write_bytes(last, folder.read_bytes(last)[:-1])  # checked as far as it is recorded
+    with pytest.raises(ValueError, match=rf"{last}: expected .* bytes"):
+        read_rows(old, np.array([39]), ["id"])
+    folder.write_bytes(last, content[last])
+    with pytest.raises(ValueError, match=rf"{last}: expected .* bytes"):
+        read_rows(old, np.array([39]), ["id"])
 
 
 def test_verify_shards_names_the_damaged_shard(tmp_path: Path) -> None:

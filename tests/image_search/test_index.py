@@ -186,7 +186,7 @@ def test_a_damaged_index_is_named_with_its_repair(place: SearchPaths, tmp_path: 
     for at in range(1000, len(content) - 5000, 1000):
         content[at] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"part-00000-000\.parquet.*delete the folder, and the next search"):
+    with pytest.raises(ValueError, match=r"part-00000-000\.parquet.*delete it, and the next search"):
         Index(spec).matrix()
 
 

@@ -229,7 +229,7 @@ def test_a_damaged_part_is_named_with_its_repair(world: SmallWorld, tmp_path: Pa
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"part-00000-000\.parquet.*delete the folder, and the run"):
+    with pytest.raises(ValueError, match=r"part-00000-000\.parquet.*delete it, and the run"):
         read_rows(made, np.arange(made.rows), ["image"])
 
 

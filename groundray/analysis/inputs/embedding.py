@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from tokenizers import Encoding
@@ -92,7 +91,8 @@ class Embedder:
     Attributes:
         name: where it was loaded from.
         about: description of its options, for display.
-        digest: hash of its weights, configuration, tokenizer and options; equal digests give equal vectors.
+        digest: hash of its weights, configuration, tokenizer and options; equal digests give equal vectors on equal
+            libraries.
     """
 
     def __init__(
@@ -312,15 +312,13 @@ def _about(options: Options) -> str:
 
 
 def _digest(model: PreTrainedModel, tokenizer: str, options: Options) -> str:
-    """Return a hash of all that the vectors depend on: of the weights, not of their files."""
+    """Return a hash of a model and its options: of the weights, not of their files."""
     configuration = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
     told = [
         type(model).__name__,
         configuration,
         tokenizer,
         asdict(options),
-        torch.__version__,
-        transformers.__version__,
     ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in sorted((name, tensor) for name, tensor in model.state_dict().items() if POOLER not in name):

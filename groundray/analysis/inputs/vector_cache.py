@@ -1,13 +1,13 @@
 """Vectors kept on disk, so that a repeated command gives the same bits without computing them.
 
-A file's name is a hash of all that its vectors depend on: the embedder's digest (weights, tokenizer, options) and the
-texts in order. The folder may be deleted at any time.
+A file's name is a hash of all that its vectors depend on: the embedder's digest (weights, tokenizer, options), the
+texts in order, the code, the libraries and the arithmetic (`storage/cache_key.py`). The folder may be deleted at any
+time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from groundray.analysis.inputs import embedding
 from groundray.analysis.inputs.embedding import Embed, Embedder, Vectors
+from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
 
-FORMAT = 1
 VECTORS, SEAL = "vectors", "sha256"
 
 
@@ -41,13 +42,16 @@ class Cache:
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         return Cache(Folder.at(url or f"{home}/groundray") / "embeddings", note)
 
-    def embed(self, embedder: Embedder, texts: Sequence[str], make: Embed = Embedder.embed) -> Vectors:
+    def embed(
+        self, embedder: Embedder, texts: Sequence[str], make: Embed = Embedder.embed, device: str = "cpu"
+    ) -> Vectors:
         """Return the vector of each text, from the cache or from `make`.
 
         Args:
             make: computes vectors that the cache lacks.
+            device: kind of device that it computes on, `cpu` or `cuda`.
         """
-        key = hashlib.sha256(json.dumps([FORMAT, embedder.digest, *texts]).encode()).hexdigest()
+        key = cache_key([embedder.digest, *texts], code=(embedding,), device=device, stored="float32")
         name = f"{key}.safetensors"
         try:
             return self._read(name, len(texts))

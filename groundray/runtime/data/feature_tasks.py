@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from groundray.data.derived import check_room, finalize, open_derived
+from groundray.data.derived import check_room, damaged_parts, finalize, open_derived
 from groundray.runtime.data.derived_tasks import make_on_cluster
 from groundray.training import progression
 from groundray.training.checkpoint import CheckpointStore
-from groundray.training.events import Event, FeaturesDone
+from groundray.training.events import Event, FeaturesDone, Notice
 from groundray.training.preflight import CheckedRun
 from groundray.training.trunk_features import features_of, refusal, started_event
 
@@ -40,6 +40,8 @@ def make_features(run: CheckedRun, observe: Callable[[Event], None]) -> None:
     missing = {what: features for what, features in named if not open_derived(features.spec)}
     for what, features in missing.items():
         check_room(features.spec)
+        for line in damaged_parts(features.spec):
+            observe(Notice(line))
         observe(started_event(what, features.spec))
     started = time.monotonic()
     work = {what: (features.spec, features.encoder) for what, features in missing.items()}

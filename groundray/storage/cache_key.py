@@ -1,0 +1,79 @@
+"""Keys of caches: trunk features, indexes of images, and vectors of texts.
+
+A key is a hash of all that a cached number depends on: its inputs, the code that computes it, the libraries, and the
+arithmetic. Whatever changes, the cache is computed anew under another key, and an old one is never read for a new one.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+import torch
+from PIL import features
+
+FORMAT = 1  # of keys and cached files; increment to have every cache computed anew
+LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy")
+DECODERS = ("jpg", "libjpeg_turbo", "zlib", "webp")  # that pillow was built with
+
+
+def cache_key(inputs: Any, code: Sequence[ModuleType | Callable[..., Any]], device: str, stored: str) -> str:
+    """Return a hash of what cached numbers depend on, as 64 hexadecimal digits.
+
+    Args:
+        inputs: fingerprints of data and weights, and options; anything that JSON can hold.
+        code: the modules and functions that compute the numbers, in float32.
+        device: kind of device that they are computed on, `cpu` or `cuda`; a device's number does not count.
+        stored: number format in which they are kept, such as `bfloat16`.
+    """
+    depends_on = {
+        "format": FORMAT,
+        "inputs": inputs,
+        "code": {part.__name__: code_digest(inspect.getsource(part)) for part in code},
+        "libraries": library_versions(),
+        "arithmetic": {**arithmetic(device), "computed": "float32", "stored": stored},
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def code_digest(source: str) -> str:
+    """Return a hash of Python code that ignores comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str | None]:
+    """Return the versions of the libraries that decode and compute.
+
+    The build of a version (`+cpu`, `+cu128`) does not count: machines of a cluster may have different builds, and the
+    kind of device counts by itself.
+    """
+    versions = {name: _version(name) for name in LIBRARIES}
+    return versions | {f"pillow.{name}": features.version(name) for name in DECODERS}
+
+
+def arithmetic(device: str) -> dict[str, Any]:
+    """Return what decides how float32 numbers are multiplied and added on a kind of device."""
+    kind = torch.device(device).type
+    chosen: dict[str, Any] = {"device": kind, "matmul": torch.get_float32_matmul_precision()}
+    if kind == "cuda":  # TF32 rounds factors to 10 bits
+        chosen["tf32"] = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+    return chosen
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None

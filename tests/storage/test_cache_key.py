@@ -1,0 +1,72 @@
+"""Keys of caches: each thing that a cached number depends on changes the key, and nothing else does."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import pytest
+import torch
+
+from groundray.data import transforms
+from groundray.storage import cache_key as keys
+from groundray.storage.cache_key import cache_key, code_digest, library_versions
+
+
+def key(inputs: Any = "data", code: Any = (transforms,), device: str = "cpu", stored: str = "bfloat16") -> str:
+    return cache_key(inputs, code, device, stored)
+
+
+def test_key_depends_on_inputs_code_device_and_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert key() == key()
+    assert key(device="cuda:0") == key(device="cuda:7")
+    found = {key(), key("other"), key(code=(transforms, ast)), key(device="cuda"), key(stored="float32")}
+    monkeypatch.setattr(keys, "FORMAT", 99)
+    assert len({*found, key()}) == 6
+
+
+@pytest.mark.parametrize("name", ["torch", "torchvision", "transformers", "pillow"])
+def test_key_depends_on_library_versions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, version = key(), keys._version
+    monkeypatch.setattr(keys, "_version", lambda library: "0.0.1" if library == name else version(library))
+    assert key() != before
+
+
+def test_key_depends_on_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key()
+    monkeypatch.setattr(keys.features, "version", lambda name: "0.0.1")
+    assert key() != before
+
+
+def test_key_depends_on_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = key(), key(device="cuda")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
+    assert key(device="cuda") != gpu
+    assert key() == cpu
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert key() != cpu
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_builds_of_a_version_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver of a cluster may have a build without CUDA."""
+    monkeypatch.setattr(keys.metadata, "version", lambda name: "2.9.0+cpu")
+    cpu = library_versions()
+    monkeypatch.setattr(keys.metadata, "version", lambda name: "2.9.0+cu128")
+    assert library_versions() == cpu
+    assert cpu["torch"] == "2.9.0"
+
+
+CODE = """
+def area(width):
+    return width * width
+"""
+
+
+def test_code_counts_without_comments_and_docstrings() -> None:
+    described = CODE.replace("    return", '    """Return the area."""\n\n    # of a square\n    return')
+    assert code_digest(described) == code_digest(CODE)
+    assert code_digest(CODE.replace("* width", "* 2")) != code_digest(CODE)
