@@ -22,6 +22,7 @@ COMMANDS = {
     "analyse": "measure what a trained model has learned",
     "search": "search images with a text, an image, or a mix of both",
     "serve": "serve image search in a browser",
+    "clean": "show what takes disk space, and delete what may go",
     "bench": "measure time and memory against alternatives",
 }
 

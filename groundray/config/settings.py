@@ -170,6 +170,11 @@ class Features(Section):
         min_length=1,
         description="path or URL of the cache; null: .features in `run.storage`, shared by its runs",
     )
+    max_gb: Positive | None = Field(
+        default=None,
+        description="size of the cache in GB, more than 0; before new features are made, the least recently used ones "
+        "that no active run reads are deleted to keep it; null: no limit",
+    )
 
 
 class Trunk(Section):
@@ -606,7 +611,15 @@ class Settings(BaseSettings):
         flat = dict(flatten(self.model_dump(mode="json", exclude=unused)))
         changeable = (
             *("run.name", "run.storage", "run.on_nan", "run.log_samples"),
-            *("tracking.", "scaling.", "checkpoints.", "data.prefetch", "features.folder", "analysis."),
+            *(
+                "tracking.",
+                "scaling.",
+                "checkpoints.",
+                "data.prefetch",
+                "features.folder",
+                "features.max_gb",
+                "analysis.",
+            ),
         )
         identity = {key: value for key, value in flat.items() if not key.startswith(changeable)}
         return identity | {"scaling.chunks": self.chunks}

@@ -10,6 +10,7 @@ that they have in common, and no others.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
@@ -43,8 +44,10 @@ from groundray.model.trunk import Trunk
 from groundray.model.weights import digest
 from groundray.stage.protocol import Stage
 from groundray.storage.cache_key import cache_key
+from groundray.storage.folder import Folder
 from groundray.training.events import FeaturesDone, FeaturesStarted, Notice
-from groundray.training.layout import features_folder
+from groundray.training.feature_uses import MARK_SECONDS, make_room, mark_used
+from groundray.training.layout import features_folder, folder_of
 from groundray.training.worker import Worker, raise_if_stop_requested
 
 KIND = "trunk_features"
@@ -144,26 +147,62 @@ def map_shape(trunk: Trunk, size: int) -> tuple[int, int, int]:
     return trunk.channels, size // trunk.stride, size // trunk.stride
 
 
+def prepare_cache(
+    specs: Sequence[DerivedDataset], settings: Settings, run: Folder, notice: Callable[[str], None]
+) -> None:
+    """Keep the cache's limit before features are made, and report what of them is damaged.
+
+    Args:
+        specs: all features that the run reads next.
+        notice: takes a line for each deletion and each damaged part.
+
+    Raises:
+        ValueError: the disk has no room.
+    """
+    for spec in specs:
+        mark_used(spec.folder, run)
+    missing = [spec for spec in specs if not open_derived(spec)]
+    if missing and settings.features.max_gb:
+        needed = sum(count_missing_rows(spec) * spec.bytes_per_row for spec in missing)
+        keep = {spec.folder.name for spec in specs}
+        for line in make_room(features_folder(settings), needed, settings.features.max_gb * 1e9, keep):
+            notice(line)
+    for spec in missing:
+        check_room(spec)
+        for line in damaged_parts(spec):
+            notice(line)
+
+
 def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker) -> Stage:
     """Return the stage reading trunk features, which the ranks make together where they are missing.
 
     Each rank makes the parts of its tasks, except those that another run has written by then.
     """
-    attached = {}
-    for split, features in features_of(stage, settings, trunk).items():
+    attached, run = {}, folder_of(settings)
+    wanted = features_of(stage, settings, trunk)
+    if worker.rank == 0:
+        prepare_cache(
+            [features.spec for features in wanted.values()], settings, run, lambda text: worker.emit(Notice(text))
+        )
+    else:
+        for features in wanted.values():
+            mark_used(features.spec.folder, run)
+    marked = time.monotonic()
+    for split, features in wanted.items():
         source: Source = getattr(stage, split)
         spec = features.spec
         if (dataset := open_derived(spec)) is None:
             started = time.monotonic()
             if worker.rank == 0:
-                check_room(spec)
-                for line in damaged_parts(spec):
-                    worker.emit(Notice(line))
                 worker.emit(started_event(f"{stage.name}.{split}", spec))
             encoder = features.encoder(trunk, worker.device)
             for group, names in tasks(spec, worker.world_size)[worker.rank :: worker.world_size]:
                 make_parts(spec, group, names, encoder)
                 worker.heartbeat()
+                if worker.rank == 0 and time.monotonic() - marked > MARK_SECONDS:
+                    marked = time.monotonic()
+                    for one in wanted.values():
+                        mark_used(one.spec.folder, run)
                 raise_if_stop_requested(worker)  # the parts that are written remain
             dataset = _finalized(spec, worker)
             if worker.rank == 0:

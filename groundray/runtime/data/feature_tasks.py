@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from groundray.data.derived import check_room, damaged_parts, finalize, open_derived
+from groundray.data.derived import finalize, open_derived
 from groundray.runtime.data.derived_tasks import make_on_cluster
 from groundray.training import progression
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.events import Event, FeaturesDone, Notice
+from groundray.training.feature_uses import MARK_SECONDS, mark_used
 from groundray.training.preflight import CheckedRun
-from groundray.training.trunk_features import features_of, refusal, started_event
+from groundray.training.trunk_features import features_of, prepare_cache, refusal, started_event
 
 
 def make_features(run: CheckedRun, observe: Callable[[Event], None]) -> None:
@@ -37,16 +38,19 @@ def make_features(run: CheckedRun, observe: Callable[[Event], None]) -> None:
         for split, features in features_of(stage, settings, trunk).items()
     }
     named = sorted(by_folder.values(), key=lambda item: item[0])
+    specs = [features.spec for _, features in named]
+    prepare_cache(specs, settings, run.folder, lambda text: observe(Notice(text)))
     missing = {what: features for what, features in named if not open_derived(features.spec)}
     for what, features in missing.items():
-        check_room(features.spec)
-        for line in damaged_parts(features.spec):
-            observe(Notice(line))
         observe(started_event(what, features.spec))
     started = time.monotonic()
     work = {what: (features.spec, features.encoder) for what, features in missing.items()}
+    marked = started
     for _ in make_on_cluster(work, trunk, settings.scaling.use_gpu):
-        pass
+        if time.monotonic() - marked > MARK_SECONDS:
+            marked = time.monotonic()
+            for spec in specs:
+                mark_used(spec.folder, run.folder)
     for what, features in missing.items():
         finalize(features.spec)
         observe(FeaturesDone(what, features.spec.source.rows, time.monotonic() - started))

@@ -1,0 +1,155 @@
+"""`python -m groundray.clean` from its command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SmallWorld
+from test_workers import alone
+
+from groundray import clean
+from groundray.storage.folder import Folder
+from groundray.storage.owner import owned
+from groundray.training import attempts
+
+DAYS = 24 * 3600
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep this machine's own caches and temporary files out of the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+
+
+def age(folder: Path, days: float = 3) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (time.time() - days * DAYS,) * 2)
+
+
+def cleaned(storage: object, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
+    """Run the command and return its items by path below the storage."""
+    out = Folder.at(str(storage)).parent / "items"
+    assert clean.main([str(storage), *words, "--json", f"{out}/items.json"]) == status
+    items = out.read_json("items.json")
+    return {item["path"].removeprefix(f"{storage}/"): item for item in items}
+
+
+@pytest.fixture(scope="module")
+def trained(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with trunk features."""
+    storage = tmp_path_factory.mktemp("storage")
+    frozen = ("--grounding.trains.trunk=false", f"--run.storage={storage}", "--grounding.epochs=4")
+    alone([*world.settings(*frozen), "--run.name=done"])
+    return storage
+
+
+def test_a_finished_run_is_cleaned_and_still_ends_at_once(
+    trained: Path, world: SmallWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    age(trained)
+    before = {file: file.read_bytes() for file in trained.rglob("*") if file.is_file()}
+    shown = cleaned(trained)
+    assert {file for file in trained.rglob("*") if file.is_file()} == before.keys()  # nothing is deleted without --yes
+    assert "may go: add --yes" in capsys.readouterr().out
+    uses = sum(len(content) for file, content in before.items() if "uses" in file.parts)  # counted with no features
+    assert sum(item["bytes"] for item in shown.values()) + uses == sum(map(len, before.values()))
+    features = [path for path, item in shown.items() if item["kind"] == "features"]
+    checkpoints = [path for path, item in shown.items() if item["kind"] == "checkpoints" and not item["kept"]]
+    assert len(features) == 2
+    assert len(checkpoints) >= 1
+    assert shown["done"]["kind"] == "results"
+    assert shown["done"]["kept"]
+
+    deleted = cleaned(trained, "--yes")
+    assert {path for path, item in deleted.items() if item["deleted"]} == {*features, *checkpoints}
+    left = {file for file in trained.rglob("*") if file.is_file()}
+    gone = {str(file.relative_to(trained)) for file in before.keys() - left}
+    assert all(name.startswith((*features, *checkpoints, ".features/uses/")) for name in gone)
+    assert all(before[file] == file.read_bytes() for file in left & before.keys())
+    events = alone(
+        [
+            *world.settings("--grounding.trains.trunk=false", f"--run.storage={trained}", "--grounding.epochs=4"),
+            "--run.name=done",
+        ]
+    )
+    assert not [event for event in events if type(event).__name__ == "StepDone"]
+    assert not any(item["deleted"] for item in cleaned(trained, "--yes").values())
+
+
+def write(folder: Folder, *names: str) -> None:
+    for name in names:
+        parent, _, file = name.rpartition("/")
+        (folder / (parent or ".")).make().write_bytes(file, b"12345")
+
+
+@pytest.mark.parametrize("anywhere", ["local", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+def test_what_is_in_use_is_kept(anywhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Folder.at(anywhere) / "runs"
+    for name in ("active", "killed", "complete"):
+        run = storage / name
+        write(run, "config.yaml", "data.json", "stacks/worker-0-1.txt", "index/0123456789abcdef/dataset.json")
+        attempt = attempts.Attempt(run, attempts.claim(run))
+        attempt.write_begin({})
+        token = f"a{attempt.token}"
+        write(run, f"checkpoints/grounding-00001-000000-{token}/manifest.json", "ray/state.json")
+        write(run, "checkpoints/grounding-00009-000000-a0000-01234567/manifest.json", f"history/x-{token}.jsonl")
+        if name == "complete":
+            write(run, "result.json", "model/groundray.json")
+        if name != "active":
+            attempt.heartbeat("grounding", 1, ended="stopped")
+    write(storage, "notes.txt", "data/train/dataset.json", "data/train/shard-00000.parquet")
+    write(storage, ".out.writing-0123456789ab/new/a", ".writing/out-0123456789ab/new/a")
+    with owned(storage / ".alive.writing-0123456789ab" if storage.local else storage / ".writing/alive-0123456789ab"):
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 3 * DAYS)
+        (storage / "active/attempts").make().write_json("0002-00000000.json", {"began": time.time()})
+        items = cleaned(storage, "--yes")
+        kept = {path for path, item in items.items() if item["kept"]}
+        deleted = {path for path, item in items.items() if item["deleted"]}
+    old = "checkpoints/grounding-00009-000000-a0000-01234567"
+    assert {path for path in deleted if path.startswith("active")} == {"active/index/0123456789abcdef"}
+    assert {path for path in deleted if path.startswith("killed")} == {
+        f"killed/{old}",
+        "killed/stacks",
+        "killed/index/0123456789abcdef",
+    }
+    assert {path.partition("-a0001")[0] for path in deleted if path.startswith("complete")} == {
+        f"complete/{old}",
+        "complete/checkpoints/grounding-00001-000000",
+        "complete/ray",
+        "complete/stacks",
+        "complete/index/0123456789abcdef",
+    }
+    assert {"notes.txt", "data/train", "active", "killed", "complete"} <= kept
+    assert any("alive" in path for path in kept)
+    assert any("out" in path for path in deleted)
+    assert storage.exists("complete/model/groundray.json")
+    assert storage.exists("data/train/shard-00000.parquet")
+
+
+def test_kinds_and_folders_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = Folder.at(tmp_path / "runs").make()
+    write(runs, ".features/0123456789abcdef/part-00000-000.parquet", "0.json.0123abcd.writing")
+    age(tmp_path / "runs")
+    assert cleaned(runs.path, "--only", "temporary", "--yes").keys() == {"0.json.0123abcd.writing"}
+    assert runs.files() == [".features/0123456789abcdef/part-00000-000.parquet"]
+    assert clean.main([f"{tmp_path}/none"]) == 2
+    assert f"{tmp_path}/none" in capsys.readouterr().err
+    assert clean.main([runs.path, "--idle-hours", "-1"]) == 2
+    assert "--idle-hours: expected at least 0" in capsys.readouterr().err
+    (tmp_path / "cache" / "groundray" / "embeddings").mkdir(parents=True)
+    (tmp_path / "cache" / "groundray" / "embeddings" / "1.safetensors").write_bytes(b"x")
+    (tmp_path / "tmp" / "groundray-stacks-1.txt").write_bytes(b"x")
+    age(tmp_path / "tmp")
+    kinds = [item["kind"] for item in cleaned(runs.path, "--yes").values()]
+    assert sorted(kinds) == ["features", "stacks", "vectors"]
+    assert not list((tmp_path / "tmp").iterdir())
+    assert not (tmp_path / "cache" / "groundray" / "embeddings").exists()
+    assert json.loads((tmp_path / "items" / "items.json").read_text())
