@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from conftest import SmallWorld
-from test_workers import alone
 
-from groundray import clean
+from groundray import clean, config
 from groundray.storage.folder import Folder
 from groundray.storage.owner import owned
-from groundray.training import attempts
+from groundray.training import attempts, preflight, progression
+from groundray.training.events import Event, StepDone
+from groundray.training.worker import InProcess
 
 DAYS = 24 * 3600
 
@@ -41,12 +42,21 @@ def cleaned(storage: object, *words: str, status: int = 0) -> dict[str, dict[str
     return {item["path"].removeprefix(f"{storage}/"): item for item in items}
 
 
+def train(world: SmallWorld, storage: Path) -> list[Event]:
+    """Train a run with trunk features, or end it again, and return its events."""
+    words = ("--grounding.trains.trunk=false", f"--run.storage={storage}", "--grounding.epochs=4", "--run.name=done")
+    run = preflight.check(config.load("demo", world.settings(*words)))
+    preflight.claim(run)
+    events: list[Event] = []
+    progression.run_stages(run, InProcess(events.append))
+    return events
+
+
 @pytest.fixture(scope="module")
 def trained(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with trunk features."""
     storage = tmp_path_factory.mktemp("storage")
-    frozen = ("--grounding.trains.trunk=false", f"--run.storage={storage}", "--grounding.epochs=4")
-    alone([*world.settings(*frozen), "--run.name=done"])
+    assert any(isinstance(event, StepDone) for event in train(world, storage))
     return storage
 
 
@@ -73,13 +83,7 @@ def test_a_finished_run_is_cleaned_and_still_ends_at_once(
     gone = {str(file.relative_to(trained)) for file in before.keys() - left}
     assert all(name.startswith((*features, *checkpoints, ".features/uses/")) for name in gone)
     assert all(before[file] == file.read_bytes() for file in left & before.keys())
-    events = alone(
-        [
-            *world.settings("--grounding.trains.trunk=false", f"--run.storage={trained}", "--grounding.epochs=4"),
-            "--run.name=done",
-        ]
-    )
-    assert not [event for event in events if type(event).__name__ == "StepDone"]
+    assert not any(isinstance(event, StepDone) for event in train(world, trained))
     assert not any(item["deleted"] for item in cleaned(trained, "--yes").values())
 
 
@@ -106,7 +110,8 @@ def test_what_is_in_use_is_kept(anywhere: str, monkeypatch: pytest.MonkeyPatch) 
             attempt.heartbeat("grounding", 1, ended="stopped")
     write(storage, "notes.txt", "data/train/dataset.json", "data/train/shard-00000.parquet")
     write(storage, ".out.writing-0123456789ab/new/a", ".writing/out-0123456789ab/new/a")
-    with owned(storage / ".alive.writing-0123456789ab" if storage.local else storage / ".writing/alive-0123456789ab"):
+    alive = storage / (".alive.writing-0123456789ab" if storage.local else ".writing/alive-0123456789ab")
+    with owned(alive.make()):
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + 3 * DAYS)
         (storage / "active/attempts").make().write_json("0002-00000000.json", {"began": time.time()})
