@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +19,10 @@ from conftest import SmallWorld
 from PIL import Image
 
 from groundray import prepare
+from groundray.cli import preparation
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
+from groundray.storage.folder import Folder
 
 
 @pytest.fixture
@@ -230,3 +238,77 @@ def test_damaged_captions_give_one_line(source: Path, tmp_path: Path, capsys: py
     error = capsys.readouterr().err
     assert "captions.json is not JSON" in error
     assert "Traceback" not in error
+
+
+def commands(world: SmallWorld, source: Path, out: Path) -> dict[str, list[str]]:
+    """A command for each source."""
+    graphs = world.source / "visual_genome" / "train"
+    names = ("objects", "attributes", "relationships", "image-data")
+    return {
+        "coco": words(source, out),
+        "visual-genome": [
+            *("visual-genome", "--images", f"{world.source}/coco/train", "--out", str(out)),
+            *(word for name in names for word in (f"--{name}", f"{graphs}/{name.replace('-', '_')}.json")),
+        ],
+        "image-folder": ["image-folder", "--root", f"{world.source}/objects", "--out", str(out)],
+        "text": ["text", "--files", f"{world.source}/text/val.txt", "--out", str(out)],
+        "scenes": ["scenes", "--out", str(out), "--num-scenes", "3", "--num-val", "2"],
+    }
+
+
+@pytest.mark.parametrize("name", ["coco", "visual-genome", "image-folder", "text", "scenes"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_gives_one_line_and_leaves_nothing(
+    world: SmallWorld,
+    source: Path,
+    tmp_path: Path,
+    name: str,
+    number: int,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The signal comes after the first row is read, while a shard is open."""
+    real = preparation.write_shards
+
+    def signalled(folder: Folder, kind: str, rows: Iterator[Any], *rest: Any) -> Dataset:
+        def after_one() -> Iterator[Any]:
+            yield next(rows)
+            os.kill(os.getpid(), number)
+            yield from rows
+
+        return real(folder, kind, after_one(), *rest)
+
+    monkeypatch.setattr(preparation, "write_shards", signalled)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    command = commands(world, source, tmp_path / "new" / "shards")[name]
+    assert prepare.main(command) == status
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "tmp"]
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_of_a_pool_gives_one_line(tmp_path: Path, number: int, status: int) -> None:
+    """As Ctrl-C in a terminal: the processes that draw and check images receive it too."""
+    (tmp_path / "tmp").mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "groundray.prepare", "scenes", "--out", f"{tmp_path}/out", "--num-scenes", "20000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": f"{tmp_path}/tmp"},
+    )
+    assert child.stderr
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".out.writing-*/new/source/**/*.jpg")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(child.pid, number)
+    assert child.wait(timeout=60) == status
+    assert child.stderr.read() == "interrupted; nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+    assert not list((tmp_path / "tmp").iterdir())

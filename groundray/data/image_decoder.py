@@ -28,7 +28,6 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image, ImageCms, ImageFilter, UnidentifiedImageError
 
-
 # photographs' formats first: they are tried in this order. Not among them: formats that Pillow hands to other programs
 # (EPS, WMF), and formats of measurements (FITS, GRIB, HDF5)
 FORMATS = (

@@ -39,11 +39,13 @@ class StoredFeatures:
     Attributes:
         folder: where they are.
         bytes: size of all files.
-        last_used: when an attempt last began to read them or a part was written, in seconds since 1970.
+        last_written: when a part was last written, in seconds since 1970.
+        last_used: when a part was written or an attempt began to read them.
     """
 
     folder: Folder
     bytes: int
+    last_written: float
     last_used: float
 
 
@@ -61,20 +63,22 @@ def mark_used(features: Folder, run: Folder) -> None:
 def stored_features(cache: Folder) -> list[StoredFeatures]:
     """Return all trunk features of a cache, the least recently used first."""
     sizes: dict[str, int] = {}
-    used: dict[str, float] = {}
+    written: dict[str, float] = {}
     selector = pafs.FileSelector(cache.path, allow_not_found=True, recursive=True)
     for info in cache.filesystem.get_file_info(selector):
         name = info.path[len(cache.path) :].lstrip("/")
         key = name.partition("/")[0]
         if info.is_file and re.fullmatch(KEY, key):
             sizes[key] = sizes.get(key, 0) + info.size
-            used[key] = max(used.get(key, 0.0), (info.mtime_ns or 0) / 1e9)
+            written[key] = max(written.get(key, 0.0), (info.mtime_ns or 0) / 1e9)
+    used = dict(written)
     for name in (cache / USES).names():
         key = name.partition("-")[0]
         if key in used:
             used[key] = max(used[key], _time(cache / USES, name) or 0.0)
     return sorted(
-        (StoredFeatures(cache / key, size, used[key]) for key, size in sizes.items()), key=lambda one: one.last_used
+        (StoredFeatures(cache / key, size, written[key], used[key]) for key, size in sizes.items()),
+        key=lambda one: one.last_used,
     )
 
 
@@ -94,7 +98,7 @@ def user_of(features: StoredFeatures, idle_seconds: float = IDLE_SECONDS) -> str
         # a run that began just now may have no attempt yet
         if not (is_complete(run) or (ended and last >= began)) and now - max(last, began) < idle_seconds:
             return f"read by {run}"
-    age = now - features.last_used
+    age = now - features.last_written
     return f"written {age / 60:.0f} min ago" if age < min(idle_seconds, ABANDONED_SECONDS) else ""
 
 
