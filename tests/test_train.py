@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,23 @@ def test_damaged_shards_are_named_before_training_where_that_is_asked_for(
     assert "rerun the same command to resume" in shown
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_whose_output_nobody_reads_trains_to_its_end(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = world.settings(
+        f"--run.storage={tmp_path}", "--scaling.num_workers=0", "--language.epochs=1", stages="language"
+    )
+    with open(writer, "w") as closed, monkeypatch.context() as patch:  # noqa: PTH123
+        patch.setattr(sys, "stdout", closed)
+        assert train.main(words) == 0
+    assert capsys.readouterr().err == "note  stdout was closed: the work continues without it\n"
+    assert (tmp_path / "demo" / "result.json").is_file()
+    assert (tmp_path / "demo" / "model").is_dir()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_run_with_a_checkpoint(
     world: SmallWorld,
     tmp_path: Path,
