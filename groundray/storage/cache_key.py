@@ -20,7 +20,7 @@ from PIL import features
 
 FORMAT = 1  # of keys and cached files; increment to have every cache computed anew
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy")
-DECODERS = ("jpg", "libjpeg_turbo", "zlib", "webp")  # that pillow was built with
+DECODERS = ("jpg", "libjpeg_turbo", "zlib", "webp", "avif", "jpg_2000", "libtiff", "littlecms2")  # pillow's own
 
 
 def cache_key(inputs: Any, code: Sequence[ModuleType | Callable[..., Any]], device: str, stored: str) -> str:
