@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from groundray.training.disk_usage import Item
 
 FOLDER, IDLE_HOURS = "runs", 6.0
+KINDS = {
+    "results": "models, results, histories and reports of runs",
+    "data": "prepared data sets",
+    "checkpoints": "checkpoints of runs",
+    "attempts": "what attempts wrote that a later attempt did not build on",
+    "state": "Ray's own state of runs",
+    "stacks": "stack traces and samples of failed steps",
+    "features": "trunk features",
+    "index": "indexes for search",
+    "vectors": "vectors of words that analyses keep",
+    "temporary": "files and folders of commands that were killed",
+    "other": "other files",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,8 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    from groundray.training.disk_usage import KINDS
-
     parser = argparse.ArgumentParser(
         prog="groundray clean",
         description="Show what runs, features, indexes and caches take, and which of it may be deleted: what no active "

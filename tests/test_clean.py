@@ -98,7 +98,7 @@ def test_what_is_in_use_is_kept(anywhere: str, monkeypatch: pytest.MonkeyPatch) 
     storage = Folder.at(anywhere) / "runs"
     for name in ("active", "killed", "complete"):
         run = storage / name
-        write(run, "config.yaml", "data.json", "stacks/worker-0-1.txt", "index/0123456789abcdef/dataset.json")
+        write(run, "config.yaml", "stacks/worker-0-1.txt", "index/0123456789abcdef/dataset.json")
         attempt = attempts.Attempt(run, attempts.claim(run))
         attempt.write_begin({})
         token = f"a{attempt.token}"

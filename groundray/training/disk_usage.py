@@ -25,21 +25,8 @@ from groundray.storage.folder import WRITING, Folder
 from groundray.training import attempts, feature_uses
 from groundray.training.checkpoint import MANIFEST, CheckpointStore
 from groundray.training.feature_uses import StoredFeatures, is_active, is_complete, user_of
-from groundray.training.layout import CHECKPOINTS, CONFIG, DATA, FEATURES, HISTORY, NOT_FINITE, RESULT, STACKS
+from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, HISTORY, NOT_FINITE, STACKS
 
-KINDS = {
-    "results": "models, results, histories and reports of runs",
-    "data": "prepared data sets",
-    "checkpoints": "checkpoints of runs",
-    "attempts": "what attempts wrote that a later attempt did not build on",
-    "state": "Ray's own state of runs",
-    "stacks": "stack traces and samples of failed steps",
-    "features": "trunk features",
-    "index": "indexes for search",
-    "vectors": "vectors of words that analyses keep",
-    "temporary": "files and folders of commands that were killed",
-    "other": "other files",
-}
 RAY = "ray"  # a run's folder of Ray Train's state: runtime/train/launch.py
 TEMPORARY_SECONDS = 24 * 3600.0  # a file under a temporary name has no owner; writing one takes less
 STACK_FILES = "groundray-stacks-*"  # in the system's temporary folder: watchdog.py
@@ -50,7 +37,7 @@ class Item:
     """Files that are kept or deleted together.
 
     Attributes:
-        kind: a key of KINDS.
+        kind: one of the kinds that `python -m groundray.clean --help` describes.
         folder: what holds them.
         names: files or folders in `folder`.
         bytes: their size.
@@ -141,7 +128,7 @@ def find_items(
     if features:
         items += _features(features, idle_seconds)
     for name in runs:
-        if any(posixpath.join(name, other) in files.sizes for other in (DATA, RESULT)) or name == ".":
+        if name == "." or any(file.startswith(f"{name}/{ATTEMPTS}/") for file in files.sizes):
             items += _run(folder / name, _below(files.take(name), folder, name), idle_seconds)
     for name in sorted(name for name in files.sizes if posixpath.basename(name) == INDEX):
         at = posixpath.dirname(name) or "."
