@@ -333,7 +333,7 @@ def _catch_up(
     own = run.settings.model_copy(update={"tracking": settings.tracking})
     log = _Log.open(own, folder, run, sweep_id)
     log.catch_up(folder, warn)
-    result = folder.read_json(layout.RESULT) if status == "FINISHED" else None
+    result = layout.read_result(folder) if status == "FINISHED" else None
     log.end(result, status, folder)
 
 

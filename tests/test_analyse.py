@@ -22,6 +22,7 @@ from groundray.analysis.report import terminal
 from groundray.analysis.report.document import Report
 from groundray.cli import reports
 from groundray.model import export
+from groundray.storage.folder import Folder
 from groundray.training import preflight, progression
 from groundray.training.worker import InProcess
 
@@ -98,7 +99,7 @@ def test_all_makes_every_analysis_that_has_data(
         "grounding/text_to_image/recall_at_10",
         "grounding/image_to_text/recall_at_10",
     ]
-    assert read(tmp_path / "report" / "report.json") == found
+    assert Folder.at(tmp_path / "report").read_sealed("report.json") == found
     assert (tmp_path / "report" / "report.html").stat().st_size > 100_000
     assert (tmp_path / "report" / "axes-measures.png").exists()
     shown = capsys.readouterr().out

@@ -26,10 +26,12 @@ from groundray.cli.progress import Progress
 from groundray.config import Settings
 from groundray.model import export
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
 from groundray.tracking import log_analysis
 from groundray.training import layout
 
 REPORT_FOLDER = "analysis"  # in a run's folder
+REPORT_KEYS = "title|models|notes|skipped|made_of|summary|analyses"  # of a report.json without a seal
 ALL = "all"
 # what each command of `groundray.analyse` makes, of ANALYSES
 MADE_BY = {
@@ -195,7 +197,7 @@ def analyse_run(settings: Settings, console: Console, report_error: Callable[[st
     try:
         norms, fit_on = Norms.at(settings.analysis.norms), settings.analysis.fit_on
         request = AnalysisRequest(checkpoint=checkpoint, norms=norms, fit_on=fit_on)
-        if folder.exists(JSON) and folder.read_json(JSON).get("made_of") == request.made_of():
+        if read_made_of(folder, console.print) == request.made_of():
             console.print(f"analysis  exists already: {folder}/{PAGE}")
             return
         console.print("analysis  of the language streams")
@@ -206,6 +208,17 @@ def analyse_run(settings: Settings, console: Console, report_error: Callable[[st
         status = EXIT_FAILED
     if status:
         report_error(f"by hand: python -m groundray.analyse {shlex.join(by_hand)}")
+
+
+def read_made_of(folder: Folder, note: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return what the report in a folder was made of; None if there is none, or, with a note, if it is damaged."""
+    try:
+        return folder.read_sealed(JSON, REPORT_KEYS).get("made_of")
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        note(f"analysis  {error.file} is damaged ({error.reason}) and made again")
+        return None
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from groundray.cli.progress import Reporter
 from groundray.config import Settings, SettingsError
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
 from groundray.tracking import Inquiry, Tracker
 from groundray.training import layout, preflight
 from groundray.training.events import Attempted, Event
@@ -44,8 +45,11 @@ class Signals:
 
 
 def is_complete(folder: Folder) -> bool:
-    """Return True if the run in a folder has trained to its end."""
-    return folder.exists(layout.RESULT)
+    """Return True if the run in a folder has trained to its end, and its result can be read."""
+    try:
+        return layout.read_result(folder) is not None
+    except Damaged:
+        return False
 
 
 def run_training(

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged, FileSeal
 
 MAX_EXACT = 1_000_000
 BLOCK_SCORES = 16_000_000  # of float32: 64 MB, and as much for their transpose
@@ -129,7 +130,7 @@ def nearest_neighbours(
     """Open the search of a pool: exact, or above `max_exact` vectors by an inverted file.
 
     Args:
-        folder: the index's folder, which keeps the inverted file; built if it is missing.
+        folder: the index's folder, which keeps the inverted file; built if it is missing or damaged.
         count: number of vectors.
         matrix: reads them.
 
@@ -138,12 +139,26 @@ def nearest_neighbours(
     """
     if count <= max_exact:
         return ExactSearch(matrix())
-    if not folder.exists(ABOUT):
+    try:
+        return _read(folder)
+    except (FileNotFoundError, Damaged):  # it may be made again at any time
         built = inverted_file(matrix())
-        folder.write_bytes(FILE, _faiss().serialize_index(built.index).tobytes())
-        folder.write_json(ABOUT, {"recall": built.recall, "cells": built.index.nlist, "probed": built.index.nprobe})
-        return built
-    faiss, about = _faiss(), folder.read_json(ABOUT)
+    content = _faiss().serialize_index(built.index).tobytes()
+    folder.write_bytes(FILE, content)
+    numbers = {"recall": built.recall, "cells": built.index.nlist, "probed": built.index.nprobe}
+    folder.write_sealed(ABOUT, {**numbers, "file": FileSeal.of(content).as_json()})
+    return built
+
+
+def _read(folder: Folder) -> InvertedFileSearch:
+    """Return the inverted file that a folder keeps.
+
+    Raises:
+        Damaged, FileNotFoundError: it cannot be read.
+    """
+    faiss, about = _faiss(), folder.read_sealed(ABOUT, "recall|cells|probed")
+    if "file" in about:  # earlier versions wrote no seal
+        folder.verify(FILE, FileSeal.parse(about["file"]))
     if folder.local:  # memory-mapped, so that replicas on a machine share it
         return InvertedFileSearch(faiss.read_index(folder.locate(FILE), faiss.IO_FLAG_MMAP), about["recall"])
     with tempfile.TemporaryDirectory() as temporary:

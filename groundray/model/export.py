@@ -1,12 +1,16 @@
 """An exported model: a self-contained folder.
 
 README.md                    the model card: data, settings, metrics
-groundray.json               format, settings, files and metrics of each stage, and the data's vocabularies
+groundray.json               format, settings, files and metrics of each stage, the data's vocabularies, and the seal of
+                             each file but the cards, which may be edited
 language/                    the last stage's language stream and tokenizer, for transformers.AutoModel and
                              AutoTokenizer, and for sentence-transformers (mean pooling)
 language-ungrounded/         the language stream at the start of the run; -text-only, -grounded and -relational after
                              the stages that trained it
 stages/STAGE/*.safetensors   the visual stream and the heads that a stage changed
+
+What is read is compared with its seal, so that a flipped bit is an error. A language stream has the seals of its files
+in `seals.json` too, since it may be copied and read without the rest.
 
 A stage's model consists of the newest version of each part up to that stage. A part that a stage did not change is
 stored once.
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,11 +36,14 @@ from groundray.model.card import card
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
 from groundray.model.language_stream import LanguageStream
-from groundray.model.pretrained import load_tokenizer, quiet
-from groundray.model.weights import fill
-from groundray.storage.folder import Folder
+from groundray.model.pretrained import load_bert, load_tokenizer, quiet
+from groundray.model.weights import fill, read_tensors
+from groundray.storage.folder import SEALS, Folder
+from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 
 FORMAT = 2
+KEYS = "format|settings|stages|vocabulary"  # of a groundray.json without a seal, by earlier versions
+REPAIR = "restore it from a copy, or delete the model's folder and rerun the run's command, which exports it again"
 ABOUT, CARD, LANGUAGE = "groundray.json", "README.md", "language"
 START = "start"  # in place of a stage's name: the model before the first stage
 LABELS = {START: "ungrounded", "language": "text-only", "grounding": "grounded"}
@@ -63,11 +70,13 @@ class About:
         settings: the run's settings.
         stages: the stages in the order in which they were trained.
         vocabulary: the vocabulary of each head, by its stage's name.
+        files: the seal of each file, by its name in the folder; empty in exports of earlier versions.
     """
 
     settings: dict[str, Any]
     stages: tuple[StageModel, ...]
     vocabulary: dict[str, Vocabulary] = field(default_factory=dict)
+    files: dict[str, FileSeal] = field(default_factory=dict)
 
     def stage(self, name: str | None = None) -> StageModel:
         """Return a stage by its name, by default the last.
@@ -105,15 +114,36 @@ def about(url: str | Path) -> About:
         raise FileNotFoundError(
             f"expected an exported model at {folder}, found no {ABOUT}: give a finished run's model/ folder"
         )
-    content = folder.read_json(ABOUT)
-    if content["format"] != FORMAT:
+    try:
+        content = folder.read_sealed(ABOUT, KEYS, REPAIR, Version("format", FORMAT))
+    except OtherVersion as other:
         raise ValueError(
-            f"the model at {folder} has format {content['format']}, this version reads {FORMAT}: export it again"
-        )
-    vocabulary: dict[str, Vocabulary] = {
-        head: {kind: tuple(words) for kind, words in listed.items()} for head, listed in content["vocabulary"].items()
-    }
-    return About(content["settings"], tuple(StageModel(**stage) for stage in content["stages"]), vocabulary)
+            f"the model at {folder} has format {other.found}, this version reads {FORMAT}: export it again"
+        ) from None
+    try:
+        vocabulary: dict[str, Vocabulary] = {
+            head: {kind: tuple(words) for kind, words in listed.items()}
+            for head, listed in content["vocabulary"].items()
+        }
+        files = {name: FileSeal.parse(seal) for name, seal in content.get("files", {}).items()}
+        return About(content["settings"], tuple(StageModel(**stage) for stage in content["stages"]), vocabulary, files)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{folder}/{ABOUT}", f"it lacks {error}", REPAIR) from None
+
+
+def verify(url: str | Path, description: About, parts: Iterable[str] = ("",)) -> None:
+    """Compare the files of an exported model with their seals. An export of an earlier version has none.
+
+    Args:
+        parts: the files and folders to compare; by default all.
+
+    Raises:
+        Damaged: a file is missing or differs; the message names it and the repair.
+    """
+    folder, parts = Folder.at(url), tuple(parts)
+    for name, seal in description.files.items():
+        if any(part in ("", name) or name.startswith(f"{part}/") for part in parts):
+            folder.verify(name, seal, REPAIR)
 
 
 def load(url: str | Path, stage: str | None = None) -> Exported:
@@ -124,19 +154,20 @@ def load(url: str | Path, stage: str | None = None) -> Exported:
 
     Raises:
         FileNotFoundError: the folder holds no exported model.
+        Damaged: a file is missing or differs from what was written; the message names it and the repair.
         ValueError: the model has another format or lacks the stage, or its weights do not fit its settings.
     """
     description = about(url)
     chosen = description.stage(stage)
     with Folder.at(url).local_copy() as folder:
+        # the language stream's other files are compared as they are loaded
+        verify(folder, description, (chosen.visual, f"{chosen.language}/{SEALS}", *chosen.heads.values()))
         return _load(folder, description, chosen)
 
 
 def _load(folder: Path, description: About, stage: StageModel) -> Exported:
     settings = config.Model(**description.settings["model"])
-    with quiet():
-        bert = BertModel.from_pretrained(folder / stage.language, add_pooling_layer=False)
-    language = LanguageStream(bert)
+    language = LanguageStream(load_bert(config.Language(name=str(folder / stage.language))))
     model = GroundedModel(build_visual(settings, language.width, pretrained=False), language)
     _fill(model.visual, folder / stage.visual)
     for name, file in stage.heads.items():
@@ -148,7 +179,7 @@ def _load(folder: Path, description: About, stage: StageModel) -> Exported:
 
 
 def _fill(module: nn.Module, file: Path) -> None:
-    fill(module, safetensors.torch.load_file(file), str(file))
+    fill(module, read_tensors(file, REPAIR), str(file))
 
 
 class Writer:
@@ -206,8 +237,6 @@ class Writer:
         last = self._stages[-1]
         shutil.copytree(self._folder / last.language, self._folder / LANGUAGE)
         description = About(self._settings, tuple(self._stages), self._vocabulary)
-        content = {"format": FORMAT, **asdict(description)}
-        (self._folder / ABOUT).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         metrics = {stage.name: stage.metrics for stage in self._stages}
         text = card(self._settings["run"]["name"], self._settings, metrics, data)
         (self._folder / CARD).write_text(text, encoding="utf-8")
@@ -217,6 +246,10 @@ class Writer:
             trained_in = names[: names.index(stage) + 1]
             text = card(folder, self._settings, {name: metrics[name] for name in trained_in}, data)
             (self._folder / folder / CARD).write_text(text, encoding="utf-8")
+        written = Folder.at(self._folder)
+        files = [name for name in written.files() if not is_card(name)]
+        seals = {name: written.seal(name).as_json() for name in files}
+        written.write_sealed(ABOUT, {"format": FORMAT, **asdict(description), "files": seals})
 
     def _files(self, stage: str, state: Tensors) -> dict[str, str]:
         """Return the file of each part of a stage's model, after writing the parts that changed."""
@@ -239,9 +272,10 @@ class Writer:
 
     def _keep_controls(self, other: Folder, start: StageModel) -> None:
         """Copy the language streams of the model that the run starts from, and keep its name for the first of them."""
-        for name in other.names():
-            if name.startswith(f"{LANGUAGE}-"):
-                other.download(self._folder / name, name)
+        controls = [name for name in other.names() if name.startswith(f"{LANGUAGE}-")]
+        verify(str(other), about(str(other)), controls)
+        for name in controls:
+            other.download(self._folder / name, name)
         self._labels[START] = start.language.removeprefix(f"{LANGUAGE}-")
 
 
@@ -266,6 +300,13 @@ def save_language(bert: BertModel, tokenizer: PreTrainedTokenizerFast, folder: P
     (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")
+    written = Folder.at(folder)
+    written.seal_files([name for name in written.files() if not is_card(name)])
+
+
+def is_card(name: str) -> bool:
+    """Return True if a file of an exported model is a model card, which users may edit: it is not sealed."""
+    return Path(name).name == CARD
 
 
 def _parts(state: Tensors) -> dict[str, dict[str, Tensor]]:

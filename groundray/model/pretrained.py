@@ -15,6 +15,9 @@ from groundray import config
 from groundray.storage.folder import Folder
 from groundray.storage.object_store import is_store
 
+REPAIR = "restore it from a copy, or delete seals.json if you changed the file yourself"
+WEIGHTS = (".safetensors", ".bin")  # endings of the names of files with weights
+
 
 def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
     """Load the tokenizer that the settings name, by default the one beside the weights.
@@ -33,11 +36,8 @@ def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
             f"model.language.tokenizer: there is no folder {location}: for the embedded world, run "
             "`python -m groundray.prepare scenes --out data/scenes`"
         )
-    with quiet(), local_copy(location) as path:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ValueError(_cannot_load("tokenizer", location, error)) from None
+    with local_copy(location, skip=WEIGHTS) as path, _readable("tokenizer", location):
+        tokenizer = AutoTokenizer.from_pretrained(path)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"expected a fast tokenizer (tokenizer.json) at {location}, got {type(tokenizer).__name__}")
     return tokenizer
@@ -50,11 +50,8 @@ def load_bert(settings: config.Language) -> BertModel:
         ValueError: the weights cannot be loaded, or lack some of a BERT's.
     """
     location = _weights_location(settings)
-    with quiet(), local_copy(location) as path:
-        try:
-            loaded: Any = BertModel.from_pretrained(path, add_pooling_layer=False, output_loading_info=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(_cannot_load("weights", location, error)) from None
+    with local_copy(location) as path, _readable("weights", location):
+        loaded: Any = BertModel.from_pretrained(path, add_pooling_layer=False, output_loading_info=True)
     bert, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{location} lacks weights of a BERT: {', '.join(missing[:5])}")
@@ -70,11 +67,8 @@ def load_bert_config(name: str) -> BertConfig:
     location = locate(name)
     if location == "bert-base-uncased":
         return BertConfig()
-    with quiet(), local_copy(location) as path:
-        try:
-            return BertConfig.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ValueError(_cannot_load("configuration", location, error)) from None
+    with local_copy(location, skip=WEIGHTS) as path, _readable("configuration", location):
+        return BertConfig.from_pretrained(path)
 
 
 def load_masked_language_head(settings: config.Language) -> dict[str, Tensor]:
@@ -88,11 +82,8 @@ def load_masked_language_head(settings: config.Language) -> dict[str, Tensor]:
     if settings.name == "tiny" or settings.weights == "none":
         return {}
     location = _weights_location(settings)
-    with quiet(), local_copy(location) as path:
-        try:
-            loaded: Any = BertForMaskedLM.from_pretrained(path, output_loading_info=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(_cannot_load("weights", location, error)) from None
+    with local_copy(location) as path, _readable("weights", location):
+        loaded: Any = BertForMaskedLM.from_pretrained(path, output_loading_info=True)
     bert, report = loaded
     prefix = "cls.predictions."
     if any(name.startswith(prefix + "transform") for name in report["missing_keys"]):
@@ -102,12 +93,24 @@ def load_masked_language_head(settings: config.Language) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def local_copy(location: str) -> Iterator[str]:
-    """Yield a folder or hub name that transformers can read; files at a URL are downloaded first."""
+def local_copy(location: str, skip: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield a folder or hub name that transformers can read; files at a URL are downloaded first.
+
+    Files of a folder that groundray wrote are compared with their seals.
+
+    Args:
+        skip: endings of names of files that are not read, and therefore not compared.
+
+    Raises:
+        Damaged: a file is missing or differs from what was written.
+    """
     if "://" not in location:
+        if Path(location).is_dir():
+            Folder.at(location).verify_files(REPAIR, skip)
         yield location
         return
     with Folder.at(location).local_copy() as folder:
+        Folder.at(folder).verify_files(REPAIR, skip)
         yield str(folder)
 
 
@@ -145,9 +148,19 @@ def _weights_location(settings: config.Language) -> str:
     return locate(settings.name) if settings.weights == "published" else settings.weights
 
 
+@contextlib.contextmanager
+def _readable(what: str, location: str) -> Iterator[None]:
+    """Silence transformers, and replace its errors for missing and damaged files by ValueError of one line."""
+    with quiet():
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  tokenizers raises plain ones, transformers all kinds
+            raise ValueError(_cannot_load(what, location, error)) from None
+
+
 def _cannot_load(what: str, location: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"model.language: cannot load {what} from {location!r} ({reason}): "
-        "give a folder that holds them (model.language.name), or `minilm`, which installs as a package"
+        "give a folder that holds them whole (model.language.name), or `minilm`, which installs as a package"
     )

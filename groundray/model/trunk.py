@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundray.model.weights import read_tensors
 from groundray.storage.folder import Folder
 from groundray.storage.object_store import is_store
+from groundray.storage.seals import Damaged
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -213,7 +215,7 @@ def _read_location(location: str) -> dict[str, Tensor]:
     if not file.exists():
         raise ValueError(f"model.trunk.weights: there is no file {location}")
     with tempfile.TemporaryDirectory() as folder:
-        file.parent.copy([file.name], Folder.at(folder))
+        file.parent.copy([file.name], Folder.at(folder), flush=False)
         return _read(Path(folder) / file.name)
 
 
@@ -221,9 +223,14 @@ def _read(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors or PyTorch file. Nothing but tensors is unpickled."""
     if not file.is_file():
         raise ValueError(f"model.trunk.weights: there is no file {file}")
+    repair = "give a whole file, or set model.trunk.weights to none"
     if file.suffix == ".safetensors":
-        return safetensors.torch.load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+        return read_tensors(file, repair)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Damaged(str(file), f"it cannot be read ({reason})", repair) from None
 
 
 def _vgg16_features(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from groundray.storage.seals import Damaged
 
 MAX_NAMES = 4  # in an error
 
@@ -18,6 +23,18 @@ def digest(module: nn.Module) -> str:
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
+
+
+def read_tensors(file: Path, repair: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        Damaged: the file is cut off, or none of this kind; the message names it and the repair.
+    """
+    try:
+        return safetensors.torch.load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise Damaged(str(file), f"it cannot be read ({error})", repair) from None
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

@@ -35,6 +35,7 @@ from groundray.storage import object_store, seals
 from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 
 COPIES = 16  # concurrent copies
+SEALS = "seals.json"  # of the files of a folder that other programs read
 FLUSHES = 64  # concurrent flushes of files to a disk
 BLOCK_BYTES = 2**22
 SCHEMES = {"gcs": "gs"}  # by pyarrow's name of the filesystem, where the two differ
@@ -319,6 +320,26 @@ class Folder:
             size = self.filesystem.get_file_info(self.locate(name)).size
             if damage := expected.compare(self.seal(name) if size == expected.bytes else FileSeal(size or 0, "")):
                 raise ValueError(damage)
+
+    def seal_files(self, names: Sequence[str]) -> None:
+        """Write the seals of files of the folder to its `seals.json`."""
+        self.write_sealed(SEALS, {"files": {name: self.seal(name).as_json() for name in sorted(names)}})
+
+    def verify_files(self, repair: str = "restore it from a copy", skip: tuple[str, ...] = ()) -> None:
+        """Compare files with the seals in the folder's `seals.json`; do nothing if it has none.
+
+        Args:
+            skip: endings of names of files that are not compared.
+
+        Raises:
+            Damaged: a file is missing or differs; the message names it and the repair.
+        """
+        if not self.exists(SEALS):
+            return
+        sealed = {name: FileSeal.parse(entry) for name, entry in self.read_sealed(SEALS, None, repair)["files"].items()}
+        for name, seal in sealed.items():
+            if not name.endswith(skip):
+                self.verify(name, seal, repair)
 
     @contextlib.contextmanager
     def _damage(self, name: str, repair: str) -> Iterator[None]:

@@ -26,12 +26,13 @@ class Damaged(ValueError):
     """A file is not what was written; the message names it and the repair.
 
     Attributes:
+        file: its path or URL.
         reason: how it differs from what was written.
     """
 
     def __init__(self, file: str, reason: str, repair: str):
         super().__init__(f"{file} is damaged: {reason}: {repair}")
-        self.reason = reason
+        self.file, self.reason = file, reason
 
 
 class OtherVersion(ValueError):

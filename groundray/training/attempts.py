@@ -26,8 +26,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
 from groundray.training.layout import ATTEMPTS
 
+UNSEALED_KEYS = "host|process|began|stage|done|time|ended"  # of files that earlier versions wrote without a seal
 TOKEN = r"(\d+)(?:-([0-9a-f]{8}))?"
 
 
@@ -86,7 +88,7 @@ class Attempt:
         """Write that the attempt is alive after `done` steps of a stage, and why it ends now if it does."""
         state = {"stage": stage, "done": done, "time": time.time(), "ended": ended}
         with contextlib.suppress(OSError):  # only for the figures; code that needs the storage raises its own error
-            (self.run / ATTEMPTS).write_json(f"{self.token}-alive.json", state)
+            (self.run / ATTEMPTS).write_sealed(f"{self.token}-alive.json", state)
 
     def made_with(self) -> dict[str, Any]:
         """Returns what `claim` recorded; empty if nothing can be read."""
@@ -97,6 +99,18 @@ class Attempt:
         state = _read(self.run, f"{self.token}-alive.json")
         kinds = {"stage": str, "done": int, "time": float, "ended": str}
         return state if state and all(isinstance(state.get(name), kind) for name, kind in kinds.items()) else None
+
+    def damaged_figures(self) -> list[str]:
+        """Returns a message about each damaged file that says who the attempt was, and how far it came."""
+        messages = []
+        for name in (f"{self.token}.json", f"{self.token}-alive.json"):
+            try:
+                (self.run / ATTEMPTS).read_sealed(name, UNSEALED_KEYS, "nothing to do, only figures are lost")
+            except Damaged as error:
+                messages.append(str(error))
+            except FileNotFoundError:
+                pass
+        return messages
 
     def write_begin(self, note: dict[str, Any]) -> None:
         """Write what the attempt begins with; from here on, readers of the run see its files."""
@@ -116,7 +130,7 @@ def claim(
     record = {"host": socket.gethostname(), "process": os.getpid(), "began": time.time(), **(made_with or {})}
     while True:
         token = FencingToken(_newest(run).number + 1, nonce())
-        folder.write_json(f"{token}.json", record)
+        folder.write_sealed(f"{token}.json", record)
         if _newest(run) == token:  # else another attempt has just started: take a number above its own
             return token
 
@@ -171,10 +185,7 @@ def _describe(run: Folder, token: FencingToken) -> str:
 
 
 def _read(run: Folder, name: str) -> dict[str, Any] | None:
-    """Returns the content of a file in `attempts/`; None if it is missing or cut off."""
-    folder = run / ATTEMPTS
-    try:
-        content = folder.read_json(name) if folder.exists(name) else None
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+    """Returns the content of a file in `attempts/`; None if it is missing or damaged."""
+    with contextlib.suppress(Damaged, FileNotFoundError):
+        return (run / ATTEMPTS).read_sealed(name, UNSEALED_KEYS)
+    return None

@@ -20,7 +20,6 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import safetensors.torch
@@ -33,6 +32,7 @@ from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 from groundray.training import history
 from groundray.training.attempts import Attempt, latest, token_of
 from groundray.training.layout import CHECKPOINTS
+from groundray.versions import version_of
 
 FORMAT = 3
 MANIFEST, DAMAGED = "manifest.json", "damaged.json"
@@ -189,7 +189,7 @@ class CheckpointStore:
         self.attempt.ensure_current()
         fields = {key: value for key, value in vars(checkpoint).items() if key not in ("name", "cursor")}
         cursor = {"epoch": checkpoint.cursor.epoch, "step": checkpoint.cursor.step}
-        written_by = {"format": FORMAT, "groundray": _own_version()}
+        written_by = {"format": FORMAT, "groundray": version_of("groundray")}
         folder.write_sealed(MANIFEST, {**written_by, **fields, **cursor, "files": files})
 
     def _delete_superfluous(self, stage: str) -> None:
@@ -358,13 +358,6 @@ class CheckpointStore:
 
 def _describe_format(other: OtherVersion) -> str:
     return "no format" if other.found is None else f"format {other.found}"
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("groundray")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def take_snapshot(

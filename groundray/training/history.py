@@ -3,12 +3,15 @@
     RUN/history/grounding-00003-000012-a0002-3f9a81c0.jsonl   the steps between this checkpoint and the previous one
 
 A line is an event of events.py as JSON; with `run.log_samples`, that of a step has the ids of its samples, chunk by
-chunk. Steps after the last checkpoint of an attempt that was killed are in no file: they were done again.
+chunk. `line` is its number and the number of all lines of its file, `crc32` the checksum of all its other keys: damage
+costs one line, and a file that is cut off is told from a whole one. Steps after the last checkpoint of an attempt that
+was killed are in no file: they were done again.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,7 +46,9 @@ def gather_sample_ids(batch: Step) -> list[list[str]]:
 def write(run: Folder, name: str, lines: tuple[str, ...]) -> None:
     """Write lines under the name of the checkpoint that follows them."""
     if lines:
-        (run / HISTORY).make().write_bytes(f"{name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        numbered = (json.loads(line) | {"line": [number, len(lines)]} for number, line in enumerate(lines, start=1))
+        content = "".join(f"{json.dumps(_seal(record), ensure_ascii=False)}\n" for record in numbered)
+        (run / HISTORY).make().write_bytes(f"{name}.jsonl", content.encode("utf-8", "surrogatepass"))
 
 
 def read(
@@ -82,14 +87,43 @@ def by_attempt(run: Folder, warn: Callable[[str], None] = lambda _: None) -> dic
         if token.number < 0 or not name.endswith(".jsonl"):  # of a process that was killed while it wrote
             continue
         own = records.setdefault(token, [])
-        for text in folder.read_bytes(name).splitlines():
+        try:
+            texts = folder.read_bytes(name).splitlines()
+        except OSError as error:  # a folder, say, where a file was
+            warn(f"{folder}/{name} cannot be read and is left out: {error}")
+            continue
+        expected, lines = len(texts) or 1, 0
+        for text in texts:
             try:
                 record = json.loads(text)
+                _check_seal(record)
+                if "line" in record:
+                    expected = record.pop("line")[1]
                 _from_record(record)
-                own.append(record)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                warn(f"a line of {folder}/{name} is damaged and left out")
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+                continue
+            own.append(record)
+            lines += 1
+        if (missing := expected - lines) > 0:
+            warn(f"{folder}/{name} is damaged: {missing} of its {expected} lines are left out")
     return records
+
+
+def _seal(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record with its checksum."""
+    return record | {"crc32": zlib.crc32(json.dumps(record, sort_keys=True).encode())}
+
+
+def _check_seal(record: dict[str, Any]) -> None:
+    """Remove the checksum of a record. Records of earlier versions have none.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    if "crc32" in record or "line" in record:
+        checksum = record.pop("crc32", None)
+        if checksum != _seal(record)["crc32"]:
+            raise ValueError("the checksum does not match")
 
 
 def _from_record(record: dict[str, Any]) -> tuple[Recorded, list[list[str]] | None]:

@@ -16,6 +16,8 @@ STORAGE/.features/            the trunk features of all runs: trunk_features.py
 
 from __future__ import annotations
 
+from typing import Any
+
 from groundray.config import Settings
 from groundray.storage.folder import Folder
 
@@ -35,3 +37,15 @@ def features_folder(settings: Settings) -> Folder:
     if settings.features.folder:
         return Folder.at(settings.features.folder)
     return Folder.at(settings.run.storage) / FEATURES
+
+
+def read_result(folder: Folder) -> dict[str, Any] | None:
+    """Return the result of a finished run, `result.json`; None if the run is not finished.
+
+    Raises:
+        Damaged: the file is damaged; rerunning the run's command writes it again.
+    """
+    try:
+        return folder.read_sealed(RESULT, "run|stages", "rerun the run's command, which writes it again")
+    except FileNotFoundError:
+        return None

@@ -20,10 +20,12 @@ from groundray.model.weights import fill
 from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
 from groundray.training import recovery
 from groundray.training.allocator import keep_freed_memory
 from groundray.training.checkpoint import CheckpointStore
-from groundray.training.layout import MODEL, RESULT
+from groundray.training.events import Notice
+from groundray.training.layout import MODEL, RESULT, read_result
 from groundray.training.loop import train_stage
 from groundray.training.preflight import CheckedRun
 from groundray.training.trunk_features import with_features
@@ -56,13 +58,26 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
 
     result = {"run": run.settings.run.name, "stages": metrics}
     if worker.rank == 0:
-        exported = run.folder.exists(RESULT) and (run.folder / MODEL).exists(export.ABOUT)
-        if start.stage or not exported:
+        if start.stage or not _is_exported(run.folder, worker):
             raise_if_stop_requested(worker)
             export_model(run, metrics, store, worker)
-            run.folder.write_json(RESULT, result)
+            run.folder.write_sealed(RESULT, result)
         store.attempt.heartbeat(run.stages[-1].name, 0, ended="finished")
     return result
+
+
+def _is_exported(run: Folder, worker: Worker) -> bool:
+    """True if the result and the model of a run are there and whole. What is damaged is reported, and made again."""
+    try:
+        if read_result(run) is None:
+            return False
+        export.verify(run / MODEL, export.about(run / MODEL))
+    except FileNotFoundError:
+        return False
+    except Damaged as error:
+        worker.emit(Notice(f"{error}; it is written again now"))
+        return False
+    return True
 
 
 def initial_model(settings: Settings) -> tuple[GroundedModel, dict[str, nn.Module]]:

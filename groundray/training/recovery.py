@@ -133,6 +133,8 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker, made_with: Mappin
             else "later attempts have built on it"
         )
         warn(f"{note} is damaged; {consequence}")
+    for message in previous.damaged_figures():
+        warn(message)
     store = CheckpointStore(previous)
     accepted: list[str] = []
     start = Start(number, token, (), None, None, 0, 0, 0, began)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import yaml
+from damage import BINARY, TEXT, canonical, damaged
 from PIL import Image, ImageCms
 from torch import nn, optim
 
@@ -56,38 +56,6 @@ def test_there_are_enough_cases() -> None:
     assert sum(CASES.values()) >= 2000
 
 
-def cut(content: bytes, draw: random.Random) -> bytes:
-    return content[: draw.randrange(len(content))]
-
-
-def flipped(content: bytes, draw: random.Random) -> bytes:
-    """Half of the time one byte is another, so that much can still be read; and half of these have one other bit."""
-    changed = bytearray(content)
-    for place in draw.sample(range(len(content)), draw.randint(1, draw.choice((1, 8)))):
-        changed[place] ^= draw.choice((1 << draw.randrange(8), draw.randrange(1, 256)))
-    return bytes(changed)
-
-
-def lacking_a_slice(content: bytes, draw: random.Random) -> bytes:
-    start = draw.randrange(len(content))
-    return content[:start] + content[start + draw.randint(1, 40) :]
-
-
-def with_a_slice_twice(content: bytes, draw: random.Random) -> bytes:
-    start = draw.randrange(len(content))
-    return content[: start + draw.randint(1, 40)] + content[start:]
-
-
-BINARY = (cut, flipped)
-TEXT = (cut, flipped, lacking_a_slice, with_a_slice_twice)
-
-
-def damaged(kind: str, case: int, content: bytes, ways: tuple[Callable[..., bytes], ...]) -> bytes:
-    """The content with the damage of a case, which is always another."""
-    draw = random.Random(f"{kind} {case}")
-    return draw.choice(ways)(content, draw)
-
-
 def each_case(kind: str, check: Callable[[int], None]) -> None:
     """Check all cases of a kind; where one fails, the error says which."""
     for case in range(CASES[kind]):
@@ -106,14 +74,6 @@ def unless_refused(read: Callable[[], T], refusal: type[Exception], *named: str)
         said = str(error)
     assert all(word in said for word in named), f"expected {named} in {said!r}"
     return None
-
-
-def canonical(content: bytes) -> str | None:
-    """Parse JSON; None if the text is not JSON."""
-    try:
-        return json.dumps(json.loads(content), sort_keys=True)
-    except ValueError:
-        return None
 
 
 def picture(**how: Any) -> bytes:

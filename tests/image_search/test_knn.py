@@ -99,6 +99,13 @@ def test_a_large_pool_builds_its_inverted_file_once(tmp_path: Path, monkeypatch:
     assert again.recall == made.recall
     np.testing.assert_array_equal(again(vectors[:5], 3).rows, made(vectors[:5], 3).rows)
 
+    whole = {name: folder.read_bytes(name) for name in folder.names()}
+    for name, content in whole.items():
+        for changed in (b"", content[:-9], content.replace(content[20:24], b"\xff\x00\xff\x7f")):
+            folder.write_bytes(name, changed)
+            knn.nearest_neighbours(folder, 600, lambda: vectors, max_exact=599)
+            assert {name: folder.read_bytes(name) for name in folder.names()} == whole  # made again
+
     monkeypatch.setattr(knn.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(ValueError, match=r"1,000,000 .*FAISS.*groundray\[search\]"):
         knn.nearest_neighbours(folder, 600, lambda: vectors, max_exact=599)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from groundray import config
+from groundray.analysis.inputs.embedding import Embedder
 from groundray.model import export
 from groundray.model.build import build_head, build_model
 from groundray.model.grounded import GroundedModel
-from groundray.model.pretrained import load_tokenizer
+from groundray.model.pretrained import load_bert, load_tokenizer
+from groundray.model.trunk import build_trunk
+from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
 
 WORDS = {"classes": ("circle", "star"), "predicates": ("above",)}
 DATA = {"grounding.train": "shards/train (72 images)", "relational.train": "shards/graphs (72 images)"}
@@ -178,3 +183,92 @@ def test_folder_without_an_exported_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "groundray.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(ValueError, match=r"format 1, .* 2"):
         export.load(tmp_path)
+
+
+def flip(file: Path, place: int = -2) -> None:
+    """Flip a bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.fixture(scope="module")
+def exported(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    write(folder, config.load("demo", world.settings()))
+    return folder
+
+
+def sealed_files(folder: Path) -> list[str]:
+    return [name for name in Folder.at(folder).files() if not name.endswith("README.md")]
+
+
+def test_every_file_but_the_cards_is_sealed(exported: Path) -> None:
+    assert {*export.about(exported).files, "groundray.json"} == set(sealed_files(exported))
+    export.verify(exported, export.about(exported))
+
+
+def test_flipped_bit_in_any_file_that_is_read_is_an_error(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "model"))
+    stage = export.about(folder).stage()
+    read = [name for name in sealed_files(folder) if name.startswith((f"{stage.language}/", "stages/"))]
+    read = [name for name in read if not name.startswith("stages/") or name in (stage.visual, *stage.heads.values())]
+    for name in ("groundray.json", *read):
+        for damage in (flip, lambda file: file.write_bytes(file.read_bytes()[:-9]), lambda file: file.write_bytes(b"")):
+            whole = (folder / name).read_bytes()
+            damage(folder / name)
+            with pytest.raises(Damaged, match=f"{folder}/{name} is damaged"):
+                export.load(folder)
+            (folder / name).write_bytes(whole)
+    for name in read:
+        whole = (folder / name).read_bytes()
+        (folder / name).unlink()
+        with pytest.raises(Damaged, match=f"{folder}/{name} is damaged: it is missing"):
+            export.load(folder)
+        (folder / name).write_bytes(whole)
+    flip(folder / "README.md")
+    export.load(folder)
+
+
+def test_language_stream_alone_is_compared_with_its_seals(exported: Path, tmp_path: Path) -> None:
+    """It loads in transformers as before, and groundray names the damaged file."""
+    stream = Path(shutil.copytree(exported / "language", tmp_path / "copied"))
+    flip(stream / "model.safetensors")
+    for load in (lambda: Embedder.load(stream), lambda: load_bert(config.Language(name=str(stream)))):
+        with pytest.raises(Damaged, match=f"{stream}/model.safetensors is damaged: .*delete seals.json"):
+            load()
+    load_tokenizer(config.Language(name=str(stream)))  # reads no weights
+    flip(stream / "tokenizer.json")
+    with pytest.raises(Damaged, match=f"{stream}/tokenizer.json is damaged"):
+        load_tokenizer(config.Language(name=str(stream)))
+    flip(stream / "tokenizer.json")
+    (stream / "seals.json").unlink()  # changed on purpose
+    Embedder.load(stream)
+    AutoModel.from_pretrained(stream)
+
+
+def test_export_without_seals_is_loaded_and_named_where_it_is_cut_off(exported: Path, tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    folder = Path(shutil.copytree(exported, tmp_path / "model"))
+    content = Folder.at(folder).read_sealed("groundray.json")
+    del content["files"]
+    Folder.at(folder).write_json("groundray.json", content)
+    for seals in folder.glob("*/seals.json"):
+        seals.unlink()
+    expected, found = export.load(exported).model.state_dict(), export.load(folder).model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    stage = export.about(folder).stage()
+    for name in (f"{stage.language}/model.safetensors", stage.visual, f"{stage.language}/tokenizer.json"):
+        whole = (folder / name).read_bytes()
+        for content in (b"", whole[: len(whole) // 2]):
+            (folder / name).write_bytes(content)
+            with pytest.raises(ValueError, match=f"{folder}/{name.partition('/')[0]}"):
+                export.load(folder)
+        (folder / name).write_bytes(whole)
+
+
+def test_cut_trunk_weights_are_named(tmp_path: Path) -> None:
+    for name, content in (("a.safetensors", b""), ("a.safetensors", b"x" * 40), ("a.pt", b""), ("a.pt", b"PK\x03\x04")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(Damaged, match=f"{tmp_path}/{name} is damaged"):
+            build_trunk("vgg16", str(tmp_path / name))

@@ -17,9 +17,10 @@ from groundray import config
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
 from groundray.storage.folder import Folder
-from groundray.training import preflight, progression
+from groundray.training import loop, preflight, progression
 from groundray.training.checkpoint import CheckpointStore
-from groundray.training.events import EpochDone, Event, StageDone, StageStarted, StepDone
+from groundray.training.events import EpochDone, Event, Notice, StageDone, StageStarted, StepDone
+from groundray.training.non_finite import NotFinite
 from groundray.training.worker import InProcess
 
 
@@ -229,3 +230,43 @@ def test_scene_graphs_without_relations_give_finite_losses(world: SmallWorld, tm
     assert done.metrics["predicate/top1"] == 0.0
     model = export.load(tmp_path / "demo" / "model").model
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+REPAIRED = {
+    "result.json emptied": ("result.json", lambda content: b""),
+    "result.json cut": ("result.json", lambda content: content[:-20]),
+    "a metric changed": ("result.json", lambda content: content.replace(b"0.", b"1.", 1)),
+    "groundray.json emptied": ("model/groundray.json", lambda content: b""),
+    "weights cut": ("model/language/model.safetensors", lambda content: content[:100]),
+    "a bit flipped": ("model/stages/start/visual.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+}
+
+
+def test_damaged_result_and_model_of_a_finished_run_are_written_again(
+    world: SmallWorld, whole: tuple[Path, list[Event]], tmp_path: Path
+) -> None:
+    """Rerunning the command repairs them, and names each."""
+    run = Path(shutil.copytree(whole[0], tmp_path / "demo"))
+    words = world.settings(f"--run.storage={tmp_path}", stages=STAGES)
+    before = {name: (run / name).read_bytes() for name, _ in REPAIRED.values()}
+    for name, damage in REPAIRED.values():
+        (run / name).write_bytes(damage(before[name]))
+        events = alone(words)
+        assert not any(isinstance(event, StepDone) for event in events)
+        assert [f"{run}/{name} is damaged" in e.text for e in events if isinstance(e, Notice)] == [True]
+        assert (run / name).read_bytes() == before[name]
+    assert not any(isinstance(event, Notice) for event in alone(words))
+
+
+def test_stage_without_a_finite_validation_ends_with_an_error(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of its epochs is the best: no weights are exported."""
+    monkeypatch.setattr(loop, "validate", lambda stage, *_, **__: dict.fromkeys(stage.metric_names, math.nan))
+    events: list[Event] = []
+    run = preflight.check(config.load("demo", world.settings(f"--run.storage={tmp_path}")))
+    with pytest.raises(NotFinite, match="grounding ended without a finite validation of loss"):
+        progression.run_stages(run, InProcess(events.append))
+    assert [event.best for event in events if isinstance(event, EpochDone)] == [False, False]
+    assert sum("never the best" in event.text for event in events if isinstance(event, Notice)) == 2
+    assert not (tmp_path / "demo" / "model").exists()

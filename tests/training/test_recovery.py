@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import shutil
@@ -211,17 +212,41 @@ def test_resume_past_a_damaged_checkpoint_gives_equal_weights(words: list[str], 
     assert used(tmp_path / "demo") == used(whole)
 
 
-def test_damaged_history_line_is_skipped_with_a_warning(whole: Path, tmp_path: Path) -> None:
+HISTORY_DAMAGES = {
+    "no JSON": (lambda text: text.replace(b'"step": 5', b'"step": x', 1), [5]),
+    "another number": (lambda text: text.replace(b'"step": 5', b'"step": 4', 1), [5]),
+    "a line less": (lambda text: text[text.index(b"\n") + 1 :], [4]),
+    "cut off between lines": (lambda text: text[: text.index(b"\n") + 1], [5, 6]),
+    "emptied": (lambda text: b"", [4, 5, 6]),
+    "the seal's key misspelt": (lambda text: text.replace(b"crc32", b"crc33", 1), [4]),
+    "seal and number lost": (lambda text: text.replace(b"crc32", b"crc33", 1).replace(b'"line"', b'"lime"', 1), [4]),
+}
+
+
+@pytest.mark.parametrize("damage", HISTORY_DAMAGES)
+def test_damaged_history_line_is_skipped_with_a_warning(whole: Path, tmp_path: Path, damage: str) -> None:
+    change, lost = HISTORY_DAMAGES[damage]
     folder = Folder.at(shutil.copytree(whole, tmp_path / "run"))
     name = next(name for name in (folder / "history").names() if name.startswith("grounding-00000-000006"))
     content = (folder / "history").read_bytes(name)
-    (folder / "history").write_bytes(name, content.replace(b'"step": 5', b'"step": x', 1))
+    (folder / "history").write_bytes(name, change(content))
     (folder / "history").write_bytes(f"{name}.ab12cd34.writing", content[:100])  # of a process that was killed
     warnings: list[str] = []
     steps = [event.step for event, _ in history.read(folder, warnings.append) if isinstance(event, StepDone)]
-    assert steps == [1, 2, 3, 4, *range(6, 19), *range(1, 10)]
+    assert steps == [*(step for step in range(1, 19) if step not in lost), *range(1, 10)]
     (warning,) = warnings
-    assert f"{folder}/history/{name}" in warning
+    assert f"{folder}/history/{name} is damaged: {len(lost)} of its" in warning
+
+
+def test_history_of_an_earlier_version_is_read(whole: Path, tmp_path: Path) -> None:
+    """Its lines have no checksum."""
+    folder = Folder.at(shutil.copytree(whole, tmp_path / "run"))
+    expected = list(history.read(folder, pytest.fail))
+    for name in (folder / "history").names():
+        records = map(json.loads, (folder / "history").read_bytes(name).splitlines())
+        lines = [{key: value for key, value in one.items() if key not in ("line", "crc32")} for one in records]
+        (folder / "history").write_bytes(name, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+    assert list(history.read(folder, pytest.fail)) == expected
 
 
 def test_steps_count_although_the_note_of_their_attempt_is_damaged_later(

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from tokenizers import Encoding
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -28,6 +27,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from groundray.model import export
 from groundray.model.pretrained import local_copy, locate, quiet
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
 
 SLOT = "{}"
 MODULES = "modules.json"  # file of sentence-transformers
@@ -38,8 +38,8 @@ POOLER = (
     "pooler"  # output for the first token: unused here, and randomly initialised by transformers if a folder lacks it
 )
 
-# errors of transformers for files that are missing, damaged or of another model
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+# where a file is missing, damaged or another model's, transformers raises all kinds of errors, tokenizers a plain one
+UNREADABLE = Exception
 
 Vectors = Float[np.ndarray, "text dim"]
 Embed = Callable[["Embedder", Sequence[str]], Vectors]
@@ -263,7 +263,11 @@ def _stream(place: str | Path) -> str:
     if folder.exists(export.ABOUT):
         return f"{place}/{export.LANGUAGE}"
     if folder.exists(MODULES):
-        first = next((one["path"] for one in folder.read_json(MODULES) if one["type"].endswith(".Transformer")), "")
+        try:
+            modules = folder.read_json(MODULES)
+            first = next((one["path"] for one in modules if one["type"].endswith(".Transformer")), "")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise Damaged(f"{folder}/{MODULES}", f"it lists no modules ({error})", "restore it from a copy") from None
         return f"{place}/{first}" if first else str(place)
     return str(place)
 
@@ -299,7 +303,7 @@ def _load(name: str, place: str, options: Options) -> Embedder:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _about(options: Options) -> str:

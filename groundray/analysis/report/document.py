@@ -20,6 +20,7 @@ from groundray.analysis.report.numbers import format_interval, format_number, fo
 from groundray.analysis.report.plotting import png, svg
 from groundray.analysis.report.summary import Summary, summarize
 from groundray.analysis.result import Analysis, Cell, Difference, Measure, Table
+from groundray.storage.seals import seal_document
 
 PAGE, JSON, SUMMARY = "report.html", "report.json", "summary.png"
 PAPER_MODELS = ("ungrounded", "grounded", "relational")
@@ -67,7 +68,7 @@ def files(report: Report) -> Iterator[tuple[str, bytes]]:
             key = name if name.startswith(analysis.name) else f"{analysis.name}-{name}"
             yield f"{key}.png", png(figure)
             drawn.setdefault(analysis.name, []).append(Drawn(title, f"{key}.png", Markup(svg(figure, key))))
-    yield JSON, as_text(as_json(report)).encode()
+    yield JSON, as_text(seal_document(as_json(report))).encode()
     yield PAGE, _page(report, overview, drawn).encode()
 
 

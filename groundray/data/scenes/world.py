@@ -27,6 +27,7 @@ from groundray.data.scenes.drawing import jpeg
 from groundray.data.scenes.scene import SIZE, Object, Scene, make_object, make_scene, relations
 from groundray.data.scenes.vocabulary import SINGLES
 from groundray.data.scenes.wording import captions
+from groundray.storage.folder import Folder
 
 VERSION = 10
 BATCH = 100  # scenes per drawing task
@@ -223,6 +224,7 @@ def _write_tokenizer(folder: Path, texts: Sequence[str]) -> None:
             **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
         },
     )
+    Folder.at(folder).seal_files(["tokenizer.json", "tokenizer_config.json"])
 
 
 def _write_json(file: Path, content: Any) -> None:

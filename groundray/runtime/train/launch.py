@@ -145,7 +145,10 @@ def _fit_on_ray(
             raise RunFailed(describe(error)) from error
         except RayError as error:
             raise RunFailed(describe(error)) from error
-    return run.folder.read_json(layout.RESULT)
+    result = layout.read_result(run.folder)
+    if result is None:
+        raise RunFailed(f"the workers have ended, but {run.folder} has no {layout.RESULT}: rerun the same command")
+    return result
 
 
 def _run_in_thread(work: Callable[[], Any]) -> None:

@@ -178,6 +178,7 @@ class Sweep:
 
         Raises:
             SettingsError: the folder belongs to another sweep or run, or to this one and `resume` is False.
+            Damaged: the folder's sweep.json is damaged.
         """
         folder, here = self.folder, self.definition()
         if not folder.exists(DEFINITION):

@@ -18,6 +18,7 @@ from groundray.analysis.report.document import (
 )
 from groundray.analysis.report.numbers import format_interval, format_number, format_p
 from groundray.analysis.result import Value
+from groundray.storage.seals import seal_document
 
 Row = list[tuple[str, dict[str, str]]]
 
@@ -149,7 +150,7 @@ def test_omitted_items_and_skipped_analyses_are_listed(made: dict[str, bytes]) -
 
 def test_json_holds_the_same_numbers_and_null_for_nan(report: Report, made: dict[str, bytes]) -> None:
     content = json.loads(made["report.json"], parse_constant=pytest.fail)
-    assert content == as_json(report)
+    assert content == seal_document(as_json(report))
     axes = content["analyses"]["axes"]
     grounded = axes["measures"]["pc1/words/pearson"]["values"]["grounded"]
     assert grounded == pytest.approx({"value": 0.4, "low": 0.35, "high": 0.44})
