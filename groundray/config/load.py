@@ -21,6 +21,7 @@ from pydantic_settings import SettingsError as ArgumentError
 
 from groundray.config.settings import SECRET, Settings, SettingsError, flatten
 from groundray.config.yaml_text import check_json_keys, parse_yaml
+from groundray.storage.seals import HEADER, open_text
 
 
 def presets() -> dict[str, Path]:
@@ -166,7 +167,16 @@ def _build(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Setti
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    tree = parse_yaml(path.read_bytes(), str(path))  # of bytes, a byte order mark says the encoding
+    content = path.read_bytes()
+    if content.startswith(HEADER.encode()):  # of a run
+        try:
+            open_text(content)
+        except ValueError:
+            raise SettingsError(
+                f"{path}: its content differs from its checksum in the first line: restore it, or delete that line if "
+                "you edited the file"
+            ) from None
+    tree = parse_yaml(content, str(path))  # of bytes, a byte order mark says the encoding
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: expected sections such as `run:` and `stages:`, got {type(tree).__name__}")
     for key in tree:

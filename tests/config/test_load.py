@@ -8,6 +8,7 @@ import pytest
 
 from groundray import config
 from groundray.config import SettingsError, load
+from groundray.storage.folder import Folder
 
 MINIMAL = """
 stages: [grounding]
@@ -168,3 +169,19 @@ def test_a_byte_order_mark_says_the_encoding_of_a_file(tmp_path: Path, encoding:
     file.write_bytes(b"# gr\xf6\xdfe\n" + text.encode())
     with pytest.raises(SettingsError, match=r"marked\.yaml is not YAML: "):
         load(file)
+
+
+def test_settings_of_a_run_are_compared_with_their_seal(tmp_path: Path) -> None:
+    """A cut file would leave the rest to defaults. A file whose first line is deleted may be edited."""
+    settings = load("demo", ["--run.seed=7"])
+    folder, file = Folder.at(tmp_path), tmp_path / "config.yaml"
+    folder.write_sealed_text(file.name, settings.to_yaml())
+    assert load(file) == settings
+    sealed = file.read_text()
+    header, _, text = sealed.partition("\n")
+    for changed in (sealed.replace("seed: 7", "seed: 8"), sealed[: len(sealed) // 2], header):
+        file.write_text(changed)
+        with pytest.raises(SettingsError, match=rf"{file}: .*checksum.*delete that line"):
+            load(file)
+    file.write_text(text.replace("seed: 7", "seed: 8"))
+    assert load(file).run.seed == 8
