@@ -92,7 +92,9 @@ def by_attempt(run: Folder, warn: Callable[[str], None] = lambda _: None) -> dic
         except OSError as error:  # a folder, say, where a file was
             warn(f"{folder}/{name} cannot be read and is left out: {error}")
             continue
-        expected, lines = len(texts) or 1, 0
+        if not texts:
+            warn(f"{folder}/{name} is damaged: it is empty")
+        expected, lines = len(texts), 0
         for text in texts:
             try:
                 record = json.loads(text)

@@ -71,7 +71,8 @@ def _is_exported(run: Folder, worker: Worker) -> bool:
     try:
         if read_result(run) is None:
             return False
-        export.verify(run / MODEL, export.about(run / MODEL))
+        model = str(run / MODEL)
+        export.verify(model, export.about(model))
     except FileNotFoundError:
         return False
     except Damaged as error:
