@@ -23,7 +23,7 @@ KINDS = {
     "results": "models, results, histories and reports of runs",
     "data": "prepared data sets",
     "checkpoints": "checkpoints of runs",
-    "attempts": "what attempts wrote that a later attempt did not build on",
+    "attempts": "checkpoints of attempts that a later attempt did not build on",
     "state": "Ray's own state of runs",
     "stacks": "stack traces and samples of failed steps",
     "features": "trunk features",

@@ -104,6 +104,7 @@ def test_what_is_in_use_is_kept(anywhere: str, monkeypatch: pytest.MonkeyPatch) 
         token = f"a{attempt.token}"
         write(run, f"checkpoints/grounding-00001-000000-{token}/manifest.json", "ray/state.json")
         write(run, "checkpoints/grounding-00009-000000-a0000-01234567/manifest.json", f"history/x-{token}.jsonl")
+        write(run, "history/x-a0000-01234567.jsonl")
         if name == "complete":
             write(run, "result.json", "model/groundray.json")
         if name != "active":
@@ -136,6 +137,8 @@ def test_what_is_in_use_is_kept(anywhere: str, monkeypatch: pytest.MonkeyPatch) 
     assert any("alive" in path for path in kept)
     assert any("out" in path for path in deleted)
     assert storage.exists("complete/model/groundray.json")
+    for name in ("active", "killed", "complete"):
+        assert len((storage / name / "history").files()) == 2
     assert storage.exists("data/train/shard-00000.parquet")
 
 

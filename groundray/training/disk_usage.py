@@ -25,7 +25,7 @@ from groundray.storage.folder import WRITING, Folder
 from groundray.training import attempts, feature_uses
 from groundray.training.checkpoint import MANIFEST, CheckpointStore
 from groundray.training.feature_uses import StoredFeatures, is_active, is_complete, user_of
-from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, HISTORY, NOT_FINITE, STACKS
+from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, NOT_FINITE, STACKS
 
 RAY = "ray"  # a run's folder of Ray Train's state: runtime/train/launch.py
 TEMPORARY_SECONDS = 24 * 3600.0  # a file under a temporary name has no owner; writing one takes less
@@ -202,14 +202,17 @@ def _run(run: Folder, files: _Files, idle_seconds: float) -> Iterator[Item]:
 
 
 def _superseded(run: Folder, files: _Files) -> dict[tuple[str, str], int]:
-    """Return the checkpoints and histories that the newest attempt of a run does not build on, with their sizes."""
+    """Return the checkpoints that the newest attempt of a run does not build on, with their sizes.
+
+    Histories stay: they are the run's record, of steps that were repeated too.
+    """
     newest = attempts.latest(run)
     sizes: dict[tuple[str, str], int] = defaultdict(int)
     if newest.number:
         for file, size in files.sizes.items():
             parent, _, name = file.partition("/")
             name = name.partition("/")[0]
-            if parent in (CHECKPOINTS, HISTORY) and attempts.token_of(name).number >= 0 and not newest.accepts(name):
+            if parent == CHECKPOINTS and attempts.token_of(name).number >= 0 and not newest.accepts(name):
                 sizes[parent, name] += size
     return sizes
 
