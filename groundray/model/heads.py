@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from groundray.config import Initialization
+from groundray.model.initialization import Initialization
 
 # The names behind the numbers of a stage's data, by kind: `classes`, `predicates`.
 Vocabulary = Mapping[str, tuple[str, ...]]

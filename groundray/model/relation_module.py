@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from groundray.config import Initialization, OperatorInitialization
+from groundray.model.initialization import Initialization, OperatorInitialization
 
 
 class CrossModalAttention(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import BFloat16, Float, UInt8
 from torch import Tensor, nn
 
-from groundray.config import Initialization
+from groundray.model.initialization import Initialization
 from groundray.model.trunk import Trunk
 
 
