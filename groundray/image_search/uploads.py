@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import UInt8
 
 from groundray.data.image_decoder import Limits, UnusableImage, format_of
 from groundray.data.image_inputs import CentreCrop
 from groundray.data.transforms import centre_crop
-from groundray.image_search.upload_limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE
+from groundray.image_search.upload_limits import MAX_BYTES, MAX_FULL_PIXELS, MAX_PIXELS, MAX_SIDE
 
 LIMITS = Limits(formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"), pixels=MAX_PIXELS, side=MAX_SIDE)
+FULL_LIMITS = replace(LIMITS, pixels=MAX_FULL_PIXELS)  # of formats that are decoded at their full size
 
 
 def checked(encoded: bytes) -> bytes:
@@ -23,7 +26,8 @@ def checked(encoded: bytes) -> bytes:
     if len(encoded) > MAX_BYTES:
         raise UnusableImage("too large", f"file: expected at most {MAX_BYTES:,} bytes, got {len(encoded):,}")
     try:
-        format_of(encoded, LIMITS)
+        if format_of(encoded, LIMITS) != "JPEG":
+            format_of(encoded, FULL_LIMITS)
     except UnusableImage as problem:
         raise problem.of("file") from None
     return encoded

@@ -93,7 +93,9 @@ def flat_png(width: int, height: int, rows: int | None = None) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 50_000_000), (50_000_000, 1), (20_001, 1), (7_100, 7_100)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(1, 50_000_000), (50_000_000, 1), (20_001, 1), (7_100, 7_100), (5_001, 5_000)]
+)
 def test_picture_beyond_the_limits_is_refused_by_its_header(width: int, height: int) -> None:
     started = time.process_time()
     with pytest.raises(UnusableImage, match=r"^file: expected at most") as refused:
@@ -107,6 +109,12 @@ def test_longest_picture_within_the_limits_is_quick(width: int, height: int) -> 
     started = time.process_time()
     assert accepted(flat_png(width, height))
     assert time.process_time() - started < 1
+
+
+def test_a_jpeg_may_have_more_pixels_than_a_format_that_is_decoded_whole() -> None:
+    file = io.BytesIO()
+    Image.new("L", (5_001, 5_000)).save(file, "JPEG")
+    assert accepted(file.getvalue())
 
 
 def test_a_request_has_room_for_the_largest_picture() -> None:

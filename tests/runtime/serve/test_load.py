@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from ray import serve
 from search_fixtures import SearchPaths
 
 from groundray.image_search.upload_limits import MAX_BYTES
@@ -116,13 +118,17 @@ async def client(port: int, until: float, record: Record, requests: list[bytes],
         connection[1].close()
 
 
-async def put_under_load(port: int, honest: int, stalled: int, seconds: float) -> tuple[Record, Record]:
-    """Return what the honest and what the stalled clients got in so many seconds."""
+async def put_under_load(port: int, honest: int, stalled: int, seconds: float, pause: float) -> tuple[Record, Record]:
+    """Return what the honest and what the stalled clients got in so many seconds.
+
+    Args:
+        pause: seconds between an answer and the next request of an honest client.
+    """
     until, good, bad = time.monotonic() + seconds, Record(), Record()
     stalls = [request(b"POST", b"/search", b"--bo", length=100_000)]
     clients = [client(port, until, bad, stalls, 0) for _ in range(stalled)]
     clients += [
-        client(port, until, good, REQUESTS[number % 4 :] + REQUESTS[: number % 4], 0.5) for number in range(honest)
+        client(port, until, good, REQUESTS[number % 4 :] + REQUESTS[: number % 4], pause) for number in range(honest)
     ]
     await asyncio.gather(*clients)
     return good, bad
@@ -162,14 +168,22 @@ def arguments(place: SearchPaths) -> Arguments:
     return Arguments(checkpoint=place.checkpoint, images=place.images, index=place.index, norms=place.norms)
 
 
+@pytest.fixture
+def no_serve(ray_cluster: None) -> Iterator[None]:
+    """The session's cluster without Serve, which another test may have left running with a timeout of its own."""
+    serve.shutdown()
+    yield
+    serve.shutdown()
+
+
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("no_serve")
 def test_stalled_and_large_uploads_keep_no_one_out(place: SearchPaths) -> None:
     """110 stalled uploads would fill the replica and its queue; while they do, 300 MB would fill the proxy."""
     with deployment.serving(arguments(place), "127.0.0.1", free_port(), timeout=4) as address:
         port = urlsplit(address).port
         assert port is not None
-        good, bad = asyncio.run(put_under_load(port, honest=10, stalled=110, seconds=8))
+        good, bad = asyncio.run(put_under_load(port, honest=10, stalled=110, seconds=8, pause=0.5))
         print(f"\nhonest   {good}\nstalled  {bad}")
         assert set(good.statuses) == {200}
         assert bad.statuses[408] >= 110
@@ -182,12 +196,12 @@ def test_stalled_and_large_uploads_keep_no_one_out(place: SearchPaths) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("no_serve")
 def test_200_clients_110_of_them_stalled_for_a_minute(place: SearchPaths) -> None:
-    with deployment.serving(arguments(place), "127.0.0.1", free_port(), timeout=10) as address:
+    with deployment.serving(arguments(place), "127.0.0.1", free_port(), timeout=20) as address:
         port = urlsplit(address).port
         assert port is not None
-        good, bad = asyncio.run(put_under_load(port, honest=90, stalled=110, seconds=60))
+        good, bad = asyncio.run(put_under_load(port, honest=90, stalled=110, seconds=60, pause=4))
         print(f"\nhonest   {good}  longest time without an answer {good.longest_gap:.2f} s\nstalled  {bad}")
         assert set(good.statuses) == {200}
         assert good.longest_gap < 5
