@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import SmallWorld
@@ -25,6 +26,7 @@ from groundray.analysis.inputs.embedding import Embedder
 from groundray.analysis.inputs.vector_cache import Cache
 from groundray.analysis.report.document import JSON, Report, files
 from groundray.cli import reports
+from groundray.data.derived import DerivedDataset, finalize, make_missing, open_derived
 from groundray.data.plan import Cursor
 from groundray.data.schema import Dataset, arrow_schema
 from groundray.data.shards import read_group, verify_shards, write_shards
@@ -35,7 +37,7 @@ from groundray.model.weights import digest
 from groundray.runtime.tune.search_space import parse_spaces
 from groundray.runtime.tune.spec import DEFINITION, Metric, Sweep
 from groundray.storage.folder import Folder
-from groundray.training import attempts, history, layout, recovery
+from groundray.training import attempts, history, identity, layout, recovery
 from groundray.training.checkpoint import Checkpoint, CheckpointStore, take_snapshot
 from groundray.training.events import EpochDone, Event, Notice, StepDone
 from groundray.training.worker import InProcess
@@ -52,6 +54,8 @@ CASES = {
     "result": 300,
     "report": 200,
     "shards": 700,
+    "features": 400,
+    "identity": 300,
     "inverted file": 300,
     "vector cache": 300,
     "sweep": 200,
@@ -214,6 +218,55 @@ def some_shards(root: Path, world: SmallWorld) -> OwnFiles:
     return OwnFiles("shards", folder, Folder.at(folder).files(), read)
 
 
+class Doubled:
+    """Encodes lines of text as the line twice."""
+
+    columns = ("id", "text")
+
+    def decode(self, table: pa.Table) -> pa.Table:
+        return table
+
+    def encode(self, item: pa.Table) -> dict[str, pa.Array]:
+        texts = [2 * text for text in item["text"].to_pylist()]
+        return {"id": item["id"].combine_chunks(), "text": pa.array(texts, pa.string())}
+
+
+def some_features(root: Path, world: SmallWorld) -> OwnFiles:
+    """A derived data set, as trunk features and an index are: parts and their manifest, made again where damaged."""
+    lines = [{"id": str(number), "text": f"line {number}"} for number in range(12)]
+    source = write_shards(Folder.at(root / "source").make(), "text", lines, {}, {}, row_group_bytes=40)
+    folder = root / "features"
+
+    def read(copy: Path, note: Note) -> Any:
+        spec = DerivedDataset(source, Folder.at(copy), "key", "text", 40, "lines", "use another disk")
+        dataset = open_derived(spec)
+        if dataset is None:
+            for _ in make_missing(spec, Doubled()):
+                pass
+            dataset = finalize(spec)
+        return [read_group(dataset, group, ["id", "text"]).to_pylist() for group in range(len(dataset.groups))]
+
+    read(folder, pytest.fail)
+    return OwnFiles("features", folder, Folder.at(folder).files(), read)
+
+
+def an_identity(root: Path, world: SmallWorld) -> OwnFiles:
+    """The id, settings and fingerprints of a run, read at each start. Its config.yaml is written again."""
+    folder, settings = root / "identity", config.load("demo", world.settings())
+    fingerprints = {"grounding.train": "01" * 32}
+    identity.claim(Folder.at(folder), settings, fingerprints)
+    content = Folder.at(folder).read_sealed(layout.RUN)
+    moved = {**content, "folder": str(root.parent / "work" / folder.name)}  # else the copy is a run of its own
+    Folder.at(folder).write_sealed(layout.RUN, moved)
+
+    def read(copy: Path, note: Note) -> Any:
+        found = identity.claim(Folder.at(copy), settings, fingerprints)
+        assert config.load(copy / layout.CONFIG) == settings
+        return found.id, found.settings, found.fingerprints
+
+    return OwnFiles("identity", folder, [layout.RUN, layout.CONFIG], read)
+
+
 def an_inverted_file(root: Path, world: SmallWorld) -> OwnFiles:
     """It is made again without a note: it holds nothing but vectors that are read elsewhere."""
     pytest.importorskip("faiss")
@@ -266,6 +319,8 @@ MAKERS = (
     a_result,
     a_report,
     some_shards,
+    some_features,
+    an_identity,
     an_inverted_file,
     a_vector_cache,
     a_sweep,
