@@ -184,7 +184,7 @@ def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, err
     from groundray.cli.run_session import Signals, is_complete, run_training
     from groundray.runtime.tune import trials as tune
     from groundray.runtime.tune.spec import PLOT, RESULTS, SHARED, TABLE, TRIALS
-    from groundray.tracking import STATUSES, SweepLog
+    from groundray.tracking import STATUSES, Status, SweepLog
 
     started, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
     with tune.connected(sweep, options.verbose, console.print) as concurrent:
@@ -210,8 +210,9 @@ def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, err
     winner = _show(sweep, options, trials, console)
     if log:
         best = {str(sweep.metric): winner.value} if winner and winner.value is not None else {}
-        runs = {f"{TRIALS}/{trial.name}": STATUSES.get(trial.state, "KILLED") for trial in trials}
-        log.close(best, [TABLE, RESULTS, PLOT], {SHARED: "FINISHED"} | runs, finished=not stopped)
+        runs: dict[str, Status] = {SHARED: "FINISHED"}
+        runs |= {f"{TRIALS}/{trial.name}": STATUSES.get(trial.state, "KILLED") for trial in trials}
+        log.close(best, [TABLE, RESULTS, PLOT], runs, finished=not stopped)
         if winner and options.register and not stopped:
             version = log.register(folder / TRIALS / winner.name, options.register, ALIAS)
             if version:
