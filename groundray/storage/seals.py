@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 SEAL = "sha256"  # key of a sealed document: the checksum of all other keys
+REST = re.compile(rb'[0-9a-f]{16}"\s*\}\s*$')  # end of a sealed document; no document that may be unsealed ends so
 HEADER = "# sha256 of the lines below: "
 
 
@@ -116,6 +117,8 @@ def open_document(text: bytes, unsealed_keys: str | None = None, version: Versio
             raise ValueError("its checksum does not match its content")
     elif unsealed_keys is None or not content or not all(re.fullmatch(unsealed_keys, key) for key in content):
         raise ValueError("it has no checksum")
+    elif REST.search(text):
+        raise ValueError("its checksum has no key")
     return content
 
 

@@ -122,6 +122,7 @@ DAMAGES = {
     "cut": lambda text: text[:-4],
     "another number": lambda text: text.replace(b"4", b"5"),
     "the seal's key misspelt": lambda text: text.replace(b'"sha256"', b'"sha257"'),
+    "a slice with the seal's key lost": lambda text: text.replace(b'",\n  "sha256": "', b""),
     "another kind": lambda text: b"[1]",
     "no JSON": lambda text: b"\x89PNG\r\n",
     "not UTF-8": lambda text: text.replace(b"steps", b"st\xffps"),
@@ -132,7 +133,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_document_is_named_with_the_repair(tmp_path: Path, damage: str) -> None:
     folder = Folder.at(tmp_path)
-    folder.write_sealed("x.json", {"steps": 4})
+    folder.write_sealed("x.json", {"steps": 4, "loss": ""})
     folder.write_bytes("x.json", DAMAGES[damage](folder.read_bytes("x.json")))
     with pytest.raises(Damaged, match=rf"{tmp_path}/x\.json is damaged: .*: copy it back"):
         folder.read_sealed("x.json", KEYS, "copy it back")
