@@ -47,12 +47,15 @@ class CheckedRun:
         folder: where the run is kept.
         tokenizer: of the language stream.
         stages: in order, bound to their shards.
+        claimed_hash: `settings_hash` of the driver's run, which claimed the folder, where this one is a worker's:
+            workers have absolute paths. None in the driver.
     """
 
     settings: Settings
     folder: Folder
     tokenizer: PreTrainedTokenizerFast
     stages: tuple[Stage, ...]
+    claimed_hash: str | None = None
 
     @property
     def datasets(self) -> dict[str, Dataset]:
@@ -69,10 +72,15 @@ class CheckedRun:
         return {part: dataset.fingerprint for part, dataset in self.datasets.items()}
 
     @property
+    def settings_hash(self) -> str:
+        """The hash of the settings and data with which the run's folder was claimed."""
+        return self.claimed_hash or identity.settings_hash(self.settings, self.fingerprints)
+
+    @property
     def made_with(self) -> dict[str, Any]:
         """What results depend on: a hash of settings and data, the version of the code, and those of libraries."""
         return {
-            "settings": identity.settings_hash(self.settings, self.fingerprints),
+            "settings": self.settings_hash,
             "code": code_version(),
             "versions": library_versions(),
         }

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import joblib
@@ -115,7 +116,7 @@ def _fit_on_ray(
     trainer = Trainer(
         _train_worker,
         train_loop_config={
-            "settings": settings.absolute().model_dump(mode="json"),
+            **_to_workers(run),
             "mailbox": mailbox,
             "cpu_fraction": cpu_fraction,
         },
@@ -175,6 +176,16 @@ def storage_arguments(folder: Folder) -> dict[str, Any]:
     return {"storage_path": folder.path} | ({} if folder.local else {"storage_filesystem": folder.filesystem})
 
 
+def _to_workers(run: CheckedRun) -> dict[str, Any]:
+    """Return what a worker needs to open the run, in whichever folder it starts."""
+    return {"settings": run.settings.absolute().model_dump(mode="json"), "settings_hash": run.settings_hash}
+
+
+def _opened_by_worker(config: dict[str, Any]) -> CheckedRun:
+    """Return the run that `_to_workers` describes."""
+    return replace(preflight.check(Settings(**config["settings"])), claimed_hash=config["settings_hash"])
+
+
 def _train_worker(config: dict[str, Any]) -> None:
     settings, mailbox = Settings(**config["settings"]), config["mailbox"]
     context = ray.train.get_context()
@@ -198,7 +209,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         watchdog=watchdog,
     )
     try:
-        progression.run_stages(preflight.check(settings), worker)
+        progression.run_stages(_opened_by_worker(config), worker)
     finally:
         watchdog.close()
         worker.flush()

@@ -5,17 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from conftest import SmallWorld
 from ray.exceptions import RayActorError
 
+from groundray import config
 from groundray.runtime.train import launch, ray_worker
 from groundray.runtime.train.ray_worker import RayWorker
 from groundray.runtime.train.resources import DataCpuBudget
+from groundray.training import preflight, recovery
 from groundray.training.events import Event, Notice, StepDone
+from groundray.training.worker import InProcess
 
 
 class Near:
@@ -130,3 +135,22 @@ def test_a_drained_machine_is_notice_but_the_end_of_the_run_outweighs_it(
     mailbox.request_stop.remote("stopped")
     one.emit(Notice("more"))
     assert one.stop_reason() == "stopped"
+
+
+def test_workers_open_a_run_of_relative_paths_as_the_driver_claimed_it(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers start in another folder, with absolute paths."""
+    (tmp_path / "data").symlink_to(world.shards)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace(str(world.shards), "data") for word in world.settings("--run.storage=runs")]
+    run = preflight.check(config.load("demo", words))
+    preflight.claim(run)
+    sent = launch._to_workers(run)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    opened = launch._opened_by_worker(sent)
+    assert opened.folder == run.folder
+    assert opened.settings.grounding != run.settings.grounding
+    _, start = recovery.begin(opened.folder, ["grounding"], InProcess(lambda _: None), opened.made_with)
+    assert start.number == 1
