@@ -286,6 +286,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     return SmallRun(folder, *store.committed("grounding"))
 
 
+@pytest.mark.slow  # some such cases run in test_fuzz_own_files.py
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(small_run: SmallRun, tmp_path: Path) -> None:
     """No other weights, place or metrics are ever gone on with than those that were saved."""
     saved = {one.name: linear(seed)[0].state_dict() for seed, one in enumerate((small_run.older, small_run.newer))}
@@ -310,6 +311,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(small_run: Sma
     each_case("checkpoint", check)
 
 
+@pytest.mark.slow  # some such cases run in test_fuzz_own_files.py
 def test_a_damaged_note_of_an_attempt_is_named_and_the_run_goes_on(small_run: SmallRun, tmp_path: Path) -> None:
     """The next attempt resumes at the last checkpoint, whichever note of those before it is damaged."""
 
