@@ -161,3 +161,13 @@ def test_kinds_and_folders_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not list((tmp_path / "tmp").iterdir())
     assert not (tmp_path / "cache" / "groundray" / "embeddings").exists()
     assert json.loads((tmp_path / "items" / "items.json").read_text())
+
+
+@pytest.mark.parametrize("at", ["", "project/"])
+def test_what_is_no_run_is_kept(tmp_path: Path, at: str) -> None:
+    folder = Folder.at(tmp_path / "mine").make()
+    names = ("config.yaml", "stacks/a", "not_finite/a", "index/a/b", "ray/a", "attempts/notes.json", "essay.writing")
+    write(folder, *(f"{at}{name}" for name in names))
+    age(tmp_path / "mine")
+    assert not any(item["deleted"] for item in cleaned(folder.path, "--yes").values())
+    assert folder.files() == sorted(f"{at}{name}" for name in names)

@@ -190,6 +190,8 @@ def test_text_that_is_cut_is_told_before_training(
     assert "of 360 captions are cut at 6 word pieces (max_tokens): " in shown
     assert "raise --grounding.max_tokens" in shown
     preflight.claim(preflight.check(config.load("demo", [*words, "--run.seed=7"])))
+    assert train.main([*words, "--dry-run"]) == 2
+    assert "run.seed: 7 stored, 0 now" in " ".join(capsys.readouterr().out.split())
     assert train.main(words) == 2  # the name holds a run of another seed, so that nothing is trained
     said = capsys.readouterr().err
     for part in ("train", "val"):

@@ -25,7 +25,7 @@ from groundray.storage.folder import WRITING, Folder
 from groundray.training import attempts, feature_uses
 from groundray.training.checkpoint import MANIFEST, CheckpointStore
 from groundray.training.feature_uses import StoredFeatures, is_active, is_complete, user_of
-from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, NOT_FINITE, STACKS
+from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, NOT_FINITE, RUN, STACKS
 
 RAY = "ray"  # a run's folder of Ray Train's state: runtime/train/launch.py
 TEMPORARY_SECONDS = 24 * 3600.0  # a file under a temporary name has no owner; writing one takes less
@@ -122,14 +122,14 @@ def find_items(
     """
     files = _Files.of(folder)
     items = list(_temporary(files))
-    runs = sorted({posixpath.dirname(name) or "." for name in files.sizes if posixpath.basename(name) == CONFIG})
+    folders = {posixpath.dirname(name) or "." for name in files.sizes if posixpath.basename(name) in (RUN, CONFIG)}
+    runs = sorted(name for name in folders if _is_run(files, name))
     items += _features(folder / FEATURES, idle_seconds)
     files.take(FEATURES)
     if features:
         items += _features(features, idle_seconds)
     for name in runs:
-        if name == "." or any(file.startswith(f"{name}/{ATTEMPTS}/") for file in files.sizes):
-            items += _run(folder / name, _below(files.take(name), folder, name), idle_seconds)
+        items += _run(folder / name, _below(files.take(name), folder, name), idle_seconds)
     for name in sorted(name for name in files.sizes if posixpath.basename(name) == INDEX):
         at = posixpath.dirname(name) or "."
         if rest := files.take(at):
@@ -160,6 +160,12 @@ def find_stack_files() -> list[Item]:
         for path in paths
         if str(path) not in opened and time.time() - path.stat().st_mtime > TEMPORARY_SECONDS
     ]
+
+
+def _is_run(files: _Files, name: str) -> bool:
+    """Return True if a folder is a run's. Other programs have a `config.yaml` and folders of the same names too."""
+    inside = "" if name == "." else f"{name}/"
+    return any(re.fullmatch(rf"{re.escape(inside + ATTEMPTS)}/{attempts.TOKEN}\.json", file) for file in files.sizes)
 
 
 def _below(files: _Files, folder: Folder, name: str) -> _Files:
@@ -245,7 +251,7 @@ def _temporary(files: _Files) -> Iterator[Item]:
         if not kept and any(f"/{atomic.OLD}/" in file for file in part.sizes):
             kept = "holds a folder that was set aside: rerun the command that replaces it"
         yield part.item("temporary", files.folder, (name,), kept)
-    for name in [name for name in files.sizes if name.endswith(WRITING)]:
+    for name in [name for name in files.sizes if re.search(rf"\.[0-9a-f]{{8}}{re.escape(WRITING)}$", name)]:
         part = files.take(name)
         kept = "" if time.time() - max(part.times.values()) > TEMPORARY_SECONDS else "being written"
         yield part.item("temporary", files.folder, (name,), kept)

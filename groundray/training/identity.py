@@ -75,6 +75,16 @@ def read(folder: Folder) -> Identity | None:
         raise SettingsError(f"{folder}/{RUN} is of another version of groundray: {_one_line(error)}") from None
 
 
+def check(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -> None:
+    """Check that a name is free or holds a run of these settings and data, as `claim` does; writes nothing.
+
+    Raises:
+        SettingsError: it holds a run of other settings or other data; the message prints the difference.
+    """
+    if found := read(folder) or _former(folder):
+        _ensure_equal(folder, found, settings, fingerprints)
+
+
 def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -> Identity:
     """Return the identity of the run in a folder; mint one if there is none.
 
@@ -91,14 +101,7 @@ def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
         folder.make().create_sealed(RUN, new.content())  # or another process has just done so
         found = read(folder)
         assert found is not None
-    if different := differences(
-        _compared(found.settings, found.fingerprints or fingerprints), _compared(settings, fingerprints)
-    ):
-        raise SettingsError(
-            f"{folder} holds a run of another configuration:\n"
-            + "\n".join(different)
-            + "\nuse these settings to resume it, or another --run.name"
-        )
+    _ensure_equal(folder, found, settings, fingerprints)
     if _is_copy(folder, found):
         found = Identity(mint(), found.settings, found.fingerprints, str(folder))
         folder.write_sealed(RUN, found.content())
@@ -109,6 +112,17 @@ def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
     if not whole:
         folder.write_sealed_text(CONFIG, found.settings.to_yaml())
     return found
+
+
+def _ensure_equal(folder: Folder, found: Identity, settings: Settings, fingerprints: Mapping[str, str]) -> None:
+    if different := differences(
+        _compared(found.settings, found.fingerprints or fingerprints), _compared(settings, fingerprints)
+    ):
+        raise SettingsError(
+            f"{folder} holds a run of another configuration:\n"
+            + "\n".join(different)
+            + "\nuse these settings to resume it, or another --run.name"
+        )
 
 
 def settings_hash(settings: Settings, fingerprints: Mapping[str, str]) -> str:

@@ -243,6 +243,7 @@ def preview(settings: Settings) -> Preview:
     warnings: list[str] = []
     try:
         run = check(settings)
+        identity.check(folder, settings, run.fingerprints)
         cut = truncations(run)
         warnings += [truncation_warning(part, counted) for part, counted in cut.items() if counted.is_loud]
         warnings += [warning] if (warning := still_operators(settings)) else []

@@ -59,6 +59,18 @@ def test_other_settings_or_data_are_refused_and_named(tmp_path: Path) -> None:
         identity.claim(folder, settings(), {"grounding.train": "abd"})
 
 
+def test_a_check_writes_nothing(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "run")
+    identity.check(folder, settings(), DATA)
+    assert not folder.exists()
+    identity.claim(folder, settings(), DATA)
+    identity.check(folder, settings(), DATA)
+    with pytest.raises(SettingsError, match=r"grounding\.temperature: 0\.1 stored, 0\.5 now"):
+        identity.check(folder, settings(0.5), DATA)
+    with pytest.raises(SettingsError, match=r"grounding\.train .*: 'abc' stored, 'abd' now"):
+        identity.check(folder, settings(), {"grounding.train": "abd"})
+
+
 def test_a_moved_run_keeps_its_id_and_a_copy_gets_another(tmp_path: Path) -> None:
     first = identity.claim(Folder.at(tmp_path / "a"), settings(name="a"), DATA)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
