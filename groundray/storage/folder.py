@@ -40,6 +40,7 @@ FLUSHES = 64  # concurrent flushes of files to a disk
 BLOCK_BYTES = 2**22
 SCHEMES = {"gcs": "gs"}  # by pyarrow's name of the filesystem, where the two differ
 CLAIM, CLAIM_SECONDS = ".claim", 60.0  # of a file that one process may write; an older claim is a killed process's
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # Python and pyarrow do not name the file then
 WRITING = ".writing"  # end of a local file's name until it is complete; one is left only by a killed process
 
 
@@ -430,9 +431,13 @@ def _open_local(path: Path, flush: bool) -> Iterator[BinaryIO]:
             if flush:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:  # a leftover would take room, which may be what was missing
+    except BaseException as error:  # a leftover would take room, which may be what was missing
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
+            raise OSError(
+                error.errno, f"{error.strerror or 'No space left on device'}: free space there", str(path)
+            ) from error
         raise
     if flush:
         flush_folder(path.parent)

@@ -266,8 +266,9 @@ def test_full_disk_leaves_no_file_behind(
         monkeypatch.setattr(Path, "open", lambda path, mode: FullFile(path, mode))
     else:
         monkeypatch.setattr(*{"fsync": (os, "fsync"), "rename": (Path, "replace")}[call], fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as raised:
         write(folder, "x", b"after")
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, f"{folder}/x")
     assert folder.names() == ["x"]
     assert folder.read_bytes("x") == b"before"
 
