@@ -37,10 +37,16 @@ class SearchPaths:
         return Search.open(self.checkpoint, self.images, self.index)
 
 
-def write_model(folder: Path, world: Any, stages: Sequence[str] = STAGES, seed: int = 0) -> str:
-    """Export an untrained model of some stages. Its language stream differs from the ungrounded one."""
+def write_model(
+    folder: Path, world: Any, stages: Sequence[str] = STAGES, seed: int = 0, options: Sequence[str] = ()
+) -> str:
+    """Export an untrained model of some stages. Its language stream differs from the ungrounded one.
+
+    Args:
+        options: further settings, such as `--retrieval.resize=120`.
+    """
     words = {"classes": ("circle", "star"), "predicates": ("above",)}
-    settings = config.load("demo", world.settings(stages=",".join(STAGES)))
+    settings = config.load("demo", [*world.settings(stages=",".join(STAGES)), *options])
     torch.manual_seed(seed)
     model = build_model(settings.model)
     writer = export.Writer(folder, settings, load_tokenizer(settings.model.language), model, {})

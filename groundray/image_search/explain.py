@@ -21,6 +21,7 @@ from groundray.loss.match_map import Kind, match_map, similarity
 from groundray.model import export
 from groundray.model.grounded import GroundedModel
 from groundray.stage.contrastive import encode_for_match_map
+from groundray.stage.protocol import centre_crop
 
 STAGE = "grounding"
 
@@ -100,9 +101,9 @@ class Matcher:
             return None
         exported = export.load(checkpoint, STAGE)
         settings = exported.about.settings
-        stage, size = config.Grounding(**settings[STAGE]), settings["model"]["image_size"]
+        stage, image_size = config.Grounding(**settings[STAGE]), settings["model"]["image_size"]
         tokenizer = WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
-        crop = CentreCrop(stage.resize or size, size)
+        crop = centre_crop(stage, image_size, training=False)
         return Matcher(exported.model, crop, tokenizer, stage.similarity, stage.special_tokens)
 
     def match(self, text: str, encoded: bytes) -> Match:

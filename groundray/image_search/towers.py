@@ -20,6 +20,7 @@ from groundray.model.heads import RetrievalHeads
 from groundray.model.relation_module import RelationalModule
 from groundray.model.weights import digest
 from groundray.stage.contrastive import image_vectors, text_vectors
+from groundray.stage.protocol import centre_crop
 
 STAGE = "retrieval"
 
@@ -56,7 +57,7 @@ class Towers:
         stage, size = config.Retrieval(**settings[STAGE]), settings["model"]["image_size"]
         return Towers(
             exported.model,
-            CentreCrop(stage.resize or size, size),
+            centre_crop(stage, size, training=False),
             WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
             stage.special_tokens,
             settings["run"]["name"],

@@ -63,7 +63,7 @@ def captioned_images(
     """
     samples = CaptionSamples(
         tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
-        image_inputs=centre_crop(settings, stage, training=shuffle),
+        image_inputs=centre_crop(stage, settings.model.image_size, training=shuffle),
         seed=settings.run.seed if shuffle else None,
     )
     return source(settings, stage, Dataset.open(shards, "captions"), samples, shuffle)

@@ -153,11 +153,10 @@ def source(settings: config.Settings, stage: config.Stage, dataset: Dataset, sam
     return Source(dataset, samples, plan)
 
 
-def centre_crop(settings: config.Settings, stage: config.CentreCropped, training: bool) -> CentreCrop:
-    """Return the crop of a stage's images in training, or in validation and analysis."""
-    size = settings.model.image_size
-    resize = stage.resize or size
-    return CentreCrop(resize if training else stage.val_resize or resize, size)
+def centre_crop(stage: config.CentreCropped, image_size: int, training: bool) -> CentreCrop:
+    """Return the crop of a stage's images in training, or in validation, analysis and search."""
+    resize = stage.resize or image_size
+    return CentreCrop(resize if training else stage.val_resize or resize, image_size)
 
 
 def check_vocabulary(train: Dataset, val: Dataset, **expected: int | None) -> Vocabulary:

@@ -108,7 +108,7 @@ def scene_graphs(
     vocabulary = vocabulary_of(dataset)
     samples = SceneGraphSamples(
         tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
-        image_inputs=centre_crop(settings, stage, training=shuffle),
+        image_inputs=centre_crop(stage, settings.model.image_size, training=shuffle),
         predicates=len(vocabulary["predicates"]),
         classes=len(vocabulary["classes"]),
     )

@@ -16,10 +16,12 @@ from servers import Server
 
 from groundray.data import derived
 from groundray.data.derived import DerivedDataset, count_missing_rows, finalize, make_missing, open_derived
+from groundray.data.image_inputs import CentreCrop
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows, write_shards
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import UnknownImage
+from groundray.image_search.explain import Matcher
 from groundray.image_search.index import Index, IndexEncoder, default_folder, index_spec, open_pool
 from groundray.image_search.query import Search
 from groundray.image_search.service import Service
@@ -208,6 +210,15 @@ def test_a_duplicate_id_is_an_error(place: SearchPaths, tmp_path: Path) -> None:
 def test_an_unknown_id_is_refused_with_an_example(service: Service) -> None:
     with pytest.raises(UnknownImage, match=r"one of the 20 images of the pool \(such as '72'\), got 'nobody'"):
         service.search.index.row("nobody")
+
+
+def test_search_and_match_maps_crop_pictures_as_validation_does(world: SmallWorld, tmp_path: Path) -> None:
+    options = ["--retrieval.resize=120", "--retrieval.val_resize=128", "--grounding.val_resize=136"]
+    checkpoint = write_model(tmp_path / "model", world, options=options)
+    assert Towers.load(checkpoint).crop == CentreCrop(128, 112)
+    matcher = Matcher.load(checkpoint)
+    assert matcher
+    assert matcher.crop == CentreCrop(136, 112)
 
 
 def test_a_model_without_the_stage_cannot_search(world: SmallWorld, tmp_path: Path) -> None:

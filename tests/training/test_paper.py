@@ -279,7 +279,7 @@ def test_image_transforms(paper: config.Settings) -> None:
     visual = paper.stage("visual")
     assert (visual.crop_area, ASPECTS, visual.flip, visual.resize) == ((0.08, 1.0), (3 / 4, 4 / 3), True, 256)
     crops = {
-        name: [centre_crop(paper, paper.stage(name), training) for training in (True, False)]
+        name: [centre_crop(paper.stage(name), paper.model.image_size, training) for training in (True, False)]
         for name in ("grounding", "relational", "retrieval")
     }
     assert crops == {
