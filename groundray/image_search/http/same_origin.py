@@ -104,7 +104,10 @@ def _is_cross_origin(headers: Headers, host: str) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    try:
+        return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    except ValueError:  # no URL, such as http://[
+        return True
 
 
 def _name(host: str) -> str | None:

@@ -63,6 +63,7 @@ def test_star_allows_every_host() -> None:
         ({"origin": "http://localhost:3000"}, 403),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://[::1"}, 403),
     ],
 )
 def test_only_pages_of_the_service_and_programs_may_post(headers: dict[str, str], status: int) -> None:
