@@ -257,10 +257,12 @@ class SweepLog:
             files: names of files of the sweep's folder.
             runs: the status of each run that was started, by its folder's name in the sweep's.
         """
-        with self._warned("rerun the same command with --resume to log the rest"):
+        repair = "rerun the same command with --resume to log the rest"
+        with self._warned(repair):
             client, run_id = self._open()
             for name, status in runs.items():
-                _catch_up(client, self._settings, self._folder / name, self._identity.id, status, self._warn)
+                with self._warned(repair):  # a run that is damaged, or deleted in MLflow, spoils only itself
+                    _catch_up(client, self._settings, self._folder / name, self._identity.id, status, self._warn)
             for name, value in metrics.items():
                 client.log_metric(run_id, name.replace("@", "_at_"), value)
             with tempfile.TemporaryDirectory() as local:

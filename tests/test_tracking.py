@@ -353,6 +353,22 @@ def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(tmp_path: Path, m
             assert len(client.get_metric_history(child.info.run_id, "grounding/loss")) == steps
 
 
+def test_a_damaged_run_of_a_sweep_spoils_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    folder = Folder.at(tmp_path / "sweep").make()
+    warnings: list[str] = []
+    swept = Identity(identity.mint(), settings(uri), {}, str(folder))
+    log = SweepLog(settings(uri), folder, swept, {}, warnings.append)
+    for name in ("damaged", "whole"):
+        claimed(uri, (folder / name).make())
+    (folder / "damaged").write_bytes("run.json", b"{}")
+    log.close({}, [], {"damaged": "KILLED", "whole": "KILLED"}, finished=True)
+    assert len(warnings) == 1
+    assert f"{folder}/damaged/run.json" in warnings[0]
+    assert sorted(run.info.status for run in runs(uri)) == ["FINISHED", "KILLED"]
+
+
 def test_an_analysis_is_added_to_the_run(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
