@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from conftest import SmallWorld
 from groundray import clean, config
 from groundray.storage.folder import Folder
 from groundray.storage.owner import owned
-from groundray.training import attempts, preflight, progression
+from groundray.training import attempts, checkpoint, preflight, progression
 from groundray.training.events import Event, StepDone
 from groundray.training.worker import InProcess
 
@@ -171,3 +172,15 @@ def test_what_is_no_run_is_kept(tmp_path: Path, at: str) -> None:
     age(tmp_path / "mine")
     assert not any(item["deleted"] for item in cleaned(folder.path, "--yes").values())
     assert folder.files() == sorted(f"{at}{name}" for name in names)
+
+
+def test_a_run_of_another_version_is_kept_and_spoils_only_itself(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path / "runs")
+    age(tmp_path / "runs")
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    items = cleaned(tmp_path / "runs", "--only", "checkpoints", "state", "features", "--idle-hours", "0").values()
+    kept = {item["kept"] for item in items if item["kind"] == "checkpoints"}
+    assert kept == {"of another version of groundray"}
+    assert [item["kept"] for item in items if item["kind"] == "features"]

@@ -23,7 +23,7 @@ from groundray.data.schema import INDEX
 from groundray.storage import atomic, owner
 from groundray.storage.folder import WRITING, Folder
 from groundray.training import attempts, feature_uses
-from groundray.training.checkpoint import MANIFEST, CheckpointStore
+from groundray.training.checkpoint import MANIFEST, CheckpointStore, OtherFormat
 from groundray.training.feature_uses import StoredFeatures, is_active, is_complete, user_of
 from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, NOT_FINITE, RUN, STACKS
 
@@ -183,11 +183,14 @@ def _below(files: _Files, folder: Folder, name: str) -> _Files:
 def _run(run: Folder, files: _Files, idle_seconds: float) -> Iterator[Item]:
     complete, active = is_complete(run), is_active(run, idle_seconds)
     kept = "the run is active" if active else "" if complete else "needed to resume the run"
-    dead = {} if active else _superseded(run, files)
+    try:
+        needed = _best(run, files) if complete else set()
+        dead = {} if active else _superseded(run, files)
+    except OtherFormat:
+        needed, dead, kept = set(), {}, "of another version of groundray"
     for (parent, name), size in dead.items():
         rest = files.take(f"{parent}/{name}")
         yield Item("attempts", run / parent, (name,), size, max(rest.times.values(), default=0.0), "", run)
-    needed = _best(run, files) if complete else set()
     names = {name.split("/")[1] for name in files.sizes if name.startswith(f"{CHECKPOINTS}/")}
     for name in sorted(names):
         reason = kept or ("the best of its stage" if name in needed or "-done-" in name else "")
