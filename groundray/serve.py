@@ -20,6 +20,7 @@ from groundray.cli.workdir import open_paths
 from groundray.image_search.http.address import check_port, listen_address
 from groundray.image_search.http.same_origin import check_hosts
 from groundray.image_search.upload_limits import STALL_SECONDS
+from groundray.runtime.ray_address import given_address
 
 HOST, PORT = "127.0.0.1", 8000
 
@@ -119,10 +120,7 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--timeout: expected a positive number of seconds, got {options.timeout:g}")
     if options.replicas < 1:
         raise ValueError(f"--replicas: expected at least 1, got {options.replicas}")
-    if os.environ.get("RAY_ADDRESS", "") in (
-        "",
-        "local",
-    ):  # otherwise the cluster's machines listen, and may do so already
+    if given_address() is None:  # otherwise the cluster's machines listen, and may do so already
         listen_address(options.host, options.port)
 
 

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from groundray.data.shards import write_shards
 from groundray.data.sources import image_pool
 from groundray.data.sources.image_files import CheckedImage, all_files
 from groundray.data.sources.rejected import Rejected, tally
+from groundray.runtime.ray_address import given_address
 from groundray.storage.atomic import atomic_folder, is_empty, recover
 from groundray.storage.file_names import escaped, is_encodable
 from groundray.storage.folder import Folder
@@ -68,11 +68,6 @@ def usable_images(
                 rejected.append(Rejected("image", item.id, image.reason, str(image)))
 
 
-def _on_cluster() -> bool:
-    """True where RAY_ADDRESS names a cluster, as in a Ray job. On one machine, processes take a fifth of Ray's time."""
-    return bool(os.environ.get("RAY_ADDRESS"))
-
-
 def _cluster(verbose: bool) -> AbstractContextManager[None]:
     from groundray.runtime import cluster
 
@@ -80,7 +75,7 @@ def _cluster(verbose: bool) -> AbstractContextManager[None]:
 
 
 def _checked_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[CheckedImage | UnusableImage]:
-    if _on_cluster():
+    if given_address():  # as in a Ray job; on one machine, processes take a fifth of Ray's time
         from groundray.runtime.data import image_checks
 
         return image_checks.check_images(folder, names)
@@ -106,7 +101,7 @@ def write_datasets(
     with atomic_folder(Folder.at(options.out), marker=INDEX) as out:
         datasets = parts(out) if callable(parts) else parts
         images = any(dataset.kind != "text" for dataset in datasets.values())
-        with _cluster(options.verbose) if images and _on_cluster() else contextlib.nullcontext():
+        with _cluster(options.verbose) if images and given_address() else contextlib.nullcontext():
             for name, dataset in datasets.items():
                 shown = f"{options.out}/{name}".removesuffix("/.")
                 lines += _write_dataset(options, out / name, shown, dataset, source)

@@ -20,11 +20,11 @@ from ray.exceptions import RayError
 
 from groundray.interrupts import HANG_UP
 from groundray.runtime import compat
+from groundray.runtime.ray_address import ADDRESS, LOCAL, given_address
 
 CONNECT_SECONDS = 5.0  # timeout of the check that a cluster answers
 END_SECONDS = 3.0  # for Ray's processes to end by themselves
-ADDRESS, FOLDER = "RAY_ADDRESS", "RAY_TMPDIR"
-LOCAL = "local"  # value of RAY_ADDRESS that starts a cluster, as does none
+FOLDER = "RAY_TMPDIR"
 SHORT_FOLDER = "/tmp"  # holds Ray's folder where TMPDIR is too long
 # the longest path that Ray 2.60 gives a socket, with the process's number, below the folder
 SOCKET = "/ray/session_2026-11-28_18-03-54_970112_4194304/sockets/plasma_store"
@@ -112,8 +112,8 @@ def check_address() -> str | None:
         NoCluster: it is not the address of a cluster's head, or none of this version answers there within
             `CONNECT_SECONDS`.
     """
-    given = os.environ.get(ADDRESS, "")
-    if given in ("", LOCAL):
+    given = given_address()
+    if given is None:
         return None
     repair = "start one with `ray start --head`, or unset RAY_ADDRESS to start one for this run alone"
     if "://" in given:

@@ -21,7 +21,10 @@ import pytest
 import ray
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+from groundray import config
 from groundray.runtime import cluster, compat
+from groundray.runtime.ray_address import given_address
+from groundray.runtime.train import resources
 
 # longer than the three seconds after which Ray's C++ part aborts a process that it saw SIGTERM in
 DRIVER = """
@@ -104,6 +107,17 @@ def refusal(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
 def free_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("value", ["local", "", None])
+def test_only_an_address_of_a_cluster_is_one(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("RAY_ADDRESS", value)
+    assert (given_address(), cluster.check_address()) == (None, None)
+    needs = resources.preview(config.load("demo", ["--run.name=x"]))  # starts no cluster
+    assert needs.where == "this machine"
+    assert not ray.is_initialized()
 
 
 def test_an_address_where_nothing_listens_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ serves the same as `python -m groundray.serve`, and so does a RayService with th
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ from groundray.image_search.http.same_origin import check_hosts
 from groundray.image_search.service import Service
 from groundray.image_search.upload_limits import STALL_SECONDS
 from groundray.runtime import compat
+from groundray.runtime.ray_address import given_address
 from groundray.runtime.serve import proxy
 
 NAME = "search"
@@ -131,7 +131,7 @@ def serving(arguments: Arguments, host: str, port: int, timeout: float = STALL_S
         assert address is not None
         yield address
     finally:
-        if already_running or not os.environ.get("RAY_ADDRESS"):
+        if already_running or given_address() is None:
             serve.delete(NAME)  # a cluster that this process started ends with it, and Serve too
         else:
             serve.shutdown()

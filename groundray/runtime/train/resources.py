@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from ray.util import placement_group, remove_placement_group
 
 from groundray.config import Settings
 from groundray.runtime import cluster, compat
+from groundray.runtime.ray_address import given_address
 
 MIN_DATA_CPUS = 0.2  # for each worker's reading and decoding
 NOTICE_SECONDS = 30.0  # between two notices that the run waits
@@ -162,7 +162,7 @@ def cluster_resources(settings: Settings, fraction: float = 1.0) -> Resources:
 
 def preview(settings: Settings) -> Resources:
     """Compare a run's needs with the cluster at `RAY_ADDRESS`, or with this machine. Starts no cluster."""
-    if settings.scaling.max_workers and os.environ.get("RAY_ADDRESS"):
+    if settings.scaling.max_workers and given_address():
         with cluster.connect():
             return cluster_resources(settings)
     return _resources(settings, joblib.cpu_count(), torch.cuda.device_count(), "this machine")
