@@ -65,6 +65,7 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
     run = preflight.check(settings)
     if problem := inquiry.problem():
         raise config.SettingsError(problem)
+    launch.check_cluster(settings)
     claimed = preflight.claim(run)
     reporter = Reporter()
     observers = [observe or reporter.observe]
