@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-LIBRARIES = ("torch", "torchvision", "transformers", "ray", "pyarrow", "numpy")
+LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy", "ray", "pyarrow")
 
 
 @functools.cache

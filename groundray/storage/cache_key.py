@@ -11,12 +11,13 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from types import ModuleType
 from typing import Any
 
 import torch
 from PIL import features
+
+from groundray.versions import version_of
 
 FORMAT = 1  # of keys and cached files; increment to have every cache computed anew
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy")
@@ -59,7 +60,7 @@ def library_versions() -> dict[str, str | None]:
     The build of a version (`+cpu`, `+cu128`) does not count: machines of a cluster may have different builds, and the
     kind of device counts by itself.
     """
-    versions = {name: _version(name) for name in LIBRARIES}
+    versions: dict[str, str | None] = {name: version_of(name).partition("+")[0] for name in LIBRARIES}
     return versions | {f"pillow.{name}": features.version(name) for name in DECODERS}
 
 
@@ -70,10 +71,3 @@ def arithmetic(device: str) -> dict[str, Any]:
     if kind == "cuda":  # TF32 rounds factors to 10 bits
         chosen["tf32"] = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
     return chosen
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return None

@@ -27,8 +27,8 @@ def test_key_depends_on_inputs_code_device_and_format(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["torch", "torchvision", "transformers", "pillow"])
 def test_key_depends_on_library_versions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, version = key(), keys._version
-    monkeypatch.setattr(keys, "_version", lambda library: "0.0.1" if library == name else version(library))
+    before, version = key(), keys.version_of
+    monkeypatch.setattr(keys, "version_of", lambda library: "0.0.1" if library == name else version(library))
     assert key() != before
 
 
@@ -53,9 +53,9 @@ def test_key_depends_on_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_builds_of_a_version_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver of a cluster may have a build without CUDA."""
-    monkeypatch.setattr(keys.metadata, "version", lambda name: "2.9.0+cpu")
+    monkeypatch.setattr(keys, "version_of", lambda name: "2.9.0+cpu")
     cpu = library_versions()
-    monkeypatch.setattr(keys.metadata, "version", lambda name: "2.9.0+cu128")
+    monkeypatch.setattr(keys, "version_of", lambda name: "2.9.0+cu128")
     assert library_versions() == cpu
     assert cpu["torch"] == "2.9.0"
 
