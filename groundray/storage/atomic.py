@@ -53,7 +53,11 @@ def atomic_folder(out: Folder, marker: str) -> Iterator[Folder]:
     Raises:
         FileExistsError: another process has written something else to `out` meanwhile.
         OSError: the staging folder cannot be created; raised before the block begins.
+        ValueError: `out` is a whole bucket or disk; raised before the block begins.
     """
+    out = _linked(out)
+    if out.local and Path(out.path).is_mount():  # the system refuses to rename it, which only the end would show
+        raise ValueError(f"expected a folder of the disk, got the disk mounted at {out}: write to {out}/FOLDER")
     recover(out, marker)
     with _renamed(out, marker) if out.local else _copied(out, marker) as staging:
         yield staging
@@ -72,6 +76,7 @@ def recover(out: Folder, marker: str) -> None:
         OSError: another process, which may be alive, moves files to `out`.
         ValueError: `out` is a whole bucket.
     """
+    out = _linked(out)
     if not out.local:
         if "/" not in out.path:
             raise ValueError(f"expected a folder of the bucket, got the bucket itself: write to {out}/FOLDER")
@@ -94,7 +99,7 @@ def find_missing(folder: Folder) -> str:
 
     Return where it is if it cannot be put back now, with the repair, or an empty string.
     """
-    out = folder
+    out = _linked(folder)
     while out.parent != out and out.parent.path:
         if out.local:
             for work in [] if Path(out.path).exists() else _works(out):
@@ -117,6 +122,13 @@ def find_missing(folder: Folder) -> str:
             )
         out = out.parent
     return ""
+
+
+def _linked(out: Folder) -> Folder:
+    """Return the folder that a symbolic link leads to, so that it is replaced, on its own disk, and the link stays."""
+    if out.local and Path(out.path).is_symlink():
+        return Folder.at(Path(out.path).resolve())
+    return out
 
 
 @contextlib.contextmanager

@@ -139,6 +139,26 @@ def test_processes_with_one_id_write_folders_side_by_side(anywhere: str) -> None
     assert out.parent.names() == ["data"]
 
 
+def test_a_link_stays_and_the_folder_that_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    (disk / "shards").mkdir(parents=True)
+    link = tmp_path / "shards"
+    link.symlink_to(disk / "shards")
+    for number in range(2):
+        with atomic_folder(Folder.at(link), "dataset.json") as staging:
+            staging.write_json("dataset.json", number)
+            assert str(staging).startswith(f"{disk}/")
+    assert link.is_symlink()
+    assert Folder.at(disk / "shards").read_json("dataset.json") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "shards"]
+    assert [path.name for path in disk.iterdir()] == ["shards"]
+
+
+def test_a_whole_disk_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(ValueError, match="/FOLDER"), atomic_folder(Folder.at("/"), "dataset.json"):
+        pytest.fail("the block began")
+
+
 def test_interrupt_leaves_nothing_behind(anywhere: str) -> None:
     out = Folder.at(anywhere) / "deep" / "data"
     with pytest.raises(KeyboardInterrupt), atomic_folder(out, "index") as staging:  # noqa: PT012
