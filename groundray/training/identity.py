@@ -14,7 +14,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ class Identity:
         id: 32 hexadecimal digits, unique in the world.
         settings: those of the run's first start.
         fingerprints: of its data sets, by name such as `grounding.train`.
-        folder: the path or URL at which the id was minted.
+        folder: the path or URL at which the run was minted, or was found after it was moved.
         adopted: True if an earlier version started the run, without an id.
+        created: when the id was minted, in seconds since 1970.
     """
 
     id: str
@@ -42,12 +43,13 @@ class Identity:
     fingerprints: dict[str, str]
     folder: str
     adopted: bool = False
+    created: float = field(default_factory=time.time)
 
     def content(self) -> dict[str, Any]:
         """Return the content of `run.json`."""
         return {
             "id": self.id,
-            "created": time.time(),
+            "created": self.created,
             "folder": self.folder,
             "adopted": self.adopted,
             "settings": self.settings.model_dump(mode="json"),
@@ -70,7 +72,9 @@ def read(folder: Folder) -> Identity | None:
     content = folder.read_sealed(RUN, repair=repair)
     try:
         settings = Settings.stored(content["settings"])
-        return Identity(content["id"], settings, content["data"], content["folder"], content["adopted"])
+        return Identity(
+            content["id"], settings, content["data"], content["folder"], content["adopted"], content["created"]
+        )
     except (ValueError, KeyError) as error:
         raise SettingsError(f"{folder}/{RUN} is of another version of groundray: {_one_line(error)}") from None
 
@@ -102,8 +106,11 @@ def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
         found = read(folder)
         assert found is not None
     _ensure_equal(folder, found, settings, fingerprints)
-    if _is_copy(folder, found):
-        found = Identity(mint(), found.settings, found.fingerprints, str(folder))
+    if not _is_at(folder, found.folder):
+        if _is_copy(folder, found):
+            found = Identity(mint(), found.settings, found.fingerprints, str(folder))
+        else:  # it was moved: without its new path, a copy of it would be taken for moved too
+            found = replace(found, folder=str(folder))
         folder.write_sealed(RUN, found.content())
     try:
         whole = not has_secret(folder.read_sealed_text(CONFIG))  # an earlier version may have written one
@@ -164,13 +171,19 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _is_at(folder: Folder, url: str) -> bool:
+    """Return True if a path or URL is that of a folder, or another path of the same folder."""
+    if url == str(folder):
+        return True
+    with contextlib.suppress(OSError):
+        return folder.local and Path(url).samefile(folder.path)
+    return False
+
+
 def _is_copy(folder: Folder, found: Identity) -> bool:
-    """Return True if the folder is a copy of a run that is still where its id was minted."""
-    if found.folder == str(folder):
-        return False
+    """Return True if the folder is a copy of a run that is still where it was."""
     with contextlib.suppress(OSError, ValueError):  # what cannot be read is not there any more
-        minted = Folder.at(found.folder)
-        same = minted.local and folder.local and Path(minted.path).samefile(folder.path)
-        if minted.local == folder.local and not same and (original := read(minted)):
+        former = Folder.at(found.folder)
+        if former.local == folder.local and (original := read(former)):
             return original.id == found.id
     return False

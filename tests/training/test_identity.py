@@ -8,6 +8,7 @@ import multiprocessing
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,11 @@ def test_a_moved_run_keeps_its_id_and_a_copy_gets_another(tmp_path: Path) -> Non
     assert identity.claim(Folder.at(tmp_path / "linked"), settings(name="linked"), DATA).id == first.id
     (tmp_path / "a").rename(tmp_path / "moved")
     assert identity.claim(Folder.at(tmp_path / "moved"), settings(name="moved"), DATA).id == first.id
+    shutil.copytree(tmp_path / "moved", tmp_path / "c")
+    assert identity.claim(Folder.at(tmp_path / "c"), settings(name="c"), DATA).id not in (first.id, copy.id)
+    assert identity.claim(Folder.at(tmp_path / "moved"), settings(name="moved"), DATA) == replace(
+        first, folder=str(tmp_path / "moved")
+    )
 
 
 def test_a_run_of_an_earlier_version_is_adopted(tmp_path: Path) -> None:
