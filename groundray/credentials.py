@@ -69,13 +69,13 @@ def _urls(value: str) -> list[re.Match[str]]:
 
 def _environment_secrets() -> list[str]:
     """Return the secrets of the environment, longest first."""
-    found = {os.environ.get(name, "") for name in SECRET_VARIABLES}
+    secrets = {os.environ.get(name, "") for name in SECRET_VARIABLES}
     for name in URL_VARIABLES:
         for match in _urls(os.environ.get(name, "")):
             user, password, _ = _split(match["rest"])
-            found |= {secret for text in (password, user if not password else "") for secret in (text, unquote(text))}
-            found |= {value for key, value in parse_qsl(_query(match["rest"])) if _is_secret(key)}
-    return sorted((secret for secret in found if len(secret) >= MIN_LENGTH), key=len, reverse=True)
+            secrets |= {secret for text in (password, user if not password else "") for secret in (text, unquote(text))}
+            secrets |= {value for key, value in parse_qsl(_query(match["rest"])) if _is_secret(key)}
+    return sorted((secret for secret in secrets if len(secret) >= MIN_LENGTH), key=len, reverse=True)
 
 
 def _hide(match: re.Match[str], hidden: str) -> str:

@@ -292,8 +292,8 @@ class SweepLog:
                     raise
                 client.create_registered_model(name)
             # filtered by an id, which needs no quotes
-            found = client.search_model_versions(f"run_id = '{run_id}'")
-            versions = [version for version in found if version.name == name]
+            registered = client.search_model_versions(f"run_id = '{run_id}'")
+            versions = [version for version in registered if version.name == name]
             if not versions:
                 _attach_model(client, run_id, trial)
                 source = f"{client.get_run(run_id).info.artifact_uri}/model"
@@ -459,8 +459,8 @@ def _find_run(client: Any, settings: Settings, experiment: str, run_id: str) -> 
     """
     from mlflow.entities import ViewType
 
-    found = client.search_runs([experiment], f"tags.`{ID_TAG}` = '{run_id}'", ViewType.ALL)
-    ordered = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+    same = client.search_runs([experiment], f"tags.`{ID_TAG}` = '{run_id}'", ViewType.ALL)
+    ordered = sorted(same, key=lambda run: (run.info.start_time, run.info.run_id))
     active = [run for run in ordered if run.info.lifecycle_stage == "active"]
     if ordered and not active:
         raise Deleted(

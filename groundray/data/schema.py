@@ -137,7 +137,7 @@ class Dataset:
             index = folder.read_sealed(INDEX, keys, repair, Version("schema", VERSION))
         except OtherVersion as other:
             raise ValueError(
-                f"shards at {folder} have schema {other.found}, this version reads {VERSION}: "
+                f"shards at {folder} have schema {other.number}, this version reads {VERSION}: "
                 "run `python -m groundray.prepare` again"
             ) from None
         try:

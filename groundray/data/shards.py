@@ -104,12 +104,12 @@ def describe_damage(folder: Folder, file: str, id: str, rows: int) -> str | None
             if size == 0:
                 return "is empty"
             with pq.ParquetFile(content) as shard:
-                found = (_id(shard), shard.metadata.num_rows)
+                got = (_id(shard), shard.metadata.num_rows)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
         return f"cannot be read ({error})"
-    return None if found == (id, rows) else f"holds {found[1]} rows with id {found[0]}, not {rows} rows with id {id}"
+    return None if got == (id, rows) else f"holds {got[1]} rows with id {got[0]}, not {rows} rows with id {id}"
 
 
 def check_unchanged(dataset: Dataset) -> None:

@@ -50,14 +50,14 @@ class ExactSearch:
 
     def __call__(self, queries: Float32[np.ndarray, "query dim"], k: int) -> Neighbours:
         count, k = len(queries), min(k, len(self.vectors))
-        found = Neighbours(np.empty((count, k), np.float32), np.empty((count, k), np.int64))
+        neighbours = Neighbours(np.empty((count, k), np.float32), np.empty((count, k), np.int64))
         step = max(1, self.block_scores // max(1, len(self.vectors)))
         for start in range(0, count, step):
             scores = self._scores(queries[start : start + step])
             for query, of_query in enumerate(scores, start):
                 rows = _highest(of_query, k)
-                found.rows[query], found.scores[query] = rows, of_query[rows]
-        return found
+                neighbours.rows[query], neighbours.scores[query] = rows, of_query[rows]
+        return neighbours
 
     def _scores(self, queries: Float32[np.ndarray, "query dim"]) -> Float32[np.ndarray, "query image"]:
         # torch, since numpy's product uses one thread a core, whatever the process is limited to

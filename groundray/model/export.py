@@ -118,7 +118,7 @@ def about(url: str | Path) -> About:
         content = folder.read_sealed(ABOUT, KEYS, REPAIR, Version("format", FORMAT))
     except OtherVersion as other:
         raise ValueError(
-            f"the model at {folder} has format {other.found}, this version reads {FORMAT}: export it again"
+            f"the model at {folder} has format {other.number}, this version reads {FORMAT}: export it again"
         ) from None
     try:
         vocabulary: dict[str, Vocabulary] = {

@@ -40,13 +40,13 @@ class OtherVersion(ValueError):
     """A file has another format than this version of groundray reads; it may be whole.
 
     Attributes:
-        found: the number of its format; None if it has none.
+        number: that of its format; None if it has none.
         written_by: the version of groundray that wrote it; empty if it does not say.
     """
 
-    def __init__(self, found: int | None, written_by: str = ""):
-        super().__init__(f"format {found}")
-        self.found, self.written_by = found, written_by
+    def __init__(self, number: int | None, written_by: str = ""):
+        super().__init__(f"format {number}")
+        self.number, self.written_by = number, written_by
 
 
 class Version(NamedTuple):
@@ -75,11 +75,11 @@ class FileSeal(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         return self._asdict()
 
-    def compare(self, found: FileSeal) -> str | None:
-        """Return how a file with the seal `found` differs from this one; None if it does not."""
-        if found.bytes != self.bytes:
-            return f"it has {found.bytes} bytes of {self.bytes}"
-        return None if found == self else "its checksum is not the recorded one"
+    def compare(self, other: FileSeal) -> str | None:
+        """Return how a file with another seal differs from this one; None if it does not."""
+        if other.bytes != self.bytes:
+            return f"it has {other.bytes} bytes of {self.bytes}"
+        return None if other == self else "its checksum is not the recorded one"
 
 
 def seal_document(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,16 +123,16 @@ def open_document(text: bytes, unsealed_keys: str | None = None, version: Versio
 
 
 def _check_version(content: dict[str, Any], seal: Any, version: Version) -> None:
-    found = content.get(version.key)
-    if found == version.number and type(found) is int:
+    number = content.get(version.key)
+    if number == version.number and type(number) is int:
         return
     if seal != _checksum(content):  # is it the number that is damaged?
-        if type(found) is not int:
+        if type(number) is not int:
             raise ValueError(f"it has no number {version.key}")
         if seal == _checksum(content | {version.key: version.number}):
             raise ValueError("its checksum does not match its content")
     written_by = content.get("groundray")
-    raise OtherVersion(found, written_by if isinstance(written_by, str) else "")
+    raise OtherVersion(number, written_by if isinstance(written_by, str) else "")
 
 
 def seal_text(text: str) -> str:

@@ -44,9 +44,9 @@ FIELDS = ("stage", "done", "best", "metrics", "skipped", "saved_at", "epoch", "s
 class OtherFormat(ValueError):
     """A checkpoint has another format than this version of groundray reads."""
 
-    def __init__(self, name: str, found: str, written_by: str = ""):
+    def __init__(self, name: str, format: str, written_by: str = ""):
         super().__init__(
-            f"{name} has {found}, this version of groundray reads format {FORMAT}: resume the run with "
+            f"{name} has {format}, this version of groundray reads format {FORMAT}: resume the run with "
             f"{f'groundray {written_by}' if written_by else 'the version of groundray that wrote it'}, "
             "or start another with --run.name"
         )
@@ -317,7 +317,7 @@ class CheckpointStore:
         try:
             record = self.folder.read_sealed(name, version=Version("format", FORMAT))
         except OtherVersion as other:
-            if other.found is not None:
+            if other.number is not None:
                 raise OtherFormat(f"{self.folder}/{name}", _describe_format(other), other.written_by) from None
             record = self.folder.read_sealed(name)  # written before these records had a format
         if missing := [key for key in ("metrics", "best") if key not in record]:
@@ -357,7 +357,7 @@ class CheckpointStore:
 
 
 def _describe_format(other: OtherVersion) -> str:
-    return "no format" if other.found is None else f"format {other.found}"
+    return "no format" if other.number is None else f"format {other.number}"
 
 
 def take_snapshot(

@@ -234,9 +234,9 @@ def _best(run: Folder, files: _Files) -> set[str]:
 
 
 def _features(cache: Folder, idle_seconds: float) -> Iterator[Item]:
-    for one in feature_uses.stored_features(cache):
-        kept = user_of(one, idle_seconds)
-        yield Item("features", cache, (one.folder.name,), one.bytes, one.last_used, kept, None, one)
+    for stored in feature_uses.stored_features(cache):
+        kept = user_of(stored, idle_seconds)
+        yield Item("features", cache, (stored.folder.name,), stored.bytes, stored.last_used, kept, None, stored)
 
 
 def _temporary(files: _Files) -> Iterator[Item]:

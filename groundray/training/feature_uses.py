@@ -78,7 +78,7 @@ def stored_features(cache: Folder) -> list[StoredFeatures]:
             used[key] = max(used[key], _time(cache / USES, name) or 0.0)
     return sorted(
         (StoredFeatures(cache / key, size, written[key], used[key]) for key, size in sizes.items()),
-        key=lambda one: one.last_used,
+        key=lambda features: features.last_used,
     )
 
 

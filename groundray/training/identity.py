@@ -85,8 +85,8 @@ def check(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
     Raises:
         SettingsError: it holds a run of other settings or other data; the message prints the difference.
     """
-    if found := read(folder) or _former(folder):
-        _ensure_equal(folder, found, settings, fingerprints)
+    if known := read(folder) or _former(folder):
+        _ensure_equal(folder, known, settings, fingerprints)
 
 
 def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -> Identity:
@@ -99,31 +99,31 @@ def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
         OSError: the storage cannot be written.
         SettingsError: the name holds a run of other settings or other data; the message prints the difference.
     """
-    found = read(folder)
-    if found is None:
+    known = read(folder)
+    if known is None:
         new = _former(folder) or Identity(mint(), settings, dict(fingerprints), str(folder))
         folder.make().create_sealed(RUN, new.content())  # or another process has just done so
-        found = read(folder)
-        assert found is not None
-    _ensure_equal(folder, found, settings, fingerprints)
-    if not _is_at(folder, found.folder):
-        if _is_copy(folder, found):
-            found = Identity(mint(), found.settings, found.fingerprints, str(folder))
+        known = read(folder)
+        assert known is not None
+    _ensure_equal(folder, known, settings, fingerprints)
+    if not _is_at(folder, known.folder):
+        if _is_copy(folder, known):
+            known = Identity(mint(), known.settings, known.fingerprints, str(folder))
         else:  # it was moved: without its new path, a copy of it would be taken for moved too
-            found = replace(found, folder=str(folder))
-        folder.write_sealed(RUN, found.content())
+            known = replace(known, folder=str(folder))
+        folder.write_sealed(RUN, known.content())
     try:
         whole = not has_secret(folder.read_sealed_text(CONFIG))  # an earlier version may have written one
     except (FileNotFoundError, Damaged):
         whole = False
     if not whole:
-        folder.write_sealed_text(CONFIG, found.settings.to_yaml())
-    return found
+        folder.write_sealed_text(CONFIG, known.settings.to_yaml())
+    return known
 
 
-def _ensure_equal(folder: Folder, found: Identity, settings: Settings, fingerprints: Mapping[str, str]) -> None:
+def _ensure_equal(folder: Folder, known: Identity, settings: Settings, fingerprints: Mapping[str, str]) -> None:
     if different := differences(
-        _compared(found.settings, found.fingerprints or fingerprints), _compared(settings, fingerprints)
+        _compared(known.settings, known.fingerprints or fingerprints), _compared(settings, fingerprints)
     ):
         raise SettingsError(
             f"{folder} holds a run of another configuration:\n"
@@ -180,10 +180,10 @@ def _is_at(folder: Folder, url: str) -> bool:
     return False
 
 
-def _is_copy(folder: Folder, found: Identity) -> bool:
+def _is_copy(folder: Folder, known: Identity) -> bool:
     """Return True if the folder is a copy of a run that is still where it was."""
     with contextlib.suppress(OSError, ValueError):  # what cannot be read is not there any more
-        former = Folder.at(found.folder)
+        former = Folder.at(known.folder)
         if former.local == folder.local and (original := read(former)):
-            return original.id == found.id
+            return original.id == known.id
     return False

@@ -201,8 +201,8 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
                 worker.heartbeat()
                 if worker.rank == 0 and time.monotonic() - marked > MARK_SECONDS:
                     marked = time.monotonic()
-                    for one in wanted.values():
-                        mark_used(one.spec.folder, run)
+                    for other in wanted.values():
+                        mark_used(other.spec.folder, run)
                 raise_if_stop_requested(worker)  # the parts that are written remain
             dataset = _finalized(spec, worker)
             if worker.rank == 0:

@@ -52,8 +52,8 @@ class Row:
 
     def text(self, column: str) -> str:
         """Return a word or phrase, with underscores as spaces and single spaces; empty if it is missing."""
-        found = spaced(self.fields[column])
-        return "" if found.lower() in NO_WORD else found
+        text = spaced(self.fields[column])
+        return "" if text.lower() in NO_WORD else text
 
     def number_if_any(self, column: str) -> float | None:
         """Return a finite number; None if the column or its number is missing (see MISSING).
@@ -137,12 +137,12 @@ def number(text: str, column: str, where: str) -> float:
         ValueError: the text is not one.
     """
     try:
-        found = math.nan if "_" in text else float(text)  # float reads 1_000 as 1000
+        value = math.nan if "_" in text else float(text)  # float reads 1_000 as 1000
     except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
+        value = math.nan
+    if not math.isfinite(value):
         raise ValueError(f"{where}: expected a number as {column}, got {text!r}")
-    return found
+    return value
 
 
 def spaced(text: str) -> str:
@@ -255,7 +255,7 @@ def _even(content: Content, rows: list[tuple[int, list[str]]]) -> list[tuple[int
     if others and all(len(fields) == len(first) + 1 for _, fields in others):
         if all(not fields[-1] for _, fields in others):
             return [(line, first), *((number, fields[:-1]) for number, fields in others)]
-        if all(fields[0] == str(place) for place, (_, fields) in enumerate(others, start=1)):
+        if all(fields[0] == str(count) for count, (_, fields) in enumerate(others, start=1)):
             return [(line, ["", *first]), *others]
     for number, fields in others:
         if len(fields) != len(first):
@@ -335,30 +335,30 @@ def _table(
 ) -> Table:
     (line, titles), body = rows[0], rows[1:]
     names = [plain(title) for title in titles]
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for column, known in columns.items():
-        found = next((name for name in known if name in names), None)
-        if found is None:
+        name = next((name for name in known if name in names), None)
+        if name is None:
             continue
-        if names.count(found) > 1:
-            raise ValueError(f"{content.where(line)}: expected one column {found}, got {names.count(found)}")
-        places[column] = names.index(found)
+        if names.count(name) > 1:
+            raise ValueError(f"{content.where(line)}: expected one column {name}, got {names.count(name)}")
+        positions[column] = names.index(name)
     if not body:
         raise ValueError(f"{content.url} names its columns, and has no row")
     commas = [
         column
         for column in numbers
-        if column in places
+        if column in positions
         and has_decimal_commas(
-            ((content.where(line), fields[places[column]]) for line, fields in body), column, separator
+            ((content.where(line), fields[positions[column]]) for line, fields in body), column, separator
         )
     ]
     made = []
     for line, fields in body:
-        found_fields = {column: fields[place] for column, place in places.items()}
-        found_fields |= {column: found_fields[column].replace(",", ".") for column in commas}
-        made.append(Row(content.where(line), found_fields))
-    described = f"columns {', '.join(titles[place] for place in places.values())}"
+        own = {column: fields[position] for column, position in positions.items()}
+        own |= {column: own[column].replace(",", ".") for column in commas}
+        made.append(Row(content.where(line), own))
+    described = f"columns {', '.join(titles[position] for position in positions.values())}"
     layout = content.layout(separator, *(["decimal commas"] if commas else []))
     return Table(content.url, tuple(made), f"{described}; {layout}")
 
@@ -389,7 +389,7 @@ def has_decimal_commas(fields: Iterable[tuple[str, str]], column: str, separator
             f"{where}: expected decimal commas or points as {column}, got {text!r} beside {point[1]!r} "
             f"(line {point[0].rpartition(' ')[2]})"
         )
-    if separator != ";" and all(THOUSANDS.fullmatch(one) for _, one in comma):
+    if separator != ";" and all(THOUSANDS.fullmatch(number) for _, number in comma):
         raise ValueError(
             f"{where}: expected a number as {column}, got {text!r}, which may be {text.replace(',', '.')} or "
             f"{text.replace(',', '')}: write it in one of these ways"

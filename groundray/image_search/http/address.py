@@ -51,9 +51,9 @@ def url(address: str, port: int) -> str:
 def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
     """Return the address family and the IP address of a host; IPv4 if it has both."""
     try:
-        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"--host: expected an address or a name of this machine, got {host!r} ({reason})") from None
-    family, _, _, _, (address, *_) = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    family, _, _, _, (address, *_) = min(addresses, key=lambda entry: entry[0] != socket.AF_INET)
     return family, str(address)
