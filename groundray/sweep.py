@@ -181,10 +181,11 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
 
 def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, errors: Console) -> int:
     from groundray.cli.progress import Reporter
-    from groundray.cli.run_session import Signals, is_complete, run_training
+    from groundray.cli.run_session import Signals, run_training
     from groundray.runtime.tune import trials as tune
     from groundray.runtime.tune.spec import PLOT, RESULTS, SHARED, TABLE, TRIALS
     from groundray.tracking import STATUSES, Status, SweepLog
+    from groundray.training.layout import is_complete
 
     started, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings
     with tune.connected(sweep, options.verbose, console.print) as concurrent:

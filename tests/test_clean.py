@@ -107,7 +107,8 @@ def test_what_is_in_use_is_kept(anywhere: str, monkeypatch: pytest.MonkeyPatch) 
         write(run, "checkpoints/grounding-00009-000000-a0000-01234567/manifest.json", f"history/x-{token}.jsonl")
         write(run, "history/x-a0000-01234567.jsonl")
         if name == "complete":
-            write(run, "result.json", "model/groundray.json")
+            write(run, "model/groundray.json")
+            run.write_sealed("result.json", {})
         if name != "active":
             attempt.heartbeat("grounding", 1, ended="stopped")
     write(storage, "notes.txt", "data/train/dataset.json", "data/train/shard-00000.parquet")

@@ -13,8 +13,6 @@ from groundray.cli.command import EXIT_FAILED, EXIT_SIGNAL, EXIT_USAGE
 from groundray.cli.progress import Reporter
 from groundray.config import Settings, SettingsError
 from groundray.runtime.train import launch
-from groundray.storage.folder import Folder
-from groundray.storage.seals import Damaged
 from groundray.tracking import Inquiry, Tracker
 from groundray.training import layout, preflight
 from groundray.training.events import Attempted, Event
@@ -42,14 +40,6 @@ class Signals:
         self.received.append(number)
         if not self.training or len(self.received) > 1:
             raise KeyboardInterrupt
-
-
-def is_complete(folder: Folder) -> bool:
-    """Return True if the run in a folder has trained to its end, and its result can be read."""
-    try:
-        return layout.read_result(folder) is not None
-    except Damaged:
-        return False
 
 
 def run_training(

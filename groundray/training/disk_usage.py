@@ -24,8 +24,8 @@ from groundray.storage import atomic, owner
 from groundray.storage.folder import WRITING, Folder
 from groundray.training import attempts, feature_uses
 from groundray.training.checkpoint import MANIFEST, CheckpointStore, OtherFormat
-from groundray.training.feature_uses import StoredFeatures, is_active, is_complete, user_of
-from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, NOT_FINITE, RUN, STACKS
+from groundray.training.feature_uses import StoredFeatures, is_active, user_of
+from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, NOT_FINITE, RUN, STACKS, is_complete
 
 RAY = "ray"  # a run's folder of Ray Train's state: runtime/train/launch.py
 TEMPORARY_SECONDS = 24 * 3600.0  # a file under a temporary name has no owner; writing one takes less

@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 
 from groundray.storage.folder import Folder, format_bytes
 from groundray.training import attempts
-from groundray.training.layout import ATTEMPTS, RESULT
+from groundray.training.layout import ATTEMPTS, is_complete
 
 USES, DELETING = "uses", "deleting"
 KEY = r"[0-9a-f]{16}"
@@ -100,11 +100,6 @@ def user_of(features: StoredFeatures, idle_seconds: float = IDLE_SECONDS) -> str
             return f"read by {run}"
     age = now - features.last_written
     return f"written {age / 60:.0f} min ago" if age < min(idle_seconds, ABANDONED_SECONDS) else ""
-
-
-def is_complete(run: Folder) -> bool:
-    """Return True if a run has trained to its end."""
-    return run.exists(RESULT)
 
 
 def is_active(run: Folder, idle_seconds: float = IDLE_SECONDS) -> bool:

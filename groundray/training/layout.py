@@ -20,6 +20,7 @@ from typing import Any
 
 from groundray.config import Settings
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
 
 RUN, CONFIG, RESULT, MODEL = "run.json", "config.yaml", "result.json", "model"
 FORMER_DATA = "data.json"  # the fingerprints, in folders of earlier versions
@@ -49,3 +50,11 @@ def read_result(folder: Folder) -> dict[str, Any] | None:
         return folder.read_sealed(RESULT, "run|stages", "rerun the run's command, which writes it again")
     except FileNotFoundError:
         return None
+
+
+def is_complete(folder: Folder) -> bool:
+    """Return True if the run in a folder has trained to its end, and its result can be read."""
+    try:
+        return read_result(folder) is not None
+    except Damaged:
+        return False

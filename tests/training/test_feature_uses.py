@@ -56,7 +56,7 @@ def keys(cache: Folder) -> list[str]:
 
 def test_the_least_recently_used_are_deleted(cache: Folder, clock: list[float]) -> None:
     run = cache.parent / "done"
-    run.make().write_json("result.json", {})
+    run.make().write_sealed("result.json", {})
     for hours, key in ((10, SECOND), (20, FIRST), (30, THIRD)):
         clock[0] = hours
         mark_used(cache / key, run)
