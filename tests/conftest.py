@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from groundray.image_search.service import Service
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test contacts a model hub
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and groundray then does too
 
 # the shapes of every public tensor function are checked while the tests run
 install_import_hook(

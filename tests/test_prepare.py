@@ -252,11 +252,13 @@ def commands(world: SmallWorld, source: Path, out: Path) -> dict[str, list[str]]
         ],
         "image-folder": ["image-folder", "--root", f"{world.source}/objects", "--out", str(out)],
         "text": ["text", "--files", f"{world.source}/text/val.txt", "--out", str(out)],
-        "scenes": ["scenes", "--out", str(out), "--num-scenes", "3", "--num-val", "2"],
+        "scenes": ["scenes", "--out", str(out), "--num-scenes", "8", "--num-val", "4"],
     }
 
 
-@pytest.mark.parametrize("name", ["coco", "visual-genome", "image-folder", "text", "scenes"])
+@pytest.mark.parametrize(
+    "name", ["coco", "visual-genome", "image-folder", "text", pytest.param("scenes", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_gives_one_line_and_leaves_nothing(
     world: SmallWorld,

@@ -150,7 +150,9 @@ def test_a_damaged_history_does_not_keep_the_run_open(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     (folder / "history").make().write_bytes("grounding-00001-000000-a0001.jsonl", b'{"event": "StepDo')
     warnings = track(uri, folder, range(1, 4))
-    assert warnings == [f"a line of {folder}/history/grounding-00001-000000-a0001.jsonl is damaged and left out"]
+    assert warnings == [
+        f"{folder}/history/grounding-00001-000000-a0001.jsonl is damaged: 1 of its 1 lines are left out"
+    ]
     _, found = only_run(uri)
     assert found.info.status == "FINISHED"
 

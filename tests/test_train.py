@@ -51,7 +51,7 @@ def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_p
     (ours, theirs) = ([e.metrics for e in events if isinstance(e, EpochDone)] for events in (together, alone))
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
-    assert result == json.loads((tmp_path / "together" / "result.json").read_text())
+    assert result == Folder.at(tmp_path / "together").read_sealed("result.json")
     assert (
         analyse.main(
             ["retrieval", "--checkpoint", f"{tmp_path}/together/model", "--data", f"{world.shards}/captions/val"]

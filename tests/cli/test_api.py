@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from search_fixtures import SearchPaths
 
 import groundray
 from groundray import config
+from groundray.storage.folder import Folder
 from groundray.training.events import EpochDone, Event
 
 HEAVY = ("torch", "ray", "mlflow", "transformers", "pydantic", "numpy")
@@ -53,7 +53,7 @@ def run(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     events: list[Event] = []
     result = groundray.fit(settings, events.append)
-    assert result == json.loads((folder / "demo" / "result.json").read_text())
+    assert result == Folder.at(folder / "demo").read_sealed("result.json")
     assert [event.stage for event in events if isinstance(event, EpochDone)] == ["grounding"]
     return folder / "demo"
 

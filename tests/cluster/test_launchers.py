@@ -42,7 +42,7 @@ CLOUDS = ("aws", "gcp")
 LAUNCHERS = (*CLOUDS, "local")
 SCRIPTS = tuple(sorted(CLUSTER.glob("*.sh")))
 TEXTS = {path.name: path.read_text() for path in sorted(CLUSTER.iterdir()) if path.is_file()}
-LOCK = dict(line.split(" ;")[0].split("==") for line in (ROOT / "requirements.lock").read_text().splitlines())
+LOCK = dict(re.findall(r"^(\S+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
 PLACEHOLDERS = {"BUCKET": "a-bucket", "PROJECT": "a-project"}
 # of Compute Engine's Instance, and of what is below: the names that are used here
 INSTANCE = {

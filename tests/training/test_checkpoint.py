@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -253,8 +252,8 @@ def test_superseded_attempt_cannot_commit_or_delete(run: Folder, store: Checkpoi
 def test_each_attempt_takes_the_next_number(run: Folder) -> None:
     tokens = [attempts.claim(run) for _ in range(3)]
     assert [token.number for token in tokens] == [1, 2, 3]
-    told = json.loads((run / "attempts").read_bytes(f"{tokens[1]}.json"))
-    assert {"host", "process", "began"} == told.keys()
+    record = (run / "attempts").read_sealed(f"{tokens[1]}.json")
+    assert {"host", "process", "began"} == record.keys()
 
 
 def test_load_names_the_weights_that_do_not_fit(store: CheckpointStore) -> None:

@@ -7,13 +7,14 @@ import math
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 import torch
 from conftest import STAGES, SmallWorld
 
 from groundray import config
+from groundray.data.schema import Dataset, arrow_schema
+from groundray.data.shards import read_rows, write_shards
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
 from groundray.storage.folder import Folder
@@ -216,13 +217,13 @@ def test_language_stage_trains_on_captions(world: SmallWorld, tmp_path: Path) ->
 def test_scene_graphs_without_relations_give_finite_losses(world: SmallWorld, tmp_path: Path) -> None:
     """No batch has a triplet; object classes are still trained."""
     for part in ("train", "val"):
-        shutil.copytree(world.shards / "scene_graphs" / part, tmp_path / part)
-        for file in (tmp_path / part).glob("*.parquet"):
-            groups = [pq.ParquetFile(file).read_row_group(n) for n in range(pq.ParquetFile(file).num_row_groups)]
-            with pq.ParquetWriter(file, groups[0].schema, use_dictionary=False) as writer:
-                for table in groups:
-                    rows = [{**row, "relations": []} for row in table.to_pylist()]
-                    writer.write_table(pa.Table.from_pylist(rows, schema=table.schema))
+        dataset = Dataset.open(str(world.shards / "scene_graphs" / part))
+        rows = read_rows(dataset, np.arange(dataset.rows), arrow_schema(dataset.kind).names).to_pylist()
+        without = [row | {"relations": []} for row in rows]
+        folder = Folder.at(tmp_path / part)
+        write_shards(
+            folder, dataset.kind, without, {}, dataset.source, dict(dataset.vocabulary), row_group_bytes=32_000
+        )
     words = world.settings(f"--run.storage={tmp_path}", stages="relational")
     events = alone([*words, *(f"--relational.{part}={tmp_path / part}" for part in ("train", "val"))])
     assert all(math.isfinite(loss) for loss in losses(events))

@@ -1,6 +1,6 @@
 """Clients that stall in the middle of an upload do not keep others from being answered.
 
-pytest tests/runtime/serve/test_load.py -m slow -s      # 200 clients, 110 of them stalled, for 60 s
+pytest tests/runtime/serve/test_stalled_clients.py -m slow -s      # 200 clients, 110 of them stalled, for 60 s
 """
 
 from __future__ import annotations
