@@ -220,7 +220,7 @@ def test_scene_graphs_without_relations_give_finite_losses(world: SmallWorld, tm
         dataset = Dataset.open(str(world.shards / "scene_graphs" / part))
         rows = read_rows(dataset, np.arange(dataset.rows), arrow_schema(dataset.kind).names).to_pylist()
         without = [row | {"relations": []} for row in rows]
-        folder = Folder.at(tmp_path / part)
+        folder = Folder.at(tmp_path / part).make()
         write_shards(
             folder, dataset.kind, without, {}, dataset.source, dict(dataset.vocabulary), row_group_bytes=32_000
         )
