@@ -331,6 +331,7 @@ def test_words_to_fit_axes_on_are_a_setting_of_the_run(
     monkeypatch.setattr(jobs.export, "about", lambda _: export.About(settings.model_dump(mode="json"), ()))
     assert AnalysisRequest("model").resolved().fit_on == str(pool)
     assert AnalysisRequest("model", fit_on="other.txt").resolved().fit_on == "other.txt"
+    assert AnalysisRequest("model", norms=jobs.Norms()).resolved().fit_on == str(pool)
     request = AnalysisRequest(fit_on=str(pool))
     before = request.made_of()
     pool.write_text("circle\nsquare\nred\n")

@@ -84,11 +84,13 @@ class AnalysisRequest:
 
         The run's norms are left out where they no longer exist.
         """
-        if self.norms is not None or self.checkpoint is None:
+        if self.checkpoint is None:
             return replace(self, norms=self.norms or Norms())
         settings = export.about(self.checkpoint).settings.get("analysis", {})
-        own = settings.get("norms")
         request = replace(self, fit_on=self.fit_on or settings.get("fit_on"))
+        if self.norms is not None:
+            return request
+        own = settings.get("norms")
         try:
             return replace(request, norms=Norms.at(own) if own else Norms())
         except FileNotFoundError:

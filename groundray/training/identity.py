@@ -43,7 +43,7 @@ class Identity:
     fingerprints: dict[str, str]
     folder: str
     adopted: bool = False
-    created: float = field(default_factory=time.time)
+    created: float = field(default_factory=time.time, compare=False)
 
     def content(self) -> dict[str, Any]:
         """Return the content of `run.json`."""
