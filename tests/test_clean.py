@@ -179,6 +179,7 @@ def test_a_run_of_another_version_is_kept_and_spoils_only_itself(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(trained, tmp_path / "runs")
+    write(Folder.at(tmp_path / "runs"), ".features/0123456789abcdef/part-00000-000.parquet")
     age(tmp_path / "runs")
     monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
     items = cleaned(tmp_path / "runs", "--only", "checkpoints", "state", "features", "--idle-hours", "0").values()

@@ -168,7 +168,7 @@ def test_other_format_is_told_from_damage(tmp_path: Path) -> None:
     folder.write_sealed("x.json", {"format": 4, "groundray": "9.0"})
     with pytest.raises(OtherVersion) as raised:
         read()
-    assert (raised.value.found, raised.value.written_by) == (4, "9.0")
+    assert (raised.value.number, raised.value.written_by) == (4, "9.0")
     folder.write_json("x.json", {"format": 4, "crc": "0123"})
     with pytest.raises(OtherVersion):
         read()
