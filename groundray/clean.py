@@ -53,14 +53,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "folders",
         nargs="*",
-        default=[FOLDER],
         metavar="DIR",
         help=f"folders or URLs of runs or data sets (default: {FOLDER})",
     )
     parser.add_argument(
         "--features", metavar="DIR", help="trunk features, if features.folder is set (default: .features of each DIR)"
     )
-    parser.add_argument("--cache", metavar="DIR", help="vectors of analyses (default: ~/.cache/groundray)")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="vectors of analyses (default: ~/.cache/groundray if no DIR is named, else none)"
+    )
     parser.add_argument(
         "--only", nargs="+", choices=list(KINDS), metavar="KIND", help="kinds to show and delete (default: all)"
     )
@@ -91,12 +92,13 @@ def _clean(options: argparse.Namespace, console: Console, errors: Console) -> in
 
     idle_seconds = options.idle_hours * 3600
     items = []
-    for url in options.folders:
+    for url in options.folders or [FOLDER]:
         folder = Folder.at(url)
         if not folder.exists():
             raise FileNotFoundError(f"expected a folder of runs or data sets at {folder}, there is none")
         items += find_items(folder, Folder.at(options.features) if options.features else None, idle_seconds)
-    items += find_vectors(Cache.at(options.cache, errors.print).folder.parent)
+    if options.cache or not options.folders:  # else a command for one folder would empty what all share
+        items += find_vectors(Cache.at(options.cache, errors.print).folder.parent)
     items += find_stack_files()
     items = [item for item in items if options.only is None or item.kind in options.only]
     table = Table()

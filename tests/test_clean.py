@@ -159,7 +159,10 @@ def test_kinds_and_folders_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "tmp" / "groundray-stacks-1.txt").write_bytes(b"x")
     age(tmp_path / "tmp")
     kinds = [item["kind"] for item in cleaned(runs.path, "--yes").values()]
-    assert sorted(kinds) == ["features", "stacks", "vectors"]
+    assert sorted(kinds) == ["features", "stacks"]
+    assert (tmp_path / "cache" / "groundray" / "embeddings").exists()  # all folders share it
+    (item,) = cleaned(runs.path, "--cache", f"{tmp_path}/cache/groundray", "--yes").values()
+    assert item["kind"] == "vectors"
     assert not list((tmp_path / "tmp").iterdir())
     assert not (tmp_path / "cache" / "groundray" / "embeddings").exists()
     assert json.loads((tmp_path / "items" / "items.json").read_text())

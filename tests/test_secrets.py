@@ -154,8 +154,11 @@ class Refusing(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def refusing() -> Iterator[ThreadingHTTPServer]:
+def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """A tracking server that refuses everything. The environment names it, with a password."""
+    monkeypatch.chdir(tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:{server.server_port}")
         server.seen = []  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -167,11 +170,8 @@ def test_a_run_never_writes_the_password_of_the_environment(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     refusing: ThreadingHTTPServer,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server gets the password; no file and no output does, although the server's error repeats it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:{refusing.server_port}")
     words = world.settings(
         *(f"--run.storage={tmp_path}/runs", "--run.name=x", "--tracking.enabled=true", "--grounding.epochs=1"),
         "--scaling.num_workers=0",
@@ -199,16 +199,10 @@ def test_a_trial_gets_the_uri_without_the_password(world: SmallWorld, monkeypatc
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_cluster", "refusing")
 def test_a_sweep_never_writes_the_password_of_the_environment(
-    world: SmallWorld,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    refusing: ThreadingHTTPServer,
-    monkeypatch: pytest.MonkeyPatch,
+    world: SmallWorld, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:{refusing.server_port}")
     words = world.settings(
         *(f"--run.storage={tmp_path}/runs", "--run.name=s", "--tracking.enabled=true", "--grounding.epochs=1")
     )

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn, optim
+
 SECONDS = 30.0  # a case that takes longer hangs
 MEMORY = 2 * 2**30  # bytes of address space that a case may take
 
@@ -173,3 +176,13 @@ def canonical(content: bytes) -> str | None:
         return json.dumps(json.loads(content), sort_keys=True)
     except ValueError:
         return None
+
+
+def linear(seed: int) -> tuple[nn.Linear, optim.Optimizer]:
+    """A tiny model and its Adam after a step: what the checkpoints hold that are damaged."""
+    torch.manual_seed(seed)
+    model = nn.Linear(2, 2)
+    optimizer = optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return model, optimizer

@@ -18,9 +18,8 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import yaml
-from damage import BINARY, TEXT, canonical, damaged
+from damage import BINARY, TEXT, canonical, damaged, linear
 from PIL import Image, ImageCms
-from torch import nn, optim
 
 from groundray import config
 from groundray.data.image_decoder import UnusableImage
@@ -239,16 +238,6 @@ def test_no_damaged_shard_is_read_as_something_else(tmp_path: Path) -> None:
             verify_shards(dataset)
 
     each_case("shard", check)
-
-
-def linear(seed: int) -> tuple[nn.Linear, optim.Optimizer]:
-    """A tiny model and its Adam after a step."""
-    torch.manual_seed(seed)
-    model = nn.Linear(2, 2)
-    optimizer = optim.Adam(model.parameters())
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    return model, optimizer
 
 
 @dataclass(frozen=True)

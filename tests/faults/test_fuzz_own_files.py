@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from conftest import SmallWorld
-from damage import OwnFiles
+from damage import OwnFiles, linear
 from search_fixtures import write_model
-from torch import nn, optim
 
 from groundray import config
 from groundray.analysis.inputs.embedding import Embedder
@@ -113,16 +111,6 @@ def a_tokenizer(root: Path, world: SmallWorld) -> OwnFiles:
         return load_tokenizer(settings).backend_tokenizer.to_str()
 
     return OwnFiles("tokenizer", folder, Folder.at(folder).files(), read)
-
-
-def linear(seed: int) -> tuple[nn.Linear, optim.Optimizer]:
-    """A tiny model and its Adam after a step."""
-    torch.manual_seed(seed)
-    model = nn.Linear(2, 2)
-    optimizer = optim.Adam(model.parameters())
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    return model, optimizer
 
 
 def begun(run: Folder, emit: Callable[[Event], None]) -> tuple[CheckpointStore, recovery.Start]:

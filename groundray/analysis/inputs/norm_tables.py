@@ -176,7 +176,7 @@ def read_categories(url: str | Path) -> Categories:
 
 def _categories_of(folder: Folder) -> Categories:
     """Read SemCat as published: one file per category, one word per line. A file that cannot be read is left out."""
-    found: dict[tuple[str, str], None] = {}
+    entries: dict[tuple[str, str], None] = {}
     problems: list[str] = []
     lines = repeated = other = 0
     for name in folder.names():
@@ -192,14 +192,14 @@ def _categories_of(folder: Folder) -> Categories:
         rows = {(named["category"], word): None for word in words}
         lines += len(words)
         repeated += len(words) - len(rows)
-        found |= rows
-    if not found:
+        entries |= rows
+    if not entries:
         raise ValueError(
             problems[0]
             if problems
             else f"expected a text file a category in {folder}, such as animal-268.txt, found none"
         )
-    categories, words = zip(*found, strict=True)
+    categories, words = zip(*entries, strict=True)
     left_out = _nonzero(
         {
             "words that stand twice in their category": repeated,
@@ -275,8 +275,8 @@ def read_features(url: str | Path, min_people: float = 1) -> Features:
             f"{url}: expected a feature named at least {min_people:g} times, got none: lower the threshold"
         )
     senses = Counter(map(_word, concepts))
-    rows = {concept: place for place, concept in enumerate(one for one in concepts if senses[_word(one)] == 1)}
-    columns_of = {feature: place for place, feature in enumerate(types)}
+    rows = {concept: row for row, concept in enumerate(name for name in concepts if senses[_word(name)] == 1)}
+    columns_of = {feature: column for column, feature in enumerate(types)}
     has = np.zeros((len(rows), len(types)), dtype=np.bool_)
     for concept, feature in named:
         if concept in rows:

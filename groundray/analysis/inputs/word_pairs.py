@@ -105,7 +105,7 @@ def read_pairs(url: str | Path) -> Pairs:
     separator, rows = _split(content)
     columns = _find_columns(content, rows)
     taken = (*columns.words, columns.score)
-    titles = rows[0][1] if columns.named else [str(place + 1) for place in range(len(rows[0][1]))]
+    titles = rows[0][1] if columns.named else [str(column + 1) for column in range(len(rows[0][1]))]
     rows = rows[1:] if columns.named else rows
     fields = [(content.where(line), parts[columns.score]) for line, parts in rows]
     commas = has_decimal_commas(fields, "score", separator)
@@ -153,8 +153,10 @@ def read_pairs(url: str | Path) -> Pairs:
 def _split(content: Content) -> tuple[str, list[tuple[int, list[str]]]]:
     """Return the separator under which every row has as many fields as the first, at least three; and the rows."""
     line, first = next(((line, text) for line, text in content.lines if not text.startswith("#")), content.lines[0])
-    attempts = [content.separator] if content.separator else [one for one in SEPARATORS if one in first]
-    attempts = [one for one in attempts if one != " " or "\t" not in first] or ["\t"]
+    attempts = (
+        [content.separator] if content.separator else [separator for separator in SEPARATORS if separator in first]
+    )
+    attempts = [separator for separator in attempts if separator != " " or "\t" not in first] or ["\t"]
     problem: ValueError | None = None
     for separator in attempts:
         try:
@@ -206,19 +208,19 @@ def _word_columns(
     """Return the two columns of words among columns of text."""
     values = {at: [fields[at] for fields in body if fields[at]] for at in columns}
     tags = {at for at, texts in values.items() if _are_tags(texts)}
-    found = [at for at in columns if at not in tags and _words_a_field(values[at]) <= CONTEXT_WORDS]
-    if not found and len(columns) == 2:
-        found = list(columns)  # both are single letters
-    if len(found) > 2:
-        labels = [at for at in found if len(set(values[at])) * LABEL_ROWS <= len(values[at])]
-        found = [at for at in found if at not in labels]
-    if len(found) != 2:
-        listed = ", ".join(titles[at] for at in found) or "none"
+    candidates = [at for at in columns if at not in tags and _words_a_field(values[at]) <= CONTEXT_WORDS]
+    if not candidates and len(columns) == 2:
+        candidates = list(columns)  # both are single letters
+    if len(candidates) > 2:
+        labels = [at for at in candidates if len(set(values[at])) * LABEL_ROWS <= len(values[at])]
+        candidates = [at for at in candidates if at not in labels]
+    if len(candidates) != 2:
+        listed = ", ".join(titles[at] for at in candidates) or "none"
         raise ValueError(
             f"{here}expected two columns of words, got {listed}: name the columns {WORDS[0][0]}, {WORDS[1][0]} and "
             f"{SCORES[4]} in a first line"
         )
-    return [*found]
+    return [*candidates]
 
 
 def _are_tags(texts: Sequence[str]) -> bool:
@@ -239,16 +241,16 @@ def _score_column(
     numbering = {at for at in leading if _counts_up(numbers[at])}
     if any(at > min(words) for at in columns):  # numbers of a part of a set
         numbering |= {at for at in leading if _are_ids(numbers[at])}
-    found = [at for at in columns if at not in numbering]
-    if len(found) > 2 and _lies_within(numbers[found[0]], [numbers[at] for at in found[1:]]):
-        return found[0]
-    if len(found) != 1:
-        listed = ", ".join(titles[at] for at in found) or f"none among {', '.join(titles)}"
+    candidates = [at for at in columns if at not in numbering]
+    if len(candidates) > 2 and _lies_within(numbers[candidates[0]], [numbers[at] for at in candidates[1:]]):
+        return candidates[0]
+    if len(candidates) != 1:
+        listed = ", ".join(titles[at] for at in candidates) or f"none among {', '.join(titles)}"
         raise ValueError(
             f"{here}expected two words and a number, one column of scores; got {listed}: name the columns "
             f"{WORDS[0][0]}, {WORDS[1][0]} and one of {', '.join(SCORES)} in a first line"
         )
-    return found[0]
+    return candidates[0]
 
 
 def _counts_up(values: Sequence[float | None]) -> bool:
@@ -263,7 +265,7 @@ def _are_ids(values: Sequence[float | None]) -> bool:
 def _lies_within(values: Sequence[float | None], others: Sequence[Sequence[float | None]]) -> bool:
     """Return whether each number lies between the least and the largest of the others in its row, as a mean does."""
     for value, *rest in zip(values, *others, strict=True):
-        known = [one for one in rest if one is not None]
+        known = [score for score in rest if score is not None]
         if value is not None and known and not min(known) <= value <= max(known):
             return False
     return True

@@ -6,6 +6,7 @@ pytest tests/runtime/serve/test_stalled_clients.py -m slow -s      # 200 clients
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import re
 import socket
@@ -176,13 +177,20 @@ def no_serve(ray_cluster: None) -> Iterator[None]:
     serve.shutdown()
 
 
+@contextlib.contextmanager
+def serving(place: SearchPaths, timeout: float) -> Iterator[int]:
+    """Serve search inside the context, with a limit of seconds for a request; yields its port."""
+    with deployment.serving(arguments(place), "127.0.0.1", free_port(), timeout=timeout) as address:
+        port = urlsplit(address).port
+        assert port is not None
+        yield port
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("no_serve")
 def test_stalled_and_large_uploads_keep_no_one_out(place: SearchPaths) -> None:
     """110 stalled uploads would fill the replica and its queue; while they do, 300 MB would fill the proxy."""
-    with deployment.serving(arguments(place), "127.0.0.1", free_port(), timeout=4) as address:
-        port = urlsplit(address).port
-        assert port is not None
+    with serving(place, timeout=4) as port:
         good, bad = asyncio.run(put_under_load(port, honest=10, stalled=110, seconds=8, pause=0.5))
         print(f"\nhonest   {good}\nstalled  {bad}")
         assert set(good.statuses) == {200}
@@ -198,9 +206,7 @@ def test_stalled_and_large_uploads_keep_no_one_out(place: SearchPaths) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_serve")
 def test_200_clients_110_of_them_stalled_for_a_minute(place: SearchPaths) -> None:
-    with deployment.serving(arguments(place), "127.0.0.1", free_port(), timeout=20) as address:
-        port = urlsplit(address).port
-        assert port is not None
+    with serving(place, timeout=20) as port:
         good, bad = asyncio.run(put_under_load(port, honest=90, stalled=110, seconds=60, pause=4))
         print(f"\nhonest   {good}  longest time without an answer {good.longest_gap:.2f} s\nstalled  {bad}")
         assert set(good.statuses) == {200}
