@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pyarrow.fs as pafs
 
 from groundray.data.schema import INDEX
@@ -26,10 +25,10 @@ from groundray.training import attempts, feature_uses
 from groundray.training.checkpoint import MANIFEST, CheckpointStore, OtherFormat
 from groundray.training.feature_uses import StoredFeatures, is_active, user_of
 from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, NOT_FINITE, RUN, STACKS, is_complete
+from groundray.training.watchdog import STACKS_PREFIX, is_watched
 
 RAY = "ray"  # a run's folder of Ray Train's state: runtime/train/launch.py
 TEMPORARY_SECONDS = 24 * 3600.0  # a file under a temporary name has no owner; writing one takes less
-STACK_FILES = "groundray-stacks-*"  # in the system's temporary folder: watchdog.py
 
 
 @dataclass(frozen=True)
@@ -147,19 +146,14 @@ def find_vectors(cache: Folder) -> list[Item]:
 
 
 def find_stack_files() -> list[Item]:
-    """Return the stack trace files in this machine's temporary folder that no process has open."""
-    paths = list(Path(tempfile.gettempdir()).glob(STACK_FILES))
-    if not paths:
-        return []
-    opened: set[str] = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            opened |= {file.path for file in process.open_files()}
-    return [
-        Item("stacks", Folder.at(path.parent), (path.name,), path.stat().st_size, path.stat().st_mtime)
-        for path in paths
-        if str(path) not in opened and time.time() - path.stat().st_mtime > TEMPORARY_SECONDS
-    ]
+    """Return the stack trace files in this machine's temporary folder whose processes are dead."""
+    items = []
+    for path in Path(tempfile.gettempdir()).glob(f"{STACKS_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or deleted meanwhile
+            written = path.stat()
+            if time.time() - written.st_mtime > TEMPORARY_SECONDS and not is_watched(path):
+                items.append(Item("stacks", Folder.at(path.parent), (path.name,), written.st_size, written.st_mtime))
+    return items
 
 
 def _is_run(files: _Files, name: str) -> bool:

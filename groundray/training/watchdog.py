@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import hashlib
 import os
 import re
@@ -34,6 +35,7 @@ MAX_GRACE_SECONDS = 60.0
 EXIT_HUNG = 75
 STACKS_PREFIX = "groundray-stacks-"  # of a temporary file: then a hash of the run's folder, process and rank
 KEPT_SECONDS = 7 * 24 * 3600.0
+LOCK_SECONDS = 60.0  # maximum time between the creation of a temporary file and its lock
 
 
 def grace(seconds: float) -> float:
@@ -64,6 +66,8 @@ class Watchdog:
         rescue_stacks(run)
         prefix = f"{STACKS_PREFIX}{_key(run)}-{os.getpid()}-{rank}-"
         self._stacks = tempfile.NamedTemporaryFile(prefix=prefix, suffix=".txt")  # noqa: SIM115
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._stacks, fcntl.LOCK_EX)
         self._thread = threading.Thread(target=self._watch, name="groundray-watchdog", daemon=True)
         self._thread.start()
 
@@ -117,33 +121,41 @@ class Watchdog:
 def rescue_stacks(run: Folder) -> None:
     """Delete the temporary files of watchdogs whose process is dead, after moving stack traces of this run to its
     folder: a worker that a thread of C ended, or that was killed, could not do so itself."""
-    pattern = rf"{STACKS_PREFIX}([0-9a-f]{{8}})-(\d+)-(\d+)-\w+\.txt"
+    pattern = rf"{STACKS_PREFIX}([0-9a-f]{{8}})-\d+-(\d+)-\w+\.txt"
     for file in Path(tempfile.gettempdir()).glob(f"{STACKS_PREFIX}*.txt"):
         match = re.fullmatch(pattern, file.name)
         with contextlib.suppress(OSError):  # another user's, or another worker was faster
-            if match is None or _is_running(int(match[2])):
+            if match is None or is_watched(file):
                 continue
             written = file.stat()
             if written.st_size and match[1] == _key(run):
-                name = f"worker-{match[3]}-{written.st_mtime:.0f}.txt"
+                name = f"worker-{match[2]}-{written.st_mtime:.0f}.txt"
                 (run / STACKS).make().write_bytes(name, file.read_bytes())
             elif written.st_size and time.time() - written.st_mtime < KEPT_SECONDS:
                 continue  # its run may still start again
             file.unlink()
 
 
+def is_watched(file: Path) -> bool:
+    """Return True if the process of a watchdog's temporary file may be alive.
+
+    The process holds a lock on its file, which the system releases when it ends. Its id tells less: ids are used again,
+    and containers that share a temporary folder each count their own.
+
+    Raises:
+        OSError: the file cannot be opened or locked.
+    """
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        written = os.fstat(opened.fileno())
+    return not written.st_size and time.time() - written.st_mtime < LOCK_SECONDS
+
+
 def _key(run: Folder) -> str:
     return hashlib.sha256(str(run).encode()).hexdigest()[:8]
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def stacks_since(run: Folder, since: float) -> list[str]:

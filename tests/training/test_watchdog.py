@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -92,24 +91,26 @@ def test_worker_with_heartbeats_is_not_ended(tmp_path: Path) -> None:
 def test_temporary_files_of_killed_workers_are_moved_to_the_run_or_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that a thread of C ended has written stack traces, and one that was killed has not."""
+    """A worker that a thread of C ended has written stack traces, and one that was killed has not. The ids of dead
+    processes are used again: here by this one."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr(watchdog.tempfile, "tempdir", str(temporary))
-    dead = subprocess.Popen(["true"])
-    dead.wait()
     run, other = Folder.at(tmp_path / "run"), Folder.at(tmp_path / "other")
-    key, foreign = watchdog._key(run), watchdog._key(other)
+    key, foreign, process = watchdog._key(run), watchdog._key(other), os.getpid()
     files = {
-        f"groundray-stacks-{key}-{dead.pid}-3-hung.txt": "in hangs_in_c",
-        f"groundray-stacks-{key}-{dead.pid}-1-killed.txt": "",
-        f"groundray-stacks-{foreign}-{dead.pid}-1-killed.txt": "",
-        f"groundray-stacks-{foreign}-{dead.pid}-0-hung.txt": "of another run",
-        f"groundray-stacks-{key}-{os.getpid()}-0-alive.txt": "",
+        f"groundray-stacks-{key}-{process}-3-hung.txt": "in hangs_in_c",
+        f"groundray-stacks-{key}-{process}-1-killed.txt": "",
+        f"groundray-stacks-{foreign}-{process}-1-killed.txt": "",
+        f"groundray-stacks-{foreign}-{process}-0-hung.txt": "of another run",
+        f"groundray-stacks-{key}-{process}-0-starting.txt": "",
         "groundray-stacks-mine.txt": "",
     }
     for name, text in files.items():
         (temporary / name).write_text(text)
+    age = time.time() - 2 * watchdog.LOCK_SECONDS
+    for name in list(files)[1:3]:
+        os.utime(temporary / name, (age, age))
     began = time.time() - 1
     watching = Watchdog(60, run, 0, lambda _: None)
     watching.close()
@@ -117,6 +118,24 @@ def test_temporary_files_of_killed_workers_are_moved_to_the_run_or_deleted(
     (moved,) = stacks_since(run, began)
     assert moved.startswith("worker-3-")
     assert run.read_bytes(f"stacks/{moved}") == b"in hangs_in_c"
+
+
+def test_temporary_file_of_a_living_process_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another container may share the temporary folder, and count processes for itself."""
+    monkeypatch.setattr(watchdog.tempfile, "tempdir", str(tmp_path))
+    run = Folder.at(tmp_path / "run")
+    watching = Watchdog(60, run, 0, lambda _: None)
+    (file,) = tmp_path.glob("groundray-stacks-*")
+    file = file.rename(re.sub(r"-\d+-0-", "-999999999-0-", str(file)))
+    for text in ("", "its stack traces"):
+        file.write_text(text)
+        os.utime(file, (1, 1))
+        watchdog.rescue_stacks(run)
+        assert file.exists()
+    assert not (tmp_path / "run").exists()
+    watching.close()  # the lock is released
+    watchdog.rescue_stacks(run)
+    assert not file.exists()
 
 
 def test_no_temporary_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
