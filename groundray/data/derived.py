@@ -233,8 +233,11 @@ def make_missing(spec: DerivedDataset, encoder: Encoder[Any]) -> Iterator[int]:
         yield make_parts(spec, group, names, encoder)
 
 
-def finalize(spec: DerivedDataset) -> Dataset:
-    """Write `dataset.json` of a data set whose parts are all written, and return the data set.
+def finalize(spec: DerivedDataset, on_progress: Callable[[], None] = lambda: None) -> Dataset:
+    """Write `dataset.json` of a data set whose parts are all written, and return the data set. Reads all parts.
+
+    Args:
+        on_progress: is called after each part; what it raises ends the reading.
 
     Raises:
         ValueError: a part was damaged meanwhile, or the source was replaced.
@@ -242,7 +245,7 @@ def finalize(spec: DerivedDataset) -> Dataset:
     check_unchanged(spec.source)
     names = [name for group in spec.groups for name in parts_of(spec, group)]
     source = {"images": str(spec.source.folder), "fingerprint": spec.source.fingerprint, **spec.provenance}
-    return index_shards(spec.folder, spec.kind, names, source)
+    return index_shards(spec.folder, spec.kind, names, source, on_progress)
 
 
 def _damage(spec: DerivedDataset, name: str, rows: int) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -64,17 +64,33 @@ def write_shards(
     return dataset
 
 
-def index_shards(folder: Folder, kind: str, files: Sequence[str], source: dict[str, Any]) -> Dataset:
-    """Write the `dataset.json` of shards that lie in a folder, and return the data set.
+def index_shards(
+    folder: Folder,
+    kind: str,
+    files: Sequence[str],
+    source: dict[str, Any],
+    on_progress: Callable[[], None] = lambda: None,
+) -> Dataset:
+    """Write the `dataset.json` of shards that lie in a folder, and return the data set. Reads all of them.
+
+    Args:
+        on_progress: is called in this thread after each shard; what it raises ends the reading.
 
     Raises:
         ValueError: a shard is damaged or missing; the message names it.
     """
+    shards: list[Shard] = []
     with ThreadPoolExecutor(READS) as pool:
-        shards = tuple(pool.map(lambda file: _shard(folder, file), files))
+        try:
+            for shard in pool.map(lambda file: _shard(folder, file), files):
+                shards.append(shard)
+                on_progress()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
     rows = sum(sum(shard.row_groups) for shard in shards)
-    dataset = Dataset(folder, kind, shards, {"rows": rows}, source, fingerprint)
+    dataset = Dataset(folder, kind, tuple(shards), {"rows": rows}, source, fingerprint)
     dataset.write_index()
     return dataset
 

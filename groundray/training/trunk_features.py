@@ -188,6 +188,16 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
         for features in wanted.values():
             mark_used(features.spec.folder, run)
     marked = time.monotonic()
+
+    def progress() -> None:
+        nonlocal marked
+        worker.heartbeat()
+        if worker.rank == 0 and time.monotonic() - marked > MARK_SECONDS:
+            marked = time.monotonic()
+            for features in wanted.values():
+                mark_used(features.spec.folder, run)
+        raise_if_stop_requested(worker)  # the parts that are written remain
+
     for split, features in wanted.items():
         source: Source = getattr(stage, split)
         spec = features.spec
@@ -198,13 +208,8 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
             encoder = features.encoder(trunk, worker.device)
             for group, names in tasks(spec, worker.world_size)[worker.rank :: worker.world_size]:
                 make_parts(spec, group, names, encoder)
-                worker.heartbeat()
-                if worker.rank == 0 and time.monotonic() - marked > MARK_SECONDS:
-                    marked = time.monotonic()
-                    for other in wanted.values():
-                        mark_used(other.spec.folder, run)
-                raise_if_stop_requested(worker)  # the parts that are written remain
-            dataset = _finalized(spec, worker)
+                progress()
+            dataset = _finalized(spec, worker, progress)
             if worker.rank == 0:
                 worker.emit(FeaturesDone(f"{stage.name}.{split}", spec.source.rows, time.monotonic() - started))
         samples: Any = replace(source.samples, image_inputs=FeatureMaps(features.shape))  # type: ignore[type-var]
@@ -224,20 +229,24 @@ def feature_maps(trunk: nn.Module, images: npt.NDArray[np.uint8], device: str) -
     return maps.to(torch.bfloat16).contiguous().view(torch.uint16).cpu().numpy()
 
 
-def _finalized(spec: DerivedDataset, worker: Worker) -> Dataset:
+def _finalized(spec: DerivedDataset, worker: Worker, progress: Callable[[], None]) -> Dataset:
     """Return the features once all ranks have written their parts; rank 0 finalizes them.
 
-    Ranks poll the folder: a collective would time out while one of them still encodes.
+    Ranks poll the folder: a collective would time out while one of them still encodes, or while rank 0 reads what may
+    be hundreds of GB. If rank 0 hangs then, its own watchdog ends it.
+
+    Args:
+        progress: is called where this rank or another one makes progress.
     """
     whole: set[str] = set()
     missing = None
     while True:
         if worker.rank > 0 and (dataset := open_derived(spec)):
             return dataset
-        if missing != (missing := missing_parts(spec, whole)):  # other ranks make progress
-            worker.heartbeat()
+        if missing != (missing := missing_parts(spec, whole)) or not missing:
+            progress()
         if worker.rank == 0 and not missing:
-            return finalize(spec)
+            return finalize(spec, progress)
         raise_if_stop_requested(worker)
         time.sleep(POLL_SECONDS)
 

@@ -146,3 +146,23 @@ def test_an_index_that_cannot_be_read_is_written_again(spec: DerivedDataset) -> 
         assert open_derived(spec) is None
         assert make(spec) == 0
         assert open_derived(spec) is not None
+
+
+def test_reading_the_parts_reports_progress_and_can_be_ended(spec: DerivedDataset) -> None:
+    for _ in make_missing(spec, Doubled()):
+        pass
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise InterruptedError("stopped")
+
+    with pytest.raises(InterruptedError):
+        finalize(spec, stop)
+    assert len(calls) == 2
+    assert open_derived(spec) is None
+    calls.clear()
+    finalize(spec, lambda: calls.append(1))
+    assert len(calls) == 6  # parts
+    assert open_derived(spec) is not None

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import CALM, STAGES, SmallWorld
 from test_workers import GlooWorker, alone, losses
+from torch.multiprocessing.spawn import spawn
 
 from groundray import config
 from groundray.config import Settings
@@ -28,12 +28,16 @@ from groundray.data.stream import stream
 from groundray.distributed import barrier
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Stage
+from groundray.storage.folder import Folder
 from groundray.training import preflight, progression, trunk_features
 from groundray.training.events import EpochDone, FeaturesDone, FeaturesStarted, StepDone
 from groundray.training.trunk_features import TrunkFeatures, features_of, refusal, with_features
 from groundray.training.worker import InProcess
 
-BITS = {"rtol": 2**-7, "atol": 1e-4}  # of bfloat16: a sum's last bits depend on how many images go together
+BITS: dict[str, Any] = {
+    "rtol": 2**-7,
+    "atol": 1e-4,
+}  # of bfloat16: a sum's last bits depend on how many images go together
 FROZEN = "--grounding.trains.trunk=false"
 
 
@@ -207,6 +211,37 @@ def test_a_rank_that_comes_late_makes_its_share(world: SmallWorld, tmp_path: Pat
     assert missing_parts(features.spec) == {}
 
 
+def test_hashing_the_features_is_progress(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be hundreds of GB, read by rank 0 while the others wait: no watchdog may end either."""
+    monkeypatch.setattr(derived, "PART_BYTES", 60_000)
+    features, model, settings, stage = wanted(world, tmp_path)
+    parts = len(make_all(features, model).shards)
+    features.spec.folder.delete("dataset.json")
+    seen: list[str] = []
+    seal = Folder.seal
+    monkeypatch.setattr(Folder, "seal", lambda *words: seen.append("read") or seal(*words))
+    worker = InProcess(lambda _: None, on_heartbeat=lambda: seen.append("heartbeat"))
+    with_features(stage, settings, model.visual.trunk, worker)
+    assert parts > 2
+    assert seen[seen.index("read") :].count("heartbeat") >= parts
+
+    features.spec.folder.delete("dataset.json")
+    seen.clear()
+
+    def waits() -> None:
+        seen.append("heartbeat")
+        if seen.count("heartbeat") == 3:
+            finalize(features.spec)  # rank 0 has read all
+
+    def polls(_: float) -> None:
+        assert seen.count("poll") < 5, "a rank that waits gives no heartbeat"
+        seen.append("poll")
+
+    monkeypatch.setattr(trunk_features.time, "sleep", polls)
+    waiting = InProcess(lambda _: None, rank=1, world_size=2, on_heartbeat=waits)
+    trunk_features._finalized(features.spec, waiting, waiting.heartbeat)
+
+
 def large(dataset: Dataset, *groups: int) -> Dataset:
     """The data set, as if it had row groups of so many rows."""
     return replace(dataset, shards=(replace(dataset.shards[0], row_groups=groups),))
@@ -248,7 +283,7 @@ def on_a_rank(rank: int, words: list[str], folder: str) -> None:
 def test_ranks_make_them_together(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings(FROZEN, "--data.window=24")
     one = alone([*words, f"--run.storage={tmp_path}/one"])
-    mp.spawn(on_a_rank, ([*words, f"--run.storage={tmp_path}/two", "--scaling.num_workers=2"], str(tmp_path)), nprocs=2)
+    spawn(on_a_rank, ([*words, f"--run.storage={tmp_path}/two", "--scaling.num_workers=2"], str(tmp_path)), nprocs=2)
     told, found = json.loads((tmp_path / "found.json").read_text())
     assert told == ["grounding.train", "grounding.val"]
     assert found == pytest.approx(losses(one), rel=1e-4)

@@ -46,11 +46,16 @@ def make_features(run: CheckedRun, observe: Callable[[Event], None]) -> None:
     started = time.monotonic()
     work = {what: (features.spec, features.encoder) for what, features in missing.items()}
     marked = started
-    for _ in make_on_cluster(work, trunk, settings.scaling.use_gpu):
+
+    def mark() -> None:
+        nonlocal marked
         if time.monotonic() - marked > MARK_SECONDS:
             marked = time.monotonic()
             for spec in specs:
                 mark_used(spec.folder, run.folder)
+
+    for _ in make_on_cluster(work, trunk, settings.scaling.use_gpu):
+        mark()
     for what, features in missing.items():
-        finalize(features.spec)
+        finalize(features.spec, mark)
         observe(FeaturesDone(what, features.spec.source.rows, time.monotonic() - started))
