@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
@@ -105,7 +105,7 @@ PRIVATE_NAMES = {
     ),
     # Ray Data
     "ExecutionCallback": PrivateName(
-        "ray.data._internal.execution.execution_callback:ExecutionCallback", "base of SchedulingPause"
+        "ray.data._internal.execution.execution_callback:ExecutionCallback", "base of Scheduling"
     ),
     "DataContext.custom_execution_callback_classes": PrivateName(
         "ray.data:DataContext.custom_execution_callback_classes", "see set_execution_callbacks()"
@@ -113,6 +113,15 @@ PRIVATE_NAMES = {
     "Dataset._current_executor": PrivateName("ray.data:Dataset._current_executor", "see has_produced_all()"),
     "StreamingExecutor._topology": PrivateName(
         "ray.data._internal.execution.streaming_executor:StreamingExecutor._topology", "see has_produced_all()"
+    ),
+    "StreamingExecutor._resource_manager": PrivateName(
+        "ray.data._internal.execution.streaming_executor:StreamingExecutor._resource_manager", "see use_cpu_limit()"
+    ),
+    "ResourceManager._get_total_resources": PrivateName(
+        "ray.data._internal.execution.resource_manager:ResourceManager._get_total_resources", "see use_cpu_limit()"
+    ),
+    "ResourceManager.get_global_limits": PrivateName(
+        "ray.data._internal.execution.resource_manager:ResourceManager.get_global_limits", "see cpu_limit()"
     ),
     "PhysicalOperator.has_execution_finished": PrivateName(
         "ray.data._internal.execution.interfaces:PhysicalOperator.has_execution_finished", "see has_produced_all()"
@@ -181,11 +190,13 @@ def load(name: str) -> Any:
 
 
 def _is_instance_attribute(owner: Any, attribute: str) -> bool:
-    """Return True for an attribute that only instances of a class have: a field, or one set in `__init__`."""
+    """Return True for an attribute that only instances of a class have: a field, or one that a method names."""
     if not isinstance(owner, type) or hasattr(owner, attribute):
         return False
-    fields = owner.__dataclass_fields__ if is_dataclass(owner) else ()
-    return attribute in fields or attribute in owner.__init__.__code__.co_names
+    methods = (method.__code__ for method in vars(owner).values() if isinstance(method, FunctionType))
+    return attribute in getattr(owner, "__dataclass_fields__", ()) or any(
+        attribute in code.co_names for code in methods
+    )
 
 
 def __getattr__(name: str) -> Any:
@@ -210,6 +221,22 @@ def is_preempted() -> bool:
 def set_execution_callbacks(context: Any, callbacks: list[type[Any]]) -> None:
     """Have Ray Data call these `ExecutionCallback` classes for datasets that are executed with a `DataContext`."""
     context.custom_execution_callback_classes = callbacks
+
+
+def use_cpu_limit(executor: Any, cpus: float) -> None:
+    """Have an executor of Ray Data use this many CPUs instead of its share of the cluster.
+
+    Ray Data (2.60) divides the CPUs left on each node by the number of running datasets, rounded down, and gives that
+    to each, at most its `resource_limits`. On small nodes, or with many ranks, it is less than a task needs, or none.
+    """
+    manager = executor._resource_manager
+    share = manager._get_total_resources
+    manager._get_total_resources = lambda: share().copy(cpu=cpus)
+
+
+def cpu_limit(dataset: Any) -> float:
+    """Return the CPUs that Ray Data uses at most for a dataset that is iterated over."""
+    return dataset._current_executor._resource_manager.get_global_limits().cpu
 
 
 def has_produced_all(dataset: Any) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from conftest import SmallWorld
 
@@ -12,6 +14,7 @@ from groundray import config
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step, Window, stream, windows
 from groundray.model.pretrained import load_tokenizer
+from groundray.runtime import compat
 from groundray.runtime.data import ray_stream
 from groundray.runtime.train.resources import DataCpuBudget
 from groundray.stage.language import LanguageStage
@@ -65,3 +68,32 @@ def test_the_first_step_needs_one_segment_of_any_number_of_epochs(
 
 def test_a_stream_at_its_end_is_empty(source: Source) -> None:
     assert list(ray_stream.stream(source, Cursor(2, 0), 2, 0, 1, BUDGET, prefetch=1)) == []
+
+
+def test_a_dataset_has_the_cpus_of_its_rank(source: Source) -> None:
+    """Ray Data's own share is a whole number: 0 CPUs of two for each of three datasets."""
+    budget = DataCpuBudget(1.5, 1.5)
+    segments = [
+        ray_stream._Segment.start(source, source.plan.owned(0, 1), list(windows(source.plan, Cursor(), 1)), budget, 1)
+        for _ in range(3)
+    ]
+    for segment in segments:
+        assert segment.next_arrays() is not None
+        assert compat.cpu_limit(segment.dataset) == ray_stream.task_sizes(budget).cpus
+        segment.batches.close()
+
+
+def test_steps_are_decoded_before_the_last_window_is_read(
+    source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Counted(ray_stream.ReadWindows):
+        def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
+            for item in items.to_pylist():
+                (tmp_path / f"{item['epoch']}-{item['first']}").touch()
+            yield from super().__call__(items)
+
+    monkeypatch.setattr(ray_stream, "ReadWindows", Counted)
+    steps = ray_stream.stream(source, Cursor(), 40, 0, 1, DataCpuBudget(1.5, 1.5), prefetch=1)
+    next(steps)
+    assert len(list(tmp_path.iterdir())) < len(list(windows(source.plan, Cursor(), 40)))
+    steps.close()
