@@ -3,13 +3,15 @@
 A batch may be empty at the end of a validation epoch. Images are pixels 0-255, resized and cropped but not normalised,
 or a frozen trunk's feature maps of them in bfloat16. Tokens are word piece ids, padded to the longest text of the
 chunk, [CLS] and [SEP] included. An attention mask is True on word pieces and False on padding.
+
+What decides the shapes of a model's tensors stays on the host (`Batch.on_host`), where reading it waits for no device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +27,14 @@ ImageArrays = UInt8[np.ndarray, "sample 3 height width"] | UInt16[np.ndarray, "s
 
 @dataclass(frozen=True)
 class Batch:
-    """The ids and tensors of a chunk's samples."""
+    """The ids and tensors of a chunk's samples.
+
+    Attributes:
+        on_host: names of the tensors that are not copied to a device.
+    """
 
     ids: tuple[str, ...]
+    on_host: ClassVar[tuple[str, ...]] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,8 +45,9 @@ class Batch:
         return sum(getattr(self, field.name).nbytes for field in fields(self) if field.name != "ids")
 
     def to(self: Some, device: str) -> Some:
-        """Return the batch with its tensors on a device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ids"}
+        """Return the batch with its tensors on a device, but those that stay on the host (`on_host`)."""
+        names = [field.name for field in fields(self) if field.name not in ("ids", *self.on_host)]
+        tensors = {name: getattr(self, name) for name in names}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
@@ -58,6 +66,7 @@ class ImageBatch(Batch):
 class CaptionBatch(ImageBatch):
     """Images with one caption each."""
 
+    on_host: ClassVar[tuple[str, ...]] = ("attention_mask",)
     tokens: Int[Tensor, "sample token"]
     attention_mask: Bool[Tensor, "sample token"]
 
@@ -88,6 +97,7 @@ class LabelledBatch(ImageBatch):
 class TextBatch(Batch):
     """Texts with some word pieces masked; `targets` holds the masked ids, and -100 elsewhere."""
 
+    on_host: ClassVar[tuple[str, ...]] = ("attention_mask", "targets")
     tokens: Int[Tensor, "sample token"]
     attention_mask: Bool[Tensor, "sample token"]
     targets: Int[Tensor, "sample token"]
@@ -116,6 +126,7 @@ class SceneGraphBatch(ImageBatch):
         predicate: predicate of each triplet, counted from 0.
     """
 
+    on_host: ClassVar[tuple[str, ...]] = ("attention_mask", "image")
     tokens: Int[Tensor, "object token"]
     attention_mask: Bool[Tensor, "object token"]
     image: Int[Tensor, " object"]

@@ -94,8 +94,7 @@ class Towers:
         ids, lengths = self.tokenizer.encode(texts)
         mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
         tokens = torch.from_numpy(ids[:, : lengths.max()].astype(np.int64))
-        tokens, mask = tokens.to(self._device), mask.to(self._device)
-        return text_vectors(self.model, tokens, mask, self.special_tokens).cpu().numpy()
+        return text_vectors(self.model, tokens.to(self._device), mask, self.special_tokens).cpu().numpy()
 
     def check_text(self, text: str) -> None:
         """Raise BadQuery if a text has no word pieces besides [CLS] and [SEP]."""

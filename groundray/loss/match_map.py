@@ -25,18 +25,34 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
+from groundray.device_copy import to_device
+
 Kind = Literal["dot", "cosine"]
 
-# A tile of the match maps in the forward pass has about TOKENS columns and TILE numbers. 2 MB in float32 stay in the
-# caches between the product and the maximum: 184 GFLOP/s on two Zen 4 cores, against 145 with tiles of 4,096 tokens
-# and 90 with one product of all.
-TOKENS = 512
-TILE = {"cpu": 2**19, "cuda": 2**24}  # the number for a GPU is not measured
 
-# Size of a block of rows in the backward pass, of which four are held at a time: 7 MB in float32, or 11 images of 196
-# positions and width 768. Half the size takes 1.25 times the time; nearly twice the size takes 0.85 times the time and
+class Sizes(NamedTuple):
+    """How much is computed at a time.
+
+    Attributes:
+        tokens: columns of a tile of the match maps in the forward pass, about.
+        tile: numbers in a tile.
+        rows: numbers in a block of rows in the backward pass, of which four are held at a time.
+    """
+
+    tokens: int
+    tile: int
+    rows: int
+
+
+# On a CPU, a tile of 2 MB in float32 stays in the caches between the product and the maximum: 184 GFLOP/s on two Zen 4
+# cores, against 145 with tiles of 4,096 tokens and 90 with one product of all. Rows of 7 MB are 11 images of 196
+# positions and width 768: half the size takes 1.25 times the time; nearly twice the size takes 0.85 times the time and
 # twice the memory.
-ROWS = 7 * 2**18
+#
+# A GPU is fast where launches are few and large. With 256 MB in float32, a batch of 180 takes one tile and one block of
+# rows for each chunk; a rank's 512 images and 4,096 captions of 14 tokens take 98 tiles of 0.1 TFLOP and 3 blocks. The
+# sizes for a GPU are not measured.
+SIZES = {"cpu": Sizes(512, 2**19, 7 * 2**18), "cuda": Sizes(4096, 2**26, 2**26)}
 
 
 def match_map(
@@ -56,7 +72,8 @@ def similarity(
     """Return the similarity of each image and each caption: the mean over valid tokens of the best position's match.
 
     A caption without a valid token has similarity 0 to every image, and no gradient. Among positions that match a
-    token equally well, the first has the gradient. Half precision is computed and returned in float32.
+    token equally well, the first has the gradient. Half precision is multiplied as it is; sums, the result and the
+    gradients until their end are in float32.
     """
     V, W = normalised(V, W, kind)
     return similarity_to_words(V, W.flatten(0, 1), valid)
@@ -71,8 +88,9 @@ def similarity_to_words(
     """Return the similarity (dot product) of each image and each caption, given the tokens as one list.
 
     Args:
-        words: the valid tokens of all captions, caption after caption; or all tokens, valid or not.
-        valid: True for the valid tokens of each caption.
+        words: the valid tokens of all captions, caption after caption; or all tokens, valid or not. They are multiplied
+            in the type of V, in which they must be exact.
+        valid: True for the valid tokens of each caption. Read on the host: a mask on a GPU makes it wait.
         block: number of images, counted from the first, that are multiplied together at most. An image's row, its
             gradient and its part of the words' gradient have the same bits in all calls with the same block and the
             same captions, whatever the other blocks are.
@@ -83,8 +101,11 @@ def similarity_to_words(
 
 
 def normalised(V: Tensor, W: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Return both embeddings, scaled to length 1 for cosine."""
-    return (F.normalize(V, dim=-1), F.normalize(W, dim=-1)) if kind == "cosine" else (V, W)
+    """Return both embeddings, scaled to length 1 for cosine. Lengths of half precision are computed in float32."""
+    if kind == "dot":
+        return V, W
+    V, W = (F.normalize(x.to(_wide(x)), dim=-1).to(x.dtype) for x in (V, W))
+    return V, W
 
 
 def position_type(positions: int) -> torch.dtype:
@@ -111,15 +132,16 @@ def _best_matches(V: Tensor, words: Tensor, valid: Tensor, block: int, keep: boo
     images, positions, _ = V.shape
     S = V.new_zeros(images, len(tokens.ends), dtype=_wide(V))
     best = V.new_empty(images, len(tokens.caption) if keep else 0, dtype=position_type(positions))
-    group = max(1, TILE.get(V.device.type, TILE["cpu"]) // (TOKENS * max(1, positions)))
+    sizes, multiplied = _sizes(V), _multiplied(V)
+    group = max(1, sizes.tile // (sizes.tokens * max(1, positions)))
     with torch.autocast(V.device.type, enabled=False):
-        for captions, span in tokens.tiles(TOKENS):
-            W, count = tokens[span], span.stop - span.start
+        for captions, span in tokens.tiles(sizes.tokens):
+            W, count = tokens.rows_of(span, multiplied), span.stop - span.start
             highest = S.new_empty(images, count)
             tile = S.new_empty(min(group, images) * positions, count)
             for part in _blocks(images, block, group):
-                rows = _aligned(V[part].flatten(0, 1).to(S.dtype))
-                matches = torch.mm(rows, W.T, out=tile[: len(rows)]).unflatten(0, (-1, positions))
+                rows = _aligned(V[part].flatten(0, 1).to(multiplied))
+                matches = _product(rows, W.T, tile[: len(rows)]).unflatten(0, (-1, positions))
                 if keep:
                     highest[part], best[part, span] = matches.max(dim=1)
                 else:
@@ -142,15 +164,16 @@ def _gradients(
     """Return the gradients of V and of the words, given that of S. The words' gradient is summed block by block."""
     tokens = _Tokens.of(words, valid)
     images, positions, dim = V.shape
+    size = _sizes(V).rows
     to_V, to_words = torch.zeros_like(V, dtype=_wide(V)), torch.zeros_like(words, dtype=_wide(V))
     weights = gradient / tokens.counts.clamp(min=1)
     with torch.autocast(V.device.type, enabled=False):
-        for _, span in tokens.tiles(max(1, ROWS // max(1, dim))):
-            W = tokens[span]
+        for _, span in tokens.tiles(max(1, size // max(1, dim))):
+            W = tokens.rows_of(span, to_V.dtype)
             to_W = torch.zeros_like(W)
             of_block = to_W if block >= images else torch.zeros_like(W)
             # an image takes its rows, and 8 bytes for each token's index in sorted order
-            group = max(1, ROWS // max(1, positions * dim, 6 * len(W)))
+            group = max(1, size // max(1, positions * dim, 6 * len(W)))
             for part in _blocks(images, block, group):
                 rows = V[part].flatten(0, 1).to(to_V.dtype)
                 winner, weight = best[part, span], weights[part].index_select(1, tokens.caption[span])
@@ -203,20 +226,23 @@ class _Tokens(NamedTuple):
 
     @staticmethod
     def of(words: Tensor, valid: Tensor) -> _Tokens:
+        valid = valid.cpu()
         counts = valid.sum(dim=1)
         ends = counts.cumsum(dim=0).tolist()
         all_valid = len(words) == (ends[-1] if ends else 0)
+        caption = torch.arange(len(ends)).repeat_interleave(counts)
         return _Tokens(
             words,
-            None if all_valid else valid.flatten().nonzero().squeeze(1),
-            torch.arange(len(ends), device=valid.device).repeat_interleave(counts),
-            counts,
+            None if all_valid else to_device(valid.flatten().nonzero().squeeze(1), words.device),
+            to_device(caption, words.device),
+            to_device(counts, words.device),
             ends,
         )
 
-    def __getitem__(self, span: slice) -> Tensor:  # type: ignore[override]
+    def rows_of(self, span: slice, dtype: torch.dtype) -> Float[Tensor, "token dim"]:
+        """Return the embeddings of some tokens in a type."""
         rows = self.words[span] if self.rows is None else self.words.index_select(0, self.rows[span])
-        return _aligned(rows.to(_wide(rows)).contiguous())
+        return _aligned(rows.to(dtype).contiguous())
 
     def tiles(self, size: int) -> Iterator[tuple[slice, slice]]:
         """Yield ranges of captions and of their tokens: each the fewest captions that have `size` tokens together."""
@@ -281,6 +307,20 @@ def _aligned(x: Tensor) -> Tensor:
     float32 are aligned already.
     """
     return x if x.data_ptr() % 64 == 0 else x.clone()
+
+
+def _sizes(x: Tensor) -> Sizes:
+    return SIZES.get(x.device.type, SIZES["cpu"])
+
+
+def _multiplied(x: Tensor) -> torch.dtype:
+    """Return the type of a product's factors: a GPU multiplies half precision as it is."""
+    return x.dtype if x.device.type == "cuda" else _wide(x)
+
+
+def _product(a: Float[Tensor, "row inner"], b: Float[Tensor, "inner column"], out: Tensor) -> Tensor:
+    """Return the matrix product, written to `out` and accumulated in its type."""
+    return torch.mm(a, b, out=out) if a.dtype == out.dtype else torch.mm(a, b, out_dtype=out.dtype, out=out)
 
 
 def _wide(x: Tensor) -> torch.dtype:

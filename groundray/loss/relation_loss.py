@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from groundray.device_copy import to_device
 from groundray.distributed import gather_rows, sum_gradient_over_ranks, sum_over_chunks
 
 Reduction = Literal["triplets", "images"]
@@ -82,8 +83,8 @@ def relation_loss(
             pair_loss(chunk.S, chunk.predicate, negatives, temperature).sum(),
             F.cross_entropy(chunk.logits, chunk.classes, reduction="sum"),
         )
-        counts = chunk.S.new_tensor([len(chunk.S), len(chunk.classes), chunk.images])
-        parts.append(torch.cat([torch.stack(sums), counts]))
+        counts = torch.tensor([len(chunk.S), len(chunk.classes), chunk.images], dtype=chunk.S.dtype)
+        parts.append(torch.cat([torch.stack(sums), to_device(counts, chunk.S.device)]))
     predicate, pair, object_, triplets, objects, images = sum_over_chunks(parts)
     if reduction == "images":
         triplets = objects = images
@@ -138,8 +139,13 @@ def log_sum_exp(logits: Float[Tensor, "row predicate"]) -> Float[Tensor, " predi
 def annotated_with(
     pairs: Int[Tensor, "triplet 2"], predicate: Int[Tensor, " triplet"], predicates: int
 ) -> Bool[Tensor, "triplet predicate"]:
-    """Return True for every predicate of each triplet's pair (subject, object), in any of the triplets."""
-    _, pair = torch.unique(pairs, dim=0, return_inverse=True)
+    """Return True for every predicate of each triplet's pair (subject, object), in any of the triplets.
+
+    Pairs are numbered in sorted order. `torch.unique` does so too, but makes the host wait for their number.
+    """
+    ordered, order = (pairs[:, 0] * 2**32 + pairs[:, 1]).sort()
+    number = torch.zeros_like(ordered)
+    number[1:] = (ordered[1:] != ordered[:-1]).cumsum(dim=0)
+    pair = torch.empty_like(order).index_copy(0, order, number)
     annotated = torch.zeros(len(pairs), predicates, dtype=torch.bool, device=pairs.device)
-    annotated[pair, predicate] = True
-    return annotated[pair]
+    return annotated.index_put((pair, predicate), annotated.new_ones(())).index_select(0, pair)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
+from groundray.device_copy import to_device
 from groundray.model.initialization import Initialization
 
 # The names behind the numbers of a stage's data, by kind: `classes`, `predicates`.
@@ -139,6 +140,11 @@ def _set_dropout(head: nn.Module, rate: float) -> None:
 
 
 def mean_of_valid(x: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]) -> Float[Tensor, "text dim"]:
-    """Return the mean over each text's valid tokens; 0 for a text without one."""
+    """Return the mean over each text's valid tokens; 0 for a text without one.
+
+    Args:
+        valid: on the host or on the device of `x`.
+    """
+    valid = to_device(valid, x.device)
     counts = valid.sum(dim=1, keepdim=True).clamp(min=1)
     return (x * valid[:, :, None]).sum(dim=1) / counts

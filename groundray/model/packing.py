@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from groundray.device_copy import to_device
+
 
 class Packed(NamedTuple):
     """Texts packed into rows of the batch's width.
@@ -24,32 +26,40 @@ class Packed(NamedTuple):
         positions: index of each token in its own text, from 0.
         same_text: attention mask, True where both tokens belong to the same text.
         flat_index: index into the flattened rows of each valid token, text after text.
+        source: index into the flattened texts of each valid token, text after text.
     """
 
     tokens: Int[Tensor, "row token"]
     positions: Int[Tensor, "row token"]
     same_text: Bool[Tensor, "row 1 token token"]
     flat_index: Int[Tensor, " valid"]
+    source: Int[Tensor, " valid"]
 
 
 def pack(tokens: Int[Tensor, "text token"], valid: Bool[Tensor, "text token"]) -> Packed | None:
-    """Return the texts packed into fewer rows, or None where no two texts fit into one."""
+    """Return the texts packed into fewer rows, or None where no two texts fit into one.
+
+    Args:
+        valid: True for the tokens of a text. It is read on the host; the rest is computed on the device of `tokens`.
+    """
     width = tokens.shape[1]
+    valid = valid.cpu()
     starts, rows = assign_rows(valid.sum(dim=1).tolist(), width)
     if rows == len(tokens):
         return None
-    within = valid.cumsum(dim=1) - 1
-    index = (torch.tensor(starts, device=tokens.device)[:, None] + within)[valid]
+    places = (torch.tensor(starts)[:, None] + valid.cumsum(dim=1) - 1)[valid]
+    index, source = to_device(torch.stack([places, valid.flatten().nonzero().squeeze(1)]), tokens.device)
 
     def spread(values: Tensor) -> Tensor:
-        return values.new_zeros(rows * width).index_copy(0, index, values.expand(valid.shape)[valid]).view(rows, width)
+        return values.new_zeros(rows * width).index_copy(0, index, values).view(rows, width)
 
-    text = spread(torch.arange(1, len(tokens) + 1, device=tokens.device)[:, None])
+    text = spread(source // width + 1)
     return Packed(
-        tokens=spread(tokens),
-        positions=spread(torch.arange(width, device=tokens.device)[None]),
+        tokens=spread(tokens.flatten().index_select(0, source)),
+        positions=spread(source % width),
         same_text=(text[:, :, None] == text[:, None, :])[:, None],
         flat_index=index,
+        source=source,
     )
 
 

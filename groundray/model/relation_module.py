@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from groundray.device_copy import to_device
 from groundray.model.initialization import Initialization, OperatorInitialization
 
 
@@ -45,13 +46,17 @@ class CrossModalAttention(nn.Module):
         Args:
             phrases: embedding of each object's phrase.
             V: embeddings of the image positions.
-            image: index of each object's image. Objects of an image are adjacent.
+            image: index of each object's image. Objects of an image are adjacent. Read on the host: an index on a GPU
+                makes it wait.
         """
         if len(phrases) == 0:
             return self.value(phrases)
+        image = image.cpu()
         index = index_in_image(image)
+        most = int(index.max()) + 1
+        image, index = to_device(torch.stack([image, index]), phrases.device)
         queries = self.query(phrases)
-        padded = queries.new_zeros(len(V), int(index.max()) + 1, queries.shape[1])
+        padded = queries.new_zeros(len(V), most, queries.shape[1])
         padded = padded.index_put((image, index), queries)
         attended = F.scaled_dot_product_attention(
             self._split(padded), self._split(self.key(V)), self._split(self.value(V))

@@ -34,10 +34,10 @@ from groundray.stage.protocol import Metrics, centre_crop, source
 
 
 class Encoded(NamedTuple):
-    """Embeddings of images (V) and captions (W), in at least float32.
+    """Embeddings of images (V) and captions (W), in the precision in which they were computed.
 
     Attributes:
-        valid: True for the tokens that the similarity averages over.
+        valid: True for the tokens that the similarity averages over; on the host.
     """
 
     V: Float[Tensor, "sample position dim"]
@@ -81,7 +81,7 @@ def encode_for_match_map(model: GroundedModel, batch: CaptionBatch, special_toke
     heads = model.head(GroundingHeads)
     V = heads.visual(model.visual(batch.images))
     W = heads.language(model.language(batch.tokens, batch.attention_mask))
-    return Encoded(at_least_float32(V), at_least_float32(W), counted_tokens(batch.attention_mask, special_tokens))
+    return Encoded(V, W, counted_tokens(batch.attention_mask, special_tokens))
 
 
 def encode_for_retrieval(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> Encoded:
@@ -94,11 +94,10 @@ def encode_for_retrieval(model: GroundedModel, batch: CaptionBatch, special_toke
     """
     if len(batch) == 0:
         empty = model.visual.empty()[:, :1]
-        return Encoded(empty, empty, empty.new_zeros(0, 1, dtype=torch.bool))
+        return Encoded(empty, empty, torch.zeros(0, 1, dtype=torch.bool))
     images = image_vectors(model, batch.images)
     texts = text_vectors(model, batch.tokens, batch.attention_mask, special_tokens)
-    valid = torch.ones(len(batch), 1, dtype=torch.bool, device=images.device)
-    return Encoded(images[:, None], texts[:, None], valid)
+    return Encoded(images[:, None], texts[:, None], torch.ones(len(batch), 1, dtype=torch.bool))
 
 
 def image_vectors(model: GroundedModel, images: Images) -> Float[Tensor, "image dim"]:
@@ -124,7 +123,7 @@ def text_vectors(
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return the tensor in float32 if it is in bfloat16, else unchanged: losses are never computed in bfloat16."""
+    """Return the tensor in float32 if it is in bfloat16, else unchanged."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 

@@ -23,6 +23,7 @@ from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.texts import IGNORE_INDEX, TextSamples
 from groundray.data.tokenization import WordPieceTokenizer
+from groundray.device_copy import to_device
 from groundray.distributed import sum_over_chunks
 from groundray.model.freezing import freeze, set_language_dropout
 from groundray.model.grounded import GroundedModel
@@ -78,13 +79,15 @@ class LanguageStage:
         set_language_dropout(model, self.settings.language_dropout)
 
     def encode(self, model: GroundedModel, batch: TextBatch) -> Predicted:
-        masked = batch.targets != IGNORE_INDEX
         embeddings = model.language.bert.embeddings.word_embeddings.weight
-        if not masked.any():
-            return Predicted(embeddings.new_zeros(0, len(embeddings)), batch.targets[masked])
-        hidden = model.language(batch.tokens, batch.attention_mask)[masked]
+        every = batch.targets.flatten()
+        masked = (every != IGNORE_INDEX).nonzero().squeeze(1)
+        if len(masked) == 0:
+            return Predicted(embeddings.new_zeros(0, len(embeddings)), to_device(every[masked], embeddings.device))
+        masked, targets = to_device(torch.stack([masked, every[masked]]), embeddings.device)
+        hidden = model.language(batch.tokens, batch.attention_mask).flatten(0, 1).index_select(0, masked)
         logits = model.head(MaskedLanguageHead)(hidden, embeddings)
-        return Predicted(at_least_float32(logits), batch.targets[masked])
+        return Predicted(at_least_float32(logits), targets)
 
     def loss(self, encoded: list[Predicted]) -> tuple[Tensor, Metrics]:
         loss, tokens = sum_over_chunks([_loss_and_count(chunk) for chunk in encoded])
@@ -111,4 +114,4 @@ class LanguageStage:
 def _loss_and_count(predicted: Predicted) -> Tensor:
     """Return the sum of the losses of masked tokens, and their number."""
     loss = F.cross_entropy(predicted.logits, predicted.targets, reduction="sum")
-    return torch.stack([loss, loss.new_tensor(len(predicted.targets))])
+    return torch.stack([loss, loss.new_full((), len(predicted.targets))])

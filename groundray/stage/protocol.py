@@ -103,10 +103,12 @@ class Stage(Protocol):
         ...
 
     def encode(self, model: GroundedModel, batch: Any) -> Any:
-        """Return what the loss needs of a chunk: embeddings, scores or logits, in at least float32.
+        """Return what the loss needs of a chunk: embeddings in the precision in which they were computed, scores or
+        logits in at least float32.
 
         Args:
-            batch: a batch of the stage's kind of data; it may hold no sample.
+            batch: a batch of the stage's kind of data; it may hold no sample. Its tensors are on the model's device,
+                but those that decide the shapes of others (`Batch.on_host`).
 
         Returns:
             A pytree of tensors, such as a NamedTuple.

@@ -15,6 +15,7 @@ from groundray.data.scene_graphs import SceneGraphSamples
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.tokenization import WordPieceTokenizer
+from groundray.device_copy import to_device
 from groundray.distributed import sum_over_chunks
 from groundray.loss.relation_loss import RelationLoss, Scored, annotated_with, relation_loss
 from groundray.model.freezing import freeze, set_dropout, set_language_dropout
@@ -145,8 +146,8 @@ class TopKCounts:
         """Add the counts of some chunks."""
         for chunk in scored:
             correct = [top_k_counts(chunk.S, chunk.predicate), top_k_counts(chunk.logits, chunk.classes)]
-            totals = correct[0].new_tensor([len(chunk.S), len(chunk.classes)])
-            self._counts.append(torch.cat([*correct, totals]))
+            totals = torch.tensor([len(chunk.S), len(chunk.classes)])
+            self._counts.append(torch.cat([*correct, to_device(totals, chunk.S.device)]))
 
     def metrics(self) -> Metrics:
         """Return accuracies over all ranks, `predicate/top1` and so on, from 0 to 1; 0 where nothing was counted."""

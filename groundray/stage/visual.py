@@ -92,6 +92,8 @@ class VisualStage:
             for _, batch in step.chunks:
                 logits, labels = encode(batch)
                 loss = F.cross_entropy(logits, labels, reduction="sum")
-                sums.append(torch.cat([loss[None], top_k_counts(logits, labels, TOP_K), loss.new_tensor([len(batch)])]))
+                sums.append(
+                    torch.cat([loss[None], top_k_counts(logits, labels, TOP_K), loss.new_full((1,), len(batch))])
+                )
         loss, *correct, images = sum_over_chunks([torch.stack(sums).double().sum(dim=0)]).tolist()
         return {"loss": loss / images, **{f"top{k}": count / images for k, count in zip(TOP_K, correct, strict=True)}}

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from groundray.loss import match_map
-from groundray.loss.match_map import Kind, position_type, similarity, similarity_to_words
+from groundray.loss.match_map import Kind, Sizes, position_type, similarity, similarity_to_words
 
 KINDS: list[Kind] = ["dot", "cosine"]
 
@@ -61,8 +62,7 @@ def test_similarity_of_a_written_out_pair() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile", [1, 2**20])
 def test_similarity_equals_its_naive_twin(kind: Kind, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("TOKENS", tile), ("TILE", {"cpu": tile}), ("ROWS", tile)):
-        monkeypatch.setattr(match_map, name, value)
+    monkeypatch.setitem(match_map.SIZES, "cpu", Sizes(tile, tile, tile))
     assert_equals_twin(*embeddings(), kind)
 
 
@@ -80,9 +80,8 @@ def test_similarity_equals_its_naive_twin_in_every_shape(data: st.DataObject) ->
     fraction = data.draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
     valid = torch.rand(captions, tokens, generator=generator) < fraction
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(match_map, "TOKENS", data.draw(st.integers(1, 8)))
-        patch.setattr(match_map, "TILE", {"cpu": data.draw(st.integers(1, 200))})
-        patch.setattr(match_map, "ROWS", data.draw(st.integers(1, 60)))
+        sizes = Sizes(*(data.draw(st.integers(1, largest)) for largest in (8, 200, 60)))
+        patch.setitem(match_map.SIZES, "cpu", sizes)
         assert_equals_twin(V, W, valid, "dot")
 
 
@@ -148,7 +147,7 @@ def test_rows_of_a_block_have_the_same_bits_whatever_the_other_blocks(width: int
 
 def test_gradient_of_words_is_the_sum_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, as two ranks add their gradients: a sum of two does not depend on their order."""
-    monkeypatch.setattr(match_map, "ROWS", 49 * 64 * 5)
+    monkeypatch.setitem(match_map.SIZES, "cpu", match_map.SIZES["cpu"]._replace(rows=49 * 64 * 5))
     V, W, valid = larger(width=64)
     words = W.detach()[valid].requires_grad_()
     weights = torch.randn(24, 24, generator=torch.Generator().manual_seed(1))
@@ -177,6 +176,30 @@ def test_half_precision_is_accumulated_in_float32() -> None:
     for half, full in zip(gradients(S, V, W), gradients(expected, *wide), strict=True):
         assert half.dtype == torch.bfloat16
         assert torch.equal(half, full.bfloat16())
+
+
+def test_cosine_of_half_precision_has_lengths_in_float32() -> None:
+    """A length of bfloat16 would be off by up to 1 in 256, and with it all matches of a position or token."""
+    V, W, valid = embeddings()
+    halves = [x.detach().bfloat16().requires_grad_() for x in (V, W)]
+    units = [F.normalize(x.double(), dim=-1).bfloat16().double() for x in halves]
+    S, expected = similarity(*halves, valid, "cosine"), reference.similarity(*units, valid, "dot")
+    torch.testing.assert_close(S.double(), expected, rtol=1e-6, atol=1e-6)
+    twins = [x.detach().double().requires_grad_() for x in halves]
+    found = gradients(S, *halves)
+    for half, full in zip(found, gradients(reference.similarity(*twins, valid, "cosine"), *twins), strict=True):
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.double(), full, rtol=0.02, atol=0.01)
+
+
+def test_words_of_half_precision_may_be_held_in_float32() -> None:
+    """As ranks do, which then add up the words' gradients in float32."""
+    V, W, valid = larger(torch.bfloat16)
+    wide = W.detach().float().requires_grad_()
+    S, expected = similarity(V, wide, valid), similarity(V, W, valid)
+    assert torch.equal(S, expected)
+    for found, half in zip(gradients(S, V, wide), gradients(expected, V, W), strict=True):
+        assert torch.equal(found.bfloat16(), half)
 
 
 def test_autocast_does_not_change_the_similarity() -> None:

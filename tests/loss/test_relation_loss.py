@@ -94,6 +94,18 @@ def test_annotated_holds_all_predicates_of_a_pair() -> None:
     assert annotated_with(pairs[:0], torch.zeros(0, dtype=torch.int64), 3).shape == (0, 3)
 
 
+def test_annotated_equals_its_naive_twin() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randint(0, 9, (200, 2), generator=generator)
+    pairs[::50] *= 10**6  # indices of a large batch
+    predicate = torch.randint(0, PREDICATES, (200,), generator=generator)
+    expected = torch.zeros(200, PREDICATES, dtype=torch.bool)
+    for row, pair in enumerate(pairs.tolist()):
+        for other, known in zip(pairs.tolist(), predicate.tolist(), strict=True):
+            expected[row, known] |= other == pair
+    assert torch.equal(annotated_with(pairs, predicate, PREDICATES), expected)
+
+
 @pytest.mark.parametrize("reduction", ["triplets", "images"])
 def test_batch_without_triplets_and_objects_has_loss_zero(reduction: Any) -> None:
     chunks = [scored(0, 0, images) for images in (0, 2)]

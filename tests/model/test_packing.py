@@ -51,6 +51,7 @@ def test_attention_stays_within_each_text() -> None:
     assert packed.tokens.tolist() == [[1, 2, 3, 4], [7, 8, 9, 9]]
     assert packed.positions.tolist() == [[0, 1, 2, 3], [0, 1, 0, 1]]
     assert packed.flat_index.tolist() == [4, 5, 0, 1, 2, 3, 6, 7]
+    assert packed.source.tolist() == [0, 1, 4, 5, 6, 7, 8, 9]
     assert packed.same_text[1, 0].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
 
 
