@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import ray
@@ -11,10 +13,47 @@ from ray.data import ActorPoolStrategy
 
 from groundray.data.derived import DerivedDataset, Encoder, make_parts, tasks
 from groundray.runtime.data.ray_stream import quiet_context
+from groundray.runtime.nodes import Node, accepting_nodes, places
 from groundray.training.allocator import ENVIRONMENT, keep_freed_memory
 
 MakeEncoder = Callable[[Any, str], Encoder[Any]]  # takes the model and its device
 Work = Mapping[str, tuple[DerivedDataset, MakeEncoder]]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A number of equal actors, each of which fits on every node that has what it needs.
+
+    Attributes:
+        cpus: CPUs that Ray reserves for an actor.
+        threads: decoding threads of an actor, at most.
+        gpus: GPUs of an actor, 0 or 1.
+    """
+
+    actors: int
+    cpus: float
+    threads: int
+    gpus: int
+
+    @staticmethod
+    def of(nodes: Sequence[Node], use_gpu: bool) -> Pool:
+        """Return the pool that uses all of the nodes: an actor for each GPU, or for each CPU if there is no GPU.
+
+        With GPUs, an actor gets the CPUs that there are for a GPU where they are fewest. With more it would wait
+        forever for a node with that GPU, as it would with those of nodes without one.
+        """
+        per_gpu = [node.cpus / int(node.gpus) for node in nodes if use_gpu and node.gpus >= 1]
+        if per_gpu:
+            cpus = int(min(per_gpu)) or math.floor(100 * min(per_gpu)) / 100
+            return Pool(places(nodes, cpus, 1), cpus, max(1, int(cpus)), 1)
+        whole = [int(node.cpus) for node in nodes if node.cpus >= 1] or [1]  # of none, Ray may start a node
+        return Pool(sum(whole), 1, min(whole), 0)
+
+    def limited(self, tasks: int) -> Pool:
+        """Return the pool with no more actors than tasks. On CPUs, those of the other actors decode."""
+        actors = min(self.actors, tasks)
+        threads = self.threads if self.gpus else min(self.threads, self.actors // actors)
+        return replace(self, actors=actors, threads=threads)
 
 
 class PartMaker:
@@ -48,19 +87,16 @@ def make_on_cluster(work: Work, model: Any, use_gpu: bool) -> Iterator[tuple[str
     Raises:
         ValueError: a row cannot be read or encoded.
     """
-    available = ray.cluster_resources()
-    cpus, gpus = int(available.get("CPU", 1)), int(available.get("GPU", 0)) if use_gpu else 0
+    pool = Pool.of(accepting_nodes(), use_gpu)
     rows = [
         {"what": what, "group": group, "names": names}
         for what, (spec, _) in work.items()
-        for group, names in tasks(spec, gpus or cpus)
+        for group, names in tasks(spec, pool.actors)
     ]
     if not rows:
         return
-    actors = min(len(rows), gpus or cpus)
-    threads = max(1, cpus // actors)
     remote: Any = _make_on_cluster
-    for result in remote.remote(rows, dict(work), ray.put(model), actors, threads, gpus > 0):
+    for result in remote.remote(rows, dict(work), ray.put(model), pool.limited(len(rows))):
         row: Any = ray.get(result)
         if row["error"]:
             raise ValueError(row["error"])
@@ -68,19 +104,17 @@ def make_on_cluster(work: Work, model: Any, use_gpu: bool) -> Iterator[tuple[str
 
 
 @ray.remote(num_cpus=0, max_retries=0, num_returns="streaming")
-def _make_on_cluster(
-    rows: list[dict[str, Any]], work: Work, model: Any, actors: int, threads: int, gpu: bool
-) -> Iterator[dict[str, Any]]:
+def _make_on_cluster(rows: list[dict[str, Any]], work: Work, model: Any, pool: Pool) -> Iterator[dict[str, Any]]:
     """Run the pass in a task of the cluster: in the driver, Ray's core and Ray Data would print their progress."""
     with ray.data.DataContext.current(quiet_context()):
         yield from (
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map(
                 cast(Any, PartMaker),
-                fn_constructor_args=(work, ray.put(model), threads),
-                compute=ActorPoolStrategy(size=actors),
-                num_cpus=threads if gpu else 1,
-                num_gpus=1 if gpu else None,
+                fn_constructor_args=(work, ray.put(model), pool.threads),
+                compute=ActorPoolStrategy(size=pool.actors),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus or None,
                 runtime_env={"env_vars": ENVIRONMENT},
             )
             .iter_rows()

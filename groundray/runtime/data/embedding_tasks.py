@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy
 
 from groundray.analysis.inputs.embedding import Embedder, Vectors
 from groundray.runtime.data.ray_stream import quiet_context
+from groundray.runtime.nodes import accepting_nodes, places
 
 
 class EmbeddingActor:
@@ -46,10 +47,12 @@ def embed(
         ValueError: see `Embedder.embed`; or the cluster has no GPU.
     """
     batches = embedder.batches(texts)
-    available = ray.cluster_resources()
-    actors = int(available.get("GPU" if use_gpu else "CPU", 0))
+    cpus, gpus = (0, 1) if use_gpu else (1, 0)
+    actors = places(accepting_nodes(), cpus, gpus)
     if not actors:
-        raise ValueError(f"expected a cluster with a {'GPU' if use_gpu else 'CPU'} to embed on, got {available}")
+        raise ValueError(
+            f"expected a cluster with a {'GPU' if use_gpu else 'CPU'} to embed on, got {ray.cluster_resources()}"
+        )
     total, done = sum(batch.tokens.size for batch in batches), 0
     context = quiet_context()
     context.execution_options.preserve_order = True
@@ -60,8 +63,8 @@ def embed(
             cast(Any, EmbeddingActor),
             fn_constructor_args=(ray.put((embedder, batches)),),
             compute=ActorPoolStrategy(size=min(actors, len(batches))),
-            num_cpus=0 if use_gpu else 1,
-            num_gpus=1 if use_gpu else None,
+            num_cpus=cpus,
+            num_gpus=gpus or None,
         )
 
         def encoded() -> Any:

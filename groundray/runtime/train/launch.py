@@ -23,10 +23,11 @@ from groundray.config import Settings
 from groundray.distributed import gather_strings
 from groundray.runtime import cluster
 from groundray.runtime.data.feature_tasks import make_features
+from groundray.runtime.nodes import accepting_nodes
 from groundray.runtime.train.failure_policy import describe
 from groundray.runtime.train.group import NodeTorchConfig
 from groundray.runtime.train.ray_worker import FLUSH_SECONDS, Mailbox, RayWorker
-from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles, node_cpus, wait_until
+from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles, wait_until
 from groundray.runtime.train.trainer import Trainer
 from groundray.storage.folder import Folder
 from groundray.training import allocator, layout, preflight, progression
@@ -194,7 +195,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     here = ray.get_runtime_context().get_node_id()
     cpu_budget = DataCpuBudget.of(
-        gather_strings(here), settings.scaling.cpus_per_worker, node_cpus(), config["cpu_fraction"]
+        gather_strings(here), settings.scaling.cpus_per_worker, accepting_nodes(), config["cpu_fraction"]
     )
     watchdog = _watchdog(
         layout.folder_of(settings), settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,11 +16,11 @@ from ray.util import placement_group, remove_placement_group
 
 from groundray.config import Settings
 from groundray.runtime import cluster, compat
+from groundray.runtime.nodes import ROUNDING, Node, accepting_nodes, described, places
 from groundray.runtime.ray_address import given_address
 
 MIN_DATA_CPUS = 0.2  # for each worker's reading and decoding
 NOTICE_SECONDS = 30.0  # between two notices that the run waits
-ROUNDING = 1e-9  # 2 - 2 x 0.8 is less than 2 x 0.2
 Result = TypeVar("Result")
 
 
@@ -30,15 +31,27 @@ class Resources:
     Attributes:
         workers: the smallest number of workers.
         gpus: of all workers.
+        nodes: those of the cluster.
         where: the name of the cluster in messages.
+        fraction: the part of the cluster that the run may use, above 0 to 1.
     """
 
     workers: int
     worker_cpus: float
     gpus: int
-    cluster_cpus: float
-    cluster_gpus: float
+    nodes: Sequence[Node]
     where: str
+    fraction: float = 1.0
+
+    @property
+    def cluster_cpus(self) -> float:
+        """CPUs of the cluster that the run may use."""
+        return self.fraction * sum(node.cpus for node in self.nodes)
+
+    @property
+    def cluster_gpus(self) -> float:
+        """GPUs of the cluster that the run may use."""
+        return self.fraction * sum(node.gpus for node in self.nodes)
 
     def check(self) -> None:
         """Raise ValueError if the workers do not fit on the cluster, or leave no CPU to read and decode their data."""
@@ -48,16 +61,29 @@ class Resources:
                 f"the cluster has {self.cluster_gpus:g}"
             )
         if not leaves_data_cpus(self.cluster_cpus, self.workers, self.worker_cpus):
-            maximum = (self.cluster_cpus - self.workers * MIN_DATA_CPUS) / self.workers
             raise ValueError(
                 f"{self.workers} workers with {self.worker_cpus:g} CPUs each leave Ray Data no CPU of the cluster's "
-                f"{self.cluster_cpus:g}: "
-                + (
-                    f"set scaling.cpus_per_worker to {maximum:.2f} or less"
-                    if maximum > 0
-                    else "use fewer workers (scaling.num_workers) or a larger cluster"
-                )
+                f"{self.cluster_cpus:g}: {self._fewer_cpus()}"
             )
+        if (found := self._places(self.worker_cpus)) < self.workers:
+            raise ValueError(
+                f"scaling.cpus_per_worker: expected nodes with room for {self.workers} workers, each with "
+                f"{self.worker_cpus:g} CPUs{' and a GPU' if self.gpus else ''} on one node, got room for {found} on "
+                f"nodes with {described(self.nodes)}: {self._fewer_cpus()}"
+            )
+
+    def _places(self, worker_cpus: float) -> int:
+        return places(self.nodes, worker_cpus, 1 if self.gpus else 0)
+
+    def _fewer_cpus(self) -> str:
+        """Return the repair: the most CPUs a worker with which the workers and their reading fit on the nodes."""
+        divided = {node.cpus / count for node in self.nodes for count in range(1, self.workers + 1)}
+        fitting = [cpus for cpus in divided if cpus and self._places(cpus) >= self.workers]
+        left = self.cluster_cpus / self.workers - MIN_DATA_CPUS
+        maximum = math.floor(100 * min(max(fitting, default=0.0), left) + ROUNDING) / 100
+        if maximum <= 0:
+            return "use fewer workers (scaling.num_workers) or a larger cluster"
+        return f"set scaling.cpus_per_worker to {maximum:.2f} or less"
 
 
 def min_bundles(settings: Settings) -> list[dict[str, float]]:
@@ -127,37 +153,23 @@ class DataCpuBudget:
 
     @staticmethod
     def of(
-        workers_on: Sequence[str], worker_cpus: float, cpus_by_node: Mapping[str, float], fraction: float = 1.0
+        workers_on: Sequence[str], worker_cpus: float, nodes: Iterable[Node], fraction: float = 1.0
     ) -> DataCpuBudget:
-        """Return a rank's part of the CPUs that the workers leave.
+        """Return a rank's part of the CPUs that the workers leave, on nodes with and without GPUs.
 
         Args:
-            workers_on: the node of each rank.
-            cpus_by_node: the CPUs of each node that accepts tasks.
+            workers_on: the id of each rank's node.
+            nodes: those that accept tasks.
             fraction: the part of the remaining CPUs that this run may use, above 0 to 1.
         """
-        free = [max(0.0, cpus - worker_cpus * workers_on.count(node)) for node, cpus in cpus_by_node.items()]
+        free = [max(0.0, node.cpus - worker_cpus * workers_on.count(node.id)) for node in nodes]
         ranks = len(workers_on)
         return DataCpuBudget(max(MIN_DATA_CPUS, sum(free) * fraction / ranks), max(0.01, *free), ranks)
 
 
-def node_cpus() -> dict[str, float]:
-    """Return the CPUs of each node that accepts tasks, by node id.
-
-    Ray's own sums include draining nodes. Tasks sized by such a sum would fit on no other node, and wait forever.
-    """
-    draining = compat.draining_nodes()
-    return {
-        node["NodeID"]: node["Resources"].get("CPU", 0.0)
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in draining
-    }
-
-
 def cluster_resources(settings: Settings, fraction: float = 1.0) -> Resources:
     """Compare a run's needs with the connected cluster, of which it may use a fraction."""
-    total = ray.cluster_resources()
-    return _resources(settings, total.get("CPU", 0) * fraction, total.get("GPU", 0) * fraction, "the cluster")
+    return _resources(settings, accepting_nodes(), "the cluster", fraction)
 
 
 def preview(settings: Settings) -> Resources:
@@ -165,16 +177,17 @@ def preview(settings: Settings) -> Resources:
     if settings.scaling.max_workers and given_address():
         with cluster.connect():
             return cluster_resources(settings)
-    return _resources(settings, joblib.cpu_count(), torch.cuda.device_count(), "this machine")
+    here = Node("", joblib.cpu_count(), torch.cuda.device_count())
+    return _resources(settings, [here], "this machine")
 
 
-def _resources(settings: Settings, cpus: float, gpus: float, where: str) -> Resources:
+def _resources(settings: Settings, nodes: Sequence[Node], where: str, fraction: float = 1.0) -> Resources:
     workers = settings.scaling.min_workers
     return Resources(
         workers=workers,
         worker_cpus=settings.scaling.cpus_per_worker,
         gpus=max(1, workers) if settings.scaling.use_gpu else 0,
-        cluster_cpus=cpus,
-        cluster_gpus=gpus,
+        nodes=nodes,
         where=where,
+        fraction=fraction,
     )

@@ -10,6 +10,7 @@ import ray
 from ray.train import ScalingConfig
 
 from groundray.runtime import compat
+from groundray.runtime.nodes import node_of, places
 from groundray.runtime.train.resources import leaves_data_cpus
 from groundray.training.events import Notice
 from groundray.training.worker import Stopped
@@ -95,11 +96,13 @@ class ElasticWorkers(compat.ElasticScalingPolicy):
         self._resize_requested: float | None = None
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        possible = super()._count_possible_workers(reserved_resources)
-        each = compat.resources_per_worker(self.scaling_config)["CPU"]
+        # Ray's own count takes 0.7 + 0.7 + 0.7 CPUs for two workers with 0.7 each
+        each = node_of("", compat.resources_per_worker(self.scaling_config))
+        possible = places((node_of(*reserved) for reserved in reserved_resources.items()), each.cpus, each.gpus)
         cpus = ray.cluster_resources().get("CPU", 0)
         return max(
-            (count for count in self._counts if count <= possible and leaves_data_cpus(cpus, count, each)), default=0
+            (count for count in self._counts if count <= possible and leaves_data_cpus(cpus, count, each.cpus)),
+            default=0,
         )
 
     def make_decision_for_non_running_worker_group(self) -> compat.ScalingDecision:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pickle import UnpicklingError
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -29,6 +27,7 @@ from groundray import interrupts
 from groundray.config import Settings, SettingsError
 from groundray.runtime import cluster, compat
 from groundray.runtime.data.feature_tasks import make_features
+from groundray.runtime.nodes import Node, accepting_nodes, described, places
 from groundray.runtime.train import launch
 from groundray.runtime.train.resources import MIN_DATA_CPUS, min_bundles, wait_until
 from groundray.runtime.tune.results import State, Trial
@@ -54,29 +53,41 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class TrialResources:
-    """The resources of a trial, including the CPUs that Ray Data needs for it."""
+    """The resources of a trial, including the CPUs that Ray Data needs for it.
+
+    Attributes:
+        workers: number of parts of a trial that may be on different nodes.
+        worker_cpus: CPUs of such a part, which has a GPU if the trial has any.
+    """
 
     cpus: float
     gpus: int
+    workers: int
+    worker_cpus: float
 
     @staticmethod
     def of(sweep: Sweep) -> TrialResources:
         """Return the resources of one trial of a sweep."""
         scaling = sweep.settings.scaling
-        nested = scaling.max_workers > 1
-        cpus = scaling.min_workers * (scaling.cpus_per_worker + MIN_DATA_CPUS) if nested else sweep.cpus
-        return TrialResources(cpus, max(1, scaling.min_workers) if scaling.use_gpu else 0)
+        gpus = max(1, scaling.min_workers) if scaling.use_gpu else 0
+        if scaling.max_workers > 1:
+            cpus = scaling.min_workers * (scaling.cpus_per_worker + MIN_DATA_CPUS)
+            return TrialResources(cpus, gpus, scaling.min_workers, scaling.cpus_per_worker)
+        return TrialResources(sweep.cpus, gpus, 1, sweep.cpus)
 
-    def concurrent(self, wanted: int | None, cluster_cpus: float, cluster_gpus: float) -> int:
+    def concurrent(self, wanted: int | None, nodes: Sequence[Node]) -> int:
         """Return the number of concurrent trials on a cluster: `wanted`, or as many as fit.
 
         Raises:
             SettingsError: not one trial fits, or not as many as wanted.
         """
-        rounding = 1e-9
-        most = int(min(cluster_cpus / self.cpus + rounding, cluster_gpus / self.gpus if self.gpus else math.inf))
-        takes = f"a trial takes {self.cpus:g} CPUs and {self.gpus} GPUs, the cluster has {cluster_cpus:g} and "
-        takes += f"{cluster_gpus:g}"
+        cluster = Node("", sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+        most = cluster.places(self.cpus, self.gpus)
+        takes = f"a trial takes {self.cpus:g} CPUs and {self.gpus} GPUs, the cluster has {cluster.cpus:g} and "
+        takes += f"{cluster.gpus:g}"
+        if most and len(nodes) > 1:
+            most = min(most, places(nodes, self.worker_cpus, 1 if self.gpus else 0) // self.workers)
+            takes += f" on nodes with {described(nodes)}"
         if not most:
             raise SettingsError(
                 f"{takes}: use fewer workers a trial (scaling.num_workers), fewer CPUs each "
@@ -136,8 +147,7 @@ def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Itera
         room, settings = TrialResources.of(sweep), sweep.settings
 
         def concurrent() -> int:
-            has = ray.cluster_resources()
-            return room.concurrent(sweep.max_concurrent, has.get("CPU", 0), has.get("GPU", 0))
+            return room.concurrent(sweep.max_concurrent, accepting_nodes())
 
         trial = (
             min_bundles(settings) if nested else [{"CPU": room.cpus} | ({"GPU": float(room.gpus)} if room.gpus else {})]
