@@ -205,8 +205,8 @@ def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, err
                 return status
             if signals.received:  # too late to stop that run
                 return EXIT_SIGNAL + signals.received[0]
-        tune.make_shared_features(sweep, reporter.observe)
-        trials, stopped = tune.run_sweep(sweep, concurrent, parent, options.resume, console.print)
+        with tune.shared_features(sweep, reporter.observe):
+            trials, stopped = tune.run_sweep(sweep, concurrent, parent, options.resume, console.print)
 
     winner = _show(sweep, options, trials, console)
     if log:

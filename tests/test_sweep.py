@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from conftest import SmallWorld
+from mlflow.artifacts import download_artifacts
 from servers import Server
 
 from groundray import config
@@ -68,6 +69,9 @@ def test_a_sweep_writes_a_table_a_plot_and_the_best_model(
     assert (tmp_path / "tau" / "sweep.png").stat().st_size > 10_000
     assert (tmp_path / "tau" / "table.csv").read_text().count("\n") == 4
 
+    uses = [json.loads(use.read_text())["run"] for use in (tmp_path / ".features" / "uses").iterdir()]
+    assert {Path(run).name for run in uses} == {trial["name"] for trial in trials}  # the sweep's own use has ended
+
     client, number = tracking(tmp_path)
     (parent,) = client.search_runs([number], "tags.mlflow.runName = 'tau'")
     children = client.search_runs([number], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
@@ -83,7 +87,7 @@ def test_a_sweep_writes_a_table_a_plot_and_the_best_model(
     weights = Path("language/model.safetensors")
     trained = (tmp_path / "tau" / "trials" / winner["name"] / "model" / weights).read_bytes()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    downloaded = Path(mlflow.artifacts.download_artifacts("models:/shown@best", dst_path=str(tmp_path / "downloaded")))
+    downloaded = Path(download_artifacts("models:/shown@best", dst_path=str(tmp_path / "downloaded")))
     assert (downloaded / weights).read_bytes() == trained
 
     # the command that it prints trains these weights again

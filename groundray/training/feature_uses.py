@@ -1,7 +1,7 @@
 """Uses of trunk features: which runs read them, when they were last used, and which may be deleted.
 
     FEATURES/KEY/                   trunk features (trunk_features.py)
-    FEATURES/uses/KEY-ID.json       a run that reads them: its folder, and when an attempt last began to
+    FEATURES/uses/KEY-ID.json       a run or sweep that reads them: its folder, and when an attempt last began to
     FEATURES/deleting/KEY.json      they are about to be deleted
 
 A reader writes its use and then looks for a deletion; whoever deletes announces it and then looks for uses. Of two that
@@ -52,12 +52,23 @@ class StoredFeatures:
 def mark_used(features: Folder, run: Folder) -> None:
     """Record that a run uses trunk features from now on. Waits until a deletion of them that has begun is over."""
     cache, key = features.parent, features.name
-    name = f"{key}-{hashlib.sha256(str(run).encode()).hexdigest()[:12]}.json"
-    (cache / USES).make().write_json(name, {"run": str(run), "time": time.time()})
+    (cache / USES).make().write_json(f"{key}-{_use(run)}", {"run": str(run), "time": time.time()})
     while (began := _time(cache / DELETING, f"{key}.json")) is not None:
         if time.time() - began > ABANDONED_SECONDS:
             (cache / DELETING).delete(f"{key}.json")
         time.sleep(POLL_SECONDS)
+
+
+def release(cache: Folder, run: Folder) -> None:
+    """Record that a run uses no trunk features any more."""
+    for name in (cache / USES).names():
+        if name.endswith(f"-{_use(run)}"):
+            (cache / USES).delete(name)
+
+
+def _use(run: Folder) -> str:
+    """Return the end of the names of a run's uses."""
+    return f"{hashlib.sha256(str(run).encode()).hexdigest()[:12]}.json"
 
 
 def stored_features(cache: Folder) -> list[StoredFeatures]:

@@ -17,6 +17,7 @@ from groundray.training.feature_uses import (
     is_active,
     make_room,
     mark_used,
+    release,
     stored_features,
     user_of,
 )
@@ -96,6 +97,19 @@ def test_what_an_active_run_reads_stays(cache: Folder, clock: list[float]) -> No
     assert not is_active(run)
     make_room(cache, 0, 0, set())
     assert keys(cache) == []
+
+
+def test_what_a_run_released_may_go(cache: Folder, clock: list[float]) -> None:
+    """A sweep keeps the features of its trials until it ends."""
+    sweep, other = cache.parent / "sweep", cache.parent / "other"
+    for key, user in ((FIRST, sweep), (SECOND, sweep), (SECOND, other)):
+        mark_used(cache / key, user)
+    clock[0] = 1
+    first, second = (features for features in stored_features(cache) if features.folder.name in (FIRST, SECOND))
+    assert user_of(first) == f"read by {sweep}"
+    release(cache, sweep)
+    assert user_of(first) == ""
+    assert user_of(second) == f"read by {other}"
 
 
 def test_what_is_being_written_stays(cache: Folder) -> None:

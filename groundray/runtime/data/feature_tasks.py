@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from groundray.data.derived import finalize, open_derived
 from groundray.runtime.data.derived_tasks import make_on_cluster
+from groundray.storage.folder import Folder
 from groundray.training import progression
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.events import Event, FeaturesDone, Notice
@@ -19,13 +20,17 @@ from groundray.training.preflight import CheckedRun
 from groundray.training.trunk_features import features_of, prepare_cache, refusal, started_event
 
 
-def make_features(run: CheckedRun, observe: Callable[[Event], None]) -> None:
+def make_features(run: CheckedRun, observe: Callable[[Event], None], user: Folder | None = None) -> None:
     """Make the missing features of the trunk that the run starts with, for the stages that read them.
+
+    Args:
+        user: folder of the run or sweep that uses them (default: the run's).
 
     Raises:
         ValueError: the disk has no room, or a row group is damaged.
     """
     store, settings, stages = CheckpointStore.at(run.folder), run.settings, run.stages
+    user = user or run.folder
     changing = next((index for index, stage in enumerate(stages) if stage.settings.trains_trunk), len(stages))
     reading = [stage for stage in stages[:changing] if not refusal(stage, settings) and not store.finished(stage.name)]
     if not reading:
@@ -39,7 +44,7 @@ def make_features(run: CheckedRun, observe: Callable[[Event], None]) -> None:
     }
     named = sorted(by_folder.values(), key=lambda item: item[0])
     specs = [features.spec for _, features in named]
-    prepare_cache(specs, settings, run.folder, lambda text: observe(Notice(text)))
+    prepare_cache(specs, settings, user, lambda text: observe(Notice(text)))
     missing = {what: features for what, features in named if not open_derived(features.spec)}
     for what, features in missing.items():
         observe(started_event(what, features.spec))
@@ -52,7 +57,7 @@ def make_features(run: CheckedRun, observe: Callable[[Event], None]) -> None:
         if time.monotonic() - marked > MARK_SECONDS:
             marked = time.monotonic()
             for spec in specs:
-                mark_used(spec.folder, run.folder)
+                mark_used(spec.folder, user)
 
     for _ in make_on_cluster(work, trunk, settings.scaling.use_gpu):
         mark()

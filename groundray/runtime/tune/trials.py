@@ -36,7 +36,9 @@ from groundray.runtime.tune.spec import SEED, STATE, Sweep, describe_values
 from groundray.tracking import Tracker, written_uri
 from groundray.training import history, preflight
 from groundray.training.events import EpochDone, Event
+from groundray.training.feature_uses import release
 from groundray.training.identity import Identity
+from groundray.training.layout import features_folder
 from groundray.training.preflight import CheckedRun
 
 LOG = logging.getLogger(__name__)
@@ -160,10 +162,15 @@ def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Itera
         )
 
 
-def make_shared_features(sweep: Sweep, observe: Callable[[Event], None]) -> None:
-    """Make the trunk features that the trials share, in the folder that the first trial would use."""
+@contextlib.contextmanager
+def shared_features(sweep: Sweep, observe: Callable[[Event], None]) -> Iterator[None]:
+    """Make the trunk features that the trials share, and keep them inside the context: the sweep uses them."""
     values = {space.name: space.values[0] for space in sweep.spaces} | {SEED: sweep.settings.run.seed}
-    make_features(preflight.check(sweep.settings_of(values, "trial")), observe)
+    try:
+        make_features(preflight.check(sweep.settings_of(values, "trial")), observe, sweep.folder)
+        yield
+    finally:
+        release(features_folder(sweep.settings), sweep.folder)
 
 
 def run_sweep(
