@@ -326,6 +326,7 @@ def _catch_up(
     run = identity.read(folder)
     if run is None:
         return
+    run = identity.claim(folder, run.settings, run.fingerprints)  # a copy is not the run that it was copied from
     experiment = _experiment(client, settings)
     logged = _find_run(client, settings, experiment, run.id)
     if logged and status == "FINISHED":

@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,8 @@ def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
         known = read(folder)
         assert known is not None
     _ensure_equal(folder, known, settings, fingerprints)
-    if not _is_at(folder, known.folder):
-        if _is_copy(folder, known):
-            known = Identity(mint(), known.settings, known.fingerprints, str(folder))
-        else:  # it was moved: without its new path, a copy of it would be taken for moved too
-            known = replace(known, folder=str(folder))
+    if (here := settled(folder, known, _stored_id)) != known:
+        known = here
         folder.write_sealed(RUN, known.content())
     try:
         whole = not has_secret(folder.read_sealed_text(CONFIG))  # an earlier version may have written one
@@ -130,6 +127,27 @@ def _ensure_equal(folder: Folder, known: Identity, settings: Settings, fingerpri
             + "\n".join(different)
             + "\nuse these settings to resume it, or another --run.name"
         )
+
+
+def settled(folder: Folder, known: Identity, stored_id: Callable[[Folder], str | None]) -> Identity:
+    """Return an identity that was read in a folder: with an id of its own if the folder is a copy of one that can still
+    be reached, with its new path if it was moved.
+
+    Args:
+        stored_id: returns the id in a folder.
+    """
+    if _is_at(folder, known.folder):
+        return known
+    with contextlib.suppress(OSError, ValueError):  # what cannot be read is not there any more
+        former = Folder.at(known.folder)
+        if former.local == folder.local and stored_id(former) == known.id:
+            return Identity(mint(), known.settings, known.fingerprints, str(folder))
+    return replace(known, folder=str(folder))  # without its new path, a copy of it would be taken for moved too
+
+
+def _stored_id(folder: Folder) -> str | None:
+    run = read(folder)
+    return run.id if run else None
 
 
 def settings_hash(settings: Settings, fingerprints: Mapping[str, str]) -> str:
@@ -177,13 +195,4 @@ def _is_at(folder: Folder, url: str) -> bool:
         return True
     with contextlib.suppress(OSError):
         return folder.local and Path(url).samefile(folder.path)
-    return False
-
-
-def _is_copy(folder: Folder, known: Identity) -> bool:
-    """Return True if the folder is a copy of a run that is still where it was."""
-    with contextlib.suppress(OSError, ValueError):  # what cannot be read is not there any more
-        former = Folder.at(known.folder)
-        if former.local == folder.local and (original := read(former)):
-            return original.id == known.id
     return False

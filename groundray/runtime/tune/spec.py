@@ -28,7 +28,7 @@ Search = Literal["grid", "random", "tpe"]
 DEFINITION, SHARED, TRIALS, STATE = "sweep.json", "before", "trials", "tune"
 TABLE, RESULTS, PLOT = "table.csv", "trials.json", "sweep.png"
 SEED = "run.seed"
-ID, ADOPTED = "id", "adopted"  # keys of sweep.json besides those that identify the sweep
+ID, ADOPTED, FOLDER = "id", "adopted", "folder"  # keys of sweep.json besides those that identify the sweep
 # keys of sweep.json in an earlier version, which neither sealed it nor gave it an id
 FORMER_KEYS = (
     rf"(run|data|scaling|model|features|{'|'.join(get_args(StageName))})\..*|stages|space|metric|search|samples|seeds|"
@@ -176,6 +176,8 @@ class Sweep:
     def claim(self, resume: bool) -> Identity:
         """Claim the sweep's folder, or check that it belongs to this sweep. Returns its identity, as a run has one.
 
+        A copy of a sweep whose original can still be reached gets an id of its own.
+
         Raises:
             SettingsError: the folder belongs to another sweep or run, or to this one and `resume` is False.
             Damaged: the folder's sweep.json is damaged.
@@ -185,28 +187,26 @@ class Sweep:
             if folder.exists(layout.RUN) or folder.exists(layout.CONFIG):
                 raise SettingsError(f"{folder} holds a training run: use another --run.name")
             new = identity.mint()
-            if folder.make().create_sealed(DEFINITION, {ID: new, ADOPTED: False, **here}):
+            if folder.make().create_sealed(DEFINITION, {ID: new, ADOPTED: False, FOLDER: str(folder), **here}):
                 return Identity(new, self.settings, {}, str(folder))
-        stored = self._stored()
-        known, adopted = stored.pop(ID, None), stored.pop(ADOPTED, True)
+        stored = _stored(folder)
+        stored_id, adopted, former = stored.pop(ID, None), stored.pop(ADOPTED, True), stored.pop(FOLDER, None)
         if different := differences(stored, here):
             raise SettingsError(
                 f"{folder} holds another sweep:\n" + "\n".join(different) + "\nuse another --run.name, or its settings"
             )
         if not resume:
             raise SettingsError(f"{folder} holds this sweep already: give --resume to resume it, or another --run.name")
-        if known is None:  # an earlier version started it
-            known = identity.mint()
-            folder.write_sealed(DEFINITION, {ID: known, ADOPTED: True, **here})
-        return Identity(known, self.settings, {}, str(folder), adopted)
+        # an earlier version wrote no id, or no folder
+        known = Identity(stored_id or identity.mint(), self.settings, {}, former or str(folder), adopted)
+        known = identity.settled(folder, known, _stored_id)
+        if (known.id, known.folder) != (stored_id, former):
+            folder.write_sealed(DEFINITION, {ID: known.id, ADOPTED: known.adopted, FOLDER: known.folder, **here})
+        return known
 
     def stored_id(self) -> str | None:
         """Return the sweep's id, None if it has not started."""
-        return self._stored().get(ID) if self.folder.exists(DEFINITION) else None
-
-    def _stored(self) -> dict[str, Any]:
-        repair = "restore it from a copy, or use another --run.name"
-        return self.folder.read_sealed(DEFINITION, unsealed_keys=FORMER_KEYS, repair=repair)
+        return _stored_id(self.folder)
 
     def ensure_state_is_trusted(self, resume: bool, trust_storage: bool) -> None:
         """Raise SettingsError if resuming would unpickle Ray Tune's state from storage that others may write to.
@@ -247,6 +247,16 @@ class Sweep:
             "early stopping": self.early_stopping,
             "trials at once": self.max_concurrent or "as many as fit",  # Tune keeps the number of the start
         }
+
+
+def _stored(folder: Folder) -> dict[str, Any]:
+    """Return the content of a sweep's definition."""
+    repair = "restore it from a copy, or use another --run.name"
+    return folder.read_sealed(DEFINITION, unsealed_keys=FORMER_KEYS, repair=repair)
+
+
+def _stored_id(folder: Folder) -> str | None:
+    return _stored(folder).get(ID) if folder.exists(DEFINITION) else None
 
 
 def _is_own(file: Path) -> bool:

@@ -133,6 +133,24 @@ def test_a_sweep_keeps_its_id_and_another_in_its_folder_has_another(world: Small
     assert one.claim(resume=False).id != first.id
 
 
+def test_a_copied_sweep_gets_an_id_of_its_own_and_a_moved_one_keeps_its(world: SmallWorld, tmp_path: Path) -> None:
+    def named(name: str) -> Sweep:
+        return sweep(
+            world.settings(f"--run.storage={tmp_path}", f"--run.name={name}"), "grounding.dropout=choice:0,0.1"
+        )
+
+    first = named("s").claim(resume=False)
+    shutil.copytree(tmp_path / "s", tmp_path / "copy")
+    copied = named("copy").claim(resume=True)
+    assert copied.id != first.id
+    assert named("copy").claim(resume=True) == copied
+    assert named("s").claim(resume=True) == first
+    (tmp_path / "s").rename(tmp_path / "moved")
+    assert named("moved").claim(resume=True).id == first.id
+    shutil.copytree(tmp_path / "moved", tmp_path / "again")
+    assert named("again").claim(resume=True).id != first.id
+
+
 def test_a_sweep_of_an_earlier_version_is_adopted(world: SmallWorld, tmp_path: Path) -> None:
     """Its definition has neither an id nor a seal."""
     one = sweep(world.settings(f"--run.storage={tmp_path}", "--run.name=s"), "grounding.temperature=choice:0.1,1")
