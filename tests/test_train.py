@@ -175,6 +175,26 @@ def test_a_dry_run_says_what_would_happen(
     assert not (tmp_path / "runs").exists()
 
 
+def test_storage_that_cannot_be_written_is_named_before_the_run(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "readonly").mkdir()
+    writable = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "readonly" and writable(path, mode))
+    for storage, got in (("readonly/runs", "readonly, which cannot be written"), ("file/runs", "file, a file")):
+        words = world.settings(f"--run.storage={tmp_path}/{storage}", "--scaling.num_workers=0")
+        message = (
+            f"run.storage: expected a folder that can be written, got {tmp_path}/{got}: give another --run.storage"
+        )
+        assert train.main([*words, "--dry-run"]) == 2
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"problem {message}" in shown
+        assert "train: 72 samples" in shown
+        assert train.main(words) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_text_that_is_cut_is_told_before_training(
     world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -87,11 +89,18 @@ class CheckedRun:
 
 
 def check_storage(settings: Settings) -> None:
-    """Check that every object store that the run uses answers; takes seconds.
+    """Check that every object store that the run uses answers, and that a local `run.storage` can be written; takes
+    seconds.
 
     Raises:
-        OSError, SettingsError: a store does not answer; the message names the setting and the repair.
+        OSError, SettingsError: one does not or cannot; the message names the setting and the repair.
     """
+    _check_stores(settings)
+    if problem := _write_problem(settings):
+        raise SettingsError(problem)
+
+
+def _check_stores(settings: Settings) -> None:
     unused = {name for name in get_args(StageName) if name not in settings.stages}
     for name, value in flatten(settings.model_dump(exclude=unused)):
         if isinstance(value, str) and is_store(value):
@@ -101,6 +110,22 @@ def check_storage(settings: Settings) -> None:
                 raise OSError(f"{name}: {error}") from None
             except ValueError as error:
                 raise SettingsError(f"{name}: {error}") from None
+
+
+def _write_problem(settings: Settings) -> str | None:
+    """Return why a local folder of the run cannot be written; None if it can, or is in a store, which a write would
+    tell."""
+    folder = folder_of(settings)
+    if not folder.local:
+        return None
+    place = next(path for path in (Path(folder.path), *Path(folder.path).parents) if os.path.exists(path))  # noqa: PTH110  no error below what cannot be read
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        return None
+    got = "which cannot be written" if place.is_dir() else "a file"
+    return (
+        f"run.storage: expected a folder that can be written, got {place}, {got}: give another --run.storage FOLDER, "
+        "or make this one writable"
+    )
 
 
 def check(settings: Settings) -> CheckedRun:
@@ -232,13 +257,13 @@ class Preview:
 def preview(settings: Settings) -> Preview:
     """Describe the stages, samples, steps and trained parameters of a run. Loads no weights and starts no cluster."""
     try:
-        check_storage(settings)
+        _check_stores(settings)
         folder = folder_of(settings)
         resumes = folder.exists(CHECKPOINTS)
         CheckpointStore(Attempt(folder)).check_formats()
     except (OSError, ValueError) as error:
         return Preview(f"{settings.run.storage}/{settings.run.name}", False, (), (str(error),))
-    problems: list[str] = []
+    problems = [problem] if (problem := _write_problem(settings)) else []
     stages = [_preview_stage(settings, name, problems) for name in settings.stages]
     warnings: list[str] = []
     try:
