@@ -90,7 +90,7 @@ def _service(options: argparse.Namespace, console: Console) -> Iterator[str]:
     from groundray.runtime import cluster  # imports Ray, which --help does without
 
     _check_options(options)
-    image_index.check_inputs(options)
+    image_index.check_inputs(options, console)
     with cluster.connect(verbose=options.verbose):
         image_index.open_index(options, console)
         from groundray.runtime.serve import deployment  # imports Ray Serve, which `connect` has made quiet

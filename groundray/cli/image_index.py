@@ -40,8 +40,9 @@ def absolute_paths_of(options: argparse.Namespace) -> dict[str, str | None]:
     return {name: path and str(Folder.at(path)) for name, path in paths_of(options).items()}
 
 
-def check_inputs(options: argparse.Namespace) -> None:
-    """Check the model, the images and the norms, so that what cannot be used fails before Ray starts.
+def check_inputs(options: argparse.Namespace, console: Console) -> None:
+    """Check the model, the images and the norms, so that what cannot be used fails before Ray starts. Prints a line for
+    each file beside the norms that is not read.
 
     Raises:
         FileNotFoundError, ValueError: one of them cannot be used.
@@ -52,7 +53,8 @@ def check_inputs(options: argparse.Namespace) -> None:
     towers.check_searchable(options.checkpoint)
     open_pool(options.images)
     if options.norms:
-        word_space.Words.of_norms(options.norms)
+        for line in word_space.Words.of_norms(options.norms).passed_over:
+            console.print(f"note  {line}")
 
 
 def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, DerivedDataset]:

@@ -43,11 +43,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Words:
-    """The words to show, the number of omitted words, and phrases to try."""
+    """The words to show, the number of omitted words, and phrases to try.
+
+    Attributes:
+        passed_over: a line for each file beside the norms that was not read.
+    """
 
     shown: tuple[Word, ...]
     omitted: int = 0
     examples: tuple[Example, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     @staticmethod
     def of_norms(folder: str) -> Words:
@@ -78,7 +83,7 @@ class Words:
         if norms.phrases:
             rows = read_phrases(norms.phrases)
             examples = tuple(map(Example, rows.phrase, rows.target))[:MAX_PHRASES]
-        return Words(tuple(words.values())[:MAX_WORDS], max(0, len(words) - MAX_WORDS), examples)
+        return Words(tuple(words.values())[:MAX_WORDS], max(0, len(words) - MAX_WORDS), examples, norms.passed_over)
 
     @staticmethod
     def of_vocabulary(pieces: Mapping[str, int]) -> Words:

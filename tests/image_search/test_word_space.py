@@ -9,7 +9,10 @@ import pytest
 import reference
 from search_fixtures import SearchPaths
 
+from groundray import serve
 from groundray.analysis.inputs.embedding import Embedder
+from groundray.cli import image_index
+from groundray.cli.command import plain_console
 from groundray.image_search import word_space
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.service import Service
@@ -119,3 +122,13 @@ def test_without_norms_the_tokenizers_words_are_shown(place: SearchPaths) -> Non
     space = WordSpace.open(place.checkpoint, None, pieces)
     assert [word.text for word in space.words.shown] == ["red", "blue"]
     assert len(space.models["grounded"].at) == 2  # fewer words than axes
+
+
+def test_serve_names_the_files_beside_the_norms_that_it_does_not_read(
+    place: SearchPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    norms = write_norms(tmp_path, "x,red,\n")
+    (tmp_path / "notes.csv").touch()
+    options = serve.build_parser().parse_args([*place.options, "--norms", norms])
+    image_index.check_inputs(options, plain_console())
+    assert capsys.readouterr().out.startswith("note  notes.csv: not read, expected concreteness.csv, ")

@@ -4,7 +4,8 @@ coco/{train,val}/ID.jpg      coco/annotations/captions_{train,val}.json         
 visual_genome/{train,val}/   image_data, objects, attributes, relationships .json  Visual Genome, of the same images
 objects/{train,val}/NOUN/*.jpg                                                  an image folder of single objects
 text/{train,val}.txt                                                             every caption, one per line
-norms/                       concreteness, categories, features, composition, triplets .csv
+norms/                       concreteness, categories, features, composition .csv
+triplets.csv                 the relations of the held-out scenes
 tokenizer/                   a WordPiece tokenizer of the captions' words
 """
 
@@ -97,7 +98,7 @@ def write_world(
         lines = [text for of_scene in worded for text in of_scene]
         _write(out / "text" / f"{split}.txt", "".join(f"{line}\n" for line in lines))
         texts += lines
-    _write_norms(out / "norms", splits["val"])
+    _write_tables(out, splits["val"])
     _write_tokenizer(out / "tokenizer", texts)
     return World(num_scenes + num_val, sum(map(len, singles.values())), len(texts))
 
@@ -172,22 +173,23 @@ def _attributes(item: Object) -> list[str]:
     return [word for word in (item.colour, item.texture, item.size) if word != defining]
 
 
-def _write_norms(folder: Path, scenes: Sequence[Scene]) -> None:
+def _write_tables(out: Path, scenes: Sequence[Scene]) -> None:
+    """Write the norms, and the triplets of some scenes."""
     triplets = (
         (scene.id, scene.objects[relation.subject].noun, relation.predicate, scene.objects[relation.object].noun)
         for scene in scenes
         for relation in relations(scene.objects)
     )
     tables: dict[str, tuple[tuple[str, ...], Iterable[tuple[Any, ...]]]] = {
-        "concreteness": (("word", "concreteness", "sd", "percent_known"), ground_truth.concreteness()),
-        "categories": (("category", "word", "concreteness"), ground_truth.categories()),
-        "features": (("concept", "feature", "production_frequency", "type"), ground_truth.features()),
-        "composition": (("phrase", "target"), ground_truth.composition()),
+        "norms/concreteness": (("word", "concreteness", "sd", "percent_known"), ground_truth.concreteness()),
+        "norms/categories": (("category", "word", "concreteness"), ground_truth.categories()),
+        "norms/features": (("concept", "feature", "production_frequency", "type"), ground_truth.features()),
+        "norms/composition": (("phrase", "target"), ground_truth.composition()),
         "triplets": (("image", "subject", "predicate", "object"), triplets),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    (out / "norms").mkdir(parents=True, exist_ok=True)
     for name, (columns, lines) in tables.items():
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             writer.writerows(lines)

@@ -38,7 +38,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def table(world: SmallWorld, name: str) -> list[dict[str, str]]:
-    with (world.source / "norms" / f"{name}.csv").open(newline="") as file:
+    with (world.source / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -161,13 +161,13 @@ def test_every_word_is_one_word_piece(world: SmallWorld) -> None:
 
 
 def test_norms_cover_the_words(world: SmallWorld) -> None:
-    ratings = {row["word"]: float(row["concreteness"]) for row in table(world, "concreteness")}
+    ratings = {row["word"]: float(row["concreteness"]) for row in table(world, "norms/concreteness")}
     assert set(ratings) == {word for word, *_ in concreteness()}
     assert min(ratings[shape] for shape in SHAPES) > 4 > 2.5 > ratings["idea"]
-    assert {row["category"] for row in table(world, "categories")} >= {"shape", "kind", "colour", "abstract noun"}
-    assert [row["phrase"] for row in table(world, "composition")] == [kind.phrase for kind in KINDS]
+    assert {row["category"] for row in table(world, "norms/categories")} >= {"shape", "kind", "colour", "abstract noun"}
+    assert [row["phrase"] for row in table(world, "norms/composition")] == [kind.phrase for kind in KINDS]
     assert {"concept": "zebrine", "feature": "is striped", "production_frequency": "10", "type": "visual"} in table(
-        world, "features"
+        world, "norms/features"
     )
     assert set(table(world, "triplets")[0]) == {"image", "subject", "predicate", "object"}
 
