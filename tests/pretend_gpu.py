@@ -59,6 +59,8 @@ INDEXING = {
     aten._unsafe_index.Tensor,
 }
 TAKES_BOTH = INDEXING | {aten.copy_.default, aten._to_copy.default, aten.detach.default, aten.set_.source_Tensor}
+# Operations that a CPU lacks: the product of two matrices of half precision in float32.
+STAND_INS = {aten.mm.dtype_out: lambda a, b, dtype, *, out: aten.mm.out(a.to(dtype), b.to(dtype), out=out)}
 NCCL_TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8}
 NCCL_TYPES |= {torch.uint8, torch.bool}
 
@@ -203,7 +205,7 @@ class PretendGpu:
             return operation(*args, **kwargs)
         if (device := kwargs.get("device")) is not None and torch.device(device).type == "cuda":
             kwargs["device"], on_gpu = CPU, True
-        result = operation(*args, **kwargs)
+        result = STAND_INS.get(operation, operation)(*args, **kwargs)
         made_on_gpu = not tensors and bool(self._makes_on_gpu) and self._makes_on_gpu[-1]
         return _mark(result, "cuda") if on_gpu or made_on_gpu else result
 
