@@ -2,6 +2,11 @@
 
 At world size 1 each of them is the identity, and nothing needs to be initialised.
 
+On GPUs the group has two backends (`GPU_BACKENDS`), and the tensor decides between them. NCCL carries what is computed;
+its collectives only enqueue work on the device, and the host goes on. Gloo carries numbers and strings of the host: its
+collectives return when they have ended, and wait for no device. So whatever the host must know of other ranks is
+exchanged as tensors on the CPU.
+
 One process and many agree by this convention: every rank computes the same global loss, and the gradient of a
 parameter is the *sum over ranks* of what backward leaves on each of them. The backward pass of each gather follows
 from it.
@@ -10,6 +15,7 @@ from it.
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -19,15 +25,25 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._C import _distributed_c10d as c10d
+from torch.nn import functional as F
+
+GPU_BACKENDS = "cpu:gloo,cuda:nccl"
 
 Timer = Callable[[], AbstractContextManager[None]]
 
 _timer: ContextVar[Timer] = ContextVar("communication_timer", default=contextlib.nullcontext)
+_begun = 0  # of the process: autograd runs backward passes in threads that share no context
 
 
 def world_size() -> int:
     """Return the number of ranks; 1 where torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's rank; 0 where torch.distributed is not initialised."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextlib.contextmanager
@@ -48,10 +64,39 @@ def communication() -> AbstractContextManager[None]:
     return _timer.get()()
 
 
+def collectives_begun() -> int:
+    """Return the number of collectives that this process has begun.
+
+    Ranks begin the same ones in the same order, so the rank that the others wait for has begun fewer than they have.
+    That holds on a GPU too, where the host begins a collective and goes on.
+    """
+    return _begun
+
+
+def flight_record() -> bytes | None:
+    """Return torch's pickled record of this rank's last collectives, for `torchfrtrace`; None where there are none.
+
+    It is NCCL's, or else gloo's.
+    """
+    if world_size() == 1:
+        return None
+    nccl: Callable[[], bytes] | None = getattr(c10d, "_dump_nccl_trace", None)  # builds for a CPU lack it
+    records = (dump() for dump in (nccl, c10d._dump_fr_trace) if dump)
+    return next((record for record in records if pickle.loads(record)["entries"]), None)  # noqa: S301
+
+
 def barrier() -> None:
-    """Wait until every rank has called this function."""
-    if world_size() > 1:
-        sum_over_ranks([torch.zeros(1, device=_device())])
+    """Wait until every rank has called this function. What is enqueued on devices may still run."""
+    on_every_rank(0)
+
+
+def on_every_rank(*own: int) -> tuple[tuple[int, ...], ...]:
+    """Return each number on every rank, in rank order, as soon as every rank has called this function.
+
+    No device is waited for.
+    """
+    sent = torch.tensor(own, dtype=torch.int64, device="cpu")
+    return tuple(zip(*(numbers.tolist() for numbers in _all_gather(sent)), strict=True))
 
 
 def gather_words(
@@ -66,16 +111,21 @@ def gather_words(
     """
     if world_size() == 1:
         return W.flatten(0, 1), valid
-    padded = _pad_to_longest(valid)
-    return _GatherWords.apply(W, valid), _gather(padded, _sizes(padded))
+    rows = valid.flatten().nonzero().squeeze(1)
+    captions, lengths, words = on_every_rank(*valid.shape, len(rows))
+    padded = F.pad(valid, (0, max(lengths) - valid.shape[1]))
+    return _GatherWords.apply(W, rows, words), _gather(padded, captions)
 
 
-def gather_rows(x: Tensor) -> Tensor:
+def gather_rows(x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     """Return the rows of all ranks, in rank order. Ranks may hold different numbers of rows.
 
     Each rank computes the same from all rows, so the gradient of a rank's rows is the one it computes itself.
+
+    Args:
+        sizes: number of rows on each rank; None to exchange them.
     """
-    return x if world_size() == 1 else _GatherRows.apply(x)
+    return x if world_size() == 1 else _GatherRows.apply(x, sizes or _sizes(x))
 
 
 def sum_gradient_over_ranks(x: Tensor) -> Tensor:
@@ -86,34 +136,32 @@ def sum_gradient_over_ranks(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _SumGradient.apply(x)
 
 
-def row_offset(x: Tensor) -> int:
-    """Return the number of rows on the ranks before this one."""
-    return 0 if world_size() == 1 else sum(_sizes(x)[: dist.get_rank()])
-
-
-def sum_over_chunks(parts: Sequence[Tensor]) -> Tensor:
+def sum_over_chunks(parts: Sequence[Tensor], sizes: Sequence[int] | None = None) -> Tensor:
     """Return the sum over all chunks of the global batch.
 
     Chunks are added in order, so the result has the same bits on any number of ranks.
 
     Args:
         parts: one tensor for each of the rank's own chunks, all of the same shape.
+        sizes: number of chunks on each rank; None to exchange them.
     """
-    return gather_rows(torch.stack(list(parts))).sum(dim=0)
+    return gather_rows(torch.stack(list(parts)), sizes).sum(dim=0)
 
 
 def gather_strings(text: str) -> list[str]:
-    """Return the strings of all ranks, in rank order."""
+    """Return the strings of all ranks, in rank order, as soon as every rank has called this function."""
     if world_size() == 1:
         return [text]
-    data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
-    data = data.to(_device())
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
     sizes = _sizes(data)
     return [bytes(part.tolist()).decode() for part in _gather(data, sizes).split(sizes)]
 
 
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over ranks, in place, with one all-reduce for each dtype."""
+    """Replace each tensor by its sum over ranks, in place, with one all-reduce for each dtype.
+
+    The tensors are on one device.
+    """
     if world_size() == 1:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
@@ -130,32 +178,28 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 class _GatherWords(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, W: Tensor, valid: Tensor) -> Tensor:
-        ctx.timer = _timer.get()
-        ctx.rows, ctx.shape = valid.flatten().nonzero().squeeze(1), W.shape
-        own = W.flatten(0, 1).index_select(0, ctx.rows)
-        ctx.sizes = _sizes(own)
-        return _gather(own, ctx.sizes)
+    def forward(ctx: Any, W: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.timer, ctx.rows, ctx.sizes, ctx.shape = _timer.get(), rows, sizes, W.shape
+        return _gather(W.flatten(0, 1).index_select(0, rows), sizes)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
         own = gradient.new_zeros(ctx.shape)
         with timed_by(ctx.timer):
             own.view(-1, ctx.shape[-1])[ctx.rows] = _reduce_scatter(gradient, ctx.sizes)
-        return own, None
+        return own, None, None
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        sizes = _sizes(x)
-        ctx.own = slice(sum(sizes[: dist.get_rank()]), sum(sizes[: dist.get_rank() + 1]))
+    def forward(ctx: Any, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.own = slice(sum(sizes[: rank()]), sum(sizes[: rank() + 1]))
         return _gather(x, sizes)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0][ctx.own]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.own], None
 
 
 class _SumGradient(torch.autograd.Function):
@@ -172,49 +216,44 @@ class _SumGradient(torch.autograd.Function):
         return gradient
 
 
-def _gather(x: Tensor, sizes: list[int]) -> Tensor:
+def _gather(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return all ranks' rows. Each rank sends as many as the longest has, as all_gather needs equal shapes."""
     longest = max(sizes)
     padded = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])]).contiguous()
     # not every backend sends bool
-    sent = padded.to(torch.uint8) if padded.dtype == torch.bool else padded
-    received = [torch.empty_like(sent) for _ in sizes]
-    _run(dist.all_gather, received, sent)
+    received = _all_gather(padded.to(torch.uint8) if padded.dtype == torch.bool else padded)
     rows = torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
     return rows.to(x.dtype)
 
 
-def _reduce_scatter(x: Tensor, sizes: list[int]) -> Tensor:
+def _all_gather(x: Tensor) -> list[Tensor]:
+    """Return the tensor of each rank, all of the same shape."""
+    if world_size() == 1:
+        return [x]
+    received = [torch.empty_like(x) for _ in range(world_size())]
+    _run(dist.all_gather, received, x)
+    return received
+
+
+def _reduce_scatter(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return the sum over ranks of this rank's rows of x, where x holds the rows of all ranks."""
     longest = max(sizes)
     padded = x.new_zeros(len(sizes), longest, *x.shape[1:])  # not every backend takes uneven sizes
-    for rows, part in zip(padded, x.split(sizes), strict=True):
+    for rows, part in zip(padded, x.split(list(sizes)), strict=True):
         rows[: len(part)] = part
     own = x.new_empty(longest, *x.shape[1:])
     _run(dist.reduce_scatter_tensor, own, padded.flatten(0, 1))
-    return own[: sizes[dist.get_rank()]]
+    return own[: sizes[rank()]]
 
 
 def _run(collective: Callable[..., Any], *arguments: Any) -> None:
+    global _begun
+    _begun += 1
     with communication():
         collective(*arguments)
 
 
 def _sizes(x: Tensor) -> list[int]:
     """Return the number of rows on each rank."""
-    sizes = torch.zeros(world_size(), dtype=torch.int64, device=_device())
-    sizes[dist.get_rank()] = x.shape[0]
-    _run(dist.all_reduce, sizes)
-    return sizes.tolist()
-
-
-def _pad_to_longest(x: Tensor) -> Tensor:
-    """Return the tensor with dimension 1 padded to the longest of all ranks."""
-    longest = torch.tensor(x.shape[1], dtype=torch.int64, device=_device())
-    _run(dist.all_reduce, longest, dist.ReduceOp.MAX)
-    missing = int(longest) - x.shape[1]
-    return torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1) if missing else x
-
-
-def _device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+    (sizes,) = on_every_rank(len(x))
+    return list(sizes)

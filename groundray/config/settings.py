@@ -98,8 +98,8 @@ class Scaling(Section):
     chunks: int | None = Field(
         default=None,
         ge=1,
-        description="equal parts of a global batch, each encoded at once, at least 1; null: the maximum number of "
-        "workers",
+        description="parts of a global batch, each encoded at once, at least 1; sizes differ by one sample at most; "
+        "null: the maximum number of workers",
     )
     use_gpu: bool = Field(default=False, description="train on GPUs, one per worker")
     threads: int | None = Field(
@@ -111,7 +111,7 @@ class Scaling(Section):
     accumulate: bool = Field(
         default=False,
         description="keep the autograd graph of one chunk at a time: needs the memory of one chunk, and a second "
-        "forward pass",
+        "forward pass; a run whose GPU does not hold the graphs of a worker's chunks turns it on by itself",
     )
     cpus_per_worker: float = Field(
         default=1.0, gt=0, description="CPUs that Ray reserves per training worker, more than 0"
@@ -125,7 +125,7 @@ class Scaling(Section):
     hang_minutes: Positive = Field(
         default=10.0,
         description="heartbeat timeout in minutes, more than 0: a worker that exceeds it is ended, and its stack "
-        "traces are written to stacks/",
+        "traces and last collectives are written to stacks/",
     )
 
     @property
@@ -303,7 +303,7 @@ class Stage(Section):
     train: str = Field(description="folder or URL of the training shards")
     val: str = Field(description="folder or URL of the validation shards")
     epochs: Count = Field(default=1, description="number of epochs, at least 1")
-    batch_size: Count = Field(description="samples per global batch, over all workers; a multiple of the chunks")
+    batch_size: Count = Field(description="samples per global batch, over all workers; at least one per chunk")
     optimizer: Optimizer = Optimizer()
     precision: Literal["float32", "bf16", "float64"] = Field(
         default="float32", description="number format of the computation; bf16 is autocast over float32 weights"
@@ -556,10 +556,10 @@ class Settings(BaseSettings):
             stage = getattr(self, name)
             if stage is None:
                 raise ValueError(f"stages names {name!r}: expected a section {name!r} with at least train and val")
-            if stage.batch_size % self.chunks:
+            if stage.batch_size < self.chunks:
                 raise ValueError(
-                    f"{name}.batch_size: {stage.batch_size} samples cannot be divided into {self.chunks} equal chunks "
-                    f"(scaling.chunks): use a multiple of {self.chunks}"
+                    f"{name}.batch_size: expected at least a sample for each of {self.chunks} chunks (scaling.chunks), "
+                    f"got {stage.batch_size}: use a larger batch, or fewer chunks"
                 )
         return self
 

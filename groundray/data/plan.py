@@ -3,12 +3,15 @@
 It does not depend on the number of workers, on timing or on failures, so a run resumes from its cursor (epoch, step)
 alone, on any number of workers.
 
-Layout of an epoch, for C chunks in a global batch and b = batch_size / C samples in a chunk:
+Layout of an epoch, for C chunks in a global batch, of which chunk c has b(c) samples:
 
     row groups     shuffled as wholes:                  |  g3  | g0 |  g4  | g1 |  g2  |
-    chunk spans    split into C equal spans of rows:    |    chunk 0    |    chunk 1     |
+    chunk spans    split into C spans of rows:          |    chunk 0    |    chunk 1     |
     windows        split into windows of m steps:       | w0 | w1 | w2 .| w0 | w1 | w2 . |
-    steps          rows shuffled within a window:       step s of chunk c = b rows of it
+    steps          rows shuffled within a window:       step s of chunk c = b(c) rows of it
+
+The b(c) add up to the batch size and differ by one at most, the larger ones first: 8 chunks of 180 samples are four of
+23 and four of 22. Spans are in the proportion of the b(c), up to the rows of the last, short batch.
 
 A rank owns adjacent chunks, so it reads only its own spans, a window at a time (a row group on the edge of a window or
 span is read by both sides). Training drops the last, short batch of an epoch, with other samples in each epoch;
@@ -36,7 +39,7 @@ class Plan:
 
     Attributes:
         group_sizes: number of rows of each row group, in the data set's order.
-        batch_size: number of samples of a global batch; a multiple of `chunks`.
+        batch_size: number of samples of a global batch; at least `chunks`.
         chunks: number of chunks of a global batch.
         window: number of samples, over all chunks, that are shuffled together; rounded down to whole steps, at least
             one.
@@ -54,8 +57,10 @@ class Plan:
     drop_last: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.chunks < 1 or self.batch_size % self.chunks:
-            raise ValueError(f"expected a batch_size that is a multiple of {self.chunks} chunks, got {self.batch_size}")
+        if not 1 <= self.chunks <= self.batch_size:
+            raise ValueError(
+                f"expected a batch_size of at least {self.chunks}, a sample a chunk, got {self.batch_size}"
+            )
         if self.rows == 0:
             raise ValueError("expected at least one row, got an empty data set")
         if self.steps == 0:
@@ -83,12 +88,27 @@ class Plan:
         """Number of steps whose samples are shuffled and read together."""
         return max(1, self.window // self.batch_size)
 
+    def chunk_size(self, chunk: int) -> int:
+        """Return the number of samples of a chunk in a whole batch."""
+        start, end = _part(self.batch_size, self.chunks, chunk)
+        return end - start
+
+    def span(self, chunk: int) -> tuple[int, int]:
+        """Return start and end of a chunk's span in an epoch's row sequence.
+
+        It has the rows of the chunk in all whole batches, and its part of the remaining rows.
+        """
+        whole, remaining = divmod(self.rows, self.batch_size)
+        first, last = _part(self.batch_size, self.chunks, chunk)
+        first_remaining, last_remaining = _part(remaining, self.chunks, chunk)
+        return whole * first + first_remaining, whole * last + last_remaining
+
     def chunk(self, epoch: int, step: int, chunk: int) -> Rows:
-        """Return the row numbers of a chunk of global batch `step`: batch_size / chunks, or fewer in the last batch."""
+        """Return the row numbers of a chunk of global batch `step`: `chunk_size`, or fewer in the last batch."""
         if not (0 <= step < self.steps and 0 <= chunk < self.chunks):
             raise IndexError(f"expected step < {self.steps}, chunk < {self.chunks}, got step {step}, chunk {chunk}")
         window, offset = divmod(step, self.window_steps)
-        size = self.batch_size // self.chunks
+        size = self.chunk_size(chunk)
         return _window(self, epoch, window, chunk)[offset * size : (offset + 1) * size]
 
     def batch(self, epoch: int, step: int) -> Rows:
@@ -115,18 +135,18 @@ class Cursor:
     step: int = 0
 
 
-def span(rows: int, chunks: int, chunk: int) -> tuple[int, int]:
-    """Return start and end of a chunk's span in an epoch's row sequence. The remainder goes to the first spans."""
-    size, remainder = divmod(rows, chunks)
-    start = chunk * size + min(chunk, remainder)
-    return start, start + size + (chunk < remainder)
+def _part(count: int, parts: int, part: int) -> tuple[int, int]:
+    """Return start and end of a part of `count` things. The remainder goes to the first parts, one each."""
+    size, remainder = divmod(count, parts)
+    start = part * size + min(part, remainder)
+    return start, start + size + (part < remainder)
 
 
 @lru_cache(maxsize=64)
 def _window(plan: Plan, epoch: int, window: int, chunk: int) -> Rows:
     """Return the rows of a chunk's window, in the order of its steps."""
-    per_window = plan.window_steps * (plan.batch_size // plan.chunks)
-    start, end = span(plan.rows, plan.chunks, chunk)
+    per_window = plan.window_steps * plan.chunk_size(chunk)
+    start, end = plan.span(chunk)
     first = start + window * per_window
     rows = _sequence(plan, epoch, first, min(first + per_window, end))
     return rows[shuffled(len(rows), plan.seed, _WINDOW_ORDER, epoch, chunk, window)] if plan.shuffle else rows

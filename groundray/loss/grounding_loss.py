@@ -7,11 +7,21 @@ column, so ranks exchange one log-sum-exp for each chunk and column, and never S
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from groundray.distributed import gather_rows, gather_words, row_offset, sum_gradient_over_ranks, sum_over_chunks
+from groundray.distributed import (
+    gather_rows,
+    gather_words,
+    on_every_rank,
+    rank,
+    sum_gradient_over_ranks,
+    sum_over_chunks,
+)
 from groundray.loss.match_map import Kind, normalised, similarity_to_words
 
 
@@ -21,7 +31,7 @@ def grounding_loss(
     valid: Bool[Tensor, "own_sample token"],
     temperature: float,
     kind: Kind = "dot",
-    block: int | None = None,
+    chunks: Sequence[int] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the two-way NT-Xent of the global batch (paper, stage 2), the same on every rank; 0 for an empty batch.
 
@@ -37,19 +47,20 @@ def grounding_loss(
         valid: True for the tokens that the similarity averages over.
         temperature: positive.
         kind: similarity of a position and a token.
-        block: samples of a chunk. If given, and each rank holds whole chunks, the loss has the same bits on any number
-            of ranks.
+        chunks: number of samples of each of this rank's chunks, of which some may be empty; None for a single chunk.
+            The same chunks give a loss of the same bits on any number of ranks.
     """
-    S = _own_rows(V, W, valid, kind, block)
+    sizes = list(chunks) if chunks else [len(V)]
+    S = _own_rows(V, W, valid, kind, sizes)
     own, samples = S.shape
     if samples == 0:
         return S.sum()
-    first, size = row_offset(S), block or max(1, own)
+    samples_of, chunks_of = on_every_rank(own, len(sizes))
     x = S / temperature
-    matched = x.diagonal(first)[:own]
-    rows, all_matched = x - matched[:, None], sum_gradient_over_ranks(gather_rows(matched))
-    images = sum_over_chunks([part.logsumexp(dim=1).sum() for part in rows.split(size)])
-    captions = gather_rows(torch.stack([(part - all_matched).logsumexp(dim=0) for part in x.split(size)]))
+    matched = x.diagonal(sum(samples_of[: rank()]))[:own]
+    rows, all_matched = x - matched[:, None], sum_gradient_over_ranks(gather_rows(matched, samples_of))
+    images = sum_over_chunks([part.logsumexp(dim=1).sum() for part in rows.split(sizes)], chunks_of)
+    captions = gather_rows(torch.stack([(part - all_matched).logsumexp(dim=0) for part in x.split(sizes)]), chunks_of)
     return (images + captions.logsumexp(dim=0).sum()) / samples
 
 
@@ -60,10 +71,17 @@ def global_similarity(
     kind: Kind = "dot",
 ) -> Float[Tensor, "sample sample"]:
     """Return the similarity of each image (row) and each caption (column) of all ranks, on every rank, for recall@k."""
-    return gather_rows(_own_rows(V, W, valid, kind))
+    return gather_rows(_own_rows(V, W, valid, kind, [len(V)]))
 
 
-def _own_rows(V: Tensor, W: Tensor, valid: Tensor, kind: Kind, block: int | None = None) -> Tensor:
-    """Return the similarities of a rank's own images and the captions of all ranks."""
+def _own_rows(V: Tensor, W: Tensor, valid: Tensor, kind: Kind, chunks: Sequence[int]) -> Tensor:
+    """Return the similarities of a rank's own images and the captions of all ranks, chunks of one size at a time."""
     V, W = normalised(V, W, kind)
-    return similarity_to_words(V, *gather_words(W, valid), block)
+    words, valid = gather_words(W, valid)
+    runs = [(size, size * len(list(equal))) for size, equal in groupby(chunks)]
+    if len(runs) == 1:
+        return similarity_to_words(V, words, valid, chunks[0])
+    parts = V.split([images for _, images in runs])
+    return torch.cat(
+        [similarity_to_words(part, words, valid, size) for (size, _), part in zip(runs, parts, strict=True)]
+    )

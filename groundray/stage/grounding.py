@@ -56,9 +56,8 @@ class GroundingStage:
         return encode_for_match_map(model, batch, self.settings.special_tokens)
 
     def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
-        plan, settings = self.train.plan, self.settings
-        chunk = plan.batch_size // plan.chunks
-        return grounding_loss(*concatenate(encoded), settings.temperature, settings.similarity, chunk), {}
+        chunks = [len(chunk.V) for chunk in encoded]
+        return grounding_loss(*concatenate(encoded), self.settings.temperature, self.settings.similarity, chunks), {}
 
     def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
         return validate(encode, steps, self.loss, self.settings.similarity)

@@ -55,9 +55,8 @@ class RetrievalStage:
         return encode_for_retrieval(model, batch, self.settings.special_tokens)
 
     def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
-        plan = self.train.plan
-        chunk = plan.batch_size // plan.chunks
-        return grounding_loss(*concatenate(encoded), self.settings.temperature, "cosine", chunk), {}
+        chunks = [len(chunk.V) for chunk in encoded]
+        return grounding_loss(*concatenate(encoded), self.settings.temperature, "cosine", chunks), {}
 
     def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
         return validate(encode, steps, self.loss, "cosine")

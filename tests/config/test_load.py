@@ -76,7 +76,7 @@ def test_a_section_can_be_given_as_json() -> None:
         (["--scaling.num_workers", "[3,4]", "--scaling.chunks", "4"], r"3 workers .* 4 chunks .*use 1, 2, 4"),
         (["--scaling.num_workers", "[4,2]"], r"scaling\.num_workers: .*\[MIN, MAX\], got \[4, 2\]"),
         (["--scaling.num_workers", "many"], r"scaling\.num_workers: .*\[MIN, MAX\], got \['many'\]"),
-        (["--scaling.chunks", "3"], r"grounding.batch_size: 8 .* 3 equal chunks"),
+        (["--scaling.chunks", "9"], r"grounding.batch_size: expected at least .* 9 chunks .* got 8"),
         (["--run.name", "../elsewhere"], r"run.name"),
     ],
 )

@@ -6,27 +6,24 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundray.data.plan import Cursor, Plan, span
+from groundray.data.plan import Cursor, Plan
 from groundray.data.stream import windows
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12).map(tuple)
-chunks = st.sampled_from([1, 2, 3, 4])
+chunks = st.integers(1, 8)
 
 
 @st.composite
 def plans(draw: st.DrawFn, **fixed: bool) -> Plan:
-    groups, parts = draw(sizes), draw(chunks)
-    most = max(1, sum(groups) // parts) if fixed.get("drop_last", True) else 30
-    per_chunk = draw(st.integers(1, most))
-    if fixed.get("drop_last", True) and per_chunk * parts > sum(groups):
-        parts = 1
+    groups = draw(sizes)
+    batch_size = draw(st.integers(1, sum(groups) if fixed.get("drop_last", True) else 120))
     return Plan(
         groups,
-        batch_size=per_chunk * parts,
-        chunks=parts,
+        batch_size=batch_size,
+        chunks=min(batch_size, draw(chunks)),
         window=draw(st.integers(1, 100)),
         seed=draw(st.integers(0, 2**63)),
         **fixed,
@@ -37,6 +34,7 @@ def epoch_rows(plan: Plan, epoch: int = 0) -> list[int]:
     return [row for step in range(plan.steps) for row in plan.batch(epoch, step).tolist()]
 
 
+@settings(deadline=None)
 @given(plans(drop_last=True), st.integers(0, 5))
 def test_training_repeats_no_row_and_drops_the_stated_number(plan: Plan, epoch: int) -> None:
     rows = epoch_rows(plan, epoch)
@@ -45,17 +43,36 @@ def test_training_repeats_no_row_and_drops_the_stated_number(plan: Plan, epoch: 
     assert plan.dropped < plan.batch_size
 
 
+@settings(deadline=None)
 @given(plans(drop_last=False, shuffle=False))
-def test_validation_has_every_row_once_in_equal_chunks(plan: Plan) -> None:
+def test_validation_has_every_row_once_in_chunks_of_equal_size_to_one_sample(plan: Plan) -> None:
     assert sorted(epoch_rows(plan)) == list(range(plan.rows))
     for step in range(plan.steps):
         lengths = [len(plan.chunk(0, step, chunk)) for chunk in range(plan.chunks)]
         assert max(lengths) - min(lengths) <= 1
 
 
+@settings(deadline=None)
 @given(plans(drop_last=False, shuffle=True))
 def test_shuffled_epoch_without_drop_last_has_every_row_once(plan: Plan) -> None:
     assert sorted(epoch_rows(plan, 3)) == list(range(plan.rows))
+
+
+@settings(deadline=None)
+@given(plans(drop_last=True), st.data())
+def test_chunks_of_whole_batches_have_the_sizes_of_the_plan(plan: Plan, data: st.DataObject) -> None:
+    sizes = [plan.chunk_size(chunk) for chunk in range(plan.chunks)]
+    assert sum(sizes) == plan.batch_size
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+    step = data.draw(st.integers(0, plan.steps - 1))
+    assert [len(plan.chunk(1, step, chunk)) for chunk in range(plan.chunks)] == sizes
+
+
+def test_eight_workers_share_a_batch_of_180() -> None:
+    plan = Plan((100,) * 10, batch_size=180, chunks=8)
+    sizes = [[len(plan.chunk(0, 3, chunk)) for chunk in plan.owned(rank, 8)] for rank in range(8)]
+    assert sizes == [[23]] * 4 + [[22]] * 4
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
@@ -104,6 +121,7 @@ def test_rows_are_shuffled_within_a_window() -> None:
     assert len({int(row) // 10 for row in plan.batch(0, 0)}) > 1  # mixed
 
 
+@settings(deadline=None)
 @given(plans(drop_last=True), st.integers(1, 3), st.data())
 def test_windows_from_a_cursor_cover_the_remaining_steps(plan: Plan, epochs: int, data: st.DataObject) -> None:
     cursor = Cursor(data.draw(st.integers(0, epochs - 1)), data.draw(st.integers(0, plan.steps - 1)))
@@ -112,18 +130,29 @@ def test_windows_from_a_cursor_cover_the_remaining_steps(plan: Plan, epochs: int
     assert steps == [place for place in every if place >= (cursor.epoch, cursor.step)]
 
 
-@given(st.integers(0, 1000), st.integers(1, 20))
-def test_spans_cover_the_rows_without_gap(rows: int, parts: int) -> None:
-    edges = [span(rows, parts, chunk) for chunk in range(parts)]
+@settings(deadline=None)
+@given(plans(drop_last=False))
+def test_spans_cover_the_rows_without_gap(plan: Plan) -> None:
+    edges = [plan.span(chunk) for chunk in range(plan.chunks)]
     assert edges[0][0] == 0
-    assert edges[-1][1] == rows
+    assert edges[-1][1] == plan.rows
     assert all(left[1] == right[0] for left, right in itertools.pairwise(edges))
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(1, 20), st.integers(1, 8))
+def test_equal_chunks_have_the_spans_of_the_first_release(groups: tuple[int, ...], size: int, parts: int) -> None:
+    """Equal ones, of which the first have a row more. They must never change, as the order."""
+    plan = Plan(groups, batch_size=size * parts, chunks=parts, drop_last=False)
+    rows, more = divmod(plan.rows, parts)
+    lengths = [rows + (chunk < more) for chunk in range(parts)]
+    assert [end - start for start, end in map(plan.span, range(parts))] == lengths
 
 
 @pytest.mark.parametrize(
     ("groups", "batch_size", "parts", "message"),
     [
-        ((5,), 3, 2, "multiple of 2 chunks"),
+        ((5,), 3, 4, "batch_size of at least 4, a sample a chunk, got 3"),
         ((), 2, 1, "empty data set"),
         ((3,), 4, 1, "got a data set of 3"),
     ],

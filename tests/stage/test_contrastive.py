@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import reference
 import torch
+from torch import Tensor
 
 from groundray.data.stream import Step
 from groundray.loss.grounding_loss import grounding_loss
 from groundray.loss.match_map import Kind
 from groundray.stage.contrastive import Encoded, concatenate, counted_tokens, validate
+from groundray.stage.protocol import Metrics
 
 
 def chunk(samples: int, tokens: int, seed: int) -> Encoded:
@@ -41,9 +45,14 @@ def test_validation_loss_is_the_training_loss_averaged_over_samples(kind: Kind) 
         Step(epoch=0, step=number, ends_epoch=number == 1, chunks=tuple(enumerate(batch)))
         for number, batch in enumerate(chunks)
     ]
-    metrics = validate(
-        lambda encoded: encoded, steps, lambda encoded: (grounding_loss(*concatenate(encoded), 0.2, kind, 4), {}), kind
-    )
+
+    def loss(encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
+        return grounding_loss(*concatenate(encoded), 0.2, kind, [len(chunk.V) for chunk in encoded]), {}
+
+    def encode(encoded: Any) -> Encoded:
+        return encoded
+
+    metrics = validate(encode, steps, loss, kind)
     batches = [concatenate(batch) for batch in chunks]
     twins = [reference.two_way_nt_xent(reference.similarity(*batch, kind), 0.2).item() for batch in batches]
     assert metrics["loss"] == pytest.approx((8 * twins[0] + 3 * twins[1]) / 11, rel=1e-5)

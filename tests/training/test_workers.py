@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import STAGES, SmallWorld
+from nccl_rules import nccl_rules
+from torch.multiprocessing.spawn import spawn
 
 from groundray import config
 from groundray.data.plan import Cursor
@@ -22,7 +23,8 @@ from groundray.data.stream import Source, Step, stream
 from groundray.distributed import barrier
 from groundray.training import preflight, progression
 from groundray.training.events import Attempted, EpochDone, Event, StageDone, StageStarted, StepDone
-from groundray.training.timing import PARTS
+from groundray.training.loop import compute_gradients
+from groundray.training.timing import PARTS, StepTimer
 from groundray.training.worker import InProcess
 
 STEPS = 54  # 6 epochs of 9
@@ -58,13 +60,38 @@ def on_a_rank(rank: int, runs: dict[str, list[str]], folder: str) -> None:
     """Train runs one after the other in a process of its own; rank 0 saves their losses."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    for name, words in runs.items():
-        worker = GlooWorker(rank, 2)
-        progression.run_stages(preflight.check(config.load("demo", words)), worker)
-        if rank == 0:
-            Path(folder, f"{name}.json").write_text(json.dumps(losses(worker.events)))
-    barrier()
+    with nccl_rules():
+        for name, words in runs.items():
+            worker = GlooWorker(rank, 2)
+            progression.run_stages(preflight.check(config.load("demo", words)), worker)
+            if rank == 0:
+                Path(folder, f"{name}.json").write_text(json.dumps(losses(worker.events)))
+        barrier()
     dist.destroy_process_group()
+
+
+def first_losses(words: list[str], rank: int = 0, world_size: int = 1) -> dict[str, float]:
+    """Return the loss of each stage's first step, on the weights that the run begins with."""
+    torch.set_num_threads(1)
+    run = preflight.check(config.load("demo", words))
+    model, heads = progression.initial_model(run.settings)
+    found = {}
+    for stage in run.stages:
+        progression.attach_heads(stage, model, heads, run.settings)
+        stage.prepare(model)
+        batch = next(stream(stage.train, Cursor(), 1, rank, world_size))
+        loss, _ = compute_gradients(stage, model, batch, run.settings.run.seed, False, StepTimer())
+        found[stage.name] = loss.item()
+    return found
+
+
+def first_losses_on_a_rank(rank: int, words: list[str], folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
+    with nccl_rules():
+        found = first_losses(words, rank, 4)
+        barrier()
+    dist.destroy_process_group()
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
 
 
 def alone(words: list[str]) -> list[Event]:
@@ -91,9 +118,10 @@ def test_one_worker_and_two_give_the_same_losses(world: SmallWorld, tmp_path: Pa
         precision: [*words, f"--run.storage={tmp_path}/two", f"--run.name={precision}", "--scaling.num_workers=2"]
         for precision, words in runs.items()
     }
-    mp.spawn(on_a_rank, (two, str(tmp_path)), nprocs=2)
+    spawn(on_a_rank, (two, str(tmp_path)), nprocs=2)
 
     assert again == one["float32"]
+    assert json.loads((tmp_path / "float32.json").read_text())[0] == one["float32"][0]  # before the first update
     for precision, tolerance in (("float64", 1e-9), ("float32", 1e-4)):
         found = json.loads((tmp_path / f"{precision}.json").read_text())
         assert len(found) == len(one[precision]) == STEPS
@@ -103,12 +131,13 @@ def test_one_worker_and_two_give_the_same_losses(world: SmallWorld, tmp_path: Pa
 
 
 def test_every_stage_has_equal_losses_on_one_worker_and_two(world: SmallWorld, tmp_path: Path) -> None:
-    """Each step of every stage, with dropout, in both precisions."""
+    """Each step of every stage, with dropout, in both precisions, and a sample more on the first worker."""
     others = ("visual", "language", "relational", "retrieval")
     words = {
         precision: world.settings(
             *(f"--{stage}.epochs=1" for stage in others),
             *(f"--{stage}.precision={precision}" for stage in others),
+            *(f"--{stage}.batch_size={43 if stage == 'language' else 9}" for stage in others),
             stages=",".join(others),
         )
         for precision in ("float32", "float64")
@@ -117,12 +146,24 @@ def test_every_stage_has_equal_losses_on_one_worker_and_two(world: SmallWorld, t
         precision: [*some, f"--run.storage={tmp_path}/two", f"--run.name={precision}", "--scaling.num_workers=2"]
         for precision, some in words.items()
     }
-    mp.spawn(on_a_rank, (two, str(tmp_path)), nprocs=2)
+    spawn(on_a_rank, (two, str(tmp_path)), nprocs=2)
     for precision, tolerance in (("float64", 1e-9), ("float32", 1e-4)):
         one = losses(alone([*words[precision], f"--run.storage={tmp_path}/one", f"--run.name={precision}"]))
         found = json.loads((tmp_path / f"{precision}.json").read_text())
         assert found == pytest.approx(one, rel=tolerance)
-        assert len(one) == 7 + 9 + 9 + 9
+        assert len(one) == 6 + 8 + 8 + 8
+
+
+def test_first_loss_has_the_same_bits_on_one_worker_and_four(world: SmallWorld, tmp_path: Path) -> None:
+    """In float32, with dropout, in chunks of three and two samples; with one chunk a worker, and four on one."""
+    words = [
+        *world.settings("--scaling.chunks=4", stages=STAGES),
+        *(f"--{stage}.batch_size={42 if stage == 'language' else 10}" for stage in STAGES.split(",")),
+    ]
+    spawn(first_losses_on_a_rank, (words, str(tmp_path)), nprocs=4)
+    expected = first_losses(words)
+    assert set(expected) == set(STAGES.split(","))
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)] == [expected] * 4
 
 
 def test_resumed_run_ends_with_equal_weights(world: SmallWorld, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class _Segment:
                     compute=TaskPoolStrategy(size=sizes.decoders),
                 )
             )
-            rows = len(chunks) * source.plan.batch_size // source.plan.chunks
+            rows = sum(source.plan.chunk_size(chunk) for chunk in chunks)
             batches = iter(dataset.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=prefetch))
         first: Future[Any] = Future()
 
