@@ -25,7 +25,12 @@ class Mailbox:
         self.put = Remote(self.events.extend)
         self.request_stop = Remote(self.wanted.append)
         self.clear_request = Remote(self._withdraw)
+        self.accumulates = False
+        self.accumulate = Remote(self._accumulate)
         self.steps_done = Remote(lambda: self.done)
+
+    def _accumulate(self) -> None:
+        self.accumulates = True
 
     def _withdraw(self) -> str:
         self.withdrawn += 1

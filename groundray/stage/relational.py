@@ -84,9 +84,9 @@ class RelationalStage:
         counts, losses = TopKCounts(), []
         for step in steps:
             scored = [encode(batch) for _, batch in step.chunks]
-            losses.append(self._loss(scored).total.item())
+            losses.append(self._loss(scored).total)
             counts.add(scored)
-        return {"loss": sum(losses) / len(losses), **counts.metrics()}
+        return {"loss": sum(torch.stack(losses).tolist()) / len(losses), **counts.metrics()}
 
     def _loss(self, scored: list[Scored]) -> RelationLoss:
         weights = self.settings.weights

@@ -354,8 +354,11 @@ def test_worker_that_hangs_in_a_step_is_ended_with_its_stack_traces(saboteur: Sa
     ran = saboteur.run("--scaling.hang_minutes=0.8", seconds=800)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     print(ran.stdout)
-    (stacks,) = (saboteur.folder / "runs" / "demo" / "stacks").iterdir()
+    (stacks,) = (saboteur.folder / "runs" / "demo" / "stacks").glob("*.txt")
     assert "in hang\n" in stacks.read_text()
+    records = (saboteur.folder / "runs" / "demo" / "stacks").glob("flight-*/*")
+    assert sorted(record.name for record in records) == ["rank0", "rank1"]
+    assert "while worker 0 waited for it" in ran.stdout
     assert f"{stacks}" in ran.stdout
     assert "worker 1 gave no heartbeat for " in ran.stdout
     assert "worker 0 gave" not in ran.stdout

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_gpu import PretendGpu
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -200,6 +202,27 @@ def test_words_of_half_precision_may_be_held_in_float32() -> None:
     assert torch.equal(S, expected)
     for found, half in zip(gradients(S, V, wide), gradients(expected, V, W), strict=True):
         assert torch.equal(found.bfloat16(), half)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_gpu_multiplies_in_the_type_of_the_embeddings(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums and results of half precision are in float32, as on a CPU. A mask on the host is read without a wait."""
+    V, W, valid = larger(dtype)
+    expected = similarity(V, W, valid)
+    product = mock.Mock(wraps=torch.mm)
+    monkeypatch.setattr(torch, "mm", product)
+    with PretendGpu() as gpu:
+        on_gpu = [x.detach().to("cuda").requires_grad_() for x in (V, W)]
+        gpu.reset()
+        S = similarity(*on_gpu, valid)
+        found = torch.autograd.grad(S, on_gpu, torch.ones_like(S))
+        assert gpu.waits.total() == 0
+    assert {call.args[0].dtype for call in product.call_args_list} == {dtype}
+    assert S.dtype == expected.dtype
+    torch.testing.assert_close(S, expected)
+    for ours, others in zip(found, torch.autograd.grad(expected.sum(), [V, W]), strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, others)
 
 
 def test_autocast_does_not_change_the_similarity() -> None:

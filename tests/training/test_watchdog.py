@@ -6,6 +6,7 @@ import os
 import re
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from groundray import distributed
 from groundray.storage.folder import Folder
 from groundray.training import watchdog
-from groundray.training.watchdog import Watchdog, stacks_since
+from groundray.training.watchdog import Peers, Watchdog, stacks_since
 
 
 def test_worker_without_heartbeat_is_ended_with_its_stack_traces(tmp_path: Path) -> None:
@@ -48,6 +49,140 @@ def test_worker_in_a_collective_is_ended_two_graces_later(tmp_path: Path, monkey
     assert time.monotonic() - began > 0.5 + 2 * watchdog.grace(0.5)
     watching.close()
     assert re.match(r"worker 0 .* waited for other workers", reports[0])
+
+
+@dataclass
+class Rank:
+    """A rank whose threads are in no collective, as those of one that waits for a GPU. It has begun so many."""
+
+    rank: int
+    begun: int
+    run: Folder
+    board: dict[int, int]
+    order: list[int]
+    reports: list[str] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def watched(self, seconds: float, world_size: int) -> Watchdog:
+        def exchange(begun: int) -> dict[int, int]:
+            self.board[self.rank] = begun
+            return self.board
+
+        def end() -> None:
+            self.order.append(self.rank)
+            self.ended.set()
+
+        peers = Peers(world_size, "17", exchange, lambda: self.begun)
+        return Watchdog(seconds, self.run, self.rank, self.reports.append, end, peers)
+
+
+@pytest.fixture
+def no_timer_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a machine is busy, it would end the tests' own process."""
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda *_, **__: None)
+
+
+def together(tmp_path: Path, begun: list[int | None], seconds: float = 0.5) -> tuple[list[Rank], list[Watchdog]]:
+    """Return ranks that give no heartbeat, and their watchdogs; None for a rank that has none."""
+    board, order = dict[int, int](), list[int]()
+    ranks = [Rank(rank, own, Folder.at(tmp_path), board, order) for rank, own in enumerate(begun) if own is not None]
+    return ranks, [rank.watched(seconds, len(begun)) for rank in ranks]
+
+
+@pytest.mark.usefixtures("no_timer_in_c")
+def test_rank_that_has_begun_fewer_collectives_is_ended_before_those_that_wait_for_it(tmp_path: Path) -> None:
+    """Although no rank's thread is in a collective: under NCCL a rank waits where it reads a number."""
+    began = time.monotonic()
+    (first, hung, third), watchdogs = together(tmp_path, [8, 7, 8])
+    assert hung.ended.wait(20)
+    assert hung.order == [1]
+    assert "worker 1 gave no heartbeat" in hung.reports[0]
+    assert "while workers 0, 2 waited for it" in hung.reports[0]
+    for waiting in (first, third):  # Ray would have killed them
+        assert waiting.ended.wait(20)
+        assert "while it waited for worker 1" in waiting.reports[0]
+    assert time.monotonic() - began > 0.5 + 2 * watchdog.grace(0.5)
+    for watching in watchdogs:
+        watching.close()
+
+
+@pytest.mark.usefixtures("no_timer_in_c")
+def test_ranks_that_have_begun_the_same_collectives_are_ended_at_once(tmp_path: Path) -> None:
+    """None is known to wait for another: the device or the network hangs."""
+    began = time.monotonic()
+    ranks, watchdogs = together(tmp_path, [8, 8])
+    assert all(rank.ended.wait(20) for rank in ranks)
+    assert not any("waited" in rank.reports[0] for rank in ranks)
+    assert began + 0.5 < time.monotonic()
+    for watching in watchdogs:
+        watching.close()
+
+
+@pytest.mark.usefixtures("no_timer_in_c")
+def test_rank_without_a_watchdog_yet_is_waited_for(tmp_path: Path) -> None:
+    """As where workers meet for the first time, and one of them does not come."""
+    began = time.monotonic()
+    (first,), (watching,) = together(tmp_path, [0, None])
+    assert first.ended.wait(20)
+    assert time.monotonic() - began > 0.5 + 2 * watchdog.grace(0.5)
+    assert "while it waited for worker 1" in first.reports[0]
+    watching.close()
+
+
+@pytest.mark.usefixtures("no_timer_in_c")
+def test_numbers_of_other_ranks_that_cannot_be_had_end_no_worker_that_works(tmp_path: Path) -> None:
+    asked, ended = threading.Event(), threading.Event()
+
+    def exchange(begun: int) -> dict[int, int]:
+        asked.set()
+        raise ConnectionError("the driver is gone")
+
+    watching = Watchdog(5.0, Folder.at(tmp_path), 0, print, ended.set, Peers(2, "17", exchange))
+    assert asked.wait(20)
+    watching.heartbeat()
+    watching.close()
+    assert not ended.is_set()
+
+
+@pytest.mark.usefixtures("no_timer_in_c")
+def test_every_silent_rank_writes_its_flight_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is ended to the run's folder, where the next attempt moves those of the killed ones."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(watchdog.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(distributed, "flight_record", lambda: b"last collectives")
+    (killed, hung), watchdogs = together(tmp_path / "run", [8, 7], seconds=3)  # 6 s more until rank 0 is ended
+    assert hung.ended.wait(20)
+    assert hung.run.read_bytes("stacks/flight-17/rank1") == b"last collectives"
+    (record,) = temporary.glob("*-17-rank0")
+    assert record.read_bytes() == b"last collectives"
+    record = record.rename(str(record).replace("-rank0", "-rank2"))  # as if killed: its watchdog drops it no more
+    for watching in watchdogs:
+        watching.close()
+    watchdog.rescue_stacks(killed.run)
+    assert sorted(killed.run.names()) == ["stacks"]
+    assert sorted((killed.run / "stacks/flight-17").names()) == ["rank1", "rank2"]
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.usefixtures("no_timer_in_c")
+def test_flight_record_of_a_worker_that_goes_on_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(distributed, "flight_record", lambda: b"last collectives")
+    monkeypatch.setattr(watchdog, "RECORD_AT", 0.0)
+    watching = Watchdog(10.0, Folder.at(tmp_path / "run"), 0, print, print, Peers(2, "17", lambda begun: {}))
+
+    def until(found: bool) -> None:
+        end = time.monotonic() + 8
+        while bool(list(tmp_path.glob("*-17-rank0"))) != found:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    until(found=True)
+    monkeypatch.setattr(watchdog, "RECORD_AT", 0.9)
+    watching.heartbeat()
+    until(found=False)
+    watching.close()
 
 
 def test_worker_is_ended_although_the_storage_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

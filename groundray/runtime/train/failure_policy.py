@@ -13,6 +13,7 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from groundray.runtime import compat
+from groundray.training.accumulation import RESUMES, GraphsDoNotFit
 from groundray.training.attempts import Superseded
 from groundray.training.events import Notice
 from groundray.training.worker import Stopped
@@ -27,6 +28,8 @@ FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 class FailurePolicy(compat.RayFailurePolicy):
     """Restarts workers after a failure that may not occur again, as long as the run progresses between failures.
+
+    Workers whose GPUs do not hold the graphs of several chunks start again with accumulation.
 
     Args:
         max_failures: consecutive failures without a new step after which the run ends.
@@ -54,6 +57,10 @@ class FailurePolicy(compat.RayFailurePolicy):
             return compat.FailureDecision.RETRY
         if any(is_final(failure) for failure in failures):
             return compat.FailureDecision.RAISE
+        if too_large := [failure for failure in failures if isinstance(failure, GraphsDoNotFit)]:
+            self._mailbox.accumulate.remote()
+            self._mailbox.put.remote([Notice(f"{too_large[0]}; {RESUMES}")])
+            return compat.FailureDecision.RETRY
         steps = ray.get(self._mailbox.steps_done.remote())
         self._failures = self._failures + 1 if steps == self._steps else 1
         self._steps = steps

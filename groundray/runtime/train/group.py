@@ -1,4 +1,5 @@
-"""Fixes to how Ray Train (2.60) starts and ends a group of workers."""
+"""How Ray Train (2.60) starts and ends a group of workers: its backends of torch.distributed, their environment, and
+fixes."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import fcntl
 import os
 import socket
 import struct
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -16,6 +19,9 @@ from ray.train.torch import TorchConfig
 from groundray.runtime import compat
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
+GROUP = "GROUNDRAY_WORKER_GROUP"  # when the worker group started, in ns since 1970
+PASSED_ON = ("NCCL_", "TORCH_NCCL_", "TORCH_FR_")  # variables of the driver that its workers get
+RECORDED_COLLECTIVES = 2000
 SIOCGIFADDR = 0x8915  # Linux: get the address of an interface
 NAME_BYTES, ADDRESS_OFFSET = 16, 20  # in the request's `struct ifreq`
 
@@ -43,7 +49,7 @@ class PartialGroupCleanup(compat.WorkerGroupCallback, compat.ControllerCallback)
 
 
 class NodeTorchConfig(TorchConfig):
-    """A `TorchConfig` whose workers use the network interface of their node's address."""
+    """A `TorchConfig` whose workers use the network interface of their node's address, and record their collectives."""
 
     @property
     def backend_cls(self) -> type[compat.TorchBackend]:
@@ -53,12 +59,34 @@ class NodeTorchConfig(TorchConfig):
 class _Backend(compat.TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(set_gloo_interface)
+        worker_group.execute(set_environment, str(time.time_ns()), backend_config.timeout_s)
         super().on_start(worker_group, backend_config)
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         # the only kind of worker death that Ray reports as an error of the shutdown
         with contextlib.suppress(OutOfMemoryError):
             super().on_shutdown(worker_group, backend_config)
+
+
+def set_environment(group: str, timeout_s: int) -> None:
+    """Set this worker's environment variables for torch.distributed, unless they are set.
+
+    torch records the last collectives of each rank. After `timeout_s` in one of them, NCCL's watchdog writes the record
+    and ends the process, if groundray's has not (`training/watchdog.py`). NCCL's monitor of its own watchdog gets the
+    same limit: its default of 8 minutes would come before `scaling.hang_minutes`.
+    """
+    os.environ[GROUP] = group
+    for name, value in {
+        "TORCH_FR_BUFFER_SIZE": RECORDED_COLLECTIVES,
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": 1,
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": timeout_s,
+    }.items():
+        os.environ.setdefault(name, str(value))
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of NCCL and torch.distributed of a driver's environment, for its workers."""
+    return {name: value for name, value in environment.items() if name.startswith(PASSED_ON)}
 
 
 def set_gloo_interface() -> None:

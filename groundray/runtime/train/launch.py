@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -20,20 +21,21 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from groundray.config import Settings
-from groundray.distributed import gather_strings
+from groundray.distributed import GPU_BACKENDS, gather_strings
 from groundray.runtime import cluster
 from groundray.runtime.data.feature_tasks import make_features
 from groundray.runtime.nodes import accepting_nodes
 from groundray.runtime.train.failure_policy import describe
-from groundray.runtime.train.group import NodeTorchConfig
+from groundray.runtime.train.group import GROUP, NodeTorchConfig, passed_on
 from groundray.runtime.train.ray_worker import FLUSH_SECONDS, Mailbox, RayWorker
 from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles, wait_until
 from groundray.runtime.train.trainer import Trainer
 from groundray.storage.folder import Folder
 from groundray.training import allocator, layout, preflight, progression
+from groundray.training.accumulation import RESUMES, GraphsDoNotFit, accumulating, offer_accumulation
 from groundray.training.events import Event, Notice
 from groundray.training.preflight import CheckedRun
-from groundray.training.watchdog import Watchdog, grace
+from groundray.training.watchdog import Peers, Watchdog, grace
 from groundray.training.worker import InProcess, Stopped
 
 RAY_FOLDER = "ray"
@@ -96,11 +98,17 @@ def _fit_in_process(
     settings = run.settings
     device = "cuda" if settings.scaling.use_gpu else "cpu"
     torch.set_num_threads(settings.scaling.threads or joblib.cpu_count())
-    watchdog = _watchdog(run.folder, settings, 0, lambda text: observe(Notice(text)))
+    watchdog = Watchdog(settings.scaling.hang_minutes * 60, run.folder, 0, lambda text: observe(Notice(text)))
+    worker = InProcess(observe, device, get_stop_reason=get_stop_reason, on_heartbeat=watchdog.heartbeat)
     try:
-        return progression.run_stages(
-            run, InProcess(observe, device, get_stop_reason=get_stop_reason, on_heartbeat=watchdog.heartbeat)
-        )
+        try:
+            with offer_accumulation(settings, worker.rank, worker.world_size):
+                return progression.run_stages(run, worker)
+        except GraphsDoNotFit as error:
+            observe(Notice(f"{error}; {RESUMES}"))
+        gc.collect()  # the failed attempt's tensors are reachable no more
+        torch.cuda.empty_cache()
+        return progression.run_stages(replace(run, settings=accumulating(settings)), worker)
     finally:
         watchdog.close()
 
@@ -121,7 +129,10 @@ def _fit_on_ray(
             "mailbox": mailbox,
             "cpu_fraction": cpu_fraction,
         },
-        torch_config=NodeTorchConfig(timeout_s=int(hang + 3 * grace(hang))),
+        torch_config=NodeTorchConfig(
+            backend=GPU_BACKENDS if scaling.use_gpu else "gloo",
+            timeout_s=int(hang + 3 * grace(hang)),
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
@@ -131,7 +142,7 @@ def _fit_on_ray(
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
             **storage_arguments(run.folder),
-            worker_runtime_env={"env_vars": allocator.ENVIRONMENT},
+            worker_runtime_env={"env_vars": allocator.ENVIRONMENT | passed_on(os.environ)},
         ),
         settings=settings,
         mailbox=mailbox,
@@ -189,35 +200,49 @@ def _opened_by_worker(config: dict[str, Any]) -> CheckedRun:
 
 def _train_worker(config: dict[str, Any]) -> None:
     settings, mailbox = Settings(**config["settings"]), config["mailbox"]
+    if ray.get(mailbox.accumulates.remote()):
+        settings = accumulating(settings)
     context = ray.train.get_context()
     cores = joblib.cpu_count()
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    here = ray.get_runtime_context().get_node_id()
-    cpu_budget = DataCpuBudget.of(
-        gather_strings(here), settings.scaling.cpus_per_worker, accepting_nodes(), config["cpu_fraction"]
+    watchdog = Watchdog(
+        settings.scaling.hang_minutes * 60,
+        layout.folder_of(settings),
+        rank,
+        lambda text: ray.get(mailbox.put.remote([Notice(text)])),
+        peers=_peers(mailbox, rank, world_size),
     )
-    watchdog = _watchdog(
-        layout.folder_of(settings), settings, rank, lambda text: ray.get(mailbox.put.remote([Notice(text)]))
-    )
-    worker = RayWorker(
-        rank=rank,
-        world_size=world_size,
-        device=str(ray.train.torch.get_device()),
-        mailbox=mailbox,
-        cpu_budget=cpu_budget,
-        prefetch=settings.data.prefetch,
-        watchdog=watchdog,
-    )
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", watchdog.flight_prefix)  # where torch dumps at its own timeout
     try:
-        progression.run_stages(_opened_by_worker(config), worker)
+        here = ray.get_runtime_context().get_node_id()
+        cpu_budget = DataCpuBudget.of(
+            gather_strings(here), settings.scaling.cpus_per_worker, accepting_nodes(), config["cpu_fraction"]
+        )
+        worker = RayWorker(
+            rank=rank,
+            world_size=world_size,
+            device=str(ray.train.torch.get_device()),
+            mailbox=mailbox,
+            cpu_budget=cpu_budget,
+            prefetch=settings.data.prefetch,
+            watchdog=watchdog,
+        )
+        try:
+            with offer_accumulation(settings, rank, world_size):
+                progression.run_stages(replace(_opened_by_worker(config), settings=settings), worker)
+        finally:
+            worker.flush()
     finally:
         watchdog.close()
-        worker.flush()
 
 
-def _watchdog(run: Folder, settings: Settings, rank: int, tell: Callable[[str], None]) -> Watchdog:
-    return Watchdog(settings.scaling.hang_minutes * 60, run, rank, tell)
+def _peers(mailbox: Any, rank: int, world_size: int) -> Peers | None:
+    """Return what a worker knows of the other ranks, which it and they tell the driver's mailbox."""
+    if world_size == 1:
+        return None
+    group = os.environ[GROUP]
+    return Peers(world_size, group, lambda begun: ray.get(mailbox.exchange.remote(group, rank, begun)))
 
 
 @contextlib.contextmanager

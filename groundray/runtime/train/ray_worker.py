@@ -28,6 +28,8 @@ class Mailbox:
         self._events: list[Event] = []
         self._wanted = ""
         self._last_step: dict[str, int] = {}
+        self._group, self._begun = "", dict[int, int]()
+        self._accumulates = False
 
     def put(self, events: list[Event]) -> str:
         """Add events, and return the pending stop reason for rank 0 or an empty string."""
@@ -51,6 +53,27 @@ class Mailbox:
         """Clear a stop reason that concerned the last worker group, and return what remains: `stopped` or empty."""
         self.request_stop("")
         return self._wanted
+
+    def exchange(self, group: str, rank: int, begun: int) -> dict[int, int]:
+        """Keep the number of collectives that a rank has begun, and return those of its group's ranks.
+
+        Args:
+            group: when the worker group started, in ns since 1970. What an older group sends is not kept.
+        """
+        if int(group) > int(self._group or 0):
+            self._group, self._begun = group, {}
+        if group != self._group:
+            return {}
+        self._begun[rank] = begun
+        return self._begun
+
+    def accumulate(self) -> None:
+        """Have the next workers of the run accumulate, whatever its settings."""
+        self._accumulates = True
+
+    def accumulates(self) -> bool:
+        """Return True if workers are to accumulate."""
+        return self._accumulates
 
     def steps_done(self) -> int:
         """Return the number of different steps done so far; repeated steps count once."""

@@ -6,6 +6,7 @@ import errno
 
 import pytest
 import ray
+import torch
 from mailboxes import Mailbox
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
@@ -19,6 +20,7 @@ from groundray.runtime.compat import (
 )
 from groundray.runtime.train.failure_policy import FailurePolicy, describe
 from groundray.runtime.train.scaling_policy import NoWorkers
+from groundray.training.accumulation import GraphsDoNotFit
 from groundray.training.attempts import Superseded
 from groundray.training.events import Notice
 from groundray.training.non_finite import NotFinite
@@ -72,6 +74,7 @@ def test_a_dead_worker_is_replaced_as_long_as_the_run_gets_further(mailbox: Mail
         NotFinite("loss nan"),
         Superseded("another attempt"),
         MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
         OSError(errno.ENOSPC, "No space left on device"),
         PermissionError(errno.EACCES, "not yours"),
         of_a_task(ValueError("sample 'a' cannot be decoded")),
@@ -104,6 +107,20 @@ def test_a_machine_out_of_memory_is_a_failure_wherever_ray_meets_it(mailbox: Mai
         assert recovery.make_decision(error) == RETRY
     assert recovery.make_decision(ControllerError(OUT_OF_MEMORY)) == RAISE
     assert all("its machine ran out of memory: use smaller chunks" in event.text for event in mailbox.events)
+
+
+def test_a_gpu_without_room_for_several_chunks_gets_one_at_a_time(mailbox: Mailbox) -> None:
+    """Whatever its loss does to the other ranks, and without counting as a failure."""
+    recovery = FailurePolicy(0, mailbox)
+    too_large = GraphsDoNotFit("worker 1 has no GPU memory for 4 chunks at once (CUDA out of memory)")
+    assert recovery.make_decision(failed(RuntimeError("connection closed"), too_large)) == RETRY
+    assert mailbox.accumulates
+    assert mailbox.events == [
+        Notice(
+            "worker 1 has no GPU memory for 4 chunks at once (CUDA out of memory); the run resumes from its last "
+            "checkpoint with scaling.accumulate: same results, a second forward pass"
+        )
+    ]
 
 
 def test_workers_that_cannot_reach_each_other_as_they_begin_are_a_failure(mailbox: Mailbox) -> None:

@@ -8,7 +8,14 @@ import pytest
 
 from groundray.runtime.compat import FailureDecision
 from groundray.runtime.train import group
-from groundray.runtime.train.group import INTERFACE, PartialGroupCleanup, interface_of, set_gloo_interface
+from groundray.runtime.train.group import (
+    INTERFACE,
+    PartialGroupCleanup,
+    interface_of,
+    passed_on,
+    set_environment,
+    set_gloo_interface,
+)
 
 
 def test_an_interface_is_found_by_its_address() -> None:
@@ -30,6 +37,29 @@ def test_gloo_is_told_the_nodes_own_unless_it_is_told(
     monkeypatch.setattr(group, "interface_of", {"10.77.0.2": "eth7", "127.0.0.1": "lo"}.get)
     set_gloo_interface()
     assert os.environ.get(INTERFACE) == expected
+
+
+def test_collectives_are_recorded_and_hang_longer_than_a_worker_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that are set stay."""
+    monkeypatch.setattr(group.os, "environ", {"TORCH_FR_BUFFER_SIZE": "10"})
+    set_environment("1700000000000000000", 780)
+    assert os.environ == {
+        "GROUNDRAY_WORKER_GROUP": "1700000000000000000",
+        "TORCH_FR_BUFFER_SIZE": "10",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "780",
+    }
+
+
+def test_variables_of_nccl_reach_the_workers() -> None:
+    given = {
+        "NCCL_DEBUG": "INFO",
+        "NCCL_SOCKET_IFNAME": "eth",
+        "TORCH_NCCL_NAN_CHECK": "1",
+        "PATH": "/bin",
+        "MY_NCCL_": "",
+    }
+    assert set(passed_on(given)) == {"NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "TORCH_NCCL_NAN_CHECK"}
 
 
 class Group:

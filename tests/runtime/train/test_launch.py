@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from conftest import SmallWorld
 from ray.exceptions import RayActorError
 
@@ -18,7 +19,8 @@ from groundray import config
 from groundray.runtime.train import launch, ray_worker
 from groundray.runtime.train.ray_worker import RayWorker
 from groundray.runtime.train.resources import DataCpuBudget
-from groundray.training import preflight, recovery
+from groundray.training import loop, preflight, recovery
+from groundray.training.accumulation import GraphsDoNotFit, offer_accumulation
 from groundray.training.events import Event, Notice, StepDone
 from groundray.training.worker import InProcess
 
@@ -37,7 +39,8 @@ class Near:
 def mailbox(monkeypatch: pytest.MonkeyPatch) -> Near:
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(ray, "wait", lambda values, **_: (values, []))
-    return Near(ray_worker.Mailbox.__ray_metadata__.modified_class())
+    actor: Any = ray_worker.Mailbox
+    return Near(actor.__ray_metadata__.modified_class())
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -135,6 +138,66 @@ def test_a_drained_machine_is_notice_but_the_end_of_the_run_outweighs_it(
     mailbox.request_stop.remote("stopped")
     one.emit(Notice("more"))
     assert one.stop_reason() == "stopped"
+
+
+def test_run_that_does_not_fit_on_its_gpu_goes_on_with_accumulation(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its last checkpoint, to the same losses; if that does not fit either, the run ends."""
+    compute, held = loop.compute_gradients, 4
+
+    def with_little_memory(stage: Any, model: Any, batch: Any, seed: int, accumulate: bool, timer: Any) -> Any:
+        if batch.step == 5 and (1 if accumulate else len(batch.chunks)) >= held:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        return compute(stage, model, batch, seed, accumulate, timer)
+
+    def trained(name: str) -> tuple[dict[int, float], list[str]]:
+        words = world.settings(
+            *("--scaling.num_workers=0", "--scaling.chunks=4", "--scaling.threads=1", "--grounding.epochs=1"),
+            *("--checkpoints.every_steps=3", f"--run.storage={tmp_path}", f"--run.name={name}"),
+        )
+        events: list[Event] = []
+        launch.fit(preflight.check(config.load("demo", words)), events.append)
+        losses = {event.step: event.metrics["loss"] for event in events if isinstance(event, StepDone)}
+        return losses, [event.text for event in events if isinstance(event, Notice)]
+
+    expected, _ = trained("undisturbed")
+    monkeypatch.setattr(loop, "compute_gradients", with_little_memory)
+    losses, notices = trained("full")
+    assert losses == expected
+    assert notices[0].startswith(
+        "worker 0 has no GPU memory for 4 chunks at once (CUDA out of memory); the run resumes"
+    )
+    held = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        trained("too-small")
+
+
+def test_worker_with_one_chunk_or_accumulation_is_offered_none() -> None:
+    grounding = config.Grounding(train="t", val="v", batch_size=8)
+
+    def offered(workers: int, **scaling: Any) -> bool:
+        settings = config.Settings(
+            stages=("grounding",), grounding=grounding, scaling=config.Scaling(num_workers=workers, chunks=4, **scaling)
+        )
+        with (
+            pytest.raises((torch.OutOfMemoryError, GraphsDoNotFit)) as caught,
+            offer_accumulation(settings, 0, workers),
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return caught.type is GraphsDoNotFit
+
+    assert [offered(workers) for workers in (1, 2, 4)] == [True, True, False]
+    assert not offered(1, accumulate=True)
+
+
+def test_ranks_of_a_group_see_each_others_collectives_and_none_of_an_older_group(mailbox: Near) -> None:
+    first, second = "1700000000000000000", "1700000000000000001"
+    mailbox.exchange.remote(first, 0, 7)
+    assert mailbox.exchange.remote(first, 1, 5) == {0: 7, 1: 5}
+    assert mailbox.exchange.remote(second, 0, 1) == {0: 1}
+    assert mailbox.exchange.remote(first, 1, 6) == {}
+    assert mailbox.exchange.remote(second, 1, 2) == {0: 1, 1: 2}
 
 
 def test_workers_open_a_run_of_relative_paths_as_the_driver_claimed_it(
