@@ -57,7 +57,8 @@ def has_ended(folder: Folder) -> bool:
     owner = _read(folder)
     if owner is None:
         return time.time() - _newest(folder) > STALE_SECONDS
-    if all(owner.get(name) == value for name, value in _machine().items()):
+    here = all(owner.get(name) == value for name, value in _machine().items())
+    if here and not _is_hidden(owner["process"]):
         return _started(owner["process"]) != owner["started"]
     return time.time() - float(owner["time"]) > STALE_SECONDS
 
@@ -88,6 +89,17 @@ def _machine() -> dict[str, str]:
         identity["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         identity["namespace"] = str(Path("/proc/self/ns/pid").readlink())
     return identity
+
+
+def _is_hidden(process: int) -> bool:
+    """Return True if a process of another user lives, and its start cannot be read: /proc mounted with `hidepid`."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return not os.access(f"/proc/{process}/stat", os.R_OK)
+    except (ProcessLookupError, OverflowError):
+        pass
+    return False
 
 
 def _started(process: int) -> float | None:

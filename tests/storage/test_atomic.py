@@ -18,7 +18,7 @@ from groundray.data.schema import Dataset
 from groundray.data.shards import write_shards
 from groundray.storage.atomic import atomic_folder, is_empty, recover
 from groundray.storage.folder import Folder
-from groundray.storage.owner import owned
+from groundray.storage.owner import has_ended, owned
 
 
 def test_sigkill_leaves_no_partial_folder(tmp_path: Path) -> None:
@@ -111,6 +111,23 @@ def test_only_what_an_ended_process_left_is_deleted(anywhere: str) -> None:
         staging.write_bytes("index", b"")
     assert [what for what, work in alive.items() if not work.files()] == []
     assert [what for what, work in ended.items() if work.files()] == []
+
+
+def test_a_process_that_proc_hides_is_judged_by_its_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid=2, /proc has no folder for a process of another user, and a signal to it is refused."""
+    process = 2**22 + 1  # no process has it
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with owned(Folder.at(tmp_path / "mine").make()):
+        mine = Folder.at(tmp_path / "mine").read_json("owner.json")
+    alive = leave(Folder.at(tmp_path / "alive"), **{**mine, "process": process, "time": time.time() - 60})
+    silent = leave(Folder.at(tmp_path / "silent"), **{**mine, "process": process, "time": time.time() - 3600})
+    assert has_ended(alive)  # there is no such process
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not has_ended(alive)
+    assert has_ended(silent)
 
 
 def test_names_with_wildcards_are_names(tmp_path: Path) -> None:
