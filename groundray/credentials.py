@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
 TRACKING_URI = "MLFLOW_TRACKING_URI"
@@ -22,6 +22,11 @@ MIN_LENGTH = 6  # of a secret that is hidden outside URLs: a shorter one may be 
 SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)"
 URL = re.compile(rf"{SCHEME}(?P<rest>[^\s'\"<>`]*)")
 WHOLE_URL = re.compile(rf"\s*{SCHEME}(?P<rest>.*)", re.DOTALL)  # of a value, in which a password may have spaces
+# USER:PASSWORD@HOST without a scheme; an address of mail, and an image's tag and digest, are none
+BARE = re.compile(
+    r"(?<![\w/:.@%+~-])(?!mailto:)[\w.+%~-]+:[^\s/'\"<>`]+@"
+    r"(?P<place>(?:\[[0-9A-Fa-f:.]+\]|localhost|[A-Za-z\d-]+(?:\.[A-Za-z\d-]+)+|[A-Za-z][\w-]*(?=/|:\d+(?:[/\s]|$))))"
+)
 SECRET_WORDS = {"key", "sig", "signature", "auth", "authorization", "pwd", "sas", "credential", "credentials", "cred"}
 SECRET_PARTS = ("pass", "secret", "token", "accesskey", "apikey", "signature", "credential")
 NO_SECRETS = {"sslkey", "keyfile"}  # paths of files
@@ -34,25 +39,25 @@ REPAIR = (
 
 def has_secret(text: str) -> bool:
     """Return True if a text has a URL with a password, a token or a signature."""
-    return any(_hide(match, "") != match[0].lstrip() for match in _urls(text))
+    return bool(BARE.search(text)) or any(_hide(match, "") != match[0].lstrip() for match in _urls(text))
 
 
 def refusal(text: str) -> str | None:
     """Return why a setting or option cannot have this value, without the value; None if it has no secret."""
     if not has_secret(text):
         return None
-    shown = _pattern(text).sub(lambda match: _hide(match, HIDDEN), text)
+    shown = _replaced(_pattern(text), text, HIDDEN)
     return f"expected a URL without a password, token or key, got {shown}: {REPAIR}"
 
 
 def without_secrets(url: str) -> str:
     """Return a URL without its user, password and secret parameters, which a client takes from the environment."""
-    return _pattern(url).sub(lambda match: _hide(match, ""), url)
+    return _replaced(_pattern(url), url, "")
 
 
 def redacted(text: str) -> str:
     """Return a text to print or write: `***` instead of the secrets of its URLs and of the environment."""
-    text = URL.sub(lambda match: _hide(match, HIDDEN), text)
+    text = _replaced(URL, text, HIDDEN)
     for secret in _environment_secrets():
         text = text.replace(secret, HIDDEN)
     return text
@@ -61,6 +66,12 @@ def redacted(text: str) -> str:
 def _pattern(value: str) -> re.Pattern[str]:
     """Return the pattern of the URLs of a value: of the only one that it is, or of several in a text."""
     return WHOLE_URL if WHOLE_URL.match(value) else URL
+
+
+def _replaced(pattern: re.Pattern[str], text: str, hidden: str) -> str:
+    """Return a text with `hidden` in place of the secrets of its URLs, with a scheme and without."""
+    text = pattern.sub(lambda match: _hide(match, hidden), text)
+    return BARE.sub(lambda match: f"{hidden}@{match['place']}" if hidden else match["place"], text)
 
 
 def _urls(value: str) -> list[re.Match[str]]:
@@ -74,7 +85,9 @@ def _environment_secrets() -> list[str]:
         for match in _urls(os.environ.get(name, "")):
             user, password, _ = _split(match["rest"])
             secrets |= {secret for text in (password, user if not password else "") for secret in (text, unquote(text))}
-            secrets |= {value for key, value in parse_qsl(_query(match["rest"])) if _is_secret(key)}
+            for parameter in re.split(r"[?&;#]", match["rest"])[1:]:
+                key, _, value = parameter.partition("=")
+                secrets |= {value, unquote_plus(value)} if _is_secret(unquote(key)) else set()
     return sorted((secret for secret in secrets if len(secret) >= MIN_LENGTH), key=len, reverse=True)
 
 
@@ -84,17 +97,25 @@ def _hide(match: re.Match[str], hidden: str) -> str:
     user, password, location = _split(rest)
     if password or (user and scheme.lower() in ("http://", "https://")):
         rest = f"{hidden}@{location}" if hidden else location
-    head, mark, query = rest.partition("?")
-    query, sharp, fragment = query.partition("#")
-    parameters = []
-    for parameter in query.split("&") if query else []:
-        name, equals, value = parameter.partition("=")
+    rest, *fragment = rest.split("#", 1)
+    rest, *query = rest.split("?", 1)
+    path, *matrix = rest.split(";", 1)
+    parts = ((";", matrix), ("?", query), ("#", fragment))
+    return scheme + path + "".join(_parameters(mark, text, hidden) for mark, texts in parts for text in texts)
+
+
+def _parameters(mark: str, text: str, hidden: str) -> str:
+    """Return the parameters of a URL after a mark, with `hidden` in place of secret ones, or without these if it is
+    empty; empty if none is left."""
+    pieces = re.split(r"([&;])", text)
+    kept: list[str] = []
+    for before, parameter in zip(["", *pieces[1::2]], pieces[::2], strict=True):
+        name, _, value = parameter.partition("=")
         if not (_is_secret(unquote(name)) and value):
-            parameters.append(parameter)
+            kept.append((before if kept else mark) + parameter)
         elif hidden:
-            parameters.append(f"{name}{equals}{hidden}")
-    query = "&".join(parameters)
-    return f"{scheme}{head}{mark if query else ''}{query}{sharp}{fragment}"
+            kept.append((before if kept else mark) + f"{name}={hidden}")
+    return "".join(kept)
 
 
 def _split(rest: str) -> tuple[str, str, str]:
@@ -110,10 +131,6 @@ def _split(rest: str) -> tuple[str, str, str]:
         return "", "", rest
     user, _, password = user.partition(":")
     return user, password, rest[len(authority.rpartition("@")[0]) + 1 :]
-
-
-def _query(rest: str) -> str:
-    return rest.partition("?")[2].partition("#")[0]
 
 
 def _is_secret(name: str) -> bool:

@@ -25,6 +25,15 @@ WITH = [
     f"https://user:two words {SECRET}@host/x",
     f"https://user:'quoted'{SECRET}@host/x",
     f"mysql://root:{SECRET}@[::1]:3306/x",
+    f"https://host/x;token={SECRET}",
+    f"https://host/x;v=1;token={SECRET}/deeper?y=1",
+    f"https://host/x?y=1;token={SECRET}",
+    f"https://host/x#access_token={SECRET}",
+    f"https://host/x?y=1#part&token={SECRET}",
+    f"user:{SECRET}@mlflow.example/path",  # without a scheme
+    f"user:{SECRET}@host/path",
+    f"user:{SECRET}@localhost:5000",
+    f"user:{SECRET}@127.0.0.1",
 ]
 WITHOUT = [
     "https://mlflow.example:5000/path?x=1",
@@ -36,6 +45,13 @@ WITHOUT = [
     "runs/o'brien",
     "https://host/x?design=3&monkey=2",
     "https://host/path@version",
+    "https://host/x;v=1?&y=1&;z#part=2",
+    "mailto:someone@example.org",
+    "git@example.org:team/project",
+    "ghcr.io/team/image:1.2@sha256:0123456789abcdef",
+    "image:1.2@sha256:0123456789abcdef",
+    "C:/Users/me@home/x",
+    "grounding/text_to_image/recall@10: 0.5",
     "expected an answer from http://127.0.0.1:33151, got (http://localhost:80) or http://HOST:PORT.",
 ]
 
@@ -63,6 +79,8 @@ def test_a_url_without_a_secret_is_left_as_it_is(url: str) -> None:
 def test_the_place_of_a_url_is_still_named() -> None:
     assert redacted(f"postgresql://mlflow:{SECRET}@db.example:5432/mlflow") == "postgresql://***@db.example:5432/mlflow"
     assert without_secrets(f"https://a:{SECRET}@host/x?sig={SECRET}&y=1") == "https://host/x?y=1"
+    assert without_secrets(f"https://host/x;token={SECRET};v=1?y=1#token={SECRET}") == "https://host/x;v=1?y=1"
+    assert redacted(f"no answer of me:{SECRET}@host:5000/x.") == "no answer of ***@host:5000/x."
 
 
 def test_secrets_of_the_environment_are_hidden_outside_urls(monkeypatch: pytest.MonkeyPatch) -> None:
