@@ -135,7 +135,7 @@ def add_arguments(
 def _choices(metavar: str) -> tuple[str, ...] | None:
     if metavar == "bool":
         return "true", "false"
-    return tuple(metavar[1:-1].split(",")) if re.fullmatch(r"\{\w+(,\w+)*\}", metavar) else None
+    return tuple(metavar[1:-1].split(",")) if re.fullmatch(r"\{[\w-]+(,[\w-]+)*\}", metavar) else None
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
@@ -220,5 +220,7 @@ def _explain(error: ValidationError, origin: str) -> str:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"  {dotted + ': ' if dotted else ''}{message}")
         else:
-            lines.append(f"  {dotted}: {problem['msg']}, got {problem['input']!r}")
+            options = re.findall(r"'([^']+)'", problem["msg"]) if problem["type"] == "literal_error" else ()
+            near = did_you_mean(str(problem["input"]), options)
+            lines.append(f"  {dotted}: {problem['msg']}, got {problem['input']!r}{near}")
     return "\n".join(lines)

@@ -35,6 +35,11 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Initialization = Literal["identity", "pytorch"]
+# as `ray.util.accelerators` names NVIDIA's
+AcceleratorType = Literal[
+    "P4", "K80", "P100", "V100", "T4", "A10G", "L4", "L40S", "RTX-PRO-6000",
+    "A100", "A100-40G", "A100-80G", "H20", "H100", "H200", "B200", "B300", "GB200", "GB300",
+]  # fmt: skip
 OperatorInitialization = Literal["normal", "xavier"]
 
 
@@ -102,6 +107,10 @@ class Scaling(Section):
         "null: the maximum number of workers",
     )
     use_gpu: bool = Field(default=False, description="train on GPUs, one per worker")
+    accelerator_type: AcceleratorType | None = Field(
+        default=None,
+        description="type of the GPUs, by Ray's name for it, where a cluster has several; null: any type",
+    )
     threads: int | None = Field(
         default=None,
         ge=1,
@@ -127,6 +136,14 @@ class Scaling(Section):
         description="heartbeat timeout in minutes, more than 0: a worker that exceeds it is ended, and its stack "
         "traces and last collectives are written to stacks/",
     )
+
+    @model_validator(mode="after")
+    def _has_gpus(self) -> Self:
+        if self.accelerator_type and not self.use_gpu:
+            raise ValueError(
+                f"accelerator_type: expected use_gpu true with it, got {self.accelerator_type} and use_gpu false"
+            )
+        return self
 
     @property
     def min_workers(self) -> int:

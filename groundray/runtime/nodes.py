@@ -11,7 +11,7 @@ import ray
 from groundray.runtime import compat
 
 ROUNDING = 1e-9  # 2 - 2 x 0.8 is less than 2 x 0.2
-ACCELERATOR_TYPE = "accelerator_type:"  # Ray's resource of a node whose GPUs are of this type
+ACCELERATOR_TYPE = "accelerator_type:"  # with a type, Ray's resource of a node whose GPUs are of it
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,13 @@ class Node:
     gpus: float = 0.0
     gpu_types: frozenset[str] = frozenset()
 
+    def has_type(self, gpu_type: str | None) -> bool:
+        """Return True if the node's GPUs are of this type, or if it is None."""
+        return gpu_type is None or gpu_type in self.gpu_types
+
     def places(self, cpus: float, gpus: float = 0.0, gpu_type: str | None = None) -> int:
         """Return the number of tasks that fit on the node at once, each with so many CPUs and GPUs, of a type."""
-        if gpu_type and gpu_type not in self.gpu_types:
+        if not self.has_type(gpu_type):
             return 0
         return min(int(has / each + ROUNDING) for has, each in ((self.cpus, cpus), (self.gpus, gpus)) if each)
 
@@ -43,8 +47,18 @@ def places(nodes: Iterable[Node], cpus: float, gpus: float = 0.0, gpu_type: str 
 def described(nodes: Iterable[Node]) -> str:
     """Return the sizes of the nodes, and how many there are of each."""
     useful = [node for node in nodes if node.cpus or node.gpus]  # a cloud's head has neither
-    sizes = Counter(f"{node.cpus:g} CPUs" + (f" and {node.gpus:g} GPUs" if node.gpus else "") for node in useful)
+    sizes = Counter(f"{node.cpus:g} CPUs" + (f" and {_gpus(node)}" if node.gpus else "") for node in useful)
     return ", ".join(f"{size} ({count})" for size, count in sizes.items()) or "nothing"
+
+
+def _gpus(node: Node) -> str:
+    return " ".join([f"{node.gpus:g}", *sorted(node.gpu_types), "GPUs"])
+
+
+def bundle(cpus: float, gpus: float = 0.0, gpu_type: str | None = None) -> dict[str, float]:
+    """Return the resources that a task requests of Ray."""
+    named = {"CPU": cpus, "GPU": gpus, f"{ACCELERATOR_TYPE}{gpu_type}": 0.001 if gpu_type else 0.0}  # Ray's own amount
+    return {name: amount for name, amount in named.items() if amount}
 
 
 def accepting_nodes() -> list[Node]:

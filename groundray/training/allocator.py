@@ -1,8 +1,9 @@
-"""Settings of the C library's allocator for training on a CPU."""
+"""Settings of the allocators: the C library's, and torch's on a GPU."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 # parameters of mallopt(3)
@@ -16,6 +17,15 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(_LARGE),
     "MALLOC_TRIM_THRESHOLD_": str(_ALL),
 }
+
+# Segments that grow: the number of tokens in a batch varies, and of fixed segments those too small for the next batch
+# stay reserved. The name is read from torch 2.9 on.
+CUDA_ENVIRONMENT = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def environment(use_gpu: bool) -> dict[str, str]:
+    """Return the environment variables for a process to be started. A variable of torch that this process has wins."""
+    return ENVIRONMENT | {name: os.environ.get(name, value) for name, value in CUDA_ENVIRONMENT.items() if use_gpu}
 
 
 def keep_freed_memory() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -10,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from groundray import config
 from groundray.config import load
+from groundray.config.settings import AcceleratorType
 
 
 @pytest.fixture
@@ -92,3 +94,16 @@ def test_a_run_of_the_earlier_preset_paper_is_told_what_differs() -> None:
         "model.initialization: 'identity' stored, 'pytorch' now",
         "retrieval.val_resize: None stored, 256 now",
     ]
+
+
+def test_types_of_gpus_are_named_as_by_ray(minimal: Path) -> None:
+    from ray.util.accelerators import accelerators
+
+    names = {name for constant, name in vars(accelerators).items() if constant.startswith("NVIDIA_")}
+    assert set(get_args(AcceleratorType)) == names
+    with pytest.raises(config.SettingsError, match=r"scaling.accelerator_type: .*got 'H10O' \(did you mean 'H100'\?\)"):
+        load(minimal, ["--scaling.use_gpu=true", "--scaling.accelerator_type=H10O"])
+    with pytest.raises(config.SettingsError, match="expected use_gpu true with it, got H100 and use_gpu false"):
+        load(minimal, ["--scaling.accelerator_type=H100"])
+    typed = load(minimal, ["--scaling.use_gpu=true", "--scaling.accelerator_type=H100"])
+    assert typed.identity() == load(minimal).identity()

@@ -23,11 +23,12 @@ from groundray.data.derived import PART_BYTES, DerivedDataset, finalize
 from groundray.data.shards import read_rows, write_shards
 from groundray.runtime.data.derived_tasks import make_on_cluster
 from groundray.runtime.data.ray_stream import quiet_context, task_sizes
-from groundray.runtime.nodes import accepting_nodes
+from groundray.runtime.nodes import ACCELERATOR_TYPE, accepting_nodes
 from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles
 from groundray.storage.folder import Folder
 
 NODES = {"small": (1, 1), "large": (2, 1), "without": (2, 0)}  # CPUs and GPUs
+TYPES = {"small": "T4", "large": "H100"}
 WORKERS = ("--scaling.num_workers=2", "--scaling.use_gpu=true", "--scaling.cpus_per_worker=1", "--run.name=x")
 
 
@@ -60,7 +61,8 @@ def made_on(folder: Path) -> list[str]:
     lines = [{"id": "1", "text": "a line"}]
     source = write_shards(Folder.at(folder / "source").make(), "text", lines, {}, {}, row_group_bytes=1)
     spec = DerivedDataset(source, Folder.at(folder / "derived"), "key", "text", PART_BYTES, "lines", "")
-    list(make_on_cluster({"lines": (spec, lambda model, device: NodeIds())}, Model(), use_gpu=True))
+    work = {"lines": (spec, lambda model, device: NodeIds())}
+    list(make_on_cluster(work, Model(), use_gpu=True, gpu_type=TYPES["large"]))
     return read_rows(finalize(spec), np.arange(1), ["text"])["text"].to_pylist()
 
 
@@ -80,7 +82,10 @@ def trained_and_read_on() -> tuple[list[str], list[str]]:
 
 def main(folder: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    name_of = {cluster.add_node(num_cpus=cpus, num_gpus=gpus).node_id: name for name, (cpus, gpus) in NODES.items()}
+    name_of = {}
+    for name, (cpus, gpus) in NODES.items():
+        types = {f"{ACCELERATOR_TYPE}{TYPES[name]}": 1} if name in TYPES else {}
+        name_of[cluster.add_node(num_cpus=cpus, num_gpus=gpus, resources=types).node_id] = name
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     made, (workers, reading) = made_on(folder), trained_and_read_on()
     ray.shutdown()

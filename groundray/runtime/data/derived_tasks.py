@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy
 from groundray.data.derived import DerivedDataset, Encoder, make_parts, tasks
 from groundray.runtime.data.ray_stream import quiet_context
 from groundray.runtime.nodes import Node, accepting_nodes, places
-from groundray.training.allocator import ENVIRONMENT, keep_freed_memory
+from groundray.training.allocator import environment, keep_freed_memory
 
 MakeEncoder = Callable[[Any, str], Encoder[Any]]  # takes the model and its device
 Work = Mapping[str, tuple[DerivedDataset, MakeEncoder]]
@@ -36,16 +36,17 @@ class Pool:
     gpus: int
 
     @staticmethod
-    def of(nodes: Sequence[Node], use_gpu: bool) -> Pool:
+    def of(nodes: Sequence[Node], use_gpu: bool, gpu_type: str | None = None) -> Pool:
         """Return the pool that uses all of the nodes: an actor for each GPU, or for each CPU if there is no GPU.
 
         With GPUs, an actor gets the CPUs that there are for a GPU where they are fewest. With more it would wait
         forever for a node with that GPU, as it would with those of nodes without one.
         """
-        per_gpu = [node.cpus / int(node.gpus) for node in nodes if use_gpu and node.gpus >= 1]
+        with_gpu = [node for node in nodes if use_gpu and node.places(0, 1, gpu_type)]
+        per_gpu = [node.cpus / int(node.gpus) for node in with_gpu]
         if per_gpu:
             cpus = int(min(per_gpu)) or math.floor(100 * min(per_gpu)) / 100
-            return Pool(places(nodes, cpus, 1), cpus, max(1, int(cpus)), 1)
+            return Pool(places(with_gpu, cpus, 1), cpus, max(1, int(cpus)), 1)
         whole = [int(node.cpus) for node in nodes if node.cpus >= 1] or [1]  # of none, Ray may start a node
         return Pool(sum(whole), 1, min(whole), 0)
 
@@ -76,18 +77,19 @@ class PartMaker:
             return {"what": row["what"], "rows": 0, "error": str(error)}
 
 
-def make_on_cluster(work: Work, model: Any, use_gpu: bool) -> Iterator[tuple[str, int]]:
+def make_on_cluster(work: Work, model: Any, use_gpu: bool, gpu_type: str | None = None) -> Iterator[tuple[str, int]]:
     """Make the missing parts of derived data sets. Yields (name in `work`, number of rows) of each finished task.
 
     Args:
         work: by name, what to make, and the function that makes its encoder from the model and its device.
         model: a model with `to(device)`.
         use_gpu: give each actor a GPU, if the cluster has any.
+        gpu_type: type of these GPUs, by Ray's name; None for any.
 
     Raises:
         ValueError: a row cannot be read or encoded.
     """
-    pool = Pool.of(accepting_nodes(), use_gpu)
+    pool = Pool.of(accepting_nodes(), use_gpu, gpu_type)
     rows = [
         {"what": what, "group": group, "names": names}
         for what, (spec, _) in work.items()
@@ -96,7 +98,8 @@ def make_on_cluster(work: Work, model: Any, use_gpu: bool) -> Iterator[tuple[str
     if not rows:
         return
     remote: Any = _make_on_cluster
-    for result in remote.remote(rows, dict(work), ray.put(model), pool.limited(len(rows))):
+    needs = {"accelerator_type": gpu_type} if pool.gpus and gpu_type else {}
+    for result in remote.remote(rows, dict(work), ray.put(model), pool.limited(len(rows)), needs):
         row: Any = ray.get(result)
         if row["error"]:
             raise ValueError(row["error"])
@@ -104,7 +107,9 @@ def make_on_cluster(work: Work, model: Any, use_gpu: bool) -> Iterator[tuple[str
 
 
 @ray.remote(num_cpus=0, max_retries=0, num_returns="streaming")
-def _make_on_cluster(rows: list[dict[str, Any]], work: Work, model: Any, pool: Pool) -> Iterator[dict[str, Any]]:
+def _make_on_cluster(
+    rows: list[dict[str, Any]], work: Work, model: Any, pool: Pool, needs: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     """Run the pass in a task of the cluster: in the driver, Ray's core and Ray Data would print their progress."""
     with ray.data.DataContext.current(quiet_context()):
         yield from (
@@ -115,7 +120,8 @@ def _make_on_cluster(rows: list[dict[str, Any]], work: Work, model: Any, pool: P
                 compute=ActorPoolStrategy(size=pool.actors),
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus or None,
-                runtime_env={"env_vars": ENVIRONMENT},
+                runtime_env={"env_vars": environment(pool.gpus > 0)},
+                **needs,
             )
             .iter_rows()
         )

@@ -59,7 +59,7 @@ def make_features(run: CheckedRun, observe: Callable[[Event], None], user: Folde
             for spec in specs:
                 mark_used(spec.folder, user)
 
-    for _ in make_on_cluster(work, trunk, settings.scaling.use_gpu):
+    for _ in make_on_cluster(work, trunk, settings.scaling.use_gpu, settings.scaling.accelerator_type):
         mark()
     for what, features in missing.items():
         finalize(features.spec, mark)

@@ -136,13 +136,14 @@ def _fit_on_ray(
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.num_workers,
             use_gpu=scaling.use_gpu,
+            accelerator_type=scaling.accelerator_type,
             resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})},
             elastic_resize_monitor_interval_s=RESIZE_CHECK_SECONDS,
         ),
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
             **storage_arguments(run.folder),
-            worker_runtime_env={"env_vars": allocator.ENVIRONMENT | passed_on(os.environ)},
+            worker_runtime_env={"env_vars": allocator.environment(scaling.use_gpu) | passed_on(os.environ)},
         ),
         settings=settings,
         mailbox=mailbox,

@@ -16,7 +16,7 @@ from ray.util import placement_group, remove_placement_group
 
 from groundray.config import Settings
 from groundray.runtime import cluster, compat
-from groundray.runtime.nodes import ROUNDING, Node, accepting_nodes, described, places
+from groundray.runtime.nodes import ACCELERATOR_TYPE, ROUNDING, Node, accepting_nodes, bundle, described, places
 from groundray.runtime.ray_address import given_address
 
 MIN_DATA_CPUS = 0.2  # for each worker's reading and decoding
@@ -34,6 +34,7 @@ class Resources:
         nodes: those of the cluster.
         where: the name of the cluster in messages.
         fraction: the part of the cluster that the run may use, above 0 to 1.
+        gpu_type: type of the GPUs, by Ray's name; None for any.
     """
 
     workers: int
@@ -42,6 +43,7 @@ class Resources:
     nodes: Sequence[Node]
     where: str
     fraction: float = 1.0
+    gpu_type: str | None = None
 
     @property
     def cluster_cpus(self) -> float:
@@ -50,15 +52,17 @@ class Resources:
 
     @property
     def cluster_gpus(self) -> float:
-        """GPUs of the cluster that the run may use."""
-        return self.fraction * sum(node.gpus for node in self.nodes)
+        """GPUs of the cluster, of the run's type, that the run may use."""
+        return self.fraction * sum(node.gpus for node in self.nodes if node.has_type(self.gpu_type))
 
     def check(self) -> None:
         """Raise ValueError if the workers do not fit on the cluster, or leave no CPU to read and decode their data."""
         if self.gpus > self.cluster_gpus:
+            setting, kind = ("accelerator_type", f"{self.gpu_type} GPUs") if self.gpu_type else ("use_gpu", "GPUs")
+            there = f" (nodes with {described(self.nodes)})" if self.gpu_type else ""
             raise ValueError(
-                f"scaling.use_gpu: expected {self.gpus} GPUs for {self.workers} workers, "
-                f"the cluster has {self.cluster_gpus:g}"
+                f"scaling.{setting}: expected {self.gpus} {kind} for {self.workers} workers, "
+                f"the cluster has {self.cluster_gpus:g}{there}"
             )
         if not leaves_data_cpus(self.cluster_cpus, self.workers, self.worker_cpus):
             raise ValueError(
@@ -66,14 +70,15 @@ class Resources:
                 f"{self.cluster_cpus:g}: {self._fewer_cpus()}"
             )
         if (found := self._places(self.worker_cpus)) < self.workers:
+            gpu = f" and a{f' {self.gpu_type}' if self.gpu_type else ''} GPU" if self.gpus else ""
             raise ValueError(
                 f"scaling.cpus_per_worker: expected nodes with room for {self.workers} workers, each with "
-                f"{self.worker_cpus:g} CPUs{' and a GPU' if self.gpus else ''} on one node, got room for {found} on "
-                f"nodes with {described(self.nodes)}: {self._fewer_cpus()}"
+                f"{self.worker_cpus:g} CPUs{gpu} on one node, got room for {found} on nodes with "
+                f"{described(self.nodes)}: {self._fewer_cpus()}"
             )
 
     def _places(self, worker_cpus: float) -> int:
-        return places(self.nodes, worker_cpus, 1 if self.gpus else 0)
+        return places(self.nodes, worker_cpus, 1 if self.gpus else 0, self.gpu_type)
 
     def _fewer_cpus(self) -> str:
         """Return the repair: the most CPUs a worker with which the workers and their reading fit on the nodes."""
@@ -89,7 +94,7 @@ class Resources:
 def min_bundles(settings: Settings) -> list[dict[str, float]]:
     """Return the smallest resources of a run as bundles, each to be placed on one machine."""
     scaling = settings.scaling
-    worker = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    worker = bundle(scaling.cpus_per_worker, 1.0 if scaling.use_gpu else 0.0, scaling.accelerator_type)
     return [worker, {"CPU": MIN_DATA_CPUS}] * scaling.min_workers
 
 
@@ -113,12 +118,13 @@ def wait_until(
         if not _can_grow():
             raise
     wanted = sum((Counter(bundle) for bundle in bundles), Counter())
-    described = " and ".join(f"{count:g} {kind}s" for kind, count in wanted.items())
+    machines = " and ".join(f"{wanted[kind]:g} {kind}s" for kind in ("CPU", "GPU") if wanted[kind])
+    machines += "".join(f" of type {kind.removeprefix(ACCELERATOR_TYPE)}" for kind in wanted if ":" in kind)
     deadline = time.monotonic() + minutes * 60
     group = placement_group([dict(bundle) for bundle in bundles])  # the autoscaler starts machines for it
     try:
         while (left := deadline - time.monotonic()) > 0:
-            tell(f"waiting for machines with {described}, for {left / 60:.1f} minutes at most (scaling.wait_minutes)")
+            tell(f"waiting for machines with {machines}, for {left / 60:.1f} minutes at most (scaling.wait_minutes)")
             if group.wait(min(NOTICE_SECONDS, left)):
                 break
     finally:
@@ -177,7 +183,8 @@ def preview(settings: Settings) -> Resources:
     if settings.scaling.max_workers and given_address():
         with cluster.connect():
             return cluster_resources(settings)
-    here = Node("", joblib.cpu_count(), torch.cuda.device_count())
+    kind = settings.scaling.accelerator_type  # this machine's is known when Ray has started on it
+    here = Node("", joblib.cpu_count(), torch.cuda.device_count(), frozenset({kind} if kind else ()))
     return _resources(settings, [here], "this machine")
 
 
@@ -190,4 +197,5 @@ def _resources(settings: Settings, nodes: Sequence[Node], where: str, fraction: 
         nodes=nodes,
         where=where,
         fraction=fraction,
+        gpu_type=settings.scaling.accelerator_type,
     )

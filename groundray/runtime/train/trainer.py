@@ -35,6 +35,7 @@ class Trainer(TorchTrainer):
         elastic = scaling.min_workers < scaling.max_workers
         workers = f"{scaling.min_workers} to {scaling.max_workers}" if elastic else f"{scaling.max_workers}"
         each = f"{scaling.cpus_per_worker:g} CPUs{' and a GPU' if scaling.use_gpu else ''}"
+        each += f" of type {scaling.accelerator_type}" if scaling.accelerator_type else ""
         wait_timeout = WaitTimeout(scaling.wait_minutes * 60, f"{workers} workers with {each} each", self._mailbox)
         kwargs["scaling_policy"] = (
             ElasticWorkers(self.scaling_config, wait_timeout, self._settings.worker_counts)

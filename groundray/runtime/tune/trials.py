@@ -27,7 +27,7 @@ from groundray import interrupts
 from groundray.config import Settings, SettingsError
 from groundray.runtime import cluster, compat
 from groundray.runtime.data.feature_tasks import make_features
-from groundray.runtime.nodes import Node, accepting_nodes, described, places
+from groundray.runtime.nodes import Node, accepting_nodes, bundle, described, places
 from groundray.runtime.train import launch
 from groundray.runtime.train.resources import MIN_DATA_CPUS, min_bundles, wait_until
 from groundray.runtime.tune.results import State, Trial
@@ -60,12 +60,14 @@ class TrialResources:
     Attributes:
         workers: number of parts of a trial that may be on different nodes.
         worker_cpus: CPUs of such a part, which has a GPU if the trial has any.
+        gpu_type: type of the GPUs, by Ray's name; None for any.
     """
 
     cpus: float
     gpus: int
     workers: int
     worker_cpus: float
+    gpu_type: str | None = None
 
     @staticmethod
     def of(sweep: Sweep) -> TrialResources:
@@ -74,8 +76,8 @@ class TrialResources:
         gpus = max(1, scaling.min_workers) if scaling.use_gpu else 0
         if scaling.max_workers > 1:
             cpus = scaling.min_workers * (scaling.cpus_per_worker + MIN_DATA_CPUS)
-            return TrialResources(cpus, gpus, scaling.min_workers, scaling.cpus_per_worker)
-        return TrialResources(sweep.cpus, gpus, 1, sweep.cpus)
+            return TrialResources(cpus, gpus, scaling.min_workers, scaling.cpus_per_worker, scaling.accelerator_type)
+        return TrialResources(sweep.cpus, gpus, 1, sweep.cpus, scaling.accelerator_type)
 
     def concurrent(self, wanted: int | None, nodes: Sequence[Node]) -> int:
         """Return the number of concurrent trials on a cluster: `wanted`, or as many as fit.
@@ -83,12 +85,14 @@ class TrialResources:
         Raises:
             SettingsError: not one trial fits, or not as many as wanted.
         """
-        cluster = Node("", sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+        gpus = sum(node.gpus for node in nodes if node.has_type(self.gpu_type))
+        cluster = Node("", sum(node.cpus for node in nodes), gpus)
         most = cluster.places(self.cpus, self.gpus)
-        takes = f"a trial takes {self.cpus:g} CPUs and {self.gpus} GPUs, the cluster has {cluster.cpus:g} and "
+        kind = f"{self.gpu_type} GPUs" if self.gpu_type else "GPUs"
+        takes = f"a trial takes {self.cpus:g} CPUs and {self.gpus} {kind}, the cluster has {cluster.cpus:g} and "
         takes += f"{cluster.gpus:g}"
         if most and len(nodes) > 1:
-            most = min(most, places(nodes, self.worker_cpus, 1 if self.gpus else 0) // self.workers)
+            most = min(most, places(nodes, self.worker_cpus, min(1, self.gpus), self.gpu_type) // self.workers)
             takes += f" on nodes with {described(nodes)}"
         if not most:
             raise SettingsError(
@@ -151,9 +155,7 @@ def connected(sweep: Sweep, verbose: bool, tell: Callable[[str], None]) -> Itera
         def concurrent() -> int:
             return room.concurrent(sweep.max_concurrent, accepting_nodes())
 
-        trial = (
-            min_bundles(settings) if nested else [{"CPU": room.cpus} | ({"GPU": float(room.gpus)} if room.gpus else {})]
-        )
+        trial = min_bundles(settings) if nested else [bundle(room.cpus, room.gpus, room.gpu_type)]
         yield wait_until(
             concurrent,
             trial * (sweep.max_concurrent or 1),
@@ -253,10 +255,10 @@ def _trainable(context: TrialContext) -> Any:
     nested = context.sweep.settings.scaling.max_workers > 1
     one = TrialResources.of(context.sweep)
     # a nested run requests its workers' resources itself, and Tune accepts no empty bundle
-    bundle: dict[str, int | float] = {"CPU": DRIVER_CPUS if nested else one.cpus}
-    if one.gpus and not nested:
-        bundle["GPU"] = one.gpus
-    return tune.with_resources(functools.partial(_train_trial, context=context), tune.PlacementGroupFactory([bundle]))
+    resources = {"CPU": DRIVER_CPUS} if nested else bundle(one.cpus, one.gpus, one.gpu_type)
+    return tune.with_resources(
+        functools.partial(_train_trial, context=context), tune.PlacementGroupFactory([resources])
+    )
 
 
 def _train_trial(values: dict[str, Any], context: TrialContext) -> None:

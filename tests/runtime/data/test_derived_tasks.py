@@ -27,6 +27,11 @@ def test_an_actor_for_each_gpu(nodes: list[Node], tasks: int, pool: Pool) -> Non
     assert Pool.of(nodes, use_gpu=True).limited(tasks) == pool
 
 
+def test_an_actor_for_each_gpu_of_the_type() -> None:
+    nodes = [Node("a", 16, 1, frozenset({"H100"})), Node("b", 4, 2, frozenset({"T4"}))]
+    assert Pool.of(nodes, use_gpu=True, gpu_type="H100") == Pool(1, 16, 16, 1)
+
+
 @pytest.mark.parametrize(
     ("nodes", "tasks", "pool"),
     [

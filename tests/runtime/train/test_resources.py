@@ -8,9 +8,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from groundray import config
 from groundray.runtime.data.ray_stream import task_sizes
 from groundray.runtime.nodes import Node
-from groundray.runtime.train.resources import DataCpuBudget, Resources
+from groundray.runtime.train.resources import DataCpuBudget, Resources, min_bundles
 
 
 def test_tasks_fit_on_a_node_with_a_worker() -> None:
@@ -67,8 +68,10 @@ def test_reading_uses_the_nodes_without_gpus_too() -> None:
 GPU_NODE, CPU_NODE = Node("a", 4, 1), Node("b", 64)
 
 
-def resources(*nodes: Node, workers: int = 2, cpus: float = 1.0, use_gpu: bool = True) -> Resources:
-    return Resources(workers, cpus, workers if use_gpu else 0, nodes, "the cluster")
+def resources(
+    *nodes: Node, workers: int = 2, cpus: float = 1.0, use_gpu: bool = True, gpu_type: str | None = None
+) -> Resources:
+    return Resources(workers, cpus, workers if use_gpu else 0, nodes, "the cluster", gpu_type=gpu_type)
 
 
 def test_workers_that_fit_on_nodes_with_gpus_pass() -> None:
@@ -113,3 +116,20 @@ def test_workers_that_fit_on_no_node_are_refused(
         found.check()
     if repair := re.search(r"set scaling.cpus_per_worker to ([\d.]+) or less", str(refused.value)):
         resources(*nodes, cpus=float(repair[1]), use_gpu=use_gpu).check()
+
+
+def test_workers_fit_on_nodes_with_gpus_of_their_type() -> None:
+    fast, slow = Node("a", 8, 4, frozenset({"H100"})), Node("b", 16, 4, frozenset({"L4"}))
+    resources(fast, slow, cpus=4, gpu_type="H100").check()
+    with pytest.raises(
+        ValueError, match=r"expected 2 L40S GPUs .* has 0 \(nodes with 8 CPUs and 4 H100 GPUs \(1\), 16"
+    ):
+        resources(fast, slow, gpu_type="L40S").check()
+    with pytest.raises(ValueError, match=r"6 CPUs and a H100 GPU on one node, got room for 1 .*per_worker to 4.00 or"):
+        resources(fast, slow, cpus=6, gpu_type="H100").check()
+
+
+def test_an_autoscaler_is_asked_for_the_type() -> None:
+    words = ("--scaling.use_gpu=true", "--scaling.accelerator_type=H100", "--run.name=x")
+    worker, _ = min_bundles(config.load("demo", words))[:2]
+    assert worker["accelerator_type:H100"] > 0
