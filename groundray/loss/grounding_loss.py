@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from groundray.device_copy import to_device
 from groundray.distributed import (
     gather_rows,
     gather_words,
@@ -74,10 +75,27 @@ def global_similarity(
     return gather_rows(_own_rows(V, W, valid, kind, [len(V)]))
 
 
+def pool_similarity(
+    images: Sequence[Float[Tensor, "_ position dim"]],
+    W: Float[Tensor, "own_sample token dim"],
+    valid: Bool[Tensor, "own_sample token"],
+    kind: Kind = "dot",
+) -> Float[Tensor, "sample sample"]:
+    """Return `global_similarity` of a pool whose images need not fit into a GPU's memory.
+
+    Args:
+        images: embeddings of this rank's images in parts, on the host or on the device of W. One part is on the device
+            at a time.
+    """
+    words, valid = gather_words(normalised(W, kind), valid)
+    parts = (normalised(to_device(part, W.device), kind) for part in images)
+    return gather_rows(torch.cat([similarity_to_words(part, words, valid) for part in parts]))
+
+
 def _own_rows(V: Tensor, W: Tensor, valid: Tensor, kind: Kind, chunks: Sequence[int]) -> Tensor:
     """Return the similarities of a rank's own images and the captions of all ranks, chunks of one size at a time."""
-    V, W = normalised(V, W, kind)
-    words, valid = gather_words(W, valid)
+    V = normalised(V, kind)
+    words, valid = gather_words(normalised(W, kind), valid)
     runs = [(size, size * len(list(equal))) for size, equal in groupby(chunks)]
     if len(runs) == 1:
         return similarity_to_words(V, words, valid, chunks[0])

@@ -59,8 +59,7 @@ def match_map(
     V: Float[Tensor, "position dim"], W: Float[Tensor, "token dim"], kind: Kind = "dot"
 ) -> Float[Tensor, "position token"]:
     """Return the match of each position of an image with each token of a caption."""
-    V, W = normalised(V, W, kind)
-    return V @ W.T
+    return normalised(V, kind) @ normalised(W, kind).T
 
 
 def similarity(
@@ -75,8 +74,7 @@ def similarity(
     token equally well, the first has the gradient. Half precision is multiplied as it is; sums, the result and the
     gradients until their end are in float32.
     """
-    V, W = normalised(V, W, kind)
-    return similarity_to_words(V, W.flatten(0, 1), valid)
+    return similarity_to_words(normalised(V, kind), normalised(W, kind).flatten(0, 1), valid)
 
 
 def similarity_to_words(
@@ -100,12 +98,9 @@ def similarity_to_words(
     return S
 
 
-def normalised(V: Tensor, W: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Return both embeddings, scaled to length 1 for cosine. Lengths of half precision are computed in float32."""
-    if kind == "dot":
-        return V, W
-    V, W = (F.normalize(x.to(_wide(x)), dim=-1).to(x.dtype) for x in (V, W))
-    return V, W
+def normalised(x: Tensor, kind: Kind) -> Tensor:
+    """Return embeddings, scaled to length 1 for cosine. Lengths of half precision are computed in float32."""
+    return F.normalize(x.to(_wide(x)), dim=-1).to(x.dtype) if kind == "cosine" else x
 
 
 def position_type(positions: int) -> torch.dtype:

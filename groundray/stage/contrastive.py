@@ -8,7 +8,7 @@ Two encoders give `Encoded` embeddings, whose similarity (`loss.match_map.simila
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,8 +22,9 @@ from groundray.data.captions import CaptionSamples
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.tokenization import WordPieceTokenizer
+from groundray.device_copy import to_device
 from groundray.distributed import sum_over_chunks
-from groundray.loss.grounding_loss import global_similarity
+from groundray.loss.grounding_loss import pool_similarity
 from groundray.loss.match_map import Kind
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads, RetrievalHeads
@@ -141,7 +142,8 @@ def concatenate(encoded: list[Encoded]) -> Encoded:
     return Encoded(torch.cat(V), _cat_padded(W), _cat_padded(valid))
 
 
-def _cat_padded(parts: tuple[Tensor, ...]) -> Tensor:
+def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
+    """Return the rows of several tensors; dimension 1 is padded to the longest."""
     longest = max(part.shape[1] for part in parts)
     return torch.cat([_pad(part, longest) for part in parts])
 
@@ -159,16 +161,20 @@ def validate(
 ) -> Metrics:
     """Return the training loss, as a mean over samples, and recall@k among all validation images.
 
+    The embeddings of the images are kept on the host meanwhile, as those of a large validation set fill a GPU.
+
     Args:
         training_loss: the stage's `loss`. Negatives come from the step's batch, as in training.
         kind: similarity by which images and captions are ranked.
     """
-    pool, total, samples = [], 0.0, 0
+    pool, losses, own_counts = [], [], []
     for step in steps:
         encoded = [encode(batch) for _, batch in step.chunks]
-        loss, _ = training_loss(encoded)
-        count = int(sum_over_chunks([loss.new_tensor(len(chunk.V)) for chunk in encoded]))
-        total += loss.item() * count
-        samples += count
-        pool += encoded
-    return {"loss": total / samples, **recalls(global_similarity(*concatenate(pool), kind))}
+        losses.append(training_loss(encoded)[0])
+        own_counts.append(sum(len(chunk.V) for chunk in encoded))
+        pool += [chunk._replace(V=chunk.V.cpu()) for chunk in encoded]
+    counts = sum_over_chunks([to_device(torch.tensor(own_counts), losses[0].device)]).tolist()
+    total = sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), counts, strict=True))
+    images, W, valid = zip(*pool, strict=True)
+    S = pool_similarity(images, _cat_padded(W), _cat_padded(valid), kind)
+    return {"loss": total / sum(counts), **recalls(S)}

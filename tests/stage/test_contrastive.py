@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import reference
 import torch
+from pretend_gpu import PretendGpu
 from torch import Tensor
 
 from groundray.data.stream import Step
 from groundray.loss.grounding_loss import grounding_loss
 from groundray.loss.match_map import Kind
 from groundray.stage.contrastive import Encoded, concatenate, counted_tokens, validate
+from groundray.stage.metrics import recalls
 from groundray.stage.protocol import Metrics
 
 
@@ -59,3 +61,21 @@ def test_validation_loss_is_the_training_loss_averaged_over_samples(kind: Kind) 
     S = reference.similarity(*concatenate(batches), kind)
     first = (S.T.argmax(dim=1) == torch.arange(11)).double().mean().item()
     assert metrics["text_to_image/recall@1"] == pytest.approx(first)
+
+
+def test_validation_keeps_images_on_the_host_and_reads_its_losses_once() -> None:
+    """Otherwise the embeddings of a large validation set fill a GPU."""
+
+    def encode(number: int) -> Encoded:
+        V, W, valid = chunk(3, 4, number)
+        return Encoded(V.to("cuda", non_blocking=True), W.to("cuda", non_blocking=True), valid)
+
+    steps = [Step(0, number, number == 3, ((0, number),)) for number in range(4)]
+    with PretendGpu() as gpu:
+        metrics = validate(encode, steps, lambda encoded: (grounding_loss(*concatenate(encoded), 0.2), {}), "dot")
+        copies = sum(count for line, count in gpu.waits.items() if line.startswith("blocking copy to the host"))
+        reads = sum(count for line, count in gpu.waits.items() if "contrastive.py" in line) - copies
+    assert (copies, reads) == (len(steps), 2)  # the reads are those of the losses and of the numbers of samples
+    on_host = [chunk(3, 4, number) for number in range(4)]
+    S = reference.similarity(*concatenate(on_host), "dot")
+    assert metrics["image_to_text/recall@1"] == recalls(S)["image_to_text/recall@1"]

@@ -44,12 +44,12 @@ def similarities(
         hidden = heads.language(model.language(tokens[:, :longest], mask[:, :longest]))
         kept.append(hidden[counts[:, :longest]])
         counted.append(counts)
-    words, valid = torch.cat(kept), torch.cat(counted)
+    words, valid = normalised(torch.cat(kept), kind), torch.cat(counted)
     found = []
     for batch in batches:
         if len(batch):
-            V, W = normalised(heads.visual(model.visual(batch.images)), words, kind)
-            found.append(similarity_to_words(V, W, valid))
+            V = normalised(heads.visual(model.visual(batch.images)), kind)
+            found.append(similarity_to_words(V, words, valid))
     images = sum(map(len, found))
     if images < 2:
         raise ValueError(f"expected at least 2 images, got {images}")
