@@ -28,6 +28,8 @@ from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 from torch.nn import functional as F
 
+from groundray.device_copy import to_device
+
 GPU_BACKENDS = "cpu:gloo,cuda:nccl"
 
 Timer = Callable[[], AbstractContextManager[None]]
@@ -107,10 +109,15 @@ def gather_words(
     Only valid tokens are sent; at world size 1 the list holds all tokens, valid or not. Ranks may hold different
     numbers of captions, also none, padded to different lengths.
 
-    Each rank compares all words with its own images, so the gradient of a rank's words is the sum over ranks.
+    Each rank compares all words with its own images, so the gradient of a rank's words is the sum over ranks. Words of
+    half precision are sent as they are and returned in float32, so that their gradient is summed in float32.
+
+    Args:
+        valid: on the host, where the masks of all ranks are then exchanged. A mask on a GPU makes the host wait.
     """
     if world_size() == 1:
         return W.flatten(0, 1), valid
+    valid = valid.cpu()
     rows = valid.flatten().nonzero().squeeze(1)
     captions, lengths, words = on_every_rank(*valid.shape, len(rows))
     padded = F.pad(valid, (0, max(lengths) - valid.shape[1]))
@@ -179,8 +186,10 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
 class _GatherWords(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        ctx.timer, ctx.rows, ctx.sizes, ctx.shape = _timer.get(), rows, sizes, W.shape
-        return _gather(W.flatten(0, 1).index_select(0, rows), sizes)
+        rows = to_device(rows, W.device)
+        ctx.timer, ctx.rows, ctx.sizes, ctx.shape, ctx.dtype = _timer.get(), rows, sizes, W.shape, W.dtype
+        words = _gather(W.flatten(0, 1).index_select(0, rows), sizes)
+        return words.to(torch.promote_types(W.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -188,7 +197,7 @@ class _GatherWords(torch.autograd.Function):
         own = gradient.new_zeros(ctx.shape)
         with timed_by(ctx.timer):
             own.view(-1, ctx.shape[-1])[ctx.rows] = _reduce_scatter(gradient, ctx.sizes)
-        return own, None, None
+        return own.to(ctx.dtype), None, None
 
 
 class _GatherRows(torch.autograd.Function):

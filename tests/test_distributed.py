@@ -72,6 +72,7 @@ CASES = {
         Case((6, 10), "cosine", chunks=(3, 3, 2, 2)),
         Case((6, 10), dtype=torch.float32, chunks=(3, 3, 2, 2)),
         Case((2, 4), dtype=torch.float32, chunks=(1, 1, 1, 1, 0)),
+        Case((6, 10), dtype=torch.bfloat16, chunks=(3, 3, 2, 2)),
     ],
     4: [
         Case((2, 4, 6, 8)),
@@ -81,6 +82,7 @@ CASES = {
         Case((2, 4, 6, 8), dtype=torch.float32, chunks=(2, 2, 2, 2)),
         Case((3, 6, 8, 10), "cosine", chunks=(3, 3, 2, 2)),
         Case((3, 6, 8, 10), dtype=torch.float32, chunks=(3, 3, 2, 2)),
+        Case((3, 6, 8, 10), "cosine", torch.bfloat16, chunks=(3, 3, 2, 2)),
     ],
 }
 
@@ -131,6 +133,7 @@ def on_a_rank(rank: int, size: int, folder: str) -> None:
         assert on_every_rank(rank, -rank) == (tuple(range(size)), tuple(range(0, -size, -1)))
         assert gather_strings("é" * rank) == ["é" * other for other in range(size)]
         assert timed_collectives() == {"forward": 3, "backward": 2}
+        assert gradient_of_halves(rank, size) == 1 + 2**-7
         assert len(collectives) > 5 * len(CASES[size])
     torch.save(outputs, f"{folder}/{rank}.pt")
     if size == 2:
@@ -161,7 +164,7 @@ def test_many_processes_give_the_loss_and_gradients_of_one(ranks: tuple[int, Pat
             assert len(distributed) == len(single) == 6
             for tensor, other in zip(distributed, single, strict=True):
                 # relative to each gradient's largest entry: small entries may be differences of larger numbers
-                tolerance = 1e-12 if case.dtype == torch.float64 else 1e-6
+                tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-6}[case.dtype]
                 assert (tensor - other).abs().max() <= tolerance * other.abs().max(), case
             if case.chunks:
                 assert torch.equal(distributed[0], single[0]), case  # in chunks, the loss has the same bits
@@ -195,6 +198,20 @@ def timed_collectives() -> dict[str, int]:
         return counts
 
 
+def gradient_of_halves(rank: int, size: int) -> float:
+    """Return the sum over ranks of a gradient of words in bfloat16, of which rank 0 has 1 and all others 1.5 / 2^8.
+
+    To the nearest bfloat16 it is 1 + 1 / 2^7. Summed in bfloat16, each of several smaller parts would be rounded away.
+    """
+    W, valid = torch.ones(1, 2, 4, dtype=torch.bfloat16, requires_grad=True), torch.tensor([[True, False]])
+    words, _ = gather_words(W, valid)
+    assert words.dtype == torch.float32
+    words.backward(torch.full_like(words, 1.5 / 2**8 / (size - 1) if rank else 1.0))
+    assert W.grad is not None
+    assert (W.grad[:, 1] == 0).all()
+    return W.grad[0, 0, 0].item()
+
+
 def test_every_collective_is_the_identity_on_one_rank() -> None:
     x = torch.arange(6.0).view(2, 3)
     assert world_size() == 1
@@ -226,6 +243,7 @@ def seconds_waited(rank: int, folder: str) -> dict[str, float]:
         "numbers": lambda: on_every_rank(rank),
         "strings": lambda: gather_strings("text"),
         "rows": lambda: gather_rows(x),
+        "words": lambda: gather_words(x[None], torch.ones(1, 3, dtype=torch.bool))[0].sum().backward(),
         "chunks": lambda: sum_over_chunks([x, x]).sum().backward(),
         "rows of known number": lambda: gather_rows(x, (3, 3)),
         "gradient": lambda: sum_gradient_over_ranks(x).sum().backward(),
@@ -245,7 +263,7 @@ def seconds_waited(rank: int, folder: str) -> dict[str, float]:
 def test_host_waits_for_ranks_where_it_needs_them_and_never_for_a_device(ranks: tuple[int, Path]) -> None:
     waited = torch.load(ranks[1] / "waited-1.pt", weights_only=True)
     late = {name for name, seconds in waited.items() if seconds > LATE / 2}
-    assert late == {"barrier", "numbers", "strings", "rows", "chunks"}, waited
+    assert late == {"barrier", "numbers", "strings", "rows", "words", "chunks"}, waited
 
 
 def broken_rules(rank: int) -> dict[str, str]:

@@ -22,8 +22,7 @@ from groundray.data.captions import CaptionSamples
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.tokenization import WordPieceTokenizer
-from groundray.device_copy import to_device
-from groundray.distributed import sum_over_chunks
+from groundray.distributed import on_every_rank
 from groundray.loss.grounding_loss import pool_similarity
 from groundray.loss.match_map import Kind
 from groundray.model.grounded import GroundedModel
@@ -173,7 +172,7 @@ def validate(
         losses.append(training_loss(encoded)[0])
         own_counts.append(sum(len(chunk.V) for chunk in encoded))
         pool += [chunk._replace(V=chunk.V.cpu()) for chunk in encoded]
-    counts = sum_over_chunks([to_device(torch.tensor(own_counts), losses[0].device)]).tolist()
+    counts = [sum(of_ranks) for of_ranks in on_every_rank(*own_counts)]
     total = sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), counts, strict=True))
     images, W, valid = zip(*pool, strict=True)
     S = pool_similarity(images, _cat_padded(W), _cat_padded(valid), kind)
