@@ -10,7 +10,8 @@ All tensors are CPU tensors and all values are computed. A storage is marked whe
 and every result of an operation on marked storages is marked. Two modes keep the marks: one sees calls of the Python
 API, where devices are named, the other sees the operations that these calls and backward passes consist of.
 
-It knows nothing of the order in which a GPU's streams run, of memory, or of CUDA's arithmetic and autocast lists.
+The device is as slow as can be: what is enqueued has run once the host waits for it, and not before. Several streams
+are one; there is nothing of memory, or of CUDA's arithmetic and autocast lists.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ class MixedDevices(RuntimeError):
     """An operation that a GPU refuses: its tensors are not all on one device."""
 
 
+class NotReady(RuntimeError):
+    """The host reads what the device has not yet computed, as far as it knows."""
+
+
 class RefusedByNccl(RuntimeError):
     """A collective that NCCL refuses, or that does not match that of the other ranks."""
 
@@ -91,6 +96,7 @@ class PretendGpu:
         self._calls, self._operations = _Calls(self), _Operations(self)
         # of each Python call in progress, whether tensors that it makes are on the GPU
         self._makes_on_gpu: list[bool] = []
+        self._enqueued = self._reached = 0  # moments of the device: the last one, and the last that the host knows past
         self._in_call = 0  # calls in progress within which the mode of calls is off
 
     def reset(self) -> None:
@@ -109,9 +115,22 @@ class PretendGpu:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def wait(self, cause: str) -> None:
-        """Count a wait of the host."""
-        self.waits[f"{cause} @ {_line()}"] += 1
+    def wait(self, cause: str, moment: int | None = None) -> None:
+        """Count a wait of the host, until the device has reached a moment; None for all that is enqueued."""
+        moment = self._enqueued if moment is None else moment
+        if moment > self._reached or cause != "Event.synchronize":
+            self.waits[f"{cause} @ {_line()}"] += 1
+        self._reached = max(self._reached, moment)
+
+    def enqueue(self) -> int:
+        """Return the moment at which the device will have done what is enqueued so far."""
+        self._enqueued += 1
+        return self._enqueued
+
+    def check_reached(self, moment: int) -> None:
+        """Raise NotReady if the host has not waited for a moment."""
+        if moment > self._reached:
+            raise NotReady(f"what the device has not yet done is read: wait for an event first @ {_line()}")
 
     # calls of the Python API
 
@@ -131,6 +150,8 @@ class PretendGpu:
             return self._move(function, args, kwargs)
         if function in (Tensor.numpy, Tensor.__array__) and on_gpu:
             raise TypeError(f"a tensor on cuda:0 has no NumPy array, copy it with .cpu() first @ {_line()}")
+        if function in (Tensor.tolist, Tensor.item, Tensor.numpy, Tensor.__array__) and not on_gpu:
+            self.check_reached(getattr(args[0].untyped_storage(), "copied_at", 0))
         if function is Tensor.tolist and on_gpu:
             self.wait("tolist")
         if function is Tensor.backward:  # its own Python code, and that of custom backward passes, is seen too
@@ -168,7 +189,11 @@ class PretendGpu:
         options = ({"dtype": dtype} if dtype else {}) | ({"memory_format": form} if form else {})
         with self._outside_calls(after == "cuda"):
             result = x.to(CPU, copy=copy or moves, **options)
-        return result if result is x else _mark(result, after)
+        if result is not x:
+            _mark(result, after)
+            if after == "pinned":
+                result.untyped_storage().copied_at = self.enqueue()  # pyright: ignore[reportAttributeAccessIssue]
+        return result
 
     def _copied(self, source: Tensor, place: Place, non_blocking: bool) -> None:
         """Count a copy between host and device."""
@@ -205,7 +230,7 @@ class PretendGpu:
             return operation(*args, **kwargs)
         if (device := kwargs.get("device")) is not None and torch.device(device).type == "cuda":
             kwargs["device"], on_gpu = CPU, True
-        result = STAND_INS.get(operation, operation)(*args, **kwargs)
+        result = (STAND_INS.get(operation) or operation)(*args, **kwargs)
         made_on_gpu = not tensors and bool(self._makes_on_gpu) and self._makes_on_gpu[-1]
         return _mark(result, "cuda") if on_gpu or made_on_gpu else result
 
@@ -298,24 +323,24 @@ def _cuda_api(gpu: PretendGpu) -> dict[str, Any]:
 
     class Event:
         def __init__(self, **_: Any):
-            self._recorded: float | None = None
+            self._moment, self._time = 0, 0.0
 
         def record(self, stream: Any = None) -> None:
-            self._recorded = time.perf_counter()
+            self._moment, self._time = gpu.enqueue(), time.perf_counter()
 
         def synchronize(self) -> None:
-            gpu.wait("Event.synchronize")
+            gpu.wait("Event.synchronize", self._moment)
 
         def query(self) -> bool:
-            return True
+            return self._moment <= gpu._reached
 
         def wait(self, stream: Any = None) -> None:
             pass
 
         def elapsed_time(self, end: Event) -> float:
-            assert self._recorded is not None
-            assert end._recorded is not None
-            return (end._recorded - self._recorded) * 1e3
+            for event in (self, end):
+                gpu.check_reached(event._moment)
+            return (end._time - self._time) * 1e3
 
     class Stream:
         def __init__(self, *_: Any, **__: Any):

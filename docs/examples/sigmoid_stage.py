@@ -14,7 +14,7 @@ from groundray.config import Settings
 from groundray.loss.grounding_loss import global_similarity
 from groundray.stage.contrastive import Encoded, concatenate
 from groundray.stage.grounding import GroundingStage
-from groundray.stage.protocol import Metrics
+from groundray.stage.protocol import Scalars
 
 BIAS = -5.0  # of B x B pairs, B are positive: begin near "no pair matches"
 
@@ -28,11 +28,11 @@ class SigmoidStage(GroundingStage):
         """Open the stage over its shards; data, encoder and validation are those of grounding."""
         return SigmoidStage(**vars(GroundingStage.open(settings, tokenizer)))
 
-    def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
+    def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Scalars]:
         # the similarities of all ranks' samples, with gradient; the loss is the same on every rank
         S = global_similarity(*concatenate(encoded), self.settings.similarity)
         logits = S / self.settings.temperature + BIAS
         signs = 2 * torch.eye(len(S), dtype=S.dtype, device=S.device) - 1
         loss = -F.logsigmoid(signs * logits).sum() / len(S)
         positives = logits.detach().diagonal().sigmoid().mean()
-        return loss, {"positive_probability": positives.item()}
+        return loss, {"positive_probability": positives}

@@ -30,7 +30,7 @@ from groundray.model.heads import GroundingHeads, RetrievalHeads
 from groundray.model.relation_module import RelationalModule
 from groundray.model.visual_stream import Images
 from groundray.stage.metrics import recalls
-from groundray.stage.protocol import Metrics, centre_crop, source
+from groundray.stage.protocol import Metrics, Scalars, centre_crop, source
 
 
 class Encoded(NamedTuple):
@@ -155,7 +155,7 @@ def _pad(part: Tensor, length: int) -> Tensor:
 def validate(
     encode: Callable[[CaptionBatch], Encoded],
     steps: Iterable[Step],
-    training_loss: Callable[[list[Encoded]], tuple[Tensor, Metrics]],
+    training_loss: Callable[[list[Encoded]], tuple[Tensor, Scalars]],
     kind: Kind,
 ) -> Metrics:
     """Return the training loss, as a mean over samples, and recall@k among all validation images.

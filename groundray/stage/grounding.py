@@ -17,7 +17,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
 from groundray.stage.contrastive import Encoded, captioned_images, concatenate, encode_for_match_map, validate
 from groundray.stage.metrics import RECALL_NAMES
-from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics
+from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics, Scalars
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class GroundingStage:
     def encode(self, model: GroundedModel, batch: CaptionBatch) -> Encoded:
         return encode_for_match_map(model, batch, self.settings.special_tokens)
 
-    def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
+    def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Scalars]:
         chunks = [len(chunk.V) for chunk in encoded]
         return grounding_loss(*concatenate(encoded), self.settings.temperature, self.settings.similarity, chunks), {}
 

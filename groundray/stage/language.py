@@ -29,7 +29,7 @@ from groundray.model.freezing import freeze, set_language_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead, Vocabulary
 from groundray.stage.contrastive import at_least_float32
-from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics, source
+from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics, Scalars, source
 
 
 class Predicted(NamedTuple):
@@ -89,7 +89,7 @@ class LanguageStage:
         logits = model.head(MaskedLanguageHead)(hidden, embeddings)
         return Predicted(at_least_float32(logits), targets)
 
-    def loss(self, encoded: list[Predicted]) -> tuple[Tensor, Metrics]:
+    def loss(self, encoded: list[Predicted]) -> tuple[Tensor, Scalars]:
         loss, tokens = sum_over_chunks([_loss_and_count(chunk) for chunk in encoded])
         return loss / tokens.clamp(min=1), {}
 

@@ -7,7 +7,7 @@ The loop does not know which stage it runs. To add a stage, implement `Stage` in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
 
 Metrics = dict[str, float]
+Scalars = Mapping[str, Tensor]  # metrics that are still on the device
 
 
 class Best(NamedTuple):
@@ -115,8 +116,8 @@ class Stage(Protocol):
         """
         ...
 
-    def loss(self, encoded: list[Any]) -> tuple[Tensor, Metrics]:
-        """Return the loss over the global batch, and other metrics to log for the step.
+    def loss(self, encoded: list[Any]) -> tuple[Tensor, Scalars]:
+        """Return the loss over the global batch, and other metrics to log for the step, as tensors of no dimension.
 
         The loss is the same on every rank. The gradient of a parameter is the sum over ranks of the gradients that
         `backward` leaves on each of them (see `groundray.distributed`).

@@ -28,6 +28,7 @@ from groundray.stage.protocol import (
     HIGHEST_PREDICATE_TOP1,
     Best,
     Metrics,
+    Scalars,
     centre_crop,
     check_vocabulary,
     source,
@@ -74,10 +75,9 @@ class RelationalStage:
     def encode(self, model: GroundedModel, batch: SceneGraphBatch) -> Scored:
         return encode(model, batch, self.settings.special_tokens)
 
-    def loss(self, encoded: list[Scored]) -> tuple[Tensor, Metrics]:
+    def loss(self, encoded: list[Scored]) -> tuple[Tensor, Scalars]:
         loss = self._loss(encoded)
-        parts = {"predicate": loss.predicate, "pair": loss.pair, "object": loss.object}
-        return loss.total, {f"{name}/loss": part.item() for name, part in parts.items()}
+        return loss.total, {"predicate/loss": loss.predicate, "pair/loss": loss.pair, "object/loss": loss.object}
 
     def validate(self, encode: Callable[[SceneGraphBatch], Scored], steps: Iterable[Step]) -> Metrics:
         """Return the mean of the batches' training losses, and top-k accuracies of predicates and object classes."""

@@ -17,7 +17,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.model.heads import RetrievalHeads, Vocabulary
 from groundray.stage.contrastive import Encoded, captioned_images, concatenate, encode_for_retrieval, validate
 from groundray.stage.metrics import RECALL_NAMES
-from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics
+from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics, Scalars
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RetrievalStage:
     def encode(self, model: GroundedModel, batch: CaptionBatch) -> Encoded:
         return encode_for_retrieval(model, batch, self.settings.special_tokens)
 
-    def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
+    def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Scalars]:
         chunks = [len(chunk.V) for chunk in encoded]
         return grounding_loss(*concatenate(encoded), self.settings.temperature, "cosine", chunks), {}
 

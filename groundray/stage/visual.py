@@ -24,7 +24,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Classifier, Vocabulary
 from groundray.stage.contrastive import at_least_float32
 from groundray.stage.metrics import top_k_counts
-from groundray.stage.protocol import HIGHEST_TOP1, Best, Metrics, check_vocabulary, source
+from groundray.stage.protocol import HIGHEST_TOP1, Best, Metrics, Scalars, check_vocabulary, source
 
 TOP_K = (1, 5)
 
@@ -81,7 +81,7 @@ class VisualStage:
             return Classified(model.visual.empty().new_zeros(0, len(self.vocabulary["classes"])), batch.labels)
         return Classified(at_least_float32(classifier(model.visual(batch.images))), batch.labels)
 
-    def loss(self, encoded: list[Classified]) -> tuple[Tensor, Metrics]:
+    def loss(self, encoded: list[Classified]) -> tuple[Tensor, Scalars]:
         sums = [F.cross_entropy(chunk.logits, chunk.labels, reduction="sum") for chunk in encoded]
         return sum_over_chunks(sums) / self.train.plan.batch_size, {}
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NoReturn
 
 from groundray.config import Settings
 from groundray.data.stream import Step
@@ -14,7 +15,10 @@ from groundray.stage.protocol import Metrics
 from groundray.training import history
 from groundray.training.checkpoint import CheckpointStore, take_snapshot
 from groundray.training.events import EpochDone, Notice, StageDone, StepDone
+from groundray.training.non_finite import handle_non_finite
 from groundray.training.recovery import Start
+from groundray.training.taken_step import Readback, TakenStep
+from groundray.training.timing import StepTimes
 from groundray.training.train_state import TrainState
 from groundray.training.worker import Stopped, Worker
 
@@ -26,6 +30,10 @@ class Checkpointer:
     intervals of the `checkpoints` settings, and at once if the worker is asked to stop.
 
     Every rank has one, since the samples of a step are gathered from all ranks; only rank 0 writes.
+
+    On a GPU a step is judged (was its loss finite?) and reported when the next one is enqueued, on every rank at the
+    same point. Before rank 0 writes a checkpoint, it waits for the step before it, so that no checkpoint holds a step
+    that was not judged.
     """
 
     def __init__(
@@ -38,26 +46,68 @@ class Checkpointer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="groundray-checkpoint")
         self._writing: Future[None] | None = None
         self._heartbeat: Future[None] | None = None
+        self._defers = worker.device.startswith("cuda")
+        self._unjudged: TakenStep | None = None
+        self._reported = state.done  # steps, by events
         self._history: list[str] = []  # lines since the last checkpoint
         self._saved_at = self._heartbeat_at = time.monotonic()
         self._saved_steps = state.done
 
-    def step_done(self, batch: Step, metrics: Metrics) -> None:
-        """Report a step, and write a checkpoint if one is due.
+    def step_done(self, batch: Step, scalars: Readback, learning_rate: float, times: StepTimes) -> None:
+        """Report a step and write a checkpoint if one is due; on a GPU, report the step before it.
 
         Raises:
+            NotFinite: its loss or gradient is not finite, and `run.on_nan` is `stop`.
             Stopped: the worker was asked to stop; a checkpoint is written.
         """
+        self.state.step_done(batch)
+        samples = history.gather_sample_ids(batch) if self._settings.run.log_samples else None
+        before, step = self._unjudged, TakenStep(batch, self.state.done, scalars, learning_rate, times, samples)
+        self._unjudged = step
+        if before:
+            self._judge(before)
+        if batch.ends_epoch or not self._defers:
+            self._judge(step)
+            self._unjudged = None
+        if self.worker.rank == 0:
+            self._stop_or_save(step)
+
+    def _judge(self, step: TakenStep) -> None:
+        """Count a step as skipped if it is not finite, and report it; called for each step on every rank."""
+        if not step.is_finite:
+            self.state.skipped += 1
+            stage, run = self.state.stage.name, self.store.attempt.run
+            handle_non_finite(stage, step.batch, step.metrics, self.worker, run, self._settings.run.on_nan)
+        self._report_step(step)
+
+    def _report_step(self, step: TakenStep) -> None:
+        if step.number <= self._reported:
+            return
+        self._reported = step.number
         state = self.state
-        state.step_done(batch)
-        if state.skipped:
-            metrics = metrics | {"skipped_steps": float(state.skipped)}
-        event = StepDone(state.stage.name, batch.epoch, state.done, state.total_steps, metrics)
-        self._report(event, history.gather_sample_ids(batch) if self._settings.run.log_samples else None)
+        skipped = {"skipped_steps": float(state.skipped)} if state.skipped else {}
+        metrics = step.metrics | skipped
+        self._report(
+            StepDone(state.stage.name, step.batch.epoch, step.number, state.total_steps, metrics), step.samples
+        )
         self._report_recovery()
-        self._stop_if_requested()
-        if not batch.ends_epoch and self._is_due():
-            self._save()
+
+    def _stop_or_save(self, step: TakenStep) -> None:
+        """Write a checkpoint if the worker is asked to stop, or if one is due.
+
+        If the step was not judged, and is not finite, all ranks have to judge it: after the next step.
+
+        Raises:
+            Stopped: the worker was asked to stop.
+        """
+        reason = self.worker.stop_reason()
+        is_due = not step.batch.ends_epoch and self._is_due()
+        if not (reason or is_due) or (self._unjudged and not step.is_finite):
+            return
+        self._report_step(step)
+        if reason:
+            self._stop(reason)
+        self._save()
 
     def epoch_done(self, scores: Metrics) -> None:
         """Report an epoch's validation, and write its checkpoint."""
@@ -108,7 +158,7 @@ class Checkpointer:
             if now - self._heartbeat_at > HEARTBEAT_SECONDS and (not self._heartbeat or self._heartbeat.done()):
                 self._heartbeat_at = now
                 attempt, state = self.store.attempt, self.state
-                self._heartbeat = self._pool.submit(attempt.heartbeat, state.stage.name, state.done)
+                self._heartbeat = self._pool.submit(attempt.heartbeat, state.stage.name, event.step)
 
     def _report_recovery(self) -> None:
         """Report, once, that a later attempt has done its first step, or has ended a stage that lacked none."""
@@ -119,11 +169,14 @@ class Checkpointer:
     def _stop_if_requested(self) -> None:
         """Write a checkpoint and raise Stopped on rank 0 if the worker is asked to stop."""
         if self.worker.rank == 0 and (reason := self.worker.stop_reason()):
-            if self._saved_steps != self.state.done or self._history:
-                self._save()
-            self.wait()
-            self.store.attempt.heartbeat(self.state.stage.name, self.state.done, ended=reason)
-            raise Stopped(reason)
+            self._stop(reason)
+
+    def _stop(self, reason: str) -> NoReturn:
+        if self._saved_steps != self.state.done or self._history:
+            self._save()
+        self.wait()
+        self.store.attempt.heartbeat(self.state.stage.name, self.state.done, ended=reason)
+        raise Stopped(reason)
 
     def _is_due(self) -> bool:
         interval = self._settings.checkpoints

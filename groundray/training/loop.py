@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,12 +16,13 @@ from groundray.data.stream import CachedBatches, Step
 from groundray.distributed import barrier, sum_over_ranks
 from groundray.model.grounded import GroundedModel
 from groundray.rng import hash64, hash_name
-from groundray.stage.protocol import Metrics, Stage
+from groundray.stage.protocol import Metrics, Scalars, Stage
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Checkpointer
 from groundray.training.events import StageStarted
-from groundray.training.non_finite import NotFinite, handle_non_finite
+from groundray.training.non_finite import NotFinite, step_if_finite
 from groundray.training.recovery import Start
+from groundray.training.taken_step import Readback
 from groundray.training.timing import StepTimer
 from groundray.training.train_state import TrainState
 from groundray.training.worker import Worker
@@ -54,12 +54,8 @@ def train_stage(
     for batch in timer.timed_batches(worker.batches(stage.train, state.cursor, stage_settings.epochs)):
         learning_rate = set_learning_rate(optimizer, stage_settings.optimizer, batch.epoch, state.done)
         with timer.step():
-            metrics = update(stage, model, optimizer, batch, settings.run.seed, settings.scaling.accumulate, timer)
-        if not is_finite(metrics):
-            state.skipped += 1
-            handle_non_finite(stage.name, batch, metrics, worker, store.attempt.run, settings.run.on_nan)
-        metrics |= {"learning_rate": learning_rate} | timer.step_metrics(stage_settings.batch_size)
-        checkpointer.step_done(batch, metrics)
+            scalars = update(stage, model, optimizer, batch, settings.run.seed, settings.scaling.accumulate, timer)
+        checkpointer.step_done(batch, scalars, learning_rate, timer.end_step(stage_settings.batch_size))
         if batch.ends_epoch:
             end_epoch()
 
@@ -76,12 +72,12 @@ def update(
     seed: int,
     accumulate: bool,
     timer: StepTimer,
-) -> Metrics:
-    """Do an optimizer step on a global batch, unless its loss or gradient is not finite; returns its metrics.
+) -> Readback:
+    """Do an optimizer step on a global batch, unless its loss or gradient is not finite; returns its scalars.
 
     They include `loss` and `gradient_norm`, the norm over all ranks before clipping.
     """
-    loss, metrics = compute_gradients(stage, model, batch, seed, accumulate, timer)
+    loss, others = compute_gradients(stage, model, batch, seed, accumulate, timer)
 
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in trained:
@@ -90,23 +86,17 @@ def update(
     sum_over_ranks([parameter.grad for parameter in trained])
     with timer.span("optimizer"):
         norm = nn.utils.get_total_norm(parameter.grad for parameter in trained)
-        metrics |= {"loss": loss.item(), "gradient_norm": norm.item()}
-        if is_finite(metrics):
-            if stage.settings.clip_norm:
-                nn.utils.clip_grads_with_norm_(trained, stage.settings.clip_norm, norm)
-            optimizer.step()
+        scalars = Readback({**others, "loss": loss, "gradient_norm": norm})
+        if stage.settings.clip_norm:
+            nn.utils.clip_grads_with_norm_(trained, stage.settings.clip_norm, norm)
+        step_if_finite(optimizer, loss, norm, scalars.read)
         optimizer.zero_grad(set_to_none=True)
-    return metrics
-
-
-def is_finite(metrics: Metrics) -> bool:
-    """True if the loss and the norm of the gradient are finite."""
-    return math.isfinite(metrics["loss"] + metrics["gradient_norm"])
+    return scalars
 
 
 def compute_gradients(
     stage: Stage, model: GroundedModel, batch: Step, seed: int, accumulate: bool, timer: StepTimer
-) -> tuple[Tensor, Metrics]:
+) -> tuple[Tensor, Scalars]:
     """Compute the loss of a global batch and leave its gradients, of this rank's chunks, in the parameters.
 
     The gradient of an embedding needs the whole loss, but the graph between parameters and embeddings falls apart into
@@ -167,16 +157,21 @@ def validate(stage: Stage, model: GroundedModel, steps: Iterable[Step], blind: b
 
 
 def make_optimizer(model: GroundedModel, settings: config.Optimizer) -> optim.Optimizer:
-    """Returns the optimizer of the trained parameters, with a learning rate of its own for the language stream."""
+    """Returns the optimizer of the trained parameters, with a learning rate of its own for the language stream.
+
+    On a GPU it is fused: one launch for all parameters.
+    """
     language = {id(parameter) for parameter in model.language.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if id(p) not in language], "initial_lr": settings.lr},
         {"params": [p for p in trained if id(p) in language], "initial_lr": settings.language_lr or settings.lr},
     ]
+    fused = next(model.parameters()).is_cuda or None  # None: as torch chooses
     if settings.kind == "sgd":
-        return optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    return optim.Adam(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+        momentum, decay = settings.momentum, settings.weight_decay
+        return optim.SGD(groups, lr=settings.lr, momentum=momentum, weight_decay=decay, fused=fused)
+    return optim.Adam(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
 
 
 def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, epoch: int, step: int) -> float:

@@ -1,8 +1,16 @@
-"""The action on a step whose loss or gradient is not finite (`run.on_nan`): stop the run, or skip the step."""
+"""The action on a step whose loss or gradient is not finite (`run.on_nan`): stop the run, or skip the step.
+
+Such a step changes neither weights nor the optimizer's state, whatever follows.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, optim
 
 from groundray.data.stream import Step
 from groundray.stage.protocol import Metrics
@@ -15,6 +23,30 @@ from groundray.training.worker import Worker
 
 class NotFinite(ArithmeticError):
     """A loss or a gradient is not finite."""
+
+
+def is_finite(metrics: Metrics) -> bool:
+    """True if the loss and the norm of the gradient are finite."""
+    return math.isfinite(metrics["loss"]) and math.isfinite(metrics["gradient_norm"])
+
+
+def step_if_finite(optimizer: optim.Optimizer, loss: Tensor, norm: Tensor, read: Callable[[], Metrics]) -> None:
+    """Do an optimizer step, unless the loss or the gradient's norm is not finite.
+
+    A fused optimizer decides on the device, without a wait of the host: `found_inf` leaves parameters, moments and the
+    count of steps as they are. Its first step makes its state, so the host decides.
+
+    Args:
+        read: returns the metrics of the step.
+    """
+    if optimizer.defaults.get("fused") and optimizer.state:
+        fused: Any = optimizer  # the attributes by which torch.amp.GradScaler tells fused optimizers
+        fused.grad_scale = None
+        fused.found_inf = (~torch.stack([loss.detach(), norm]).isfinite().all()).float()
+        optimizer.step()
+        del fused.grad_scale, fused.found_inf
+    elif is_finite(read()):
+        optimizer.step()
 
 
 def handle_non_finite(

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from groundray.stage.protocol import Metrics
 
 Part = Literal["data_wait", "forward", "backward", "communication", "optimizer"]
 PARTS: tuple[Part, ...] = ("data_wait", "forward", "backward", "communication", "optimizer")
+Span = tuple[Part, Part | None, Any, Any]  # a part, the part around it, its start and its end
 
 # Peak operations per second of a GPU, dense, in float32 without tensor cores and in bfloat16, by a part of its name
 # (NVIDIA's data sheets, SXM versions).
@@ -36,7 +38,7 @@ class StepTimer:
     """Attributes the time of a worker's steps to PARTS and `other`.
 
     Communication within a forward or backward pass counts as communication only. On a GPU, times are CUDA events in
-    the stream, so that measuring does not synchronize.
+    the stream, read when the step has ended.
 
     Args:
         device: of the model.
@@ -50,12 +52,12 @@ class StepTimer:
         self._peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.startswith("cuda") else None
         self._flops: float | None = None
         self._open: list[Part] = []
+        self._spans: list[Span] = []
         self.restart()
 
     def restart(self) -> None:
-        """Leave out the time since the last `step_metrics` (a validation, a checkpoint)."""
-        self._start = self._clock.now()
-        self._spans: list[tuple[Part, Part | None, Any, Any]] = []
+        """Leave out the time since the last `end_step` (a validation, a checkpoint)."""
+        self._start, self._spans = self._clock.now(), []
 
     @contextlib.contextmanager
     def span(self, part: Part) -> Iterator[None]:
@@ -87,29 +89,59 @@ class StepTimer:
         if counter:
             self._flops = float(counter.get_total_flops())
 
-    def step_metrics(self, samples: int) -> Metrics:
-        """Returns speed, memory and the fractions of time since the last call, for a global batch of `samples`.
+    def end_step(self, samples: int) -> StepTimes:
+        """End a step of a global batch of `samples`; the next one begins here. Nothing is waited for."""
+        end, peak = self._clock.now(), self._clock.peak_bytes()
+        flops = self._flops / self._peak if self._peak and self._flops else None
+        times = StepTimes(samples, self._world_size, self._start, end, tuple(self._spans), self._clock, peak, flops)
+        self._start, self._spans = end, []
+        return times
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """The moments at which the parts of a step began and ended.
+
+    Attributes:
+        samples: of the global batch.
+        world_size: workers that share it.
+        start: moment of the clock, as is `end`.
+        peak_bytes: the peak of memory so far.
+        seconds_at_peak: time that the GPU needs for the step's operations at its peak rate; None if unknown.
+    """
+
+    samples: int
+    world_size: int
+    start: Any
+    end: Any
+    spans: tuple[Span, ...]
+    clock: _Clock
+    peak_bytes: int
+    seconds_at_peak: float | None
+
+    def metrics(self) -> Metrics:
+        """Returns speed, memory and the fractions of the step's time; waits for the step's end.
 
         `time/...` are fractions from 0 to 1 that add up to 1; `peak_memory_gb` is the peak so far of the process, or
         of the GPU if there is one; `flop_utilisation` is this rank's fraction of the GPU's peak rate.
         """
-        seconds = self._clock.between(self._start, self._clock.now())
+        self.clock.wait(self.end)
+        seconds = self.clock.between(self.start, self.end)
         spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-        for part, around, start, end in self._spans:
-            took = self._clock.between(start, end)
+        for part, around, start, end in self.spans:
+            took = self.clock.between(start, end)
             spent[part] += took
             if around:
                 spent[around] -= took
         spent["other"] = seconds - sum(spent.values())
-        self.restart()
         metrics = {
-            "samples_per_second": samples / seconds,
-            "samples_per_second_per_worker": samples / seconds / self._world_size,
+            "samples_per_second": self.samples / seconds,
+            "samples_per_second_per_worker": self.samples / seconds / self.world_size,
             **{f"time/{part}": max(0.0, took) / seconds for part, took in spent.items()},
-            "peak_memory_gb": self._clock.peak_bytes() / 1e9,
+            "peak_memory_gb": self.peak_bytes / 1e9,
         }
-        if self._peak and self._flops:
-            metrics["flop_utilisation"] = self._flops / seconds / self._peak
+        if self.seconds_at_peak:
+            metrics["flop_utilisation"] = self.seconds_at_peak / seconds
         return metrics
 
 
@@ -118,6 +150,9 @@ class _WallClock:
 
     def now(self) -> Any:
         return time.perf_counter()
+
+    def wait(self, moment: Any) -> None:
+        pass
 
     def between(self, start: Any, end: Any) -> float:
         return end - start
@@ -136,8 +171,11 @@ class _DeviceClock:
         event.record()
         return event
 
+    def wait(self, moment: Any) -> None:
+        """Wait until the stream has reached a moment. Those before it can be read then."""
+        moment.synchronize()
+
     def between(self, start: Any, end: Any) -> float:
-        end.synchronize()
         return start.elapsed_time(end) / 1e3
 
     def peak_bytes(self) -> int:

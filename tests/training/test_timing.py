@@ -23,6 +23,9 @@ class Clock:
     def now(self) -> float:
         return self.time
 
+    def wait(self, moment: float) -> None:
+        assert moment <= self.time
+
     def between(self, start: float, end: float) -> float:
         return end - start
 
@@ -56,7 +59,7 @@ def test_time_of_a_step_is_attributed_to_its_parts(clock: Clock) -> None:
             with timer.span("optimizer"):
                 clock.time += 4
         clock.time += 1
-        assert timer.step_metrics(40) == {
+        assert timer.end_step(40).metrics() == {
             "samples_per_second": 2.0,
             "samples_per_second_per_worker": 0.5,
             "time/data_wait": 0.05,
@@ -76,7 +79,7 @@ def test_time_before_restart_is_left_out(clock: Clock) -> None:
     timer.restart()
     with timer.span("backward"):
         clock.time += 2
-    fractions = timer.step_metrics(1)
+    fractions = timer.end_step(1).metrics()
     assert fractions["time/forward"] == 0
     assert fractions["time/backward"] == 1
 
@@ -87,7 +90,7 @@ def test_collectives_outside_a_step_are_not_timed(clock: Clock) -> None:
         raise RuntimeError("a worker is lost")
     with distributed.communication():
         clock.time += 5
-    assert timer.step_metrics(1)["time/communication"] == 0
+    assert timer.end_step(1).metrics()["time/communication"] == 0
 
 
 def test_flop_counter_counts_match_maps() -> None:
