@@ -8,6 +8,7 @@ import sys
 import pytest
 
 MODULES = (
+    "groundray.arithmetic",
     "groundray.distributed",
     "groundray.rng",
     "groundray.loss.match_map",

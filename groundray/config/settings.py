@@ -40,6 +40,7 @@ AcceleratorType = Literal[
     "P4", "K80", "P100", "V100", "T4", "A10G", "L4", "L40S", "RTX-PRO-6000",
     "A100", "A100-40G", "A100-80G", "H20", "H100", "H200", "B200", "B300", "GB200", "GB300",
 ]  # fmt: skip
+Precision = Literal["float32", "tf32", "bf16", "float64"]
 OperatorInitialization = Literal["normal", "xavier"]
 
 
@@ -116,6 +117,11 @@ class Scaling(Section):
         ge=1,
         description="CPU threads per worker for tensor operations, at least 1; a fixed number makes float32 results "
         "equal on any number of workers; null: the machine's cores divided by its workers",
+    )
+    deterministic: bool = Field(
+        default=True,
+        description="on a GPU, the same bits each time: a run that was killed ends with the same weights. false: the "
+        "fastest algorithms, whose sums differ from one time to the next. A CPU computes the same bits in both cases",
     )
     accumulate: bool = Field(
         default=False,
@@ -322,8 +328,10 @@ class Stage(Section):
     epochs: Count = Field(default=1, description="number of epochs, at least 1")
     batch_size: Count = Field(description="samples per global batch, over all workers; at least one per chunk")
     optimizer: Optimizer = Optimizer()
-    precision: Literal["float32", "bf16", "float64"] = Field(
-        default="float32", description="number format of the computation; bf16 is autocast over float32 weights"
+    precision: Precision = Field(
+        default="float32",
+        description="number format of the computation. tf32: float32, but a GPU rounds the factors of products and "
+        "convolutions to 10 bits; on a CPU it is float32. bf16: autocast over float32 weights",
     )
     clip_norm: Positive | None = Field(
         default=None, description="maximum norm of the gradient, more than 0; null: no clipping"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from groundray import config
+from groundray import arithmetic, config
 from groundray.data.image_inputs import CentreCrop
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.image_search.errors import BadQuery
@@ -86,7 +86,8 @@ class Towers:
     @torch.no_grad()
     def embed_pixels(self, pixels: UInt8[np.ndarray, "image 3 side side"]) -> Float32[np.ndarray, "image dim"]:
         """Return a vector for each cropped picture."""
-        return image_vectors(self.model, torch.from_numpy(pixels).to(self._device)).cpu().numpy()
+        with arithmetic.using("float32", self._device):
+            return image_vectors(self.model, torch.from_numpy(pixels).to(self._device)).cpu().numpy()
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
@@ -94,7 +95,8 @@ class Towers:
         ids, lengths = self.tokenizer.encode(texts)
         mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
         tokens = torch.from_numpy(ids[:, : lengths.max()].astype(np.int64))
-        return text_vectors(self.model, tokens.to(self._device), mask, self.special_tokens).cpu().numpy()
+        with arithmetic.using("float32", self._device):
+            return text_vectors(self.model, tokens.to(self._device), mask, self.special_tokens).cpu().numpy()
 
     def check_text(self, text: str) -> None:
         """Raise BadQuery if a text has no word pieces besides [CLS] and [SEP]."""

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-import torch
 from PIL import features
 
+from groundray import arithmetic
 from groundray.versions import version_of
 
 FORMAT = 1  # of keys and cached files; increment to have every cache computed anew
@@ -29,7 +29,7 @@ def cache_key(inputs: Any, code: Sequence[ModuleType | Callable[..., Any]], devi
 
     Args:
         inputs: fingerprints of data and weights, and options; anything that JSON can hold.
-        code: the modules and functions that compute the numbers, in float32.
+        code: the modules and functions that compute the numbers, in float32 (`arithmetic.using`).
         device: kind of device that they are computed on, `cpu` or `cuda`; a device's number does not count.
         stored: number format in which they are kept, such as `bfloat16`.
     """
@@ -38,7 +38,7 @@ def cache_key(inputs: Any, code: Sequence[ModuleType | Callable[..., Any]], devi
         "inputs": inputs,
         "code": {part.__name__: code_digest(inspect.getsource(part)) for part in code},
         "libraries": library_versions(),
-        "arithmetic": {**arithmetic(device), "computed": "float32", "stored": stored},
+        "arithmetic": {**arithmetic.described(device), "computed": "float32", "stored": stored},
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
@@ -62,12 +62,3 @@ def library_versions() -> dict[str, str | None]:
     """
     versions: dict[str, str | None] = {name: version_of(name).partition("+")[0] for name in LIBRARIES}
     return versions | {f"pillow.{name}": features.version(name) for name in DECODERS}
-
-
-def arithmetic(device: str) -> dict[str, Any]:
-    """Return what decides how float32 numbers are multiplied and added on a kind of device."""
-    kind = torch.device(device).type
-    chosen: dict[str, Any] = {"device": kind, "matmul": torch.get_float32_matmul_precision()}
-    if kind == "cuda":  # TF32 rounds factors to 10 bits
-        chosen["tf32"] = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
-    return chosen

@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 from torch.utils import _pytree as trees
 
 from groundray import config
+from groundray.arithmetic import autocast
 from groundray.config import Settings
 from groundray.data.plan import Cursor
 from groundray.data.stream import CachedBatches, Step
@@ -138,8 +139,7 @@ def encode_chunk(stage: Stage, model: GroundedModel, batch: Step, index: int, se
 
 def encode(stage: Stage, model: GroundedModel, samples: Any) -> Any:
     """Encode samples in the stage's precision; the loss is never under autocast."""
-    device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=stage.settings.precision == "bf16"):
+    with autocast(stage.settings.precision, next(model.parameters()).device):
         return stage.encode(model, samples)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from groundray import arithmetic
 from groundray.config import Settings
 from groundray.data.schema import Dataset
 from groundray.model import export
@@ -45,6 +46,8 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
     store, start = recovery.begin(run.folder, [stage.name for stage in run.stages], worker, run.made_with)
     model, heads = initial_model(run.settings)
     model.to(worker.device)
+    if worker.device.startswith("cuda") and not run.settings.scaling.deterministic:
+        worker.emit(Notice("scaling.deterministic is false: if the run is killed, it ends with other weights"))
 
     metrics: dict[str, Metrics] = {}
     for stage in run.stages:
@@ -54,7 +57,11 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
             metrics[stage.name] = finished.metrics
             continue
         stage = with_features(stage, run.settings, model.visual.trunk, worker)
-        metrics[stage.name] = train_stage(stage, model, worker, store, start, run.settings)
+        precision = stage.settings.precision
+        if arithmetic.effective(precision, worker.device) != precision:
+            worker.emit(Notice(f"{stage.name}.precision: {precision} is a format of GPUs, and float32 on a CPU"))
+        with arithmetic.using(precision, worker.device, run.settings.scaling.deterministic):
+            metrics[stage.name] = train_stage(stage, model, worker, store, start, run.settings)
 
     result = {"run": run.settings.run.name, "stages": metrics}
     if worker.rank == 0:
@@ -111,7 +118,7 @@ def attach_heads(stage: Stage, model: GroundedModel, heads: dict[str, nn.Module]
         heads[stage.name] = head
     model.heads = nn.ModuleDict({name: heads[name] for name in (*NEEDS.get(stage.name, ()), stage.name)})
     parameter = next(model.parameters())
-    model.to(parameter.device, torch.float64 if stage.settings.precision == "float64" else torch.float32)
+    model.to(parameter.device, arithmetic.weight_type(stage.settings.precision))
 
 
 def export_model(run: CheckedRun, metrics: dict[str, Metrics], store: CheckpointStore, worker: Worker) -> None:

@@ -4,7 +4,8 @@ Where a stage's trunk is frozen and it sees each image the same way at each visi
 the trunk's feature maps, and training reads those. They are shards of kind `trunk_features` in FOLDER/KEY, made in
 parts (`data/derived.py`). KEY follows from the trunk's weights, the crop, the data set's fingerprint, the code, the
 libraries and the arithmetic (`storage/cache_key.py`), so that runs, sweep trials and resumed passes share the features
-that they have in common, and no others.
+that they have in common, and no others. Features are computed in float32, whatever the precision of the stages that
+read them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from groundray import arithmetic
 from groundray.config import Settings
 from groundray.data import image_decoder, transforms
 from groundray.data.derived import (
@@ -93,7 +95,8 @@ class _TrunkEncoder:
             raise
 
     def encode(self, item: npt.NDArray[np.uint8]) -> dict[str, pa.Array]:
-        return {"image": _binary_rows(feature_maps(self.trunk, item, self.device))}
+        with arithmetic.using("float32", self.device):
+            return {"image": _binary_rows(feature_maps(self.trunk, item, self.device))}
 
 
 def refusal(stage: Stage, settings: Settings) -> str | None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import inspect
+import json
 from typing import Any
 
 import pytest
 import torch
 
+from groundray import arithmetic
+from groundray.arithmetic import using
 from groundray.data import transforms
 from groundray.storage import cache_key as keys
 from groundray.storage.cache_key import cache_key, code_digest, library_versions
@@ -38,17 +43,34 @@ def test_key_depends_on_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert key() != before
 
 
-def test_key_depends_on_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_depends_on_the_arithmetic_that_numbers_are_computed_in() -> None:
+    """A CPU computes as torch is set, a GPU in float32 whatever torch's settings are (`arithmetic.using`)."""
     cpu, gpu = key(), key(device="cuda")
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
-    assert key(device="cuda") != gpu
-    assert key() == cpu
-    before = torch.get_float32_matmul_precision()
+    with using("tf32", "cuda", deterministic=False):
+        assert (key(), key(device="cuda")) == (cpu, gpu)
     torch.set_float32_matmul_precision("medium")
     try:
         assert key() != cpu
+        assert key(device="cuda") == gpu
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("highest")
+    assert key() == cpu
+
+
+def test_key_of_numbers_computed_on_a_cpu_is_that_of_earlier_versions() -> None:
+    depends_on = {
+        "format": 1,
+        "inputs": "data",
+        "code": {transforms.__name__: code_digest(inspect.getsource(transforms))},
+        "libraries": library_versions(),
+        "arithmetic": {"device": "cpu", "matmul": "highest", "computed": "float32", "stored": "bfloat16"},
+    }
+    assert key() == hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def test_a_gpus_arithmetic_is_float32_without_rounded_factors() -> None:
+    """Keys of earlier versions name TF32, in which their convolutions were computed."""
+    assert arithmetic.described("cuda:3") == {"device": "cuda", "factors": "ieee"}
 
 
 def test_builds_of_a_version_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:

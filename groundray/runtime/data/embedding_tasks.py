@@ -14,6 +14,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
+from groundray import arithmetic
 from groundray.analysis.inputs.embedding import Embedder, Vectors
 from groundray.runtime.data.ray_stream import quiet_context
 from groundray.runtime.nodes import accepting_nodes, places
@@ -24,11 +25,13 @@ class EmbeddingActor:
 
     def __init__(self, embedder_and_batches: Any):
         embedder, self._batches = ray.get(embedder_and_batches)
-        self._embedder: Embedder = embedder.to("cuda" if ray.get_gpu_ids() else "cpu")
+        self._device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._embedder: Embedder = embedder.to(self._device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         # bytes, because batches differ in length and Ray Data would look for a common shape
-        return {"vectors": self._embedder.encode(self._batches[row["batch"]]).tobytes()}
+        with arithmetic.using("float32", self._device):
+            return {"vectors": self._embedder.encode(self._batches[row["batch"]]).tobytes()}
 
 
 def embed(

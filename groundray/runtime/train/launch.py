@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from groundray import arithmetic
 from groundray.config import Settings
 from groundray.distributed import GPU_BACKENDS, gather_strings
 from groundray.runtime import cluster
@@ -143,7 +144,7 @@ def _fit_on_ray(
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
             **storage_arguments(run.folder),
-            worker_runtime_env={"env_vars": allocator.environment(scaling.use_gpu) | passed_on(os.environ)},
+            worker_runtime_env={"env_vars": _environment(settings)},
         ),
         settings=settings,
         mailbox=mailbox,
@@ -163,6 +164,13 @@ def _fit_on_ray(
     if result is None:
         raise RunFailed(f"the workers have ended, but {run.folder} has no {layout.RESULT}: rerun the same command")
     return result
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Return the environment variables of a worker, which its libraries read when they start."""
+    gpu = settings.scaling.use_gpu
+    deterministic = arithmetic.CUBLAS_WORKSPACE if gpu and settings.scaling.deterministic else {}
+    return allocator.environment(gpu) | deterministic | passed_on(os.environ)
 
 
 def _run_in_thread(work: Callable[[], Any]) -> None:
@@ -203,6 +211,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     settings, mailbox = Settings(**config["settings"]), config["mailbox"]
     if ray.get(mailbox.accumulates.remote()):
         settings = accumulating(settings)
+    if settings.scaling.use_gpu and settings.scaling.deterministic:
+        arithmetic.set_environment()  # before the first collective
     context = ray.train.get_context()
     cores = joblib.cpu_count()
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))

@@ -217,3 +217,13 @@ def test_workers_open_a_run_of_relative_paths_as_the_driver_claimed_it(
     assert opened.settings.grounding != run.settings.grounding
     _, start = recovery.begin(opened.folder, ["grounding"], InProcess(lambda _: None), opened.made_with)
     assert start.number == 1
+
+
+@pytest.mark.parametrize(("gpu", "deterministic"), [(True, True), (True, False), (False, True)])
+def test_workers_on_gpus_start_with_a_cublas_workspace_of_fixed_size(
+    world: SmallWorld, gpu: bool, deterministic: bool
+) -> None:
+    words = [f"--scaling.use_gpu={gpu}", f"--scaling.deterministic={deterministic}"]
+    environment = launch._environment(config.load("demo", world.settings(*words)))
+    assert environment.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if gpu and deterministic else None)
+    assert environment["MALLOC_ARENA_MAX"] == "1"

@@ -1,0 +1,164 @@
+"""A step of every stage in every precision, and the operators of every stage against those that a GPU refuses."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import STAGES, SmallWorld
+from test_workers import alone
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import _pytree as trees
+
+from groundray import config
+from groundray.arithmetic import Precision, using
+from groundray.data.plan import Cursor
+from groundray.data.stream import stream
+from groundray.model.trunk import build_trunk
+from groundray.training import preflight, progression
+from groundray.training.events import Notice
+from groundray.training.loop import encode, validate
+
+# Operators that have no deterministic algorithm on CUDA, as the documentation of torch.use_deterministic_algorithms
+# lists them (2.15), by their name in a profile.
+REFUSED = {
+    *("aten::avg_pool3d_backward", "aten::_adaptive_avg_pool2d_backward", "aten::_adaptive_avg_pool3d_backward"),
+    *("aten::adaptive_max_pool2d_backward", "aten::adaptive_max_pool3d_backward"),
+    *("aten::fractional_max_pool2d_backward", "aten::fractional_max_pool3d_backward"),
+    *("aten::max_unpool2d", "aten::max_unpool3d", "aten::grid_sampler_2d_backward", "aten::grid_sampler_3d_backward"),
+    *(f"aten::upsample_{mode}_backward" for mode in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
+    *(f"aten::_upsample_{mode}2d_aa_backward" for mode in ("bilinear", "bicubic")),
+    *(f"aten::reflection_pad{dimensions}d_backward" for dimensions in (1, 2, 3)),
+    *("aten::nll_loss2d_forward", "aten::nll_loss2d_backward", "aten::_ctc_loss_backward"),
+    *("aten::_embedding_bag_backward", "aten::_embedding_bag_dense_backward"),  # of mode max
+    *("aten::put_", "aten::histc", "aten::bincount", "aten::median", "aten::nanmedian", "aten::kthvalue"),
+    *("aten::scatter_reduce", "aten::scatter_reduce_", "aten::index_reduce", "aten::index_reduce_"),
+}
+
+
+class Outcome(NamedTuple):
+    """A stage's encoding of its first chunk, its loss, and the gradient of all that it trains."""
+
+    encoded: list[Tensor]
+    loss: Tensor
+    gradient: Tensor
+
+
+@pytest.fixture(scope="module")
+def outcomes(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Precision], dict[str, Outcome]]:
+    """Returns the first step of each stage from the same weights, without dropout, in a precision."""
+    storage = tmp_path_factory.mktemp("runs")
+
+    @functools.cache
+    def step(precision: Precision) -> dict[str, Outcome]:
+        words = [f"--{stage}.precision={precision}" for stage in STAGES.split(",")]
+        words += ["--scaling.chunks=2", "--visual.batch_size=14", "--language.batch_size=20"]
+        settings = config.load("demo", world.settings(*words, f"--run.storage={storage}", stages=STAGES))
+        model, heads = progression.initial_model(settings)
+        found = {}
+        for stage in preflight.check(settings).stages:
+            progression.attach_heads(stage, model, heads, settings)
+            stage.prepare(model)
+            model.eval()
+            batch = next(stream(stage.train, Cursor(), 1))
+            with using(precision, "cpu"):
+                encoded = [encode(stage, model, samples) for _, samples in batch.chunks]
+                loss, _ = stage.loss(encoded)
+                loss.backward()
+            trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+            gradient = torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None])
+            floating = [x.detach() for x in trees.tree_leaves(encoded) if isinstance(x, Tensor) and x.requires_grad]
+            found[stage.name] = Outcome(floating, loss.detach(), gradient)
+            model.zero_grad(set_to_none=True)
+        return found
+
+    return step
+
+
+@pytest.mark.parametrize("stage", STAGES.split(","))
+def test_a_step_in_float64_is_float64_from_end_to_end_and_what_float32_rounds(
+    outcomes: Callable[[Precision], dict[str, Outcome]], stage: str
+) -> None:
+    """A float32 sum of n numbers is within about sqrt(n) 2^-24 of the truth: 1e-5 for sums of 10,000 numbers.
+
+    The visual stage trains a trunk of maxima and ReLUs, whose gradient jumps where rounding decides between two sides.
+    """
+    truth, found = outcomes("float64")[stage], outcomes("float32")[stage]
+    for outcome, kind in ((truth, torch.float64), (found, torch.float32)):
+        assert {x.dtype for x in (*outcome.encoded, outcome.loss, outcome.gradient)} == {kind}
+    torch.testing.assert_close(found.loss.double(), truth.loss, rtol=1e-5, atol=0)
+    assert 0 < distance(found, truth) < (5e-3 if stage == "visual" else 1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES.split(","))
+def test_bf16_rounds_the_forward_pass_alone(outcomes: Callable[[Precision], dict[str, Outcome]], stage: str) -> None:
+    truth, found = outcomes("float64")[stage], outcomes("bf16")[stage]
+    assert {x.dtype for x in (found.loss, found.gradient)} == {torch.float32}
+    torch.testing.assert_close(found.loss.double(), truth.loss, rtol=2e-3, atol=0)
+    assert 1e-3 < distance(found, truth) < 0.3
+
+
+def test_tf32_on_a_cpu_is_float32_bit_for_bit(outcomes: Callable[[Precision], dict[str, Outcome]]) -> None:
+    for stage, found in outcomes("tf32").items():
+        expected = outcomes("float32")[stage]
+        assert torch.equal(found.loss, expected.loss)
+        assert torch.equal(found.gradient, expected.gradient)
+
+
+def distance(found: Outcome, truth: Outcome) -> float:
+    """The length of the difference of two gradients, as a fraction of the second's."""
+    return ((found.gradient.double() - truth.gradient).norm() / truth.gradient.norm()).item()
+
+
+def test_a_run_says_that_tf32_is_float32_on_a_cpu(world: SmallWorld, tmp_path: Path) -> None:
+    words = [f"--run.storage={tmp_path}", "--grounding.precision=tf32", "--grounding.epochs=1"]
+    events = alone([*world.settings(*words), "--scaling.deterministic=false"])
+    told = [event.text for event in events if isinstance(event, Notice)]
+    assert told == ["grounding.precision: tf32 is a format of GPUs, and float32 on a CPU"]
+
+
+def operators(work: Callable[[], object]) -> set[str]:
+    """The names of all operators that a computation calls, in backward passes and in operators of our own too."""
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        work()
+    return {event.key for event in recorded.key_averages()}
+
+
+def test_an_operator_that_a_gpu_refuses_is_found() -> None:
+    x = torch.ones(1, 1, 3, 3, requires_grad=True)
+    assert operators(lambda: F.adaptive_avg_pool2d(x, 2).sum().backward()) & REFUSED
+    assert operators(lambda: F.interpolate(x, scale_factor=2.0, mode="bilinear").sum().backward()) & REFUSED
+    assert operators(lambda: F.cross_entropy(x, torch.zeros(1, 3, 3, dtype=torch.int64))) & REFUSED
+
+
+def test_no_stage_calls_an_operator_that_a_gpu_refuses(world: SmallWorld, tmp_path: Path) -> None:
+    """In a step with dropout and a validation."""
+    settings = config.load("demo", world.settings(f"--run.storage={tmp_path}", stages=STAGES))
+    model, heads = progression.initial_model(settings)
+    for stage in preflight.check(settings).stages:
+        progression.attach_heads(stage, model, heads, settings)
+        stage.prepare(model)
+        step, held_out = next(stream(stage.train, Cursor(), 1)), [next(stream(stage.val, Cursor(), 1))]
+
+        def work() -> None:
+            loss, _ = stage.loss([encode(stage, model, samples) for _, samples in step.chunks])  # noqa: B023
+            loss.backward()
+            validate(stage, model, held_out)  # noqa: B023
+
+        called = operators(work)
+        assert any(name.endswith("backward") for name in called)
+        assert not called & REFUSED, stage.name
+
+
+@pytest.mark.parametrize("name", ["vgg16", "efficientnet_lite0"])
+def test_no_trunk_calls_an_operator_that_a_gpu_refuses(name: str) -> None:
+    trunk = build_trunk(name)
+    called = operators(lambda: trunk(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).sum().backward())
+    assert "aten::convolution_backward" in called
+    assert not called & REFUSED
