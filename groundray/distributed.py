@@ -183,6 +183,21 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
             start += tensor.numel()
 
 
+def start_sum_over_ranks(x: Tensor) -> Callable[[], None]:
+    """Start to replace a contiguous tensor by its sum over ranks, in place; return what waits for the sum.
+
+    On a GPU the stream waits for it, and the host goes on.
+    """
+    global _begun
+    _begun += 1
+    work = dist.all_reduce(x, async_op=True)
+
+    def wait() -> None:
+        work.wait()
+
+    return wait
+
+
 class _GatherWords(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:

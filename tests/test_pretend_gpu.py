@@ -135,7 +135,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (lambda: dist.all_reduce(torch.ones(2)), "expected a tensor on cuda:0"),
+        (lambda: dist.all_gather([torch.ones(2, device="cuda")], torch.ones(2)), "expected a tensor on cuda:0"),
         (lambda: dist.all_reduce(torch.ones(2, 3, device="cuda").T), "expected a contiguous tensor"),
         (lambda: dist.all_reduce(torch.ones(2, dtype=torch.int16, device="cuda")), "NCCL has no such type"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,13 +15,14 @@ from groundray.arithmetic import autocast
 from groundray.config import Settings
 from groundray.data.plan import Cursor
 from groundray.data.stream import CachedBatches, Step
-from groundray.distributed import barrier, sum_over_ranks
+from groundray.distributed import barrier
 from groundray.model.grounded import GroundedModel
 from groundray.rng import hash64, hash_name
 from groundray.stage.protocol import Metrics, Scalars, Stage
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Checkpointer
 from groundray.training.events import StageStarted
+from groundray.training.gradient_sums import GradientSums
 from groundray.training.non_finite import NotFinite, step_if_finite
 from groundray.training.recovery import Start
 from groundray.training.taken_step import Readback
@@ -78,13 +80,10 @@ def update(
 
     They include `loss` and `gradient_norm`, the norm over all ranks before clipping.
     """
-    loss, others = compute_gradients(stage, model, batch, seed, accumulate, timer)
-
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for parameter in trained:
-        if parameter.grad is None:  # every rank sums the same tensors, whether its own chunks use them or not
-            parameter.grad = torch.zeros_like(parameter)
-    sum_over_ranks([parameter.grad for parameter in trained])
+    sums = GradientSums(trained)
+    loss, others = compute_gradients(stage, model, batch, seed, accumulate, timer, sums)
+    sums.finish()
     with timer.span("optimizer"):
         norm = nn.utils.get_total_norm(parameter.grad for parameter in trained)
         scalars = Readback({**others, "loss": loss, "gradient_norm": norm})
@@ -96,7 +95,13 @@ def update(
 
 
 def compute_gradients(
-    stage: Stage, model: GroundedModel, batch: Step, seed: int, accumulate: bool, timer: StepTimer
+    stage: Stage,
+    model: GroundedModel,
+    batch: Step,
+    seed: int,
+    accumulate: bool,
+    timer: StepTimer,
+    sums: GradientSums,
 ) -> tuple[Tensor, Scalars]:
     """Compute the loss of a global batch and leave its gradients, of this rank's chunks, in the parameters.
 
@@ -104,6 +109,8 @@ def compute_gradients(
     chunks. Their gradients are added chunk by chunk, as they are added over ranks. With `accumulate`, a chunk is
     encoded a second time, with the same dropout, when its gradient is computed, so that one chunk's graph is held at a
     time (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
+
+    The last chunk completes the gradients, and starts their sums over ranks.
     """
     indices = range(len(batch.chunks))
     with timer.span("forward"):
@@ -122,7 +129,8 @@ def compute_gradients(
             ]
             if pairs:
                 tensors, gradients = zip(*pairs, strict=True)
-                torch.autograd.backward(tensors, gradients)
+                with sums.started_by_backward() if index == indices[-1] else contextlib.nullcontext():
+                    torch.autograd.backward(tensors, gradients)
     return loss, metrics
 
 

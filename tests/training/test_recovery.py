@@ -91,7 +91,7 @@ def kill_at(place: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     match place:
         case "mid-step":
-            killing(loop, "sum_over_ranks")
+            killing(loop.GradientSums, "finish")
         case "write":
             killing(Folder, "write_json")  # of a manifest, an attempt, a finished stage: all comes to this
         case "validation":

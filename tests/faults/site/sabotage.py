@@ -130,9 +130,9 @@ def _patches(plan: dict[str, Any], plan_folder: Path) -> dict[str, Callable[[Any
             time.sleep(plan["alone"])
 
     def at_a_step(loop: Any) -> None:
-        real = loop.sum_over_ranks
+        real = loop.GradientSums.finish
 
-        def summing(tensors: Any) -> None:
+        def summing(sums: Any) -> None:
             if not (plan_folder / "quick").exists():
                 time.sleep(plan.get("slow", 0))
             if "resize" in plan:
@@ -143,9 +143,9 @@ def _patches(plan: dict[str, Any], plan_folder: Path) -> dict[str, Callable[[Any
                 mend()
             if plan.get("when") == "step":
                 strike(1)
-            real(tensors)
+            real(sums)
 
-        loop.sum_over_ranks = summing
+        loop.GradientSums.finish = summing
 
     def at_a_write(storage: Any) -> None:
         real = storage.Folder.write_bytes
