@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from groundray.device_copy import to_device
-from groundray.distributed import gather_rows, sum_gradient_over_ranks, sum_over_chunks
+from groundray.distributed import gather_rows, on_every_rank, sum_gradient_over_ranks, sum_over_chunks
 
 Reduction = Literal["triplets", "images"]
 
@@ -75,7 +75,8 @@ def relation_loss(
             by the number of images, as the authors' code does.
     """
     own = [log_sum_exp((chunk.S / temperature).masked_fill(chunk.annotated, -torch.inf)) for chunk in chunks]
-    negatives = sum_gradient_over_ranks(log_sum_exp(gather_rows(torch.stack(own))))
+    (chunks_of,) = on_every_rank(len(chunks))
+    negatives = sum_gradient_over_ranks(log_sum_exp(gather_rows(torch.stack(own), chunks_of)))
     parts = []
     for chunk in chunks:
         sums = (
@@ -85,7 +86,7 @@ def relation_loss(
         )
         counts = torch.tensor([len(chunk.S), len(chunk.classes), chunk.images], dtype=chunk.S.dtype)
         parts.append(torch.cat([torch.stack(sums), to_device(counts, chunk.S.device)]))
-    predicate, pair, object_, triplets, objects, images = sum_over_chunks(parts)
+    predicate, pair, object_, triplets, objects, images = sum_over_chunks(parts, chunks_of)
     if reduction == "images":
         triplets = objects = images
     predicate, pair = predicate / triplets.clamp(min=1), pair / triplets.clamp(min=1)

@@ -25,15 +25,15 @@ def recalls(S: Float[Tensor, "sample sample"], at: Sequence[int] = TOP_K) -> dic
     Args:
         S: similarity of each image (row) and each caption (column); image i and caption i belong together.
     """
-    metrics = {}
+    metrics: dict[str, Tensor] = {}
     own = torch.arange(len(S), device=S.device)
     for direction, similarity in (("text_to_image", S.T), ("image_to_text", S)):
         rank = ranks(similarity, own).to(torch.float64)
         for k in at:
-            metrics[f"{direction}/recall@{k}"] = (rank <= k).double().mean().item()
-        metrics[f"{direction}/mean_rank"] = rank.mean().item()
-        metrics[f"{direction}/median_rank"] = rank.quantile(0.5).item()
-    return metrics
+            metrics[f"{direction}/recall@{k}"] = (rank <= k).double().mean()
+        metrics[f"{direction}/mean_rank"] = rank.mean()
+        metrics[f"{direction}/median_rank"] = rank.quantile(0.5)
+    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
 
 RECALL_NAMES = tuple(recalls(torch.ones(1, 1)))
