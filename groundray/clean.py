@@ -121,7 +121,7 @@ def _clean(options: argparse.Namespace, console: Console, errors: Console) -> in
             errors.print(f"{item.path} is in use by now and is kept")
     gone = sum(item.bytes for item in deletable if item not in busy)
     total = sum(item.bytes for item in items)
-    what = "deleted" if options.yes else "may go: add --yes to delete it"
+    what = "deleted" if options.yes else "may go" + (": add --yes to delete it" if gone else "")
     console.print(f"{format_bytes(total)} in total, {format_bytes(gone)} {what}")
     write_json(
         options.json,

@@ -169,13 +169,16 @@ def test_kinds_and_folders_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("at", ["", "project/"])
-def test_what_is_no_run_is_kept(tmp_path: Path, at: str) -> None:
+def test_what_is_no_run_is_kept(tmp_path: Path, at: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Folder.at(tmp_path / "mine").make()
     names = ("config.yaml", "stacks/a", "not_finite/a", "index/a/b", "ray/a", "attempts/notes.json", "essay.writing")
     write(folder, *(f"{at}{name}" for name in names))
     age(tmp_path / "mine")
     assert not any(item["deleted"] for item in cleaned(folder.path, "--yes").values())
     assert folder.files() == sorted(f"{at}{name}" for name in names)
+    capsys.readouterr()
+    assert clean.main([folder.path]) == 0
+    assert capsys.readouterr().out.endswith(", 0 B may go\n")
 
 
 def test_a_run_of_another_version_is_kept_and_spoils_only_itself(
