@@ -366,11 +366,14 @@ def _cuda_api(gpu: PretendGpu) -> dict[str, Any]:
         "torch.cuda.Stream": Stream,
         "torch.cuda.current_stream": lambda *_: current,
         "torch.cuda.stream": lambda _: contextlib.nullcontext(),
+        "torch.cuda.device": lambda _: contextlib.nullcontext(),
         "torch.cuda.synchronize": lambda *_: gpu.wait("synchronize"),
         "torch.cuda.get_device_name": lambda *_: "NVIDIA H100 80GB HBM3",
         "torch.cuda.max_memory_allocated": lambda *_: 0,
         "torch.Tensor.record_stream": lambda x, stream: None,
         "torch._C._group_tensors_by_device_and_dtype": by_device_and_dtype,
+        # the modes see one thread
+        "groundray.data.device_copies.one_ahead": lambda items, name: items,
         "torch.autocast": lambda _, *args, **kwargs: autocast("cpu", *args, **kwargs),
     }
 

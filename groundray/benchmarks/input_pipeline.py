@@ -1,10 +1,11 @@
-"""The input pipeline: Ray Data against one process, and against a DataLoader with as many processes.
+"""The input pipeline: Ray Data against one process, groundray's decoding processes, and a DataLoader with as many.
 
-All three read the same rows in the plan's order and decode them with the same code.
+All read the same rows in the plan's order and decode them with the same code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import tempfile
@@ -22,17 +23,18 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from groundray.benchmarks.measure import Column, Report, Row, interleaved, machine, medians, seconds, times
 from groundray.data.captions import CaptionSamples
+from groundray.data.decoding_processes import DecodingProcesses
 from groundray.data.image_inputs import CentreCrop
 from groundray.data.plan import Cursor, Plan
 from groundray.data.schema import Dataset
 from groundray.data.shards import write_shards
-from groundray.data.stream import Source, Step, assemble, decode, read, rows_of, stream, windows
+from groundray.data.stream import Source, Step, assemble, decode, read, step_tables, stream, windows
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.runtime import cluster
 from groundray.runtime.train.resources import DataCpuBudget
 from groundray.storage.folder import Folder
 
-RAY, IN_PROCESS, LOADER = "Ray Data", "one process", "DataLoader"
+RAY, IN_PROCESS, PROCESSES, LOADER = "Ray Data", "one process", "decoding processes", "DataLoader"
 PREFETCH = 2  # batches fetched ahead: by Ray Data in total, by a DataLoader in each process
 FIRST_FEW = 4  # steps before samples per second are counted
 RESIZE, CROP, PIECES = 256, 224, 32
@@ -58,14 +60,9 @@ class Stepwise(IterableDataset):
         chunks = range(self.source.plan.chunks)
         number = 0
         for window in windows(self.source.plan, Cursor(), self.epochs):
-            table = read(self.source, window, chunks)
-            start = 0
-            for step in range(window.first, window.last):
-                size = len(rows_of(self.source.plan, window.epoch, step, chunks))
+            for step, table in step_tables(self.source, window, chunks, read(self.source, window, chunks)):
                 if number % of == own:
-                    arrays = decode(self.source, table.slice(start, size))
-                    yield assemble(self.source, window.epoch, step, chunks, arrays)
-                start += size
+                    yield assemble(self.source, window.epoch, step, chunks, decode(self.source, table))
                 number += 1
 
 
@@ -118,8 +115,9 @@ def measure(
         rows.append(Row(case, name, {**figures, **ratios}, runs[name]))
     caption = (
         f"Captioned images of {CROP} pixels, batches of {batch_size}, read and decoded on {cpus} CPUs: by Ray Data on "
-        f"a running cluster with idle workers, and by {cpus} processes of a DataLoader, forked for each run. Samples "
-        f"per second after the first {FIRST_FEW} batches."
+        f"a running cluster with idle workers, by {cpus} processes of a run without Ray, which start after the first "
+        f"batch, and by {cpus} processes of a DataLoader, forked for each run. Samples per second after the first "
+        f"{FIRST_FEW} batches."
     )
     return Report("input", caption, COLUMNS, rows, machine())
 
@@ -135,6 +133,7 @@ def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[],
             source, Cursor(), epochs, rank=0, world_size=1, cpu_budget=DataCpuBudget(cpus, cpus), prefetch=PREFETCH
         ),
         IN_PROCESS: lambda: stream(source, Cursor(), epochs),
+        PROCESSES: lambda: decoded(source, epochs, cpus),
         LOADER: lambda: iter(
             DataLoader(
                 Stepwise(source, epochs),
@@ -145,6 +144,12 @@ def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[],
             )
         ),
     }
+
+
+def decoded(source: Source, epochs: int, processes: int) -> Iterator[Step]:
+    """Yield the steps of a run without Ray, whose processes start after the first step."""
+    with contextlib.closing(DecodingProcesses(processes, PREFETCH, worth_seconds=0)) as decoding:
+        yield from decoding.stream(source, Cursor(), epochs)
 
 
 def timed(begin: Callable[[], Iterator[Step]], steps: int, batch_size: int) -> Callable[[], dict[str, float]]:

@@ -137,6 +137,11 @@ class Scaling(Section):
     wait_minutes: Positive = Field(
         default=60.0, description="timeout in minutes for workers to become available, more than 0"
     )
+    peak_tflops: Positive | None = Field(
+        default=None,
+        description="peak rate of a GPU in the stages' precision, in 10^12 dense operations per second, more than 0, "
+        "for the metric `flop_utilisation`; null: the data sheet's, for GPUs that groundray knows",
+    )
     hang_minutes: Positive = Field(
         default=10.0,
         description="heartbeat timeout in minutes, more than 0: a worker that exceeds it is ended, and its stack "
@@ -178,6 +183,13 @@ class Data(Section):
         default=4096, description="samples of the epoch's order that are shuffled together, at least 1"
     )
     prefetch: Count = Field(default=2, description="batches read ahead per worker, at least 1")
+    processes: int | None = Field(
+        default=None,
+        ge=0,
+        description="processes that decode images for a run without Ray, at least 0; 0 decodes in the training "
+        "process; null: one per CPU (`scaling.threads`, or the machine's), none where a CPU alone also trains. They "
+        "start where more than a few seconds of decoding are left",
+    )
 
 
 class Features(Section):
@@ -641,6 +653,7 @@ class Settings(BaseSettings):
                 "scaling.",
                 "checkpoints.",
                 "data.prefetch",
+                "data.processes",
                 "features.folder",
                 "features.max_gb",
                 "analysis.",

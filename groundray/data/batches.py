@@ -42,13 +42,25 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """Size of its tensors in bytes."""
-        return sum(getattr(self, field.name).nbytes for field in fields(self) if field.name != "ids")
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def to(self: Some, device: str) -> Some:
-        """Return the batch with its tensors on a device, but those that stay on the host (`on_host`)."""
-        names = [field.name for field in fields(self) if field.name not in ("ids", *self.on_host)]
-        tensors = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        """Return the batch with its tensors on a device, but those that stay on the host (`on_host`).
+
+        The host does not wait for copies of pinned memory.
+        """
+        moved = {name: tensor for name, tensor in self.tensors.items() if name not in self.on_host}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moved.items()})
+
+    def map(self: Some, change: Callable[[Tensor], Tensor]) -> Some:
+        """Return the batch with each of its tensors changed."""
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -162,7 +174,7 @@ def _texts(
 ) -> tuple[Int[Tensor, "text token"], Bool[Tensor, "text token"]]:
     """Return tokens and attention mask, truncated to the longest text."""
     longest = int(lengths.max(initial=0))
-    return _tensor(tokens[:, :longest].astype(np.int64)), torch.from_numpy(np.arange(longest) < lengths[:, None])
+    return _tensor(tokens[:, :longest].astype(np.int64)), _tensor(np.arange(longest) < lengths[:, None])
 
 
 def _images(array: ImageArrays) -> Tensor:
@@ -172,5 +184,5 @@ def _images(array: ImageArrays) -> Tensor:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    # arrays from Ray lie in shared, read-only memory
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    """Return a tensor of the array's own memory. Arrays from Ray lie in shared, read-only memory (`Step.cloned`)."""
+    return torch.from_dlpack(np.ascontiguousarray(array))

@@ -1,4 +1,4 @@
-"""Pools of processes on this machine, which end with their work and with the process that started them."""
+"""Processes on this machine, which end with their work and with the process that started them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any
+
+END_SECONDS = 5.0  # for a process to end by itself
 
 
 @contextlib.contextmanager
@@ -36,9 +41,51 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
+class WorkerProcess:
+    """A process that computes for this one, one call at a time. Ctrl-C is left to this process.
+
+    Unlike a pool (`process_pool`), whose processes share two pipes, it has a pipe of its own: results may be large, and
+    one that is killed halfway through its result is an error at once. A pool's reader would wait for the rest.
+    """
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), name="groundray-worker", daemon=True)
+        with _without_interrupts():
+            self._process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a function of a module returns.
+
+        Raises:
+            EOFError, OSError: the process has ended: it was killed, or the function has raised an error.
+        """
+        self._connection.send((function, arguments))
+        return self._connection.recv()
+
+    def close(self) -> None:
+        """End the process, at the latest after END_SECONDS."""
+        self._connection.close()
+        self._process.join(END_SECONDS)
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+
+
+def _serve(connection: Connection) -> None:
+    """Answer calls until the other end of the pipe is closed, as it is when its process has ended."""
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            function, arguments = connection.recv()
+            connection.send(function(*arguments))
+
+
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Hold back SIGINT for this thread inside the context, and for good in processes that start meanwhile."""
+    resource_tracker.ensure_running()  # the first process starts it, and its start lets signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ import pyarrow as pa
 from groundray.data.plan import Cursor, Plan
 from groundray.data.schema import Dataset, arrow_schema
 from groundray.data.shards import read_rows
+
+if TYPE_CHECKING:
+    import torch
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -88,12 +91,30 @@ class Step:
         return sum(batch.nbytes for _, batch in self.chunks)
 
     def to(self, device: str) -> Step:
-        """Return the step with its batches on a device."""
-        return replace(self, chunks=tuple((chunk, batch.to(device)) for chunk, batch in self.chunks))
+        """Return the step with its batches on a device (`Batch.to`)."""
+        return self._map(lambda batch: batch.to(device))
+
+    def pinned(self) -> Step:
+        """Return the step with its tensors in pinned memory, copied once."""
+        return self._map(lambda batch: batch.map(lambda tensor: tensor.pin_memory()))
+
+    def cloned(self) -> Step:
+        """Return the step with tensors of its own memory, which may be written to and outlive shared memory."""
+        return self._map(lambda batch: batch.map(lambda tensor: tensor.clone()))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tell the allocator that a stream uses the tensors, which another stream has allocated."""
+        for _, batch in self.chunks:
+            for tensor in batch.tensors.values():
+                if tensor.is_cuda:
+                    tensor.record_stream(stream)
 
     def without_images(self, blank: Callable[[Any], Any]) -> Step:
         """Return the step with blank images (see `batches.ImageBatch`)."""
-        return replace(self, chunks=tuple((chunk, batch.without_images(blank)) for chunk, batch in self.chunks))
+        return self._map(lambda batch: batch.without_images(blank))
+
+    def _map(self, change: Callable[[Any], Any]) -> Step:
+        return replace(self, chunks=tuple((chunk, change(batch)) for chunk, batch in self.chunks))
 
 
 class CachedBatches:
@@ -131,6 +152,15 @@ def windows(plan: Plan, cursor: Cursor, epochs: int) -> Iterator[Window]:
             last = min(plan.steps, (first // plan.window_steps + 1) * plan.window_steps)
             yield Window(epoch, first, last)
             first = last
+
+
+def step_tables(source: Source, window: Window, chunks: range, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """Yield each step of a window with its rows of the table that `read` returned."""
+    start = 0
+    for step in range(window.first, window.last):
+        size = len(rows_of(source.plan, window.epoch, step, chunks))
+        yield step, table.slice(start, size)
+        start += size
 
 
 def rows_of(plan: Plan, epoch: int, step: int, chunks: range) -> npt.NDArray[np.int64]:
@@ -211,10 +241,5 @@ def stream(source: Source, cursor: Cursor, epochs: int, rank: int = 0, world_siz
     """Yield a rank's steps from the cursor to the end of the last epoch, reading in this process."""
     chunks = source.plan.owned(rank, world_size)
     for window in windows(source.plan, cursor, epochs):
-        table = read(source, window, chunks)
-        start = 0
-        for step in range(window.first, window.last):
-            size = len(rows_of(source.plan, window.epoch, step, chunks))
-            arrays = decode(source, table.slice(start, size))
-            start += size
-            yield assemble(source, window.epoch, step, chunks, arrays)
+        for step, table in step_tables(source, window, chunks, read(source, window, chunks)):
+            yield assemble(source, window.epoch, step, chunks, decode(source, table))

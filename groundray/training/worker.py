@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from groundray.data.decoding_processes import DecodingProcesses
+from groundray.data.device_copies import on_device
 from groundray.data.plan import Cursor
-from groundray.data.stream import Source, Step, stream
+from groundray.data.stream import Source, Step
 from groundray.training.events import Event
 
 
@@ -65,6 +67,7 @@ class InProcess:
         observe: takes each event.
         get_stop_reason: returns the reason to end, or "".
         on_heartbeat: is called at each heartbeat.
+        decoding: decodes the samples; by default this process does.
     """
 
     observe: Callable[[Event], None]
@@ -73,11 +76,12 @@ class InProcess:
     world_size: int = 1
     get_stop_reason: Callable[[], str] = lambda: ""
     on_heartbeat: Callable[[], None] = lambda: None
+    decoding: DecodingProcesses = field(default_factory=lambda: DecodingProcesses(0))
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        for step in stream(source, cursor, epochs):
+        for step in on_device(self.decoding.stream(source, cursor, epochs), self.device):
             self.heartbeat()
-            yield step.to(self.device)
+            yield step
 
     def emit(self, event: Event) -> None:
         self.heartbeat()

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from groundray.data.processes import process_pool
+from groundray.data.processes import WorkerProcess, process_pool
 
 PARENT = """
 import os, signal, sys, time
@@ -59,3 +59,16 @@ def test_ctrl_c_of_the_whole_group_drops_the_work_without_a_traceback_of_the_pro
 def test_a_killed_process_is_an_error() -> None:
     with pytest.raises(OSError, match="one of 1 processes was killed"), process_pool(1) as pool:
         pool.submit(os._exit, 1).result()
+
+
+def test_a_process_that_is_killed_while_it_sends_its_result_is_an_error() -> None:
+    worker = WorkerProcess()
+    assert worker.call(sum, [1, 2]) == 3
+    (child,) = (one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline()))
+    worker._connection.send((bytes, (10**8,)))  # a pipe holds less: it is cut off halfway
+    assert worker._connection.poll(20)
+    child.kill()
+    with pytest.raises((EOFError, OSError)):
+        worker._connection.recv()
+    worker.close()
+    assert not child.is_running()

@@ -25,7 +25,18 @@ import ray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
 from groundray.data.plan import Cursor
-from groundray.data.stream import Source, Step, Window, assemble, decode, empty_arrays, read, rows_of, windows
+from groundray.data.stream import (
+    Source,
+    Step,
+    Window,
+    assemble,
+    decode,
+    empty_arrays,
+    read,
+    rows_of,
+    step_tables,
+    windows,
+)
 from groundray.runtime import compat
 from groundray.runtime.train.resources import DataCpuBudget
 
@@ -38,6 +49,7 @@ PAUSE_SECONDS = 0.05
 CPUS_PER_READER = 4  # decoding CPUs that one reading task keeps busy
 VALIDATION_FRACTION = 1 / 16  # of a rank's CPUs, which training leaves free
 SEGMENT_WINDOWS = 256  # a million samples with the default window
+_STARTING = threading.Lock()  # Ray Data's settings are those of the process, and training and validation have threads
 AHEAD_SAMPLES = 8192  # of a segment's end, at which the next one starts: a start takes a second or two
 
 
@@ -79,12 +91,8 @@ class ReadWindows:
     def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
         for item in items.to_pylist():
             window = Window(item["epoch"], item["first"], item["last"])
-            table = read(self.source, window, self.chunks)
-            start = 0
-            for step in range(window.first, window.last):
-                size = len(rows_of(self.source.plan, window.epoch, step, self.chunks))
-                yield table.slice(start, size)
-                start += size
+            for _, table in step_tables(self.source, window, self.chunks, read(self.source, window, self.chunks)):
+                yield table
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ class _Segment:
     def start(source: Source, chunks: range, ahead: list[Window], cpu_budget: DataCpuBudget, prefetch: int) -> _Segment:
         """Return a segment whose execution has begun. It does not wait for the first batch."""
         sizes = task_sizes(cpu_budget, training=source.plan.shuffle)
-        with DataContext.current(_context(sizes.cpus)):
+        with _STARTING, DataContext.current(_context(sizes.cpus)):
             dataset = (
                 ray.data.from_items([vars(window) for window in ahead], override_num_blocks=len(ahead))
                 .map_batches(

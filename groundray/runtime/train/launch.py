@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import threading
@@ -32,12 +31,12 @@ from groundray.runtime.train.ray_worker import FLUSH_SECONDS, Mailbox, RayWorker
 from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles, wait_until
 from groundray.runtime.train.trainer import Trainer
 from groundray.storage.folder import Folder
-from groundray.training import allocator, layout, preflight, progression
-from groundray.training.accumulation import RESUMES, GraphsDoNotFit, accumulating, offer_accumulation
+from groundray.training import allocator, in_process, layout, preflight, progression
+from groundray.training.accumulation import accumulating, offer_accumulation
 from groundray.training.events import Event, Notice
 from groundray.training.preflight import CheckedRun
 from groundray.training.watchdog import Peers, Watchdog, grace
-from groundray.training.worker import InProcess, Stopped
+from groundray.training.worker import Stopped
 
 RAY_FOLDER = "ray"
 RESIZE_CHECK_SECONDS = 10.0  # interval of the check whether another number of workers fits
@@ -68,7 +67,7 @@ def fit(
     """
     settings = run.settings
     if settings.scaling.max_workers == 0:
-        return _fit_in_process(run, observe, get_stop_reason)
+        return in_process.fit(run, observe, get_stop_reason)
     with cluster.connect(verbose=verbose):
         wait_until(
             lambda: cluster_resources(settings, cpu_fraction).check(),
@@ -91,27 +90,6 @@ def check_cluster(settings: Settings) -> None:
     """
     if settings.scaling.max_workers:
         cluster.check_address()
-
-
-def _fit_in_process(
-    run: CheckedRun, observe: Callable[[Event], None], get_stop_reason: Callable[[], str]
-) -> dict[str, Any]:
-    settings = run.settings
-    device = "cuda" if settings.scaling.use_gpu else "cpu"
-    torch.set_num_threads(settings.scaling.threads or joblib.cpu_count())
-    watchdog = Watchdog(settings.scaling.hang_minutes * 60, run.folder, 0, lambda text: observe(Notice(text)))
-    worker = InProcess(observe, device, get_stop_reason=get_stop_reason, on_heartbeat=watchdog.heartbeat)
-    try:
-        try:
-            with offer_accumulation(settings, worker.rank, worker.world_size):
-                return progression.run_stages(run, worker)
-        except GraphsDoNotFit as error:
-            observe(Notice(f"{error}; {RESUMES}"))
-        gc.collect()  # the failed attempt's tensors are reachable no more
-        torch.cuda.empty_cache()
-        return progression.run_stages(replace(run, settings=accumulating(settings)), worker)
-    finally:
-        watchdog.close()
 
 
 def _fit_on_ray(

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from groundray.data.device_copies import on_device
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step
 from groundray.runtime import compat
@@ -97,9 +98,12 @@ class RayWorker:
     _notice: str = ""
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        for step in stream(source, cursor, epochs, self.rank, self.world_size, self.cpu_budget, self.prefetch):
+        steps = stream(source, cursor, epochs, self.rank, self.world_size, self.cpu_budget, self.prefetch)
+        if self.device == "cpu":  # on a GPU, copies are made anyway
+            steps = (step.cloned() for step in steps)
+        for step in on_device(steps, self.device):
             self.heartbeat()
-            yield step.to(self.device)
+            yield step
 
     def emit(self, event: Event) -> None:
         """Send an event to the driver; step events at most once a second, and from rank 0 only."""

@@ -12,7 +12,7 @@ from groundray.config import Settings, SettingsError, changed, did_you_mean, par
 Kind = Literal["choice", "uniform", "loguniform"]
 FORMS = "choice:A,B,... or uniform:LOW:HIGH or loguniform:LOW:HIGH"
 # settings that the sweep gives each trial, or that no result depends on
-NOT_SWEPT = ("run.", "stages", "scaling.", "checkpoints.", "tracking.", "features.", "data.prefetch")
+NOT_SWEPT = ("run.", "stages", "scaling.", "checkpoints.", "tracking.", "features.", "data.prefetch", "data.processes")
 
 
 @dataclass(frozen=True)
