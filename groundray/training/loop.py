@@ -42,7 +42,7 @@ def train_stage(
     stage.prepare(model)
     optimizer = make_optimizer(model, stage_settings.optimizer)
     held_out = CachedBatches(lambda: worker.batches(stage.val, Cursor(), epochs=1))
-    timer = StepTimer(worker.device, worker.world_size, stage_settings.precision)
+    timer = StepTimer(worker.device, worker.world_size, stage_settings.precision, settings.scaling.peak_tflops)
     state = TrainState(stage, model, optimizer)
     state.restore(store, start)
     checkpointer = Checkpointer(state, worker, store, start, settings)

@@ -16,22 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from groundray import distributed
 from groundray.data.stream import Step
 from groundray.stage.protocol import Metrics
+from groundray.training.peak_flops import peak_flops
 
 Part = Literal["data_wait", "forward", "backward", "communication", "optimizer"]
 PARTS: tuple[Part, ...] = ("data_wait", "forward", "backward", "communication", "optimizer")
 Span = tuple[Part, Part | None, Any, Any]  # a part, the part around it, its start and its end
-
-# Peak operations per second of a GPU, dense, in float32 without tensor cores and in bfloat16, by a part of its name
-# (NVIDIA's data sheets, SXM versions).
-PEAK_FLOPS: dict[str, dict[str, float]] = {
-    "B200": {"float32": 75e12, "bf16": 2250e12},
-    "H200": {"float32": 67e12, "bf16": 989e12},
-    "H100": {"float32": 67e12, "bf16": 989e12},
-    "A100": {"float32": 19.5e12, "bf16": 312e12},
-    "L40S": {"float32": 91.6e12, "bf16": 362e12},
-    "L4": {"float32": 30.3e12, "bf16": 121e12},
-    "A10": {"float32": 31.2e12, "bf16": 125e12},
-}
 
 
 class StepTimer:
@@ -44,12 +33,23 @@ class StepTimer:
         device: of the model.
         world_size: workers that share a global batch.
         precision: of the stage, for the peak rate of the GPU.
+        peak_tflops: that rate, in 10^12 operations per second; None for the one of the GPU's name.
     """
 
-    def __init__(self, device: str = "cpu", world_size: int = 1, precision: str = "float32"):
+    def __init__(
+        self,
+        device: str = "cpu",
+        world_size: int = 1,
+        precision: str = "float32",
+        peak_tflops: float | None = None,
+    ):
         self._world_size = world_size
-        self._clock: _Clock = _DeviceClock() if device.startswith("cuda") else _WallClock()
-        self._peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.startswith("cuda") else None
+        self._clock: _Clock = _WallClock()
+        self._peak: float | None = None
+        if device.startswith("cuda"):
+            self._clock = _DeviceClock()
+            known = peak_flops(torch.cuda.get_device_name(device), precision)
+            self._peak = peak_tflops * 1e12 if peak_tflops else known
         self._flops: float | None = None
         self._open: list[Part] = []
         self._spans: list[Span] = []
@@ -193,12 +193,3 @@ def flop_counter() -> FlopCounterMode:
         return 2 * images * positions * dim * words[0]
 
     return FlopCounterMode(display=False, custom_mapping={torch.ops.groundray.best_matches: match_map_flops})
-
-
-def peak_flops(gpu: str, precision: str) -> float | None:
-    """Returns the peak operations per second of a GPU in a precision; None if unknown."""
-    # longest name first: an L40S is no L4
-    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if name in gpu:
-            return PEAK_FLOPS[name].get(precision)
-    return None
