@@ -114,14 +114,21 @@ def test_work_of_killed_processes_is_done_here(world: SmallWorld) -> None:
 
 
 PARENT = """
-import psutil, time
-from groundray.benchmarks.input_pipeline import training_source
+import pathlib, psutil
+from groundray.data.captions import CaptionSamples
 from groundray.data.decoding_processes import DecodingProcesses
-from groundray.data.plan import Cursor
+from groundray.data.image_inputs import CentreCrop
+from groundray.data.plan import Cursor, Plan
 from groundray.data.schema import Dataset
+from groundray.data.stream import Source
+from groundray.data.tokenization import WordPieceTokenizer
 
 if __name__ == "__main__":
-    source = training_source(Dataset.open({shards!r}, "captions"), 8)
+    world = pathlib.Path({world!r})
+    dataset = Dataset.open(str(world / "shards/captions/train"), "captions")
+    tokenizer = WordPieceTokenizer((world / "source/tokenizer/tokenizer.json").read_text(), 32)
+    samples = CaptionSamples(tokenizer, CentreCrop(112, 112))
+    source = Source(dataset, samples, Plan(tuple(dataset.group_sizes.tolist()), 8))
     processes = DecodingProcesses(2, worth_seconds=0)
     for number, step in enumerate(processes.stream(source, Cursor(), 10**6)):
         if number == 3:
@@ -136,7 +143,7 @@ def test_a_signal_leaves_no_process_behind(
     number: signal.Signals, whole_group: bool, world: SmallWorld, tmp_path: Path
 ) -> None:
     script = tmp_path / "parent.py"
-    script.write_text(PARENT.format(shards=str(world.shards / "captions" / "train")), encoding="utf-8")
+    script.write_text(PARENT.format(world=str(world.source.parent)), encoding="utf-8")
     parent = subprocess.Popen(
         [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

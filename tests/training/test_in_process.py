@@ -18,7 +18,7 @@ from groundray.training.in_process import decoding_processes
         (["--scaling.threads=4"], 4),
         (["--scaling.threads=1"], 0),  # as a sweep's trial of one CPU
         (["--scaling.threads=1", "--scaling.use_gpu=true"], 1),
-        (["--scaling.use_gpu=true"], joblib.cpu_count()),
+        (["--scaling.threads=null", "--scaling.use_gpu=true"], joblib.cpu_count()),
     ],
 )
 def test_decoding_processes_follow_from_the_cpus(words: list[str], expected: int, world: SmallWorld) -> None:
