@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import botocore.session
 import click
@@ -34,6 +34,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli, drain_node
 
 from groundray import config, train
+from groundray.config.settings import AcceleratorType
+from groundray.runtime.nodes import node_of
 from groundray.runtime.train.resources import leaves_data_cpus
 
 ROOT = Path(__file__).parents[2]
@@ -147,12 +149,29 @@ def test_the_head_is_on_demand_and_trains_nothing_and_the_others_are_spot_and_no
 
 
 @pytest.mark.parametrize("name", CLOUDS)
-def test_a_worker_holds_a_training_worker_of_the_paper_and_feeds_it(name: str) -> None:
+def test_a_machine_holds_the_workers_of_the_paper_and_feeds_them(name: str) -> None:
     settings = config.load("paper")
     _, workers = node_types(name)
     (worker,) = workers.values()
-    assert worker["max_workers"] == settings.scaling.max_workers
-    assert leaves_data_cpus(worker["resources"]["CPU"], 1, settings.scaling.cpus_per_worker)
+    holds(worker, settings.scaling)
+
+
+def holds(worker: dict[str, Any], scaling: config.Scaling) -> None:
+    """Fail unless all workers of a run fit on the machines of a type, and as many on one as it has GPUs."""
+    gpus, cpus = worker["resources"]["GPU"], worker["resources"]["CPU"]
+    assert worker["max_workers"] * gpus == scaling.max_workers
+    assert leaves_data_cpus(cpus, gpus, scaling.cpus_per_worker)
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_gpus_of_a_run_are_in_one_machine_of_one_type(name: str) -> None:
+    """Between machines of this size a short step's gradients take longer than the other GPUs save."""
+    _, workers = node_types(name)
+    (worker,) = workers.values()
+    assert worker["max_workers"] == 1
+    node = node_of("", worker["resources"])
+    assert node.gpu_types <= set(get_args(AcceleratorType))
+    assert node.places(config.load("paper").scaling.cpus_per_worker, 1, "L4") == 4
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -261,8 +280,8 @@ def test_the_pages_run_fits_the_cluster_it_is_for() -> None:
     _, workers = node_types("aws")
     (worker,) = workers.values()
     assert settings.scaling.use_gpu
-    assert settings.scaling.max_workers == worker["max_workers"]
-    assert leaves_data_cpus(worker["resources"]["CPU"], 1, settings.scaling.cpus_per_worker)
+    holds(worker, settings.scaling)
+    assert settings.grounding
     assert all(
         place.startswith("s3://") for place in (settings.run.storage, settings.grounding.train, settings.grounding.val)
     )

@@ -25,7 +25,7 @@ from packaging.specifiers import SpecifierSet
 from groundray import config, prepare, sweep, train
 
 ROOT = Path(__file__).parents[2]
-OVERLAYS = ("cpu", "gpu", "kueue")
+OVERLAYS = ("cpu", "gpu", "gpu-machines", "gpu-rdma", "kueue")
 KUBERNETES = "1.32"
 DOCKERFILE = (ROOT / "k8s" / "Dockerfile").read_text()
 README = (ROOT / "k8s" / "README.md").read_text()
@@ -455,6 +455,7 @@ def test_ray_pods_share_the_data_and_the_settings(objects: tuple[Object, ...]) -
         assert len(ray) >= 2
         for container in ray:
             mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            mounts.pop("/dev/shm", None)  # which KubeRay adds where it is not
             assert mounts == {"/data": "data", "/tmp": "tmp", "/home/groundray": "home"}, name(thing)
             assert {"configMapRef": {"name": "groundray"}} in container["envFrom"], name(thing)
 
@@ -668,6 +669,57 @@ def test_gpu_workers_grow_and_run_on_spot_nodes() -> None:
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
+def gpu_pod(overlay: str) -> Object:
+    """The pod of the workers with GPUs."""
+    (cluster,) = (one["spec"] for one in of_kind(build(overlay), "RayCluster"))
+    (group,) = (group for group in cluster["workerGroupSpecs"] if group["groupName"] == "gpu")
+    return group["template"]["spec"]
+
+
+@pytest.mark.parametrize("overlay", ["gpu-machines", "gpu-rdma"])
+def test_a_pod_has_all_gpus_of_a_machine_and_a_run_takes_whole_machines(overlay: str) -> None:
+    (worker,) = gpu_pod(overlay)["containers"]
+    gpus = worker["resources"]["limits"]["nvidia.com/gpu"]
+    assert gpus == 8
+    (job,) = (job for job in of_kind(build(overlay), "RayJob") if job["metadata"]["name"] == "train")
+    settings = settings_of(commands(job)[-1])
+    assert settings.scaling.use_gpu
+    assert settings.worker_counts == (gpus, 2 * gpus, 4 * gpus)
+
+
+@pytest.mark.parametrize("overlay", ["gpu-machines", "gpu-rdma"])
+def test_shared_memory_holds_rays_objects_and_nccls_buffers(overlay: str) -> None:
+    from ray._private.ray_constants import DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
+
+    pod = gpu_pod(overlay)
+    (worker,) = pod["containers"]
+    (name,) = (mount["name"] for mount in worker["volumeMounts"] if mount["mountPath"] == "/dev/shm")
+    (volume,) = (volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == name)
+    assert volume["medium"] == "Memory"
+    memory, shared = quantity(worker["resources"]["limits"]["memory"]), quantity(volume["sizeLimit"])
+    assert DEFAULT_OBJECT_STORE_MEMORY_PROPORTION * memory + 2**30 * 8 < shared < memory / 2
+
+
+def test_pods_with_rdma_do_not_fall_back_to_tcp() -> None:
+    pod = gpu_pod("gpu-rdma")
+    (worker,) = pod["containers"]
+    resources = worker["resources"]
+    (device,) = (key for key in resources["limits"] if key.startswith("rdma/"))
+    assert resources["requests"][device] == resources["limits"][device] == 1
+    assert {"name": "NCCL_NET", "value": "IB"} in worker["env"]
+    assert "libibverbs1" in DOCKERFILE
+    assert "env" not in gpu_pod("gpu-machines")["containers"][0]
+
+
+@pytest.mark.parametrize(("limit", "status"), [("unlimited", 0), ("8192", 1)])
+def test_a_pod_with_rdma_starts_only_where_memory_can_be_locked(limit: str, status: int) -> None:
+    (first,) = gpu_pod("gpu-rdma")["initContainers"]
+    *shell, script = first["command"]
+    ran = subprocess.run([*shell, f"ulimit() {{ echo {limit}; }}; {script}"], capture_output=True, text=True)
+    assert ran.returncode == status, ran.stderr
+    assert ran.stdout.startswith("locked memory: expected unlimited, got 8192 KiB: on the node" if status else "")
+
+
 def test_a_queued_job_is_of_fixed_size_and_fits_its_queue() -> None:
     objects = build("kueue")
     (queue,) = of_kind(objects, "LocalQueue")
@@ -750,6 +802,10 @@ def test_the_image_has_the_driver_of_the_database(objects: tuple[Object, ...]) -
     extras = PROJECT["optional-dependencies"]
     assert any(Requirement(line).name == "psycopg" for line in extras["postgres"])
     assert "--extra postgres" in DOCKERFILE
+
+
+def test_the_image_has_the_compiler_of_triton() -> None:
+    assert re.search(r"apt-get install [^&]*\bg\+\+", re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[-1])
 
 
 def test_the_image_is_built_of_what_reaches_the_builder() -> None:
