@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("cluster/README.md", "k8s/README.md")
@@ -19,3 +20,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page in PAGES:
         files.append(File.generated(config, page, abs_src_path=str(ROOT / page)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Return a page whose links to the other documentation, relative to the repository, are relative to docs/."""
+    return markdown.replace("](../docs/", "](../") if page.file.src_uri in PAGES else markdown

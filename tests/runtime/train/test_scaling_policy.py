@@ -56,6 +56,18 @@ def test_only_numbers_of_workers_that_share_the_chunks_and_can_be_fed(
     assert elastic(mailbox, (1, 2, 4))._count_possible_workers({"node": {"CPU": float(cpus)}}) == workers
 
 
+def test_workers_with_a_part_of_a_cpu_are_all_counted(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray divides 0.7 + 0.7 + 0.7 by 0.7 and gets two."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9})
+    scaling = ScalingConfig(
+        num_workers=(1, 3), use_gpu=True, accelerator_type="H100", resources_per_worker={"CPU": 0.7, "GPU": 1}
+    )
+    workers = ElasticWorkers(scaling, WaitTimeout(60, "workers", mailbox), (1, 3))
+    reserved = {"CPU": 0.7 + 0.7 + 0.7, "GPU": 3.0, "accelerator_type:H100": 0.003}
+    assert workers._count_possible_workers({"node": reserved}) == 3
+    assert ElasticWorkers.__base__._count_possible_workers(workers, {"node": reserved}) == 2  # type: ignore[union-attr]
+
+
 def test_a_run_that_waits_heeds_its_end(mailbox: Mailbox) -> None:
     wait_timeout = WaitTimeout(60, "workers", mailbox)
     wait_timeout.check()
