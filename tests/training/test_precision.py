@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from conftest import STAGES, SmallWorld
+from pretend_gpu import PretendGpu
 from test_workers import alone
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,9 +23,10 @@ from groundray.arithmetic import Precision, using
 from groundray.data.plan import Cursor
 from groundray.data.stream import stream
 from groundray.model.trunk import build_trunk
-from groundray.training import preflight, progression
-from groundray.training.events import Notice
+from groundray.training import preflight, progression, trunk_features
+from groundray.training.events import EpochDone, Event, Notice, StepDone
 from groundray.training.loop import encode, validate
+from groundray.training.worker import InProcess
 
 # Operators that have no deterministic algorithm on CUDA, as the documentation of torch.use_deterministic_algorithms
 # lists them (2.15), by their name in a profile.
@@ -123,6 +126,44 @@ def test_a_run_says_that_tf32_is_float32_on_a_cpu(world: SmallWorld, tmp_path: P
     assert told == ["grounding.precision: tf32 is a format of GPUs, and float32 on a CPU"]
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_run_on_a_gpu_sets_precision_and_determinism_around_each_stage_and_pass(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """Trunk features are computed in float32, always deterministically."""
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    plain, seen, notices = trunk_features.feature_maps, {}, []
+
+    @functools.wraps(plain)
+    def feature_maps(*arguments: Any) -> Any:
+        seen["features"] = now()
+        return plain(*arguments)
+
+    def observe(event: Event) -> None:
+        if isinstance(event, StepDone | EpochDone):
+            seen[type(event)] = now()
+        if isinstance(event, Notice):
+            notices.append(event.text)
+
+    def now() -> tuple[Any, bool]:
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        return torch.backends.cuda.matmul.fp32_precision, torch.are_deterministic_algorithms_enabled()
+
+    monkeypatch.setattr(trunk_features, "feature_maps", feature_maps)
+    words = ["--grounding.precision=tf32", "--grounding.trains.trunk=false", f"--run.storage={tmp_path}"]
+    words.append("--grounding.batch_size=36")
+    settings = config.load("demo", [*world.settings(*words), f"--scaling.deterministic={deterministic}"])
+    before = torch.backends.cuda.matmul.fp32_precision
+    with PretendGpu():
+        progression.run_stages(preflight.check(settings), InProcess(observe, device="cuda"))
+    assert seen == {"features": ("ieee", True), StepDone: ("tf32", deterministic), EpochDone: ("tf32", deterministic)}
+    assert (torch.backends.cuda.matmul.fp32_precision, torch.are_deterministic_algorithms_enabled()) == (before, False)
+    warned = ["scaling.deterministic is false: if the run is killed, it ends with other weights"]
+    assert notices == ([] if deterministic else warned)
+
+
 def operators(work: Callable[[], object]) -> set[str]:
     """The names of all operators that a computation calls, in backward passes and in operators of our own too."""
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
@@ -137,23 +178,27 @@ def test_an_operator_that_a_gpu_refuses_is_found() -> None:
     assert operators(lambda: F.cross_entropy(x, torch.zeros(1, 3, 3, dtype=torch.int64))) & REFUSED
 
 
-def test_no_stage_calls_an_operator_that_a_gpu_refuses(world: SmallWorld, tmp_path: Path) -> None:
-    """In a step with dropout and a validation."""
-    settings = config.load("demo", world.settings(f"--run.storage={tmp_path}", stages=STAGES))
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_no_stage_calls_an_operator_that_a_gpu_refuses(world: SmallWorld, tmp_path: Path, precision: str) -> None:
+    """In a step with dropout and a validation, on the paths that a GPU takes."""
+    words = [f"--{stage}.precision={precision}" for stage in STAGES.split(",")]
+    settings = config.load("demo", world.settings(*words, f"--run.storage={tmp_path}", stages=STAGES))
     model, heads = progression.initial_model(settings)
-    for stage in preflight.check(settings).stages:
-        progression.attach_heads(stage, model, heads, settings)
-        stage.prepare(model)
-        step, held_out = next(stream(stage.train, Cursor(), 1)), [next(stream(stage.val, Cursor(), 1))]
+    with PretendGpu():
+        model.to("cuda")
+        for stage in preflight.check(settings).stages:
+            progression.attach_heads(stage, model, heads, settings)
+            stage.prepare(model)
+            step, held_out = (next(stream(source, Cursor(), 1)).to("cuda") for source in (stage.train, stage.val))
 
-        def work() -> None:
-            loss, _ = stage.loss([encode(stage, model, samples) for _, samples in step.chunks])  # noqa: B023
-            loss.backward()
-            validate(stage, model, held_out)  # noqa: B023
+            def work() -> None:
+                loss, _ = stage.loss([encode(stage, model, samples) for _, samples in step.chunks])  # noqa: B023
+                loss.backward()
+                validate(stage, model, [held_out])  # noqa: B023
 
-        called = operators(work)
-        assert any(name.endswith("backward") for name in called)
-        assert not called & REFUSED, stage.name
+            called = operators(work)
+            assert any(name.endswith("backward") for name in called)
+            assert not called & REFUSED, stage.name
 
 
 @pytest.mark.parametrize("name", ["vgg16", "efficientnet_lite0"])
