@@ -49,9 +49,9 @@ class Sizes(NamedTuple):
 # positions and width 768: half the size takes 1.25 times the time; nearly twice the size takes 0.85 times the time and
 # twice the memory.
 #
-# A GPU is fast where launches are few and large. With 256 MB in float32, a batch of 180 takes one tile and one block of
-# rows for each chunk; a rank's 512 images and 4,096 captions of 14 tokens take 98 tiles of 0.1 TFLOP and 3 blocks. The
-# sizes for a GPU are not measured.
+# A GPU is fast where launches are few and large. With 256 MB in float32, a batch of 180 in four chunks takes a tile and
+# a block of rows for each chunk; a rank's 512 images and 4,096 captions of 14 tokens take 98 tiles of 0.1 TFLOP and 3
+# blocks. The sizes for a GPU are not measured.
 SIZES = {"cpu": Sizes(512, 2**19, 7 * 2**18), "cuda": Sizes(4096, 2**26, 2**26)}
 
 
@@ -133,7 +133,7 @@ def _best_matches(V: Tensor, words: Tensor, valid: Tensor, block: int, keep: boo
         for captions, span in tokens.tiles(sizes.tokens):
             W, count = tokens.rows_of(span, multiplied), span.stop - span.start
             highest = S.new_empty(images, count)
-            tile = S.new_empty(min(group, images) * positions, count)
+            tile = S.new_empty(min(group, block, images) * positions, count)
             for part in _blocks(images, block, group):
                 rows = _aligned(V[part].flatten(0, 1).to(multiplied))
                 matches = _product(rows, W.T, tile[: len(rows)]).unflatten(0, (-1, positions))
