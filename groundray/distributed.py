@@ -76,9 +76,9 @@ def collectives_begun() -> int:
 
 
 def flight_record() -> bytes | None:
-    """Return torch's pickled record of this rank's last collectives, for `torchfrtrace`; None where there are none.
+    """Return torch's pickled record of this rank's last collectives; None where there are none.
 
-    It is NCCL's, or else gloo's.
+    It is NCCL's, which `torchfrtrace` compares with those of other ranks, or else gloo's.
     """
     if world_size() == 1:
         return None

@@ -20,7 +20,7 @@ from groundray import distributed
 
 CHECKED = ("all_reduce", "all_gather", "reduce_scatter_tensor")
 UNCHECKED = ("all_gather_into_tensor", "all_to_all", "all_to_all_single", "barrier", "broadcast", "reduce", "scatter")
-TYPES = {torch.uint8, torch.int8, torch.int32, torch.int64}
+TYPES = {torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64}
 TYPES |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
@@ -70,9 +70,11 @@ def nccl_rules() -> Iterator[list[str]]:
 
 
 def describe(name: str, *arguments: Any, **options: Any) -> str:
-    """Return what ranks must agree on: the collective, the type and shape of its tensors, its other arguments."""
+    """Return what ranks must agree on: the collective, type, shape and device of its tensors, its other arguments."""
     described = [
-        f"{str(x.dtype)[6:]}{list(x.shape)}" if isinstance(x, Tensor) else str(x)
+        f"{str(x.dtype)[6:]}{list(x.shape)}{'' if x.device.type == 'cpu' else f' on {x.device.type}'}"
+        if isinstance(x, Tensor)
+        else str(x)
         for x in trees.tree_leaves((arguments, options))
     ]
     return f"{name}({', '.join(described)})"

@@ -277,7 +277,7 @@ def broken_rules(rank: int) -> dict[str, str]:
         "operation": lambda: dist.all_reduce(single, dist.ReduceOp.MAX if rank else dist.ReduceOp.MIN),
         "contiguous": lambda: dist.all_reduce(square.T[1:]),
         "device": lambda: dist.all_gather([single, single.to("meta")], single),
-        "bool": lambda: dist.all_reduce(single.bool()),
+        "short": lambda: dist.all_reduce(single.short()),
         "outputs": lambda: dist.all_gather([single], single),
         "parts": lambda: dist.reduce_scatter_tensor(single, square),
         "unknown": lambda: dist.broadcast(single, 0),
@@ -294,7 +294,7 @@ def broken_rules(rank: int) -> dict[str, str]:
 def test_every_broken_rule_of_nccl_is_found(ranks: tuple[int, Path]) -> None:
     first, second = (torch.load(ranks[1] / f"rules-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert list(first) == [
-        *("order", "shape", "type", "operation", "contiguous", "device", "bool", "outputs", "parts", "unknown")
+        *("order", "shape", "type", "operation", "contiguous", "device", "short", "outputs", "parts", "unknown")
     ]
     assert {**first, "order": ""} == {**second, "order": ""}  # each rank names its own collective
     assert "rank 0: all_gather(float32[1]" in first["order"]

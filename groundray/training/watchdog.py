@@ -1,7 +1,7 @@
 """Ends a worker that hangs, and writes what it was doing to `RUN/stacks/`.
 
     worker-1-TIME.txt     the stack traces of the threads of rank 1
-    flight-GROUP/rank1    its last collectives, pickled by torch's flight recorder, for `torchfrtrace`
+    flight-GROUP/rank1    its last collectives, pickled by torch's flight recorder
 
 When a worker hangs, the others wait for it, in a collective or, where collectives only enqueue work on a GPU, wherever
 they next need a number from it. The one that hangs must be ended first, so that its stack traces are the ones that are
@@ -124,6 +124,8 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         with contextlib.suppress(FileNotFoundError):  # it was moved to the run's folder
             self._stacks.close()
+        if time.monotonic() - self._last_heartbeat > RECORD_AT * self._seconds:
+            self._keep_flight_record()  # the worker fails, since the one is ended that it waited for
         self._drop_flight_record()
 
     def _watch(self) -> None:
@@ -180,10 +182,7 @@ class Watchdog:
             (self._run / STACKS).make().write_bytes(file, Path(self._stacks.name).read_bytes())
             where = f"{self._run / STACKS}/{file}"
             Path(self._stacks.name).unlink()
-        if self._recording and self._flight:
-            self._recording.join(RECORD_SECONDS)
-            with contextlib.suppress(OSError):
-                _move_flight_record(self._flight, self._run)
+        self._keep_flight_record()
         behind, ahead = self._behind_and_ahead()
         waits = f" while {_named(ahead)} waited for it" if ahead else ""
         if behind or (not ahead and self._in_collective()):
@@ -198,6 +197,12 @@ class Watchdog:
         with contextlib.suppress(OSError):
             if record := distributed.flight_record():
                 flight.write_bytes(record)
+
+    def _keep_flight_record(self) -> None:
+        if self._recording and self._flight:
+            self._recording.join(RECORD_SECONDS)
+            with contextlib.suppress(OSError):
+                _move_flight_record(self._flight, self._run)
 
     def _drop_flight_record(self) -> None:
         """Delete the record of a worker that goes on."""
@@ -232,9 +237,10 @@ def rescue_stacks(run: Folder) -> None:
 
 
 def _move_flight_record(file: Path, run: Folder) -> None:
-    """Move a temporary flight record to the run's folder, where `torchfrtrace` finds the ranks of a group together."""
+    """Move a temporary flight record to the run's folder, where those of a group lie together."""
     *_, group, rank = file.name.split("-")
-    (run / STACKS / f"flight-{group}").make().write_bytes(rank, file.read_bytes())
+    record = file.read_bytes()
+    (run / STACKS / f"flight-{group}").make().write_bytes(rank, record)
     file.unlink()
 
 

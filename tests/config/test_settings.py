@@ -107,3 +107,9 @@ def test_types_of_gpus_are_named_as_by_ray(minimal: Path) -> None:
         load(minimal, ["--scaling.accelerator_type=H100"])
     typed = load(minimal, ["--scaling.use_gpu=true", "--scaling.accelerator_type=H100"])
     assert typed.identity() == load(minimal).identity()
+
+
+def test_eight_workers_share_the_batches_of_the_preset_paper() -> None:
+    settings = load("paper", ["--scaling.num_workers=8", "--scaling.chunks=8"])
+    assert [settings.stage(name).batch_size % 8 for name in ("visual", "grounding")] == [0, 4]
+    assert settings.worker_counts == (8,)

@@ -99,7 +99,7 @@ class Saboteur:
         environment = {**os.environ, **FAST, "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
         environment.pop("RAY_ADDRESS", None)
         if sabotaged:
-            environment |= {"PYTHONPATH": str(HERE / "site"), "GROUNDRAY_SABOTAGE": str(self.folder)}
+            environment |= {"PYTHONPATH": f"{HERE / 'site'}:{HERE.parents[1]}", "GROUNDRAY_SABOTAGE": str(self.folder)}
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(log.open("w")) if log else subprocess.PIPE
             return subprocess.Popen(

@@ -166,7 +166,9 @@ def test_every_silent_rank_writes_its_flight_record(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("no_timer_in_c")
-def test_flight_record_of_a_worker_that_goes_on_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flight_record_of_a_worker_that_goes_on_is_deleted_and_of_one_that_fails_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watchdog.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(distributed, "flight_record", lambda: b"last collectives")
     monkeypatch.setattr(watchdog, "RECORD_AT", 0.0)
@@ -182,7 +184,12 @@ def test_flight_record_of_a_worker_that_goes_on_is_deleted(tmp_path: Path, monke
     monkeypatch.setattr(watchdog, "RECORD_AT", 0.9)
     watching.heartbeat()
     until(found=False)
-    watching.close()
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(watchdog, "RECORD_AT", 0.0)
+    until(found=True)
+    watching.close()  # as in a worker that fails because another was ended
+    until(found=False)
+    assert (tmp_path / "run" / "stacks" / "flight-17" / "rank0").read_bytes() == b"last collectives"
 
 
 def test_worker_is_ended_although_the_storage_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

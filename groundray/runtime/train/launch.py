@@ -187,14 +187,14 @@ def _opened_by_worker(config: dict[str, Any]) -> CheckedRun:
 
 def _train_worker(config: dict[str, Any]) -> None:
     settings, mailbox = Settings(**config["settings"]), config["mailbox"]
-    if ray.get(mailbox.accumulates.remote()):
-        settings = accumulating(settings)
     if settings.scaling.use_gpu and settings.scaling.deterministic:
         arithmetic.set_environment()  # before the first collective
     context = ray.train.get_context()
     cores = joblib.cpu_count()
     torch.set_num_threads(settings.scaling.threads or max(1, cores // context.get_local_world_size()))
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    if settings.chunks > world_size and ray.get(mailbox.accumulates.remote()):
+        settings = accumulating(settings)
     watchdog = Watchdog(
         settings.scaling.hang_minutes * 60,
         layout.folder_of(settings),

@@ -69,7 +69,7 @@ class Mailbox:
         return self._begun
 
     def accumulate(self) -> None:
-        """Have the next workers of the run accumulate, whatever its settings."""
+        """Have the next workers of the run that have several chunks accumulate, whatever its settings."""
         self._accumulates = True
 
     def accumulates(self) -> bool:

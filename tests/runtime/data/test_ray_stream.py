@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ def described(steps: Iterator[Step]) -> list[Any]:
 
 
 @pytest.mark.parametrize("ahead", [0, 10**6])
-@pytest.mark.parametrize(("rank", "of"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("rank", "of", "batch_size"), [(0, 1, 40), (1, 2, 40), (1, 2, 43)])
 def test_segments_give_the_steps_of_one_process(
-    source: Source, monkeypatch: pytest.MonkeyPatch, ahead: int, rank: int, of: int
+    source: Source, monkeypatch: pytest.MonkeyPatch, ahead: int, rank: int, of: int, batch_size: int
 ) -> None:
+    source = replace(source, plan=replace(source.plan, batch_size=batch_size))
     monkeypatch.setattr(ray_stream, "SEGMENT_WINDOWS", 2)
     monkeypatch.setattr(ray_stream, "AHEAD_SAMPLES", ahead)
     cursor, epochs = Cursor(0, 1), 3
