@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -37,3 +39,28 @@ def test_a_gpu_that_is_not_there_is_refused(ray_cluster: None) -> None:
     embedder = Embedder("model", bert(), word_pieces())
     with pytest.raises(ValueError, match="expected a cluster with a GPU to embed on"):
         embedding_tasks.embed(embedder, ["zebra"], use_gpu=True)
+
+
+@pytest.mark.parametrize(("gpus", "factors"), [([0], "ieee"), ([], None)])
+def test_an_actor_with_a_gpu_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[int], factors: str | None
+) -> None:
+    seen: list[Any] = []
+
+    class Model:
+        def to(self, device: str) -> Model:
+            seen.append(device)
+            return self
+
+        def encode(self, batch: str) -> np.ndarray:
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return np.zeros(3, np.float32)
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setenv("NCCL_ALGO", "Ring")
+    monkeypatch.setattr(embedding_tasks.ray, "get", lambda given: given)
+    monkeypatch.setattr(embedding_tasks.ray, "get_gpu_ids", lambda: gpus)
+    outside = torch.backends.cuda.matmul.fp32_precision
+    embedding_tasks.EmbeddingActor((Model(), ["batch"]))({"batch": 0})
+    assert seen == ["cuda" if gpus else "cpu", factors or outside]
+    assert torch.backends.cuda.matmul.fp32_precision == outside
