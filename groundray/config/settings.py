@@ -94,7 +94,8 @@ def _workers(value: Any) -> int | tuple[int, int]:
 
 
 class Scaling(Section):
-    """Workers and their resources. Only `chunks` changes results; the rest may differ each time a run resumes."""
+    """Workers and their resources. Only `chunks` and `compile` change results; the rest may differ each time a run
+    resumes."""
 
     num_workers: Annotated[int | tuple[int, int], BeforeValidator(_workers)] = Field(
         default=1,
@@ -122,6 +123,11 @@ class Scaling(Section):
         default=True,
         description="on a GPU, the same bits each time: a run that was killed ends with the same weights. false: the "
         "fastest algorithms, whose sums differ from one time to the next. A CPU computes the same bits in both cases",
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile the spatial attention and the language encoder (torch.compile) at the start: fewer, "
+        "larger operations, other rounding; needs a C++ compiler on every node",
     )
     accumulate: bool = Field(
         default=False,
@@ -660,7 +666,8 @@ class Settings(BaseSettings):
             ),
         )
         identity = {key: value for key, value in flat.items() if not key.startswith(changeable)}
-        return identity | {"scaling.chunks": self.chunks}
+        compiled = {"scaling.compile": True} if self.scaling.compile else {}  # rounds otherwise
+        return identity | {"scaling.chunks": self.chunks} | compiled
 
 
 def _texts(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:

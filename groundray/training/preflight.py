@@ -33,6 +33,7 @@ from groundray.storage.object_store import is_store, probe
 from groundray.training import identity
 from groundray.training.attempts import Attempt
 from groundray.training.checkpoint import CheckpointStore
+from groundray.training.compilation import check_compiler
 from groundray.training.identity import Identity
 from groundray.training.layout import CHECKPOINTS, features_folder, folder_of
 from groundray.training.trunk_features import map_shape, refusal
@@ -132,8 +133,10 @@ def check(settings: Settings) -> CheckedRun:
     """Open the shards of every stage, load the tokenizer and check the model that the run starts from.
 
     Raises:
-        FileNotFoundError, ValueError: shards, tokenizer or weights cannot be used; the message names the repair.
+        FileNotFoundError, ValueError: shards, tokenizer or weights cannot be used, or there is no compiler for
+            `scaling.compile`; the message names the repair.
     """
+    check_compiler(settings)
     tokenizer = load_tokenizer(settings.model.language)
     start = export.about(settings.run.start_from) if settings.run.start_from else None
     start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()

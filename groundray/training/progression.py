@@ -25,6 +25,7 @@ from groundray.storage.seals import Damaged
 from groundray.training import recovery
 from groundray.training.allocator import keep_freed_memory
 from groundray.training.checkpoint import CheckpointStore
+from groundray.training.compilation import compile_parts
 from groundray.training.events import Notice
 from groundray.training.layout import MODEL, RESULT, read_result
 from groundray.training.loop import train_stage
@@ -46,6 +47,8 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
     store, start = recovery.begin(run.folder, [stage.name for stage in run.stages], worker, run.made_with)
     model, heads = initial_model(run.settings)
     model.to(worker.device)
+    if run.settings.scaling.compile:
+        compile_parts(model)
     if worker.device.startswith("cuda") and not run.settings.scaling.deterministic:
         worker.emit(Notice("scaling.deterministic is false: if the run is killed, it ends with other weights"))
 
