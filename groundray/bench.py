@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING
 import joblib
 from rich.console import Console
 
-from groundray.cli.command import CommandFailed, run_command, table_console
+from groundray.cli.command import CommandFailed, run_command, table_console, write_output
 from groundray.cli.workdir import go_home, write_json
 
 if TYPE_CHECKING:
     from groundray.benchmarks.measure import Report
+
+STDOUT = "-"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +41,9 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
         report = measure(options, errors.print)
     except Disagreement as error:
         raise CommandFailed(str(error)) from error
+    if options.json == STDOUT:
+        write_output(f"{json.dumps(report.as_json())}\n")
+        return 0
     table_console().print(report.table())
     write_json(options.json, report.as_json())
     return 0
@@ -56,6 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_numbers(loss, "--tokens", [32, 14], "mean numbers of valid tokens, of 32")
     loss.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="contenders to compare with groundray (default: all)"
+    )
+    _add_device(loss)
+    loss.add_argument(
+        "--precision", choices=["float32", "tf32", "bf16"], default="float32", help="number format (default: float32)"
     )
     loss.set_defaults(measure=_measure_loss)
 
@@ -91,7 +101,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="preset or YAML file of settings with a frozen trunk (default: photos)",
     )
     _add_data(step)
-    _add_number(step, "--workers", 1, "workers of the contenders that use Ray")
+    step.add_argument(
+        "--workers",
+        type=_natural,
+        default=1,
+        metavar="N",
+        help="workers of the contenders that use Ray; 0 leaves those out, and needs no Ray (default: 1)",
+    )
+    _add_device(step)
+    step.add_argument(
+        "--precision", choices=["float32", "tf32", "bf16"], help="number format (default: that of --config)"
+    )
+    step.add_argument(
+        "--profile", metavar="DIR", help="folder or URL for a torch profiler trace of each contender (default: none)"
+    )
     step.set_defaults(measure=_measure_step)
 
     search = benchmarks.add_parser("search", help="nearest of many vectors, against FAISS: time and recall")
@@ -110,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for benchmark in (loss, relation, streams, step, search, service):
         benchmark.add_argument(
-            "--json", metavar="FILE", help="path or URL to write every measurement to (default: none)"
+            "--json", metavar="FILE", help="path or URL to write every measurement to; - for stdout (default: none)"
         )
     for benchmark, rounds in ((loss, 5), (relation, 5), (streams, 5), (step, 5), (search, 300)):
         _add_number(benchmark, "--repeats", rounds, "timed rounds")
@@ -137,6 +160,17 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="SHARDS", help="folder of caption shards (default: drawn photos)")
 
 
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is one)")
+
+
+def _natural(word: str) -> int:
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected at least 0, got {number}")
+    return number
+
+
 def _positive(word: str) -> int:
     number = int(word)
     if number < 1:
@@ -148,7 +182,14 @@ def _measure_loss(options: argparse.Namespace, note: Callable[[str], None]) -> R
     from groundray.benchmarks import contrastive_loss
 
     return contrastive_loss.measure(
-        options.batch, options.tokens, options.only, options.repeats, options.max_seconds, note
+        options.batch,
+        options.tokens,
+        options.only,
+        options.device,
+        options.precision,
+        options.repeats,
+        options.max_seconds,
+        note,
     )
 
 
@@ -169,8 +210,17 @@ def _measure_input(options: argparse.Namespace, note: Callable[[str], None]) -> 
 def _measure_step(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
     from groundray.benchmarks import training_step
 
+    words = [*options.settings, *([f"--grounding.precision={options.precision}"] if options.precision else [])]
     return training_step.measure(
-        options.config, options.settings, options.data, options.workers, options.repeats, options.max_seconds, note
+        options.config,
+        words,
+        options.data,
+        options.workers,
+        options.device,
+        options.profile,
+        options.repeats,
+        options.max_seconds,
+        note,
     )
 
 

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import CALM, SmallWorld
 
 from groundray import bench
 from groundray.benchmarks import relation_step
 from groundray.benchmarks.published_losses import OURS, Contender
+from groundray.benchmarks.training_step import ALONE, ALONE_PIXELS
 from groundray.cli.command import EXIT_FAILED, EXIT_USAGE
 
 
@@ -45,6 +47,57 @@ def test_a_benchmark_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert found["machine"]["torch"]
     assert [row["case"]["triplets"] for row in found["rows"]] == [5] * 4 + [9] * 4
     assert all(len(row["runs"]["both"]) == 2 for row in found["rows"])
+
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+from groundray import bench
+sys.exit(bench.main({words!r}))
+"""
+NO_CLUSTER = ("ray", "mlflow")
+ONLY_TORCH = (
+    *NO_CLUSTER,
+    "pydantic",
+    "pydantic_settings",
+    "pyarrow",
+    "transformers",
+    "torchvision",
+    "sklearn",
+    "scipy",
+)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_the_loss_is_measured_with_torch_alone(precision: str) -> None:
+    words = ["loss", "--device", "cpu", "--precision", precision, "--batch", "4", "--tokens", "5", "--repeats", "1"]
+    words += ["--only", "einsum + max", "--json", "-"]
+    code = BLOCKED.format(blocked=ONLY_TORCH, words=words)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["contender"] for row in rows] == [OURS, "einsum + max"]
+    assert all(row["case"]["device"] == "cpu" and row["both"] > 0 for row in rows)
+
+
+def test_a_step_is_measured_and_profiled_without_ray(world: SmallWorld, tmp_path: Path) -> None:
+    words = ["step", "--config", "demo", "--workers", "0", "--device", "cpu", "--precision", "bf16", "--repeats", "1"]
+    settings = world.settings("--grounding.trains.trunk=false", "--data.processes=0", *CALM)
+    settings = [word for word in settings if not word.startswith("--stages")]
+    words += ["--profile", str(tmp_path), "--json", "-", "--data", f"{world.shards}/captions/train", *settings]
+    code = BLOCKED.format(blocked=NO_CLUSTER, words=words)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["contender"] for row in rows if row["case"]["device"] == "cpu"] == [ALONE, ALONE_PIXELS]
+    assert {row["case"]["precision"] for row in rows} == {"bf16"}
+    assert len(list(tmp_path.glob("*/grounding.trace.json.gz"))) == 2
 
 
 def test_gpu_rows_are_marked_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

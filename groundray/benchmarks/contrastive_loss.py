@@ -12,17 +12,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from groundray.benchmarks.measure import NO_GPU, Missing, Report, Row, machine
+from groundray import arithmetic
+from groundray.arithmetic import Precision
+from groundray.benchmarks.measure import NO_GPU, Missing, Report, Row, chosen_device, machine
 from groundray.benchmarks.published_losses import OURS, PARTS, Contender, Problem, columns, compare
 from groundray.loss.grounding_loss import grounding_loss
 
 BASELINE = "einsum + max"
 TEMPERATURE = 0.1
 FLOAT = 4  # bytes
+# relative, of the loss from groundray's: TF32 rounds factors to 10 bits, bfloat16 rounds all to 8
+MAX_DIFFERENCE = {"float32": 1e-3, "tf32": 5e-3, "bf16": 3e-2}
 CAPTION = (
-    "One loss and its gradients, float32, 196 positions, captions of 32 tokens, width 768. Memory: the peak of forward "
-    "and backward beyond the inputs and beyond the gradients of V and W, which take as much as the inputs. Error: of "
-    "the loss, relative to groundray's."
+    "One loss and its gradients, {precision}, 196 positions, captions of 32 tokens, width 768. Memory: the peak of "
+    "forward and backward beyond the inputs and beyond the gradients of V and W, which take as much as the inputs. "
+    "Error: of the loss, relative to groundray's."
 )
 
 
@@ -97,6 +101,8 @@ def measure(
     batches: Sequence[int],
     tokens: Sequence[int],
     only: Sequence[str],
+    device: str | None,
+    precision: Precision,
     repeats: int,
     max_seconds: float,
     note: Callable[[str], None],
@@ -106,6 +112,8 @@ def measure(
     Args:
         tokens: mean numbers of valid tokens in captions padded to 32.
         only: names of contenders besides groundray; empty for all.
+        device: `cpu` or `cuda`; None for cuda if there is one, else the CPU with rows that say that there is no GPU.
+        precision: of the products; for bf16, of the embeddings too.
         max_seconds: time of a case after which no further round starts.
         note: receives a line about each step.
 
@@ -113,22 +121,23 @@ def measure(
         Disagreement: the loss of a contender differs.
         ValueError: a contender is unknown, or captions have fewer tokens.
     """
+    chosen = chosen_device(device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows: list[Row] = []
-    for device in ("cpu", "cuda"):
+    with arithmetic.using(precision, chosen):
         for shape in map(Shape, batches):
-            chosen = _chosen(contenders(shape), only)
+            losses = _chosen(contenders(shape), only)
             for valid in tokens:
-                case = {"device": device, "batch": shape.batch, "tokens": valid}
-                if device == "cuda" and not torch.cuda.is_available():
-                    rows += [Row(case, name, dict.fromkeys(PARTS, NO_GPU)) for name in chosen]
-                    continue
-                note(f"loss: batch {shape.batch}, {valid} of {shape.tokens} tokens, {device}")
-                problem, small = (random_problem(size, valid, device) for size in (shape, Shape(2)))
-                rows += compare(case, chosen, problem, small, BASELINE, repeats, max_seconds)
-    return Report("loss", CAPTION, columns(BASELINE), rows, machine())
+                case = {"device": chosen, "batch": shape.batch, "tokens": valid}
+                note(f"loss: batch {shape.batch}, {valid} of {shape.tokens} tokens, {chosen}, {precision}")
+                problem, small = (random_problem(size, valid, chosen, dtype) for size in (shape, Shape(2)))
+                rows += compare(case, losses, problem, small, BASELINE, repeats, max_seconds, MAX_DIFFERENCE[precision])
+                if device is None and chosen == "cpu":
+                    rows += [Row(case | {"device": "cuda"}, name, dict.fromkeys(PARTS, NO_GPU)) for name in losses]
+    return Report("loss", CAPTION.format(precision=precision), columns(BASELINE), rows, machine())
 
 
-def random_problem(shape: Shape, valid: int, device: str = "cpu") -> Problem:
+def random_problem(shape: Shape, valid: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
     """Return random V [batch positions dim] and W [batch tokens dim], and masks of `valid` tokens on average.
 
     The number of tokens varies by up to 4. Matches have standard deviation 1, so that the loss depends on more than the
@@ -141,7 +150,9 @@ def random_problem(shape: Shape, valid: int, device: str = "cpu") -> Problem:
         raise ValueError(f"--tokens: expected 1 to {shape.tokens} valid tokens of a caption, got {valid}")
     generator = torch.Generator().manual_seed(0)
     V, W = (
-        (torch.randn(shape.batch, rows, shape.dim, generator=generator) / shape.dim**0.25).to(device).requires_grad_()
+        (torch.randn(shape.batch, rows, shape.dim, generator=generator) / shape.dim**0.25)
+        .to(device, dtype)
+        .requires_grad_()
         for rows in (shape.positions, shape.tokens)
     )
     spread = min(4, valid - 1, shape.tokens - valid)

@@ -30,8 +30,6 @@ from groundray.data.schema import Dataset
 from groundray.data.shards import write_shards
 from groundray.data.stream import Source, Step, assemble, decode, read, step_tables, stream, windows
 from groundray.data.tokenization import WordPieceTokenizer
-from groundray.runtime import cluster
-from groundray.runtime.train.resources import DataCpuBudget
 from groundray.storage.folder import Folder
 
 RAY, IN_PROCESS, PROCESSES, LOADER = "Ray Data", "one process", "decoding processes", "DataLoader"
@@ -97,6 +95,8 @@ def measure(
         if steps <= FIRST_FEW + 1:
             raise ValueError(f"expected more than {FIRST_FEW + 1} batches of {batch_size} samples, got {steps}")
         epochs = -(-steps // source.plan.steps)
+        from groundray.runtime import cluster  # imports Ray, which drawn photos do without
+
         stack.enter_context(cluster.connect(num_cpus=cpus))
         case = {"samples": steps * batch_size, "batch": batch_size, "cpus": cpus}
         note(f"input: {steps} batches of {batch_size} from {data}")
@@ -127,6 +127,7 @@ def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[],
     from groundray.runtime.data.ray_stream import (
         stream as ray_stream,
     )  # brings Ray Data, which the cluster has made quiet
+    from groundray.runtime.train.resources import DataCpuBudget
 
     return {
         RAY: lambda: ray_stream(

@@ -194,6 +194,17 @@ def too_large(needs: int, device: str) -> Missing | None:
     return Missing(f"needs {needs / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
 
 
+def chosen_device(device: str | None) -> str:
+    """Return the device to measure on: the given one, or else `cuda` if there is one.
+
+    Raises:
+        ValueError: `cuda` is given, and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: expected a CUDA device, found none: use --device cpu")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def machine() -> dict[str, Any]:
     """Describe the machine of the measurements."""
     cuda = torch.cuda.is_available()

@@ -83,6 +83,7 @@ def compare(
     baseline: str,
     repeats: int,
     max_seconds: float = float("inf"),
+    max_difference: float = MAX_DIFFERENCE,
 ) -> Iterator[Row]:
     """Yield a row for each contender, groundray's own first.
 
@@ -90,6 +91,7 @@ def compare(
         small: a smaller problem of the same kind, for the warm-up.
         baseline: the contender whose time is 1.
         max_seconds: time after which no further round starts.
+        max_difference: of a contender's loss from groundray's, relative.
 
     Raises:
         Disagreement: the loss of a contender differs.
@@ -108,7 +110,7 @@ def compare(
         memory[name] = {
             "scratch": peak if isinstance(peak, Missing) else max(0.0, peak - problem.nbytes),
             "peak": peak,
-            "error": _error(name, loss, expected),
+            "error": _error(name, loss, expected, max_difference),
         }
 
     def turn(name: str) -> Callable[[], dict[str, float]]:
@@ -152,12 +154,12 @@ def _timed(loss: Callable[..., Tensor], problem: Problem) -> dict[str, float]:
     return {"forward": middle - start, "backward": end - middle, "both": end - start}
 
 
-def _error(name: str, loss: float, expected: float) -> float:
+def _error(name: str, loss: float, expected: float, max_difference: float) -> float:
     """Return the relative difference of a loss from groundray's."""
     error = abs(loss - expected) / abs(expected)
-    if not error <= MAX_DIFFERENCE:
+    if not error <= max_difference:
         raise Disagreement(
             f"{name} computes the loss {loss:.6g}, groundray {expected:.6g}: expected a relative error of at most "
-            f"{MAX_DIFFERENCE:g}, got {error:.2g}"
+            f"{max_difference:g}, got {error:.2g}"
         )
     return error

@@ -11,17 +11,28 @@ from typing import Any
 
 from groundray import config
 from groundray.benchmarks.input_pipeline import write_photos
-from groundray.benchmarks.measure import NO_GPU, Column, Report, Row, interleaved, machine, medians, seconds, times
+from groundray.benchmarks.measure import (
+    NO_GPU,
+    Column,
+    Report,
+    Row,
+    chosen_device,
+    interleaved,
+    machine,
+    medians,
+    seconds,
+    times,
+)
 from groundray.config import Settings
-from groundray.runtime import cluster
-from groundray.runtime.train import launch
-from groundray.training import preflight
+from groundray.storage.folder import Folder
+from groundray.training import in_process, layout, preflight
 from groundray.training.events import Event, StepDone
 from groundray.training.timing import PARTS
 
 CACHED, PIXELS, ALONE, ALONE_PIXELS = "trunk features", "images", "trunk features, no Ray", "images, no Ray"
 BASELINE = PIXELS
 PHOTOS, HELD_OUT = 384, 16
+PROFILED = 3  # steps of each contender
 FIRST_FEW = 2  # steps of a run that are not counted
 FRACTIONS = (*PARTS, "other")
 COLUMNS = (
@@ -29,6 +40,7 @@ COLUMNS = (
     Column("samples/s", lambda rate: f"{rate:,.1f}", ("samples_per_second",)),
     Column(f"speed of\n{BASELINE}", times, ("speed_of_images",)),
     *(Column(part.replace("_", "\n"), lambda fraction: f"{fraction:.1%}", (f"time/{part}",)) for part in FRACTIONS),
+    Column("of peak\nFLOPs", lambda fraction: f"{fraction:.1%}", ("flop_utilisation",)),
     Column("memory", lambda size: f"{size:.2f} GB", ("peak_memory_gb",)),
     Column("loss", lambda loss: f"{loss:.4f}", ("loss",)),
 )
@@ -47,14 +59,22 @@ class Run:
         called = {"name": f"{self.settings.run.name}-{self.number}"}
         settings = Settings(**_with(self.settings, {"run": called}))
         events: list[Event] = []
-        launch.fit(preflight.check(settings), events.append)
+        run = preflight.check(settings)
+        if settings.scaling.max_workers:
+            from groundray.runtime.train import launch
+
+            launch.fit(run, events.append)
+        else:  # without an import of Ray
+            in_process.fit(run, events.append)
         steps = [event.metrics for event in events if isinstance(event, StepDone)]
         rest = steps[FIRST_FEW:]
         found = medians({name: [one[name] for one in rest] for name in rest[0]})
         last = [one["loss"] for one in steps[len(steps) // 2 :]]
         return {
             **{
-                name: value for name, value in found.items() if name.startswith(("time/", "peak", "samples_per_second"))
+                name: value
+                for name, value in found.items()
+                if name.startswith(("time/", "peak", "samples_per_second", "flop"))
             },
             "step": settings.stage("grounding").batch_size / found["samples_per_second"],
             "loss": sum(last) / len(last),
@@ -66,6 +86,8 @@ def measure(
     words: Sequence[str],
     data: str | None,
     workers: int,
+    device: str | None,
+    profile: str | None,
     repeats: int,
     max_seconds: float,
     note: Callable[[str], None],
@@ -76,7 +98,9 @@ def measure(
         preset: a preset or YAML file whose grounding stage has a frozen trunk.
         words: settings that override it.
         data: folder of caption shards; None generates images.
-        workers: number of workers of the contenders with Ray; the others use one process.
+        workers: number of workers of the contenders with Ray, 0 for none of them; the others use one process.
+        device: `cpu` or `cuda`; None for the one of the settings.
+        profile: folder or URL for a trace of each contender, from a run of its own; None for none.
         max_seconds: time after which no further round starts.
         note: receives a line about each step.
 
@@ -88,41 +112,62 @@ def measure(
         note(f"step: generating {HELD_OUT if data else PHOTOS + HELD_OUT} images")
         held_out = str(write_photos(folder / "held-out", HELD_OUT).folder)
         data = data or str(write_photos(folder / "seen", PHOTOS).folder)
-        settings = config.load(preset, [*_words(folder, data, held_out), *words])
+        on_device = [f"--scaling.use_gpu={str(chosen_device(device) == 'cuda').lower()}"] if device else []
+        settings = config.load(preset, [*_words(folder, data, held_out), *on_device, *words])
         if settings.stage("grounding").trains_trunk:
             raise ValueError(
                 f"{preset}: expected a frozen trunk, got grounding.trains.trunk true: features need fixed weights"
             )
         runs = {name: Run(one) for name, one in contenders(settings, workers).items()}
-        stack.enter_context(cluster.connect())
+        if workers:
+            from groundray.runtime import cluster
+
+            stack.enter_context(cluster.connect())
         note(f"step: {len(runs)} contenders, a run of two epochs each and a warm-up")
         found = interleaved(runs, repeats, max_seconds)
+        if profile:
+            note(f"step: a profile of each contender, to {profile}")
+            for run in runs.values():
+                write_profile(run.settings, Folder.at(profile))
     case = {
         "trunk": settings.model.trunk.name,
         "language": settings.model.language.name,
         "batch": settings.stage("grounding").batch_size,
         "device": "cuda" if settings.scaling.use_gpu else "cpu",
+        "precision": settings.stage("grounding").precision,
     }
     typical = {name: medians(of) for name, of in found.items()}
+    baseline = BASELINE if BASELINE in typical else ALONE_PIXELS
     rows = []
     for name, figures in typical.items():
-        ratio = figures["samples_per_second"] / typical[BASELINE]["samples_per_second"]
+        ratio = figures["samples_per_second"] / typical[baseline]["samples_per_second"]
         rows.append(Row(case, name, {**figures, "speed_of_images": ratio}, found[name]))
     if not settings.scaling.use_gpu:
         rows += [
             Row(case | {"device": "cuda"}, name, dict.fromkeys(("step", "samples_per_second"), NO_GPU)) for name in runs
         ]
     caption = (
-        f"Grounding of preset {preset}: {case['trunk']}, {case['language']}, global batches of {case['batch']}; with "
-        f"Ray on {workers} workers, without in one process. Medians over the steps of a run of two epochs, then over "
+        f"Grounding of preset {preset}: {case['trunk']}, {case['language']}, {case['precision']}, global batches of "
+        f"{case['batch']}; with Ray on {workers} workers, without in one process. "
+        "Medians over the steps of a run of two epochs, then over "
         "runs. Fractions of a step's time on rank 0; memory is the peak of the process. Loss: mean of the second epoch."
     )
     return Report("step", caption, COLUMNS, rows, machine())
 
 
+def write_profile(settings: Settings, folder: Folder) -> None:
+    """Train once more with a profile of some steps, and copy it to a folder."""
+    changed = {"name": f"{settings.run.name}-profile", "profile": PROFILED}
+    run = Run(Settings(**_with(settings, {"run": changed})))
+    run()
+    written = Folder.at(settings.run.storage) / f"{run.settings.run.name}-{run.number}" / layout.PROFILE
+    written.copy(list(written.files()), folder / settings.run.name)
+
+
 def contenders(settings: Settings, workers: int) -> Mapping[str, Settings]:
     """Return the settings of each contender: with trunk features and without, on Ray and in this process."""
-    ways = {CACHED: ("auto", workers), PIXELS: ("never", workers), ALONE: ("auto", 0), ALONE_PIXELS: ("never", 0)}
+    with_ray = {CACHED: ("auto", workers), PIXELS: ("never", workers)} if workers else {}
+    ways = with_ray | {ALONE: ("auto", 0), ALONE_PIXELS: ("never", 0)}
     return {
         name: Settings(
             **_with(

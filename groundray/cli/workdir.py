@@ -17,9 +17,6 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from groundray.config import SettingsError
-from groundray.storage.folder import Folder
-
 HOME = "GROUNDRAY_HOME"
 COPIES = "working_dir_files"  # the folder of each node in which Ray unpacks what its jobs uploaded
 
@@ -38,6 +35,8 @@ def go_home(report: Callable[[str], None]) -> None:
     given = os.environ.get(HOME)
     home = Path(given) if given else _setup_folder()
     if home is None or not home.is_absolute() or not home.is_dir():
+        from groundray.config import SettingsError  # imports pydantic, which not every command needs
+
         raise SettingsError(
             f"a Ray job runs in a copy of the uploaded folder, which Ray deletes later: expected {HOME} to name a "
             f"folder of the head's machine for data and runs, such as /mnt/groundray, got {str(home or 'nothing')!r}. "
@@ -64,6 +63,8 @@ def open_paths(report: Callable[[str], None], paths: Iterable[str | None]) -> No
         OSError: a store does not answer, has no such bucket, or refuses the credentials.
         SettingsError: there is no home folder.
     """
+    from groundray.storage.folder import Folder  # imports pyarrow, which not every command needs
+
     go_home(report)
     for path in paths:
         if path:
@@ -73,5 +74,7 @@ def open_paths(report: Callable[[str], None], paths: Iterable[str | None]) -> No
 def write_json(path: str | None, content: Any) -> None:
     """Write JSON to a path or URL; do nothing if it is None."""
     if path:
+        from groundray.storage.folder import Folder
+
         file = Folder.at(path)
         file.parent.make().write_json(file.name, content)

@@ -76,6 +76,12 @@ class Run(Section):
     on_nan: Literal["stop", "skip"] = Field(
         default="stop", description="action on a non-finite loss or gradient: end the run, or skip the step"
     )
+    profile: int = Field(
+        default=0,
+        ge=0,
+        description="steps of each stage to profile on rank 0, at least 0: a trace, and on a GPU a memory snapshot, "
+        "are written to profile/",
+    )
     log_samples: bool = Field(default=False, description="record the sample ids of each step in history/")
 
 
@@ -653,7 +659,7 @@ class Settings(BaseSettings):
         unused = {name for name in get_args(StageName) if name not in self.stages}
         flat = dict(flatten(self.model_dump(mode="json", exclude=unused)))
         changeable = (
-            *("run.name", "run.storage", "run.on_nan", "run.log_samples"),
+            *("run.name", "run.storage", "run.on_nan", "run.log_samples", "run.profile"),
             *(
                 "tracking.",
                 "scaling.",

@@ -7,6 +7,7 @@ STORAGE/NAME/checkpoints/     checkpoint.py
 STORAGE/NAME/history/         every step and validation: history.py
 STORAGE/NAME/not_finite/      the samples of steps whose loss or gradient was not finite: non_finite.py
 STORAGE/NAME/stacks/          the stack traces of workers that hung: watchdog.py
+STORAGE/NAME/profile/         traces of some steps (`run.profile`): profiling.py
 STORAGE/NAME/ray/             Ray Train's own state: runtime/train/
 STORAGE/NAME/model/           the exported model: model/export.py
 STORAGE/NAME/result.json      the final metrics of each stage
@@ -25,7 +26,7 @@ from groundray.storage.seals import Damaged
 RUN, CONFIG, RESULT, MODEL = "run.json", "config.yaml", "result.json", "model"
 FORMER_DATA = "data.json"  # the fingerprints, in folders of earlier versions
 ATTEMPTS, CHECKPOINTS, HISTORY = "attempts", "checkpoints", "history"
-NOT_FINITE, STACKS, FEATURES = "not_finite", "stacks", ".features"
+NOT_FINITE, STACKS, PROFILE, FEATURES = "not_finite", "stacks", "profile", ".features"
 
 
 def folder_of(settings: Settings) -> Folder:

@@ -24,6 +24,7 @@ from groundray.training.checkpointer import Checkpointer
 from groundray.training.events import StageStarted
 from groundray.training.gradient_sums import GradientSums
 from groundray.training.non_finite import NotFinite, step_if_finite
+from groundray.training.profiling import profiled
 from groundray.training.recovery import Start
 from groundray.training.taken_step import Readback
 from groundray.training.timing import StepTimer
@@ -54,7 +55,10 @@ def train_stage(
 
     if state.validation_is_due:
         end_epoch()
-    for batch in timer.timed_batches(worker.batches(stage.train, state.cursor, stage_settings.epochs)):
+    steps = worker.batches(stage.train, state.cursor, stage_settings.epochs)
+    if worker.rank == 0:
+        steps = profiled(steps, store.attempt.run, stage.name, worker.device, settings.run.profile)
+    for batch in timer.timed_batches(steps):
         learning_rate = set_learning_rate(optimizer, stage_settings.optimizer, batch.epoch, state.done)
         with timer.step():
             scalars = update(stage, model, optimizer, batch, settings.run.seed, settings.scaling.accumulate, timer)
