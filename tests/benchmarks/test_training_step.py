@@ -32,5 +32,6 @@ def test_contenders_without_ray_learn_the_same(world: SmallWorld, tmp_path: Path
 def test_a_trunk_that_learns_has_no_features(world: SmallWorld) -> None:
     with pytest.raises(ValueError, match=r"expected a frozen trunk, got grounding\.trains\.trunk true"):
         measure(
-            "demo", ["--grounding.trains.trunk=true"], f"{world.shards}/captions/train", 1, None, 1, 1, lambda _: None
+            *("demo", ["--grounding.trains.trunk=true"], f"{world.shards}/captions/train"),
+            *(1, None, None, 1, 1, lambda _: None),
         )

@@ -108,6 +108,6 @@ def test_utilisation_is_a_fraction_of_the_given_peak() -> None:
         timer = StepTimer("cuda", precision="bf16", peak_tflops=2e-6)
         with timer.step():
             _ = torch.ones(10, 20, device="cuda") @ torch.ones(20, 30, device="cuda")
-        metrics = timer.step_metrics(10)
+        metrics = timer.end_step(10).metrics()
     seconds = 10 / metrics["samples_per_second"]
     assert metrics["flop_utilisation"] == pytest.approx(2 * 10 * 20 * 30 / seconds / 2e6)

@@ -23,6 +23,7 @@ from groundray.data.stream import Source, Step, stream
 from groundray.distributed import barrier
 from groundray.training import preflight, progression
 from groundray.training.events import Attempted, EpochDone, Event, StageDone, StageStarted, StepDone
+from groundray.training.gradient_sums import GradientSums
 from groundray.training.loop import compute_gradients
 from groundray.training.timing import PARTS, StepTimer
 from groundray.training.worker import InProcess
@@ -80,7 +81,8 @@ def first_losses(words: list[str], rank: int = 0, world_size: int = 1) -> dict[s
         progression.attach_heads(stage, model, heads, run.settings)
         stage.prepare(model)
         batch = next(stream(stage.train, Cursor(), 1, rank, world_size))
-        loss, _ = compute_gradients(stage, model, batch, run.settings.run.seed, False, StepTimer())
+        sums = GradientSums([parameter for parameter in model.parameters() if parameter.requires_grad])
+        loss, _ = compute_gradients(stage, model, batch, run.settings.run.seed, False, StepTimer(), sums)
         found[stage.name] = loss.item()
     return found
 

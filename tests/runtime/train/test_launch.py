@@ -146,10 +146,10 @@ def test_run_that_does_not_fit_on_its_gpu_goes_on_with_accumulation(
     """From its last checkpoint, to the same losses; if that does not fit either, the run ends."""
     compute, held = loop.compute_gradients, 4
 
-    def with_little_memory(stage: Any, model: Any, batch: Any, seed: int, accumulate: bool, timer: Any) -> Any:
+    def with_little_memory(stage: Any, model: Any, batch: Any, seed: int, accumulate: bool, *others: Any) -> Any:
         if batch.step == 5 and (1 if accumulate else len(batch.chunks)) >= held:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
-        return compute(stage, model, batch, seed, accumulate, timer)
+        return compute(stage, model, batch, seed, accumulate, *others)
 
     def trained(name: str) -> tuple[dict[int, float], list[str]]:
         words = world.settings(
