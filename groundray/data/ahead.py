@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
 
-def one_ahead(items: Iterator[Item], name: str) -> Iterator[Item]:
+def one_ahead(items: Iterator[Item], name: str) -> Generator[Item]:
     """Yield the items in their order; a thread makes the next one while the caller uses the last.
 
     All items are made on that thread, and none twice at a time. An error is raised where its item was due. The thread
@@ -21,10 +21,10 @@ def one_ahead(items: Iterator[Item], name: str) -> Iterator[Item]:
     end = object()
     thread = ThreadPoolExecutor(1, thread_name_prefix=f"groundray-{name}")
     try:
-        coming = thread.submit(next, items, end)
+        coming: Future[Any] = thread.submit(next, items, end)
         while (item := coming.result()) is not end:
             coming = thread.submit(next, items, end)
-            yield item  # type: ignore[misc]
+            yield item
             del item  # or it would be held while the next one is waited for
     finally:
         thread.shutdown(wait=False, cancel_futures=True)

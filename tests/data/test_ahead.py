@@ -62,5 +62,5 @@ def test_a_caller_that_stops_does_not_wait_for_the_next_item() -> None:
     items = one_ahead(slow(), "test")
     assert next(items) == 1
     until(began)
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     released.set()
