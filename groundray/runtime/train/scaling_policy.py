@@ -10,7 +10,7 @@ import ray
 from ray.train import ScalingConfig
 
 from groundray.runtime import compat
-from groundray.runtime.nodes import node_of, places
+from groundray.runtime.nodes import accepting_nodes, node_of, places
 from groundray.runtime.train.resources import leaves_data_cpus
 from groundray.training.events import Notice
 from groundray.training.worker import Stopped
@@ -96,10 +96,12 @@ class ElasticWorkers(compat.ElasticScalingPolicy):
         self._resize_requested: float | None = None
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        # Ray's own count takes 0.7 + 0.7 + 0.7 CPUs for two workers with 0.7 each
+        # Ray's own count takes 0.7 + 0.7 + 0.7 CPUs for two workers with 0.7 each, and counts draining nodes
         each = node_of("", compat.resources_per_worker(self.scaling_config))
-        possible = places((node_of(*reserved) for reserved in reserved_resources.items()), each.cpus, each.gpus)
-        cpus = ray.cluster_resources().get("CPU", 0)
+        accepting = {node.id: node for node in accepting_nodes()}
+        reserved = (node_of(*node) for node in reserved_resources.items() if node[0] in accepting)
+        possible = places(reserved, each.cpus, each.gpus)
+        cpus = sum(node.cpus for node in accepting.values())
         return max(
             (count for count in self._counts if count <= possible and leaves_data_cpus(cpus, count, each.cpus)),
             default=0,
@@ -132,7 +134,8 @@ class ElasticWorkers(compat.ElasticScalingPolicy):
 
 
 def _free_resources() -> str:
-    """Describe the CPUs and GPUs of the cluster that are free."""
-    total, free = ray.cluster_resources(), ray.available_resources()
+    """Describe the CPUs and GPUs of the cluster that are free, and how many of its nodes drain."""
+    total, free, draining = ray.cluster_resources(), ray.available_resources(), len(compat.draining_nodes())
     described = [f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in total]
-    return f"free in the cluster: {', '.join(described) or 'nothing'}"
+    leaving = f", with {draining} nodes that are draining and take no workers" if draining else ""
+    return f"free in the cluster: {', '.join(described) or 'nothing'}{leaving}"

@@ -7,6 +7,7 @@ import ray
 from mailboxes import Mailbox
 from ray.train import ScalingConfig
 
+from groundray.runtime import compat
 from groundray.runtime.compat import NoopDecision, ResizeDecision
 from groundray.runtime.train import scaling_policy
 from groundray.runtime.train.scaling_policy import ElasticWorkers, NoWorkers, WaitTimeout
@@ -24,6 +25,8 @@ def test_a_run_that_waits_says_what_is_missing_and_ends(mailbox: Mailbox, monkey
     monkeypatch.setattr(scaling_policy.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
+    draining = set[str]()
+    monkeypatch.setattr(compat, "draining_nodes", lambda: draining)
     wait_timeout = WaitTimeout(120, "2 workers with 1 CPUs each", mailbox)
     for now[0] in (100.0, 110.0, 131.0, 140.0):
         wait_timeout.check()
@@ -34,10 +37,19 @@ def test_a_run_that_waits_says_what_is_missing_and_ends(mailbox: Mailbox, monkey
     now[0] = 400.0
     wait_timeout.check()
     now[0] = 521.0
+    draining.add("node")
     with pytest.raises(
-        NoWorkers, match=r"waited 121 s \(scaling.wait_minutes\) for 2 workers .* 0.5 of 2 CPUs: free or"
+        NoWorkers,
+        match=r"waited 121 s \(scaling.wait_minutes\) for 2 workers .* 0.5 of 2 CPUs, with 1 nodes .*: free or",
     ):
         wait_timeout.check()
+
+
+def use_nodes(monkeypatch: pytest.MonkeyPatch, *draining: str, **cpus: float) -> None:
+    """Have Ray report nodes by their id, each with so many CPUs, of which some are draining."""
+    told = [{"NodeID": name, "Alive": True, "Resources": {"CPU": float(has)}} for name, has in cpus.items()]
+    monkeypatch.setattr(ray, "nodes", lambda: told)
+    monkeypatch.setattr(compat, "draining_nodes", lambda: set(draining))
 
 
 def elastic(mailbox: Mailbox, counts: tuple[int, ...]) -> ElasticWorkers:
@@ -52,13 +64,13 @@ def elastic(mailbox: Mailbox, counts: tuple[int, ...]) -> ElasticWorkers:
 def test_only_numbers_of_workers_that_share_the_chunks_and_can_be_fed(
     mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch, cpus: float, cluster: float, workers: int
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cluster})
+    use_nodes(monkeypatch, node=cluster)
     assert elastic(mailbox, (1, 2, 4))._count_possible_workers({"node": {"CPU": float(cpus)}}) == workers
 
 
 def test_workers_with_a_part_of_a_cpu_are_all_counted(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray divides 0.7 + 0.7 + 0.7 by 0.7 and gets two."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9})
+    use_nodes(monkeypatch, node=9)
     scaling = ScalingConfig(
         num_workers=(1, 3), use_gpu=True, accelerator_type="H100", resources_per_worker={"CPU": 0.7, "GPU": 1}
     )
@@ -66,6 +78,16 @@ def test_workers_with_a_part_of_a_cpu_are_all_counted(mailbox: Mailbox, monkeypa
     reserved = {"CPU": 0.7 + 0.7 + 0.7, "GPU": 3.0, "accelerator_type:H100": 0.003}
     assert workers._count_possible_workers({"node": reserved}) == 3
     assert ElasticWorkers.__base__._count_possible_workers(workers, {"node": reserved}) == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("draining", "workers"), [((), 4), (("b",), 2), (("c",), 2), (("a", "b"), 0)])
+def test_a_draining_node_is_no_room_for_workers_nor_for_reading(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch, draining: tuple[str, ...], workers: int
+) -> None:
+    """Node c has the CPUs that read for the workers on a and b."""
+    use_nodes(monkeypatch, *draining, a=2, b=2, c=0.8)
+    reserved = {"a": {"CPU": 2.0}, "b": {"CPU": 2.0}, "gone": {"CPU": 8.0}}
+    assert elastic(mailbox, (1, 2, 4))._count_possible_workers(reserved) == workers
 
 
 def test_a_run_that_waits_heeds_its_end(mailbox: Mailbox) -> None:
