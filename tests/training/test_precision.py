@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from conftest import STAGES, SmallWorld
+from cuda_autocast import ClaimsCuda, claimed_on_cuda, cuda_autocast
 from pretend_gpu import PretendGpu
 from test_workers import alone
 from torch import Tensor
@@ -105,6 +108,34 @@ def test_bf16_rounds_the_forward_pass_alone(outcomes: Callable[[Precision], dict
     assert {x.dtype for x in (found.loss, found.gradient)} == {torch.float32}
     torch.testing.assert_close(found.loss.double(), truth.loss, rtol=2e-3, atol=0)
     assert 1e-3 < distance(found, truth) < 0.3
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a build of torch that has CUDA's autocast lists")
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_types_under_the_autocast_lists_of_a_gpu(world: SmallWorld, tmp_path: Path, precision: str) -> None:
+    """They differ from a CPU's: on a GPU, layer norms and softmax give float32, and operations may meet two types."""
+    half = torch.bfloat16 if precision == "bf16" else torch.float32
+    expected = {
+        "visual": {"logits": torch.float32},
+        "language": {"logits": torch.float32},
+        "grounding": {"V": half, "W": half},
+        "relational": {"S": torch.float32, "logits": torch.float32},
+        "retrieval": {"V": torch.float32, "W": torch.float32},
+    }
+    words = [f"--{stage}.precision={precision}" for stage in STAGES.split(",")]
+    settings = config.load("demo", world.settings(*words, f"--run.storage={tmp_path}", stages=STAGES))
+    model, heads = progression.initial_model(settings)
+    for stage in preflight.check(settings).stages:
+        progression.attach_heads(stage, model, heads, settings)
+        stage.prepare(model)
+        _, batch = next(stream(stage.train, Cursor(), 1)).chunks[0]
+        moved = {name: ClaimsCuda(x) for name, x in batch.tensors.items() if name not in batch.on_host}
+        with cuda_autocast():
+            encoded = encode(stage, claimed_on_cuda(copy.deepcopy(model)), replace(batch, **moved))
+            loss, _ = stage.loss([encoded])
+        assert {name: getattr(encoded, name).dtype for name in expected[stage.name]} == expected[stage.name]
+        assert loss.dtype == torch.float32
+        assert loss.is_cuda
 
 
 def test_tf32_on_a_cpu_is_float32_bit_for_bit(outcomes: Callable[[Precision], dict[str, Outcome]]) -> None:
