@@ -5,6 +5,7 @@ collectives that NCCL refuses.
         model.to("cuda")
         ...
     gpu.waits        where the host would have waited for the device, and how often
+    gpu.launches     the operations that launch kernels, and how often
 
 All tensors are CPU tensors and all values are computed. A storage is marked when it is moved to `cuda` or made there,
 and every result of an operation on marked storages is marked. Two modes keep the marks: one sees calls of the Python
@@ -20,13 +21,13 @@ import contextlib
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
 import torch
-import torch.distributed as dist
+from nccl_rules import nccl_rules
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as trees
@@ -59,11 +60,11 @@ INDEXING = {
     aten._index_put_impl_.default,
     aten._unsafe_index.Tensor,
 }
+# Operations without a kernel, besides views.
+NO_LAUNCH = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten._unsafe_view}
 TAKES_BOTH = INDEXING | {aten.copy_.default, aten._to_copy.default, aten.detach.default, aten.set_.source_Tensor}
 # Operations that a CPU lacks: the product of two matrices of half precision in float32.
 STAND_INS = {aten.mm.dtype_out: lambda a, b, dtype, *, out: aten.mm.out(a.to(dtype), b.to(dtype), out=out)}
-NCCL_TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8}
-NCCL_TYPES |= {torch.uint8, torch.bool}
 
 
 class MixedDevices(RuntimeError):
@@ -74,10 +75,6 @@ class NotReady(RuntimeError):
     """The host reads what the device has not yet computed, as far as it knows."""
 
 
-class RefusedByNccl(RuntimeError):
-    """A collective that NCCL refuses, or that does not match that of the other ranks."""
-
-
 class PretendGpu:
     """Run the code inside the context as on a machine with one GPU.
 
@@ -86,13 +83,15 @@ class PretendGpu:
             copies between host and device wait, and so does what reads a value.
         pageable: lines that start a copy of pageable memory to the device, and bytes copied. The host does not wait
             for the device there, but copies the bytes itself.
-        collectives: lines that start a collective, and how often.
+        launches: names of operations on the GPU that launch at least one kernel, and how often: all but views.
+        collectives: descriptions of NCCL's collectives, whose rules are checked (`nccl_rules`).
     """
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         self.pageable: Counter[str] = Counter()
-        self.collectives: Counter[str] = Counter()
+        self.launches: Counter[str] = Counter()
+        self.collectives: list[str] = []
         self._calls, self._operations = _Calls(self), _Operations(self)
         # of each Python call in progress, whether tensors that it makes are on the GPU
         self._makes_on_gpu: list[bool] = []
@@ -101,13 +100,14 @@ class PretendGpu:
 
     def reset(self) -> None:
         """Forget what was counted."""
-        for counts in (self.waits, self.pageable, self.collectives):
+        for counts in (self.waits, self.pageable, self.launches, self.collectives):
             counts.clear()
 
     def __enter__(self) -> PretendGpu:
         self._stack = contextlib.ExitStack()
-        for name, value in {**_cuda_api(self), **_collectives(self)}.items():
+        for name, value in _cuda_api(self).items():
             self._stack.enter_context(mock.patch(name, value))
+        self.collectives = self._stack.enter_context(nccl_rules(_device_of, gloo="cpu"))
         self._stack.enter_context(self._operations)
         self._stack.enter_context(self._calls)
         return self
@@ -231,8 +231,11 @@ class PretendGpu:
         if (device := kwargs.get("device")) is not None and torch.device(device).type == "cuda":
             kwargs["device"], on_gpu = CPU, True
         result = (STAND_INS.get(operation) or operation)(*args, **kwargs)
-        made_on_gpu = not tensors and bool(self._makes_on_gpu) and self._makes_on_gpu[-1]
-        return _mark(result, "cuda") if on_gpu or made_on_gpu else result
+        if not on_gpu and (tensors or not self._makes_on_gpu or not self._makes_on_gpu[-1]):
+            return result
+        if not operation.is_view and operation.overloadpacket not in NO_LAUNCH:
+            self.launches[operation.name()] += 1
+        return _mark(result, "cuda")
 
     def _check_devices(
         self, operation: Any, args: Sequence[Any], tensors: Sequence[Tensor], marks: Sequence[bool]
@@ -292,6 +295,11 @@ def is_on_gpu(x: Tensor) -> bool:
 def place_of(x: Tensor) -> Place:
     """Return where a tensor's memory is."""
     return getattr(x.untyped_storage(), "place", "pageable")
+
+
+def _device_of(x: Tensor) -> str:
+    """Return the kind of a tensor's device, in hooks of a backward pass too, which no mode of calls sees."""
+    return "cuda" if is_on_gpu(x) else "cpu"
 
 
 def _mark(result: Any, place: Place) -> Any:
@@ -376,46 +384,3 @@ def _cuda_api(gpu: PretendGpu) -> dict[str, Any]:
         "groundray.data.device_copies.one_ahead": lambda items, name: items,
         "torch.autocast": lambda _, *args, **kwargs: autocast("cpu", *args, **kwargs),
     }
-
-
-def _collectives(gpu: PretendGpu) -> dict[str, Any]:
-    """Return the collectives of torch.distributed, by name. NCCL's rules are checked before each on the GPU."""
-
-    def checked(name: str, tensors_of: Callable[..., Sequence[Tensor]]) -> Callable[..., Any]:
-        collective = getattr(dist, name)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            tensors = tensors_of(*args)
-            if not any(is_on_gpu(x) for x in tensors):  # gloo's
-                return collective(*args, **kwargs)
-            gpu.collectives[f"{name} @ {_line()}"] += 1
-            for x in tensors:
-                _check_for_nccl(name, x)
-            if len({x.shape for x in tensors}) > 1 and name == "all_gather":
-                raise RefusedByNccl(
-                    f"{name}: expected equal shapes, got {[tuple(x.shape) for x in tensors]} @ {_line()}"
-                )
-            own = f"{name} of {[(tuple(x.shape), str(x.dtype)) for x in tensors]}"
-            others: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(others, own)
-            if set(others) != {own}:
-                raise RefusedByNccl(f"expected the same collective on all ranks, got {others} @ {_line()}")
-            return collective(*args, **kwargs)
-
-        return run
-
-    return {
-        "torch.distributed.all_reduce": checked("all_reduce", lambda x, *_: [x]),
-        "torch.distributed.all_gather": checked("all_gather", lambda received, x, *_: [*received, x]),
-        "torch.distributed.reduce_scatter_tensor": checked("reduce_scatter_tensor", lambda own, x, *_: [own, x]),
-    }
-
-
-def _check_for_nccl(name: str, x: Tensor) -> None:
-    told = f"{name} of {tuple(x.shape)} {x.dtype}"
-    if not is_on_gpu(x):
-        raise RefusedByNccl(f"{told}: expected a tensor on cuda:0, got one on cpu @ {_line()}")
-    if x.dtype not in NCCL_TYPES:
-        raise RefusedByNccl(f"{told}: NCCL has no such type @ {_line()}")
-    if not x.is_contiguous():
-        raise RefusedByNccl(f"{told}: expected a contiguous tensor @ {_line()}")

@@ -225,6 +225,19 @@ def test_a_gpu_multiplies_in_the_type_of_the_embeddings(dtype: torch.dtype, monk
         torch.testing.assert_close(ours, others)
 
 
+@pytest.mark.parametrize(("images", "most"), [(180, 100), (45, 40)], ids=["one rank", "one of four"])
+def test_a_gpu_computes_match_maps_in_few_launches(images: int, most: int) -> None:
+    """A batch of 180 in four chunks, forward and backward; with a CPU's tiles there are hundreds."""
+    valid = torch.ones(180, 14, dtype=torch.bool)
+    with PretendGpu() as gpu:
+        V, words = (
+            torch.randn(*shape, device="cuda", requires_grad=True) for shape in ((images, 196, 8), (180 * 14, 8))
+        )
+        gpu.reset()
+        similarity_to_words(V, words, valid, block=45).sum().backward()
+    assert 0 < gpu.launches.total() <= most, gpu.launches
+
+
 def test_autocast_does_not_change_the_similarity() -> None:
     V, W, valid = larger()
     S = similarity(V, W, valid)

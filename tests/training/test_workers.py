@@ -18,6 +18,7 @@ from nccl_rules import nccl_rules
 from torch.multiprocessing.spawn import spawn
 
 from groundray import config
+from groundray.data.device_copies import on_device
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step, stream
 from groundray.distributed import barrier
@@ -41,7 +42,7 @@ class GlooWorker:
     events: list[Event] = field(default_factory=list)
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        return stream(source, cursor, epochs, self.rank, self.world_size)
+        return on_device(stream(source, cursor, epochs, self.rank, self.world_size), self.device)
 
     def emit(self, event: Event) -> None:
         self.events.append(event)
