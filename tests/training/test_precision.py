@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as trees
 
 from groundray import config
-from groundray.arithmetic import Precision, using
+from groundray.arithmetic import Precision, autocast, using
 from groundray.data.plan import Cursor
 from groundray.data.stream import stream
 from groundray.model.trunk import build_trunk
@@ -110,7 +110,21 @@ def test_bf16_rounds_the_forward_pass_alone(outcomes: Callable[[Precision], dict
     assert 1e-3 < distance(found, truth) < 0.3
 
 
-@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a build of torch that has CUDA's autocast lists")
+LISTS_OF_A_GPU = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA's autocast")
+
+
+@LISTS_OF_A_GPU
+def test_softmax_is_float32_under_the_autocast_lists_of_a_gpu_alone() -> None:
+    x = torch.ones(2, 2)
+    found = {}
+    for device, y in (("cpu", x), ("cuda", ClaimsCuda(x))):
+        with cuda_autocast(), autocast("bf16", device):
+            product = y @ y
+            found[device] = product.dtype, product.softmax(dim=0).dtype
+    assert found == {"cpu": (torch.bfloat16, torch.bfloat16), "cuda": (torch.bfloat16, torch.float32)}
+
+
+@LISTS_OF_A_GPU
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 def test_types_under_the_autocast_lists_of_a_gpu(world: SmallWorld, tmp_path: Path, precision: str) -> None:
     """They differ from a CPU's: on a GPU, layer norms and softmax give float32, and operations may meet two types."""
