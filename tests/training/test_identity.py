@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -152,17 +153,42 @@ def test_of_starts_at_once_one_wins_and_the_others_are_refused(anywhere: str) ->
     assert Folder.at(anywhere).names() == ["config.yaml", "run.json"]
 
 
-def _create(folder: str, number: int) -> bool:
-    return Folder.at(folder).create_sealed("file.json", {"writer": number})
+CREATE = """
+import os, sys
+from groundray.storage.folder import Folder
+
+def no_links(*_):
+    raise PermissionError(1, "Operation not permitted")
+
+folder, number, links = sys.argv[1:]
+if links == "False":
+    os.link = no_links
+print("ready", flush=True)
+sys.stdin.readline()
+print(Folder.at(folder).create_sealed("file.json", {"writer": int(number)}))
+"""
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_one_of_several_processes_creates_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+def test_one_of_several_processes_creates_a_file(tmp_path: Path, links: bool) -> None:
     """With hard links, and by claims where a file system has none."""
-    if not links:
-        monkeypatch.setattr(folder_module.os, "link", _no_links)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        wrote = pool.starmap(_create, [(str(tmp_path), number) for number in range(4)])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE, str(tmp_path), str(number), str(links)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    wrote = [process.communicate()[0] == "True\n" for process in processes]
     assert sorted(wrote) == [False, False, False, True]
     assert Folder.at(tmp_path).read_sealed("file.json") == {"writer": wrote.index(True)}
     assert Folder.at(tmp_path).names() == ["file.json"]
