@@ -19,7 +19,7 @@ from conftest import SmallWorld
 from PIL import Image
 
 from groundray import prepare
-from groundray.cli import preparation
+from groundray.data import parts
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
 from groundray.storage.folder import Folder
@@ -252,13 +252,10 @@ def commands(world: SmallWorld, source: Path, out: Path) -> dict[str, list[str]]
         ],
         "image-folder": ["image-folder", "--root", f"{world.source}/objects", "--out", str(out)],
         "text": ["text", "--files", f"{world.source}/text/val.txt", "--out", str(out)],
-        "scenes": ["scenes", "--out", str(out), "--num-scenes", "8", "--num-val", "4"],
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["coco", "visual-genome", "image-folder", "text", pytest.param("scenes", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["coco", "visual-genome", "image-folder", "text"])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_gives_one_line_and_leaves_nothing(
     world: SmallWorld,
@@ -271,9 +268,9 @@ def test_a_signal_gives_one_line_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The signal comes after the first row is read, while a shard is open."""
-    real = preparation.write_shards
+    real = parts.write_shard_files
 
-    def signalled(folder: Folder, kind: str, rows: Iterator[Any], *rest: Any) -> Dataset:
+    def signalled(folder: Folder, kind: str, rows: Iterator[Any], *rest: Any) -> Any:
         def after_one() -> Iterator[Any]:
             yield next(rows)
             os.kill(os.getpid(), number)
@@ -281,7 +278,7 @@ def test_a_signal_gives_one_line_and_leaves_nothing(
 
         return real(folder, kind, after_one(), *rest)
 
-    monkeypatch.setattr(preparation, "write_shards", signalled)
+    monkeypatch.setattr(parts, "write_shard_files", signalled)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     command = commands(world, source, tmp_path / "new" / "shards")[name]

@@ -3,161 +3,183 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
+import joblib
 from rich.console import Console
 
 from groundray.cli.command import CommandFailed
 from groundray.cli.progress import Progress
-from groundray.data.image_decoder import UnusableImage
-from groundray.data.schema import INDEX, REJECTED, Dataset
-from groundray.data.shards import write_shards
-from groundray.data.sources import image_pool
-from groundray.data.sources.image_files import CheckedImage, all_files
-from groundray.data.sources.rejected import Rejected, tally
+from groundray.data import part_processes
+from groundray.data.parts import PartTask, Record, samples_of
+from groundray.data.schema import INDEX, REJECTED, Dataset, Shard
+from groundray.data.shards import write_index
+from groundray.data.sources.image_files import all_files
+from groundray.data.sources.protocol import Source, Split, Work
+from groundray.data.sources.rejected import summary
 from groundray.runtime.ray_address import given_address
 from groundray.storage.atomic import atomic_folder, is_empty, recover
 from groundray.storage.file_names import escaped, is_encodable
 from groundray.storage.folder import Folder
 
-Row = dict[str, Any]
 
-
-class ImageItem(Protocol):
-    """An image of a source before its file is opened."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def file_names(self) -> tuple[str, ...]: ...
-
-
-Item = TypeVar("Item", bound=ImageItem)
-
-
-@dataclass
-class Prepared:
-    """A data set to write. `rejected` grows while the rows are read, `left_out` is what else of the source is told."""
-
-    kind: str
-    rows: Iterator[Row]
-    rejected: list[Rejected]
-    left_out: dict[str, int] = field(default_factory=dict)
-    vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-def usable_images(
-    folder: Folder | Path, items: Sequence[Item], rejected: list[Rejected], console: Console
-) -> Iterator[tuple[Item, CheckedImage]]:
-    """Yield each item whose image can be used, with the image; add the others to `rejected`."""
-    folder = folder if isinstance(folder, Folder) else Folder.at(folder)
-    images = _checked_images(folder, [item.file_names for item in items])
-    with Progress(console) as progress:
-        for item, image in zip(progress.track(items, "images"), images, strict=True):
-            if isinstance(image, CheckedImage):
-                yield item, image
-            else:
-                rejected.append(Rejected("image", item.id, image.reason, str(image)))
-
-
-def _cluster(verbose: bool) -> AbstractContextManager[None]:
-    from groundray.runtime import cluster
-
-    return cluster.connect(verbose=verbose)
-
-
-def _checked_images(folder: Folder, names: Sequence[Sequence[str]]) -> Iterator[CheckedImage | UnusableImage]:
-    if given_address():  # as in a Ray job; on one machine, processes take a fifth of Ray's time
-        from groundray.runtime.data import image_checks
-
-        return image_checks.check_images(folder, names)
-    return image_pool.checked_images(folder, names)
-
-
-def write_datasets(
-    options: argparse.Namespace,
-    console: Console,
-    source: dict[str, Any],
-    parts: dict[str, Prepared] | Callable[[Folder], dict[str, Prepared]],
-) -> None:
-    """Write data sets to folders of `--out`: all or none.
-
-    Args:
-        parts: the data sets by folder; or a function that returns them, given the folder that will become `--out`.
+def prepare(source: Source, options: argparse.Namespace, console: Console) -> None:
+    """Write the data sets of a source to `--out`, unless they are there already.
 
     Raises:
         CommandFailed: something is rejected, and `--strict` was given.
-        ValueError: nothing of a data set can be used.
+        OSError: something cannot be read or written.
+        ValueError: an option or the source has no use, or nothing of a data set can be used.
     """
-    lines: list[str] = []
-    with atomic_folder(Folder.at(options.out), marker=INDEX) as out:
-        datasets = parts(out) if callable(parts) else parts
-        images = any(dataset.kind != "text" for dataset in datasets.values())
-        with _cluster(options.verbose) if images and given_address() else contextlib.nullcontext():
-            for name, dataset in datasets.items():
-                shown = f"{options.out}/{name}".removesuffix("/.")
-                lines += _write_dataset(options, out / name, shown, dataset, source)
+    inputs = source.inputs()
+    description = describe_source(
+        source.name,
+        [Path(file) for file in inputs.files],
+        [Path(folder) for folder in inputs.folders],
+        **inputs.choices,
+    )
+    if is_prepared(options, source.folders(), description, console):
+        return
+    with atomic_folder(Folder.at(options.out), marker=INDEX) as out, tempfile.TemporaryDirectory() as scratch:
+        lines = _Preparation(source, options, description, out, Path(scratch), console).write()
     for line in lines:
         console.print(line)
 
 
-def _write_dataset(
-    options: argparse.Namespace, folder: Folder, shown: str, prepared: Prepared, source: dict[str, Any]
-) -> list[str]:
-    """Write a data set and return the lines that describe it.
+@dataclass
+class _Opened:
+    """A split whose parts are being written.
+
+    Attributes:
+        parts: number of parts that were made so far.
+    """
+
+    split: Split
+    folder: Folder
+    records: Folder
+    parts: int = 0
+
+
+class _Preparation:
+    """Writes the parts of all splits, and then what describes them.
 
     Args:
-        folder: where it is written.
-        shown: where it will be, for messages.
+        description: what the data sets are made from.
+        out: the folder that becomes `--out`. The records of its parts are beside it.
+        scratch: a temporary folder of this machine.
     """
-    what = "images" if prepared.kind != "text" else "lines"
-    counts = {what: 0}
 
-    def counted() -> Iterator[Row]:
-        for row in prepared.rows:
-            counts[what] += 1
-            for name, value in row.items():
-                if isinstance(value, list):
-                    counts[name] = counts.get(name, 0) + len(value)
-            yield row
-        counts.update(prepared.left_out)
+    def __init__(
+        self,
+        source: Source,
+        options: argparse.Namespace,
+        description: dict[str, Any],
+        out: Folder,
+        scratch: Path,
+        console: Console,
+    ):
+        self._source, self._options, self._description = source, options, description
+        self._out, self._scratch, self._console = out, scratch, console
+        self._progress = Progress(console)
+        self._splits: list[_Opened] = []
+        self._read = 0
 
-    row_group_bytes = int(options.row_group_mb * 2**20)
-    dataset = write_shards(
-        folder.make(), prepared.kind, counted(), counts, source, prepared.vocabulary, row_group_bytes
-    )
-    if dataset.rows == 0:
-        raise ValueError(f"{shown}: none of the {what} can be used: {summary(prepared.rejected)}")
-    lines = "".join(json.dumps(item.as_json(), ensure_ascii=False) + "\n" for item in prepared.rejected)
-    # a lone surrogate, which UTF-8 cannot hold, becomes JSON's own escape of it
-    folder.write_bytes(REJECTED, lines.encode(errors="backslashreplace"))
-    if prepared.rejected and options.strict:
-        first = prepared.rejected[0]
-        raise CommandFailed(
-            f"{summary(prepared.rejected)} (the first: {first.what} {first.id}, {first.detail}); "
-            "nothing was written; leave out --strict to write the rest"
-        )
-    groups = sum(len(shard.row_groups) for shard in dataset.shards)
-    megabytes = sum(shard.bytes for shard in dataset.shards) / 2**20
-    nested = ", ".join(f"{count} {name}" for name, count in counts.items() if name not in {what, *prepared.left_out})
-    description = [
-        f"{shown}: {counts[what]} {what}{f' with {nested}' if nested else ''}, {megabytes:.1f} MB "
-        f"in {len(dataset.shards)} shards ({groups} row groups)"
-    ]
-    if prepared.vocabulary:
-        description.append("  " + ", ".join(f"{len(words)} {name}" for name, words in prepared.vocabulary.items()))
-    description += [f"  {name}: {count}" for name, count in prepared.left_out.items() if count]
-    if prepared.rejected:
-        description.append(f"rejected, see {shown}/{REJECTED}: {summary(prepared.rejected)}")
-    return description
+    def write(self) -> list[str]:
+        """Write the data sets, and return the lines that describe them."""
+        with self._progress:
+            if self._source.images and given_address():  # as in a Ray job
+                from groundray.runtime import cluster
+                from groundray.runtime.data import part_tasks
+
+                with cluster.connect(verbose=self._options.verbose):
+                    part_tasks.write_parts(self._tasks(), self._tell)
+            else:
+                part_processes.write_parts(self._tasks(), joblib.cpu_count(), self._tell)
+        return [line for opened in self._splits for line in self._finish(opened)]
+
+    def _tasks(self) -> Iterator[PartTask]:
+        """Yield the parts of all splits, one split after the other."""
+        row_group_bytes = int(self._options.row_group_mb * 2**20)
+        for split in self._source.splits(
+            Work(self._out, self._scratch, self._console.print, lambda items, name: self._progress.track(items, name))
+        ):
+            folder = (self._out / split.folder).make()
+            opened = _Opened(split, folder, (self._out.parent / "records" / split.folder).make())
+            self._splits.append(opened)
+            parts = iter(split.parts)
+            start = list(islice(parts, 2))
+            for part in chain(start, parts):
+                name = "shard-{:05d}.parquet" if len(start) < 2 else f"shard-{opened.parts:05d}-{{:03d}}.parquet"
+                task = PartTask(
+                    part,
+                    opened.parts,
+                    folder,
+                    opened.records,
+                    name,
+                    split.kind,
+                    split.vocabulary,
+                    row_group_bytes,
+                    split.total,
+                )
+                opened.parts += 1
+                yield task
+
+    def _tell(self, read: int) -> None:
+        """Show that more samples were read."""
+        self._read += read
+        totals = [opened.split.total for opened in self._splits]
+        self._progress.update("samples", self._read, None if None in totals else sum(filter(None, totals)))
+
+    def _finish(self, opened: _Opened) -> list[str]:
+        """Write what describes a data set whose parts are whole, and return the lines that describe it.
+
+        Raises:
+            CommandFailed: something is rejected, and `--strict` was given.
+            ValueError: nothing can be used.
+        """
+        split, folder, samples = opened.split, opened.folder, samples_of(opened.split.kind)
+        shown = f"{self._options.out}/{split.folder}".removesuffix("/.")
+        shards: list[Shard] = []
+        counts, rejected, first = Counter({samples: 0}), Counter(split.rejected.tally), split.rejected.first
+        with folder.open_output(REJECTED) as lines:
+            shutil.copyfileobj(split.rejected.open(), lines)
+            for number in range(opened.parts):
+                record = Record.read(opened.records, number)
+                shards += record.shards
+                counts.update(record.counts)
+                rejected.update(record.rejected)
+                first = first or record.first
+                record.copy_rejected(opened.records, number, lines)
+        if not shards:
+            raise ValueError(f"{shown}: none of the {samples} can be used: {summary(rejected)}")
+        if first and self._options.strict:
+            raise CommandFailed(
+                f"{summary(rejected)} (the first: {first.what} {first.id}, {first.detail}); "
+                "nothing was written; leave out --strict to write the rest"
+            )
+        write_index(folder, split.kind, shards, {**counts, **split.left_out}, self._description, split.vocabulary)
+        groups = sum(len(shard.row_groups) for shard in shards)
+        megabytes = sum(shard.bytes for shard in shards) / 2**20
+        nested = ", ".join(f"{count} {name}" for name, count in counts.items() if name != samples)
+        description = [
+            f"{shown}: {counts[samples]} {samples}{f' with {nested}' if nested else ''}, {megabytes:.1f} MB "
+            f"in {len(shards)} shards ({groups} row groups)"
+        ]
+        if split.vocabulary:
+            description.append("  " + ", ".join(f"{len(words)} {name}" for name, words in split.vocabulary.items()))
+        description += [f"  {name}: {count}" for name, count in split.left_out.items() if count]
+        if rejected:
+            description.append(f"rejected, see {shown}/{REJECTED}: {summary(rejected)}")
+        return description
 
 
 def describe_source(format: str, files: Sequence[Path], folders: Sequence[Path], **choices: Any) -> dict[str, Any]:
@@ -218,15 +240,3 @@ def _open_dataset(folder: Folder) -> Dataset | None:
         return Dataset.open(str(folder))
     except (FileNotFoundError, ValueError):
         return None
-
-
-def scene_graph_vocabulary(shards: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the predicates and classes of scene graph shards at a path or URL."""
-    Folder.connect(shards)
-    words = Dataset.open(shards, "scene_graphs").vocabulary
-    return words["predicates"], words["classes"]
-
-
-def summary(rejected: Iterable[Rejected]) -> str:
-    """Return the number of rejected things by reason, in one line."""
-    return ", ".join(f"{count} x {reason}" for reason, count in tally(rejected).items()) or "nothing rejected"

@@ -56,14 +56,27 @@ class WorkerProcess:
             self._process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, function: Callable[..., Any], *arguments: Any, tell: Callable[[Any], None] | None = None) -> Any:
         """Return what a function of a module returns.
+
+        Args:
+            tell: is called here with what the function tells while it runs. The function then takes another `tell` as
+                its last argument.
 
         Raises:
             EOFError, OSError: the process has ended: it was killed, or the function has raised an error.
         """
-        self._connection.send((function, arguments))
-        return self._connection.recv()
+        self._connection.send((function, arguments, tell is not None))
+        while True:
+            is_result, value = self._connection.recv()
+            if is_result:
+                return value
+            if tell:
+                tell(value)
+
+    def kill(self) -> None:
+        """Kill the process. A thread that waits for its result gets an error at once."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process, at the latest after END_SECONDS."""
@@ -78,8 +91,9 @@ def _serve(connection: Connection) -> None:
     """Answer calls until the other end of the pipe is closed, as it is when its process has ended."""
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            function, arguments = connection.recv()
-            connection.send(function(*arguments))
+            function, arguments, tells = connection.recv()
+            tell = (lambda value: connection.send((False, value)),) if tells else ()
+            connection.send((True, function(*arguments, *tell)))
 
 
 @contextlib.contextmanager

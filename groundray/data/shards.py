@@ -49,17 +49,49 @@ def write_shards(
 ) -> Dataset:
     """Write rows of a kind to an empty folder, `dataset.json` last, and return the data set.
 
+    The same rows give the same bytes. Memory: one row group.
+    """
+    words = vocabulary or {}
+    shards = write_shard_files(folder, kind, rows, words, row_group_bytes)
+    return write_index(folder, kind, shards, counts, source, words)
+
+
+def write_shard_files(
+    folder: Folder,
+    kind: str,
+    rows: Iterable[dict[str, Any]],
+    vocabulary: Mapping[str, Sequence[str]],
+    row_group_bytes: int = ROW_GROUP_BYTES,
+    name: str = "shard-{:05d}.parquet",
+) -> list[Shard]:
+    """Write rows of a kind to shards in a folder, and return their index entries.
+
     A row group ends before it would exceed `row_group_bytes` of encoded samples (a single larger sample gets a row
-    group of its own). The same rows give the same bytes. Memory: one row group.
+    group of its own).
+
+    Args:
+        name: name of a shard, with a place for its number.
     """
     words = json.dumps(vocabulary) if vocabulary else ""
-    shards = [
-        _write_shard(folder, f"shard-{number:05d}.parquet", kind, groups, words)
+    return [
+        _write_shard(folder, name.format(number), kind, groups, words)
         for number, groups in enumerate(_shards(_groups(rows, row_group_bytes)))
     ]
+
+
+def write_index(
+    folder: Folder,
+    kind: str,
+    shards: Sequence[Shard],
+    counts: Mapping[str, int],
+    source: dict[str, Any],
+    vocabulary: Mapping[str, tuple[str, ...]],
+) -> Dataset:
+    """Write the `dataset.json` of shards in a folder, and return the data set."""
+    words = json.dumps(vocabulary) if vocabulary else ""
     fingerprint = hashlib.sha256(("".join(shard.sha256 for shard in shards) + words).encode()).hexdigest()
     total = {"rows": sum(sum(shard.row_groups) for shard in shards), **counts}
-    dataset = Dataset(folder, kind, tuple(shards), total, source, fingerprint, vocabulary or {})
+    dataset = Dataset(folder, kind, tuple(shards), total, source, fingerprint, dict(vocabulary))
     dataset.write_index()
     return dataset
 

@@ -1,0 +1,16 @@
+"""The sources that `prepare` reads, in the order of its help. A source is a file here, a line below, a page of docs."""
+
+from groundray.data.sources.coco import Coco
+from groundray.data.sources.image_folder import ImageFolder
+from groundray.data.sources.protocol import Source
+from groundray.data.sources.scenes import Scenes
+from groundray.data.sources.text import Text
+from groundray.data.sources.visual_genome import VisualGenome
+
+SOURCES: tuple[type[Source], ...] = (
+    Coco,
+    VisualGenome,
+    ImageFolder,
+    Text,
+    Scenes,
+)

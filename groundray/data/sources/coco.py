@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.json_values import as_integer, is_text
-from groundray.data.sources.rejected import Rejected
+from groundray.data.sources.protocol import Inputs, Row, Source, Split, Work, parts_of
+from groundray.data.sources.reading import Reading
+from groundray.data.sources.rejected import Rejected, summary, tally
+from groundray.storage.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,48 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def rows(images: Iterable[tuple[CaptionedImage, CheckedImage]]) -> Iterator[dict[str, Any]]:
+def rows(images: Iterable[tuple[CaptionedImage, CheckedImage]]) -> Iterator[Row]:
     """Yield rows of kind `captions` from images and their checked files."""
     for image, checked in images:
         yield {**checked.row(image.id), "captions": list(image.captions)}
+
+
+@dataclass(frozen=True)
+class CaptionedPart:
+    """Captioned images whose files are in a folder."""
+
+    folder: Folder
+    images: tuple[CaptionedImage, ...]
+
+    def rows(self, reading: Reading) -> Iterator[Row]:
+        return rows(reading.files(self.folder, self.images))
+
+
+class Coco(Source):
+    name = "coco"
+    help = "captioned images: a folder and a captions file in COCO's layout"
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--images", required=True, metavar="DIR", help="folder of the images")
+        parser.add_argument("--captions", required=True, metavar="FILE", help="COCO's captions_*.json")
+
+    def inputs(self) -> Inputs:
+        return Inputs([self.options.captions], [self.options.images])
+
+    def splits(self, work: Work) -> Iterable[Split]:
+        yield captioned_split(".", Folder.at(self.options.images), Path(self.options.captions))
+
+
+def captioned_split(name: str, images: Folder, captions: Path) -> Split:
+    """Return the data set of a folder of images and a captions file.
+
+    Raises:
+        ValueError: it is not a captions file, or names no image with a usable caption.
+    """
+    found = read_captions(captions)
+    if not found.images:
+        raise ValueError(f"{captions} names no image with a usable caption: {summary(tally(found.rejected))}")
+    split = Split(name, "captions", parts_of(found.images, partial(CaptionedPart, images)), total=len(found.images))
+    split.rejected.extend(found.rejected)
+    return split

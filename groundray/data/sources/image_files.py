@@ -29,6 +29,14 @@ class CheckedImage:
         return {"id": id, "image": self.encoded, "width": self.width, "height": self.height}
 
 
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image that is not decoded yet; `where` it was read, for messages."""
+
+    encoded: bytes
+    where: str
+
+
 def check_image(folder: Folder, names: Sequence[str]) -> CheckedImage:
     """Return the first existing file of `names` in a folder, after decoding it completely. Links are followed.
 
@@ -36,9 +44,20 @@ def check_image(folder: Folder, names: Sequence[str]) -> CheckedImage:
         UnusableImage: the name leads out of the folder, the file is missing or unreadable, or it is not a picture that
             can be shown (`image_decoder`).
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # warnings of unusual metadata, which is harmless
+        return check_encoded(read_image(folder, names))
+
+
+def read_image(folder: Folder, names: Sequence[str]) -> EncodedImage:
+    """Return the first existing file of `names` in a folder. Links are followed.
+
+    Raises:
+        UnusableImage: the name leads out of the folder, or the file is missing or unreadable.
+    """
     for name in names:
         if (encoded := _read(folder, name)) is not None:
-            return _decoded(encoded, f"{folder}/{name}")
+            return EncodedImage(encoded, f"{folder}/{name}")
     raise UnusableImage("missing", f"there is no file {' or '.join(f'{folder}/{name}' for name in names)}")
 
 
@@ -65,14 +84,17 @@ def _read(folder: Folder, name: str) -> bytes | None:
         raise UnusableImage("unreadable", f"{path} cannot be read: {error.strerror}") from None
 
 
-def _decoded(encoded: bytes, path: str) -> CheckedImage:
+def check_encoded(image: EncodedImage) -> CheckedImage:
+    """Return an image after decoding it completely.
+
+    Raises:
+        UnusableImage: it is not a picture that can be shown (`image_decoder`).
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of unusual metadata, which is harmless
-            width, height = decode(encoded).size
+        width, height = decode(image.encoded).size
     except UnusableImage as problem:
-        raise problem.of(path) from None
-    return CheckedImage(encoded, width, height)
+        raise problem.of(image.where) from None
+    return CheckedImage(image.encoded, width, height)
 
 
 def all_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:

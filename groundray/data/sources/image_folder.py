@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from groundray.data.image_decoder import UnusableImage, format_of
 from groundray.data.sources.image_files import MAX_BYTES, CheckedImage
+from groundray.data.sources.protocol import Inputs, Row, Source, Split, Work, parts_of
+from groundray.data.sources.reading import Reading
 from groundray.data.sources.rejected import Rejected
 from groundray.storage.file_names import escaped, is_encodable
+from groundray.storage.folder import Folder
 
 # what systems and programs leave in folders, beside everything whose name begins with a dot
 SYSTEM_NAMES = {
@@ -86,7 +90,7 @@ def unread(root: Path, read: Sequence[str]) -> list[str]:
     return [folder.name for folder in folders if folder.name not in read]
 
 
-def rows(images: Iterable[tuple[LabelledImage, CheckedImage]]) -> Iterator[dict[str, Any]]:
+def rows(images: Iterable[tuple[LabelledImage, CheckedImage]]) -> Iterator[Row]:
     """Yield rows of kind `labelled_images` from images and their checked files."""
     for image, checked in images:
         yield {**checked.row(image.id), "label": image.label}
@@ -150,3 +154,58 @@ def _is_picture(file: Path) -> bool:
         return problem.reason != "not an image"
     except OSError:
         return True
+
+
+@dataclass(frozen=True)
+class LabelledPart:
+    """Labelled images whose files are in a folder."""
+
+    folder: Folder
+    images: tuple[LabelledImage, ...]
+
+    def rows(self, reading: Reading) -> Iterator[Row]:
+        return rows(reading.files(self.folder, self.images))
+
+
+class ImageFolder(Source):
+    name = "image-folder"
+    help = "images with one label each: train/CLASS/*.jpg and val/CLASS/*.jpg"
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--root", required=True, metavar="DIR", help="folder that contains train/ and, if any, val/"
+        )
+
+    def inputs(self) -> Inputs:
+        root = Path(self.options.root)
+        if not (root / "train").is_dir():
+            raise FileNotFoundError(f"--root: expected class folders in {root / 'train'}, there is no such folder")
+        return Inputs(folders=[str(root / name) for name in self.folders()])
+
+    def folders(self) -> Sequence[str]:
+        return [name for name in ("train", "val") if (Path(self.options.root) / name).is_dir()]
+
+    def splits(self, work: Work) -> Iterable[Split]:
+        root, names = Path(self.options.root), self.folders()
+        for name in unread(root, names):
+            work.tell(f"{escaped(str(root / name))} is not read: expected the pictures in train/ and val/")
+        return labelled_splits({name: (root / name, Folder.at(root / name)) for name in names})
+
+
+def labelled_splits(folders: Mapping[str, tuple[Path, Folder]]) -> Iterator[Split]:
+    """Yield a data set for each of some folders of class folders. The classes are those of the first.
+
+    Args:
+        folders: by the name of the data set, the folder that is listed, and the same one as the parts read it.
+    """
+    classes: tuple[str, ...] | None = None
+    for name, (listed, folder) in folders.items():
+        found = read_folder(listed, classes)
+        classes = found.classes
+        parts = parts_of(found.images, partial(LabelledPart, folder))
+        split = Split(name, "labelled_images", parts, {"classes": classes}, len(found.images))
+        split.rejected.extend(found.rejected)
+        if found.passed_over:
+            split.left_out["passed over, hidden and system files"] = found.passed_over
+        yield split

@@ -6,18 +6,24 @@ later versions (`image_id`, `object_id`, `names`, `synsets`). Files are read as 
 
 from __future__ import annotations
 
+import argparse
 import reprlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from groundray.data.schema import Dataset
 from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.json_values import as_integer, is_text, read_json_list
-from groundray.data.sources.rejected import Rejected
+from groundray.data.sources.protocol import Inputs, Row, Source, Split, Work, parts_of
+from groundray.data.sources.reading import Reading
+from groundray.data.sources.rejected import Rejected, summary, tally
 from groundray.rng import hash64, hash_name
+from groundray.storage.folder import Folder
 from groundray.storage.text_encoding import read_text
 
 NONE = "none"  # the name of index 0 of predicates and classes
@@ -432,7 +438,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def rows(graphs: Iterable[tuple[Graph, CheckedImage]]) -> Iterator[dict[str, Any]]:
+def rows(graphs: Iterable[tuple[Graph, CheckedImage]]) -> Iterator[Row]:
     """Yield rows of kind `scene_graphs` from graphs and their checked image files."""
     for graph, checked in graphs:
         yield {
@@ -447,3 +453,144 @@ def rows(graphs: Iterable[tuple[Graph, CheckedImage]]) -> Iterator[dict[str, Any
 def is_held_out(id: str, fraction: float) -> bool:
     """Return True for about a fraction of all images; an image's id decides."""
     return int(hash64(hash_name(id))) / 2**64 < fraction
+
+
+@dataclass(frozen=True)
+class GraphPart:
+    """Scene graphs of images whose files are in a folder."""
+
+    folder: Folder
+    graphs: tuple[Graph, ...]
+
+    def rows(self, reading: Reading) -> Iterator[Row]:
+        return rows(reading.files(self.folder, self.graphs))
+
+
+class VisualGenome(Source):
+    name = "visual-genome"
+    help = "scene graphs: images and four files in Visual Genome's layout"
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--images", required=True, metavar="DIR", help="folder of the images")
+        for name in ("objects", "attributes", "relationships", "image-data"):
+            file = f"{name.replace('-', '_')}.json"
+            parser.add_argument(f"--{name}", required=True, metavar="FILE", help=f"Visual Genome's {file}")
+        parser.add_argument(
+            "--num-predicates",
+            type=int,
+            default=114,
+            metavar="N",
+            help="most frequent predicates to keep (default: 114)",
+        )
+        parser.add_argument(
+            "--num-classes",
+            type=int,
+            default=55,
+            metavar="N",
+            help="most frequent object classes to keep (default: 55)",
+        )
+        parser.add_argument(
+            "--by",
+            choices=("synset", "name"),
+            default="synset",
+            help="what defines an object's class (default: synset)",
+        )
+        parser.add_argument(
+            "--object-aliases", metavar="FILE", help="object_alias.txt, object names to merge (default: none)"
+        )
+        parser.add_argument(
+            "--predicate-aliases", metavar="FILE", help="relationship_alias.txt, predicates to merge (default: none)"
+        )
+        parser.add_argument(
+            "--val-fraction",
+            type=float,
+            metavar="FRACTION",
+            help="fraction of the images to hold out, between 0 and 1: writes train/ and val/ (default: no split)",
+        )
+        parser.add_argument(
+            "--vocabulary",
+            metavar="DIR",
+            help="scene graph shards whose predicates and classes to use (default: the most frequent ones)",
+        )
+
+    def inputs(self) -> Inputs:
+        options, fraction = self.options, self.options.val_fraction
+        for name in ("num_predicates", "num_classes"):
+            if (number := getattr(options, name)) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {number}")
+        if fraction is not None and not 0 < fraction < 1:
+            raise ValueError(f"--val-fraction: expected a fraction between 0 and 1, got {fraction:g}")
+        aliases = [file for file in (options.object_aliases, options.predicate_aliases) if file]
+        choices = {
+            "num_predicates": options.num_predicates,
+            "num_classes": options.num_classes,
+            "by": options.by,
+            "val_share": fraction,
+        }
+        if self._vocabulary:
+            choices["vocabulary"] = self._vocabulary
+        return Inputs([*map(str, vars(self._files).values()), *aliases], [options.images], choices)
+
+    def folders(self) -> Sequence[str]:
+        return ["."] if self.options.val_fraction is None else ["train", "val"]
+
+    @property
+    def _files(self) -> Files:
+        options = self.options
+        return Files(*map(Path, (options.objects, options.attributes, options.relationships, options.image_data)))
+
+    @cached_property
+    def _vocabulary(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """The predicates and classes of the shards that were given."""
+        if not self.options.vocabulary:
+            return None
+        Folder.connect(self.options.vocabulary)
+        words = Dataset.open(self.options.vocabulary, "scene_graphs").vocabulary
+        return words["predicates"], words["classes"]
+
+    def splits(self, work: Work) -> Iterable[Split]:
+        options, images = self.options, Folder.at(self.options.images)
+        keep = Filter(
+            predicates=options.num_predicates,
+            classes=options.num_classes,
+            by=options.by,
+            object_aliases=read_aliases(Path(options.object_aliases)) if options.object_aliases else {},
+            predicate_aliases=read_aliases(Path(options.predicate_aliases)) if options.predicate_aliases else {},
+            vocabulary=self._vocabulary,
+        )
+        found = read_graphs(self._files, keep)
+        if options.val_fraction is None:
+            yield graph_split(".", images, found, found.graphs)
+            return
+        held_out = [is_held_out(graph.id, options.val_fraction) for graph in found.graphs]
+        graphs = {
+            name: [graph for graph, out in zip(found.graphs, held_out, strict=True) if out == (name == "val")]
+            for name in self.folders()
+        }
+        for name in self.folders():
+            if not graphs[name]:
+                raise ValueError(
+                    f"--val-fraction {options.val_fraction:g} leaves none of {len(found.graphs)} images for {name}"
+                )
+        # what cannot be used belongs to neither part: it is reported with the first
+        yield from (graph_split(name, images, found, some, name == "train") for name, some in graphs.items())
+
+
+def graph_split(name: str, images: Folder, found: Graphs, graphs: Sequence[Graph], report: bool = True) -> Split:
+    """Return the data set of graphs that were found.
+
+    Args:
+        report: report what was rejected and left out with this data set.
+
+    Raises:
+        ValueError: there is no graph.
+    """
+    if not graphs:
+        raise ValueError(f"no image has an object of a kept class: {summary(tally(found.rejected))}")
+    words = {"classes": found.classes, "predicates": found.predicates}
+    split = Split(name, "scene_graphs", parts_of(graphs, partial(GraphPart, images)), words, len(graphs))
+    if report:
+        split.rejected.extend(found.rejected)
+        split.left_out |= {f"left out, {what}": count for what, count in found.skipped.items()} | found.without_synset
+    return split

@@ -1,0 +1,65 @@
+"""Writes the parts of a source with a task for each on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from groundray.data.parts import PartTask, Tell
+
+AHEAD = 2  # parts that wait for a CPU; more would only take memory
+RETRIES = 3  # of a task whose process was killed, such as for memory; or whose machine was lost
+
+
+def write_parts(tasks: Iterator[PartTask], tell: Tell) -> None:
+    """Write parts on the cluster, one for each CPU at a time.
+
+    Args:
+        tasks: are taken as they are needed, in this thread.
+        tell: is called with the number of items of each whole part.
+
+    Raises:
+        OSError: a part cannot be read or written.
+        ValueError: a part cannot be read.
+    """
+    remote: Any = _write
+    running: list[Any] = []
+    try:
+        while True:
+            cpus = int(ray.cluster_resources().get("CPU", 1))  # a cluster may grow meanwhile
+            running += [remote.remote(task) for task in islice(tasks, max(0, cpus + AHEAD - len(running)))]
+            if not running:
+                return
+            (done,), running = ray.wait(running)
+            try:
+                items, error = ray.get(done)
+            except RayError as lost:
+                raise OSError(
+                    f"a part was not written: {' '.join(str(lost).split())}: rerun the same command"
+                ) from None
+            if error:
+                raise error
+            tell(items)
+    finally:
+        for task in running:
+            ray.cancel(task, force=True)
+
+
+@ray.remote(num_cpus=1, max_retries=RETRIES)
+def _write(task: PartTask) -> tuple[int, Exception | None]:
+    """Write a part, and return its number of items, or an error as a value."""
+    items = 0
+
+    def tell(read: int) -> None:
+        nonlocal items
+        items += read
+
+    try:
+        task.write(1, tell)
+    except (OSError, ValueError) as error:
+        return items, (OSError if isinstance(error, OSError) else ValueError)(str(error))
+    return items, None
