@@ -11,7 +11,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from groundray.rng import pick
+from groundray.rng import pick, shuffled
 
 
 def similarity(V: Tensor, W: Tensor, valid: Tensor, kind: str) -> Tensor:
@@ -244,3 +244,28 @@ def ranked(vectors: list[list[float]], query: list[float], k: int) -> list[tuple
     scores = [cosine(vector, query) for vector in vectors]
     order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
     return [(row, scores[row]) for row in order[:k]]
+
+
+def epoch_order(
+    group_sizes: Sequence[int], batch_size: int, chunks: int, window: int, seed: int, epoch: int
+) -> list[list[list[int]]]:
+    """Return the rows [step chunk row] of a shuffled epoch without its last, short batch, from a list of all rows."""
+    starts = [sum(group_sizes[:group]) for group in range(len(group_sizes))]
+    order = shuffled(len(group_sizes), seed, 1, epoch)
+    rows = [starts[group] + row for group in order for row in range(group_sizes[group])]
+    whole, rest = divmod(len(rows), batch_size)
+    sizes = [len(part) for part in np.array_split(np.arange(batch_size), chunks)]
+    rests = [len(part) for part in np.array_split(np.arange(rest), chunks)]
+    steps: list[list[list[int]]] = [[] for _ in range(whole)]
+    start = 0
+    for chunk, (size, more) in enumerate(zip(sizes, rests, strict=True)):
+        span, start = rows[start : start + whole * size + more], start + whole * size + more
+        per_window = max(1, window // batch_size) * size
+        for number, first in enumerate(range(0, len(span), per_window)):
+            part = span[first : first + per_window]
+            mixed = [part[place] for place in shuffled(len(part), seed, 2, epoch, chunk, number)]
+            for place in range(0, len(mixed), size):
+                step = (first + place) // size
+                if step < whole:
+                    steps[step].append(mixed[place : place + size])
+    return steps

@@ -171,7 +171,7 @@ def timed(begin: Callable[[], Iterator[Step]], steps: int, batch_size: int) -> C
 def training_source(dataset: Dataset, batch_size: int) -> Source:
     """Return the source of the grounding stage's training: shuffled windows, and a random caption at each visit."""
     samples = CaptionSamples(WordPieceTokenizer(spelling().to_str(), PIECES), CentreCrop(RESIZE, CROP), seed=0)
-    return Source(dataset, samples, Plan(tuple(dataset.group_sizes.tolist()), batch_size))
+    return Source(dataset, samples, Plan(dataset.group_sizes, batch_size))
 
 
 def spelling() -> Tokenizer:

@@ -69,7 +69,7 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
     claimed = preflight.claim(run)
     reporter = Reporter()
     observers = [observe or reporter.observe]
-    tracker = Tracker(settings, run.folder, claimed, warnings.warn) if settings.tracking.enabled else None
+    tracker = Tracker(run.settings, run.folder, claimed, warnings.warn) if settings.tracking.enabled else None
     if tracker:
         observers.append(tracker.observe)
 

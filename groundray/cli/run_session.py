@@ -78,7 +78,7 @@ def run_training(
         report_error(f"error: {error}")
         return EXIT_USAGE
 
-    tracker = Tracker(settings, run.folder, claimed, report_error, parent) if settings.tracking.enabled else None
+    tracker = Tracker(run.settings, run.folder, claimed, report_error, parent) if settings.tracking.enabled else None
     signals = signals or Signals()
 
     def observe(event: Event) -> None:

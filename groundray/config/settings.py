@@ -5,7 +5,7 @@ Settings that cannot work together fail here, before any worker starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -191,8 +191,11 @@ class Checkpoints(Section):
 class Data(Section):
     """Shuffling and reading of samples."""
 
-    window: Count = Field(
-        default=4096, description="samples of the epoch's order that are shuffled together, at least 1"
+    window: Count | None = Field(
+        default=None,
+        description="samples of the epoch's order that are shuffled and read together, at least 1, in stages without a "
+        "`window` of their own; null: 4096, or as many more as an epoch needs to read at most 1.3 times its data. A "
+        "run keeps the window that it began with",
     )
     prefetch: Count = Field(default=2, description="batches read ahead per worker, at least 1")
     processes: int | None = Field(
@@ -351,6 +354,9 @@ class Stage(Section):
     val: str = Field(description="folder or URL of the validation shards")
     epochs: Count = Field(default=1, description="number of epochs, at least 1")
     batch_size: Count = Field(description="samples per global batch, over all workers; at least one per chunk")
+    window: Count | None = Field(
+        default=None, description="samples that are shuffled and read together, at least 1; null: data.window"
+    )
     optimizer: Optimizer = Optimizer()
     precision: Precision = Field(
         default="float32",
@@ -627,6 +633,15 @@ class Settings(BaseSettings):
         """Return the section of a stage."""
         return getattr(self, name)
 
+    def window(self, name: str) -> int | None:
+        """Return the window of a stage; None if it follows from the stage's data."""
+        return self.stage(name).window or self.data.window
+
+    def with_windows(self, windows: Mapping[str, int]) -> Settings:
+        """Return the settings with the windows of some stages."""
+        sections = {name: self.stage(name).model_copy(update={"window": size}) for name, size in windows.items()}
+        return self.model_copy(update=sections)
+
     def absolute(self) -> Settings:
         """Return the same settings with absolute local paths, for workers that start in another folder."""
         tree = self.model_dump()
@@ -672,6 +687,8 @@ class Settings(BaseSettings):
             ),
         )
         identity = {key: value for key, value in flat.items() if not key.startswith(changeable)}
+        del identity["data.window"]  # what counts is each stage's
+        identity |= {f"{name}.window": self.window(name) for name in self.stages}
         compiled = {"scaling.compile": True} if self.scaling.compile else {}  # rounds otherwise
         return identity | {"scaling.chunks": self.chunks} | compiled
 

@@ -20,8 +20,10 @@ validation drops nothing and keeps the order of the shards.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +33,10 @@ from groundray.rng import shuffled
 Rows = npt.NDArray[np.int64]
 
 _GROUP_ORDER, _WINDOW_ORDER = 1, 2  # keep the two kinds of shuffle independent
+_EPOCHS = 2  # whose layouts are kept: a window is read ahead across the end of an epoch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The order of a data set's rows over epochs, steps and chunks.
 
@@ -48,7 +51,7 @@ class Plan:
         drop_last: drop the last, short batch of each epoch.
     """
 
-    group_sizes: tuple[int, ...]
+    group_sizes: Sequence[int] | Rows
     batch_size: int
     chunks: int = 1
     window: int = 4096
@@ -71,7 +74,7 @@ class Plan:
 
     @cached_property
     def rows(self) -> int:
-        return sum(self.group_sizes)
+        return int(self._sizes.sum())
 
     @property
     def steps(self) -> int:
@@ -87,6 +90,20 @@ class Plan:
     def window_steps(self) -> int:
         """Number of steps whose samples are shuffled and read together."""
         return max(1, self.window // self.batch_size)
+
+    @property
+    def epoch_windows(self) -> int:
+        """Number of windows of a chunk in an epoch."""
+        return -(-self.steps // self.window_steps)
+
+    @property
+    def amplification(self) -> float:
+        """Rows that an epoch reads, as a multiple of the data set's, where each chunk has a rank of its own.
+
+        Row groups are read as wholes, and one across the edge of two windows is read for both. Expected value over
+        edges at random positions.
+        """
+        return 1 + (self.chunks * self.epoch_windows - 1) * reread(self._sizes)
 
     def chunk_size(self, chunk: int) -> int:
         """Return the number of samples of a chunk in a whole batch."""
@@ -109,7 +126,7 @@ class Plan:
             raise IndexError(f"expected step < {self.steps}, chunk < {self.chunks}, got step {step}, chunk {chunk}")
         window, offset = divmod(step, self.window_steps)
         size = self.chunk_size(chunk)
-        return _window(self, epoch, window, chunk)[offset * size : (offset + 1) * size]
+        return self._window(epoch, window, chunk)[offset * size : (offset + 1) * size]
 
     def batch(self, epoch: int, step: int) -> Rows:
         """Return the row numbers of a whole global batch, chunk by chunk."""
@@ -126,6 +143,56 @@ class Plan:
         per_rank = self.chunks // world_size
         return range(rank * per_rank, (rank + 1) * per_rank)
 
+    @cached_property
+    def _sizes(self) -> Rows:
+        return np.asarray(self.group_sizes, dtype=np.int64)
+
+    @cached_property
+    def _starts(self) -> Rows:
+        """First row of each row group."""
+        return np.cumsum(self._sizes) - self._sizes
+
+    @cached_property
+    def _window(self) -> Callable[[int, int, int], Rows]:
+        """`_window_rows`, with the last windows of each chunk kept: one that is used, and the next, which is read."""
+        return lru_cache(2 * self.chunks)(self._window_rows)
+
+    @cached_property
+    def _layout(self) -> Callable[[int], tuple[Rows, Rows]]:
+        return lru_cache(_EPOCHS)(self._epoch_layout)
+
+    def _window_rows(self, epoch: int, window: int, chunk: int) -> Rows:
+        """Return the rows of a chunk's window, in the order of its steps."""
+        per_window = self.window_steps * self.chunk_size(chunk)
+        start, end = self.span(chunk)
+        first = start + window * per_window
+        rows = self._sequence(epoch, first, min(first + per_window, end))
+        return rows[shuffled(len(rows), self.seed, _WINDOW_ORDER, epoch, chunk, window)] if self.shuffle else rows
+
+    def _sequence(self, epoch: int, first: int, last: int) -> Rows:
+        """Return the rows at positions first to last - 1 of the epoch's sequence of shuffled row groups."""
+        if last <= first:
+            return np.empty(0, dtype=np.int64)
+        order, ends = self._layout(epoch)
+        low, high = np.searchsorted(ends, [first, last - 1], side="right")
+        groups = order[low : high + 1]
+        counts, starts = self._sizes[groups], self._starts[groups]
+        skipped = first - (ends[low] - counts[0])
+        counts[0] -= skipped
+        starts[0] += skipped
+        counts[-1] -= ends[high] - last
+        return np.arange(last - first) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+
+    def _epoch_layout(self, epoch: int) -> tuple[Rows, Rows]:
+        """Return the epoch's order of row groups, and the position where each of them ends."""
+        count = len(self._sizes)
+        order = shuffled(count, self.seed, _GROUP_ORDER, epoch) if self.shuffle else np.arange(count)
+        return order, np.cumsum(self._sizes[order])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields without the caches, which are large and cannot be pickled."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
 
 @dataclass(frozen=True, order=True)
 class Cursor:
@@ -135,41 +202,17 @@ class Cursor:
     step: int = 0
 
 
+def reread(group_sizes: Rows) -> float:
+    """Return the expected fraction of a data set that is read again because of one edge at a random row.
+
+    The row group across the edge is read twice; larger groups have more edges.
+    """
+    total = float(group_sizes.sum())
+    return float(((group_sizes - 1.0) * group_sizes).sum()) / total**2
+
+
 def _part(count: int, parts: int, part: int) -> tuple[int, int]:
     """Return start and end of a part of `count` things. The remainder goes to the first parts, one each."""
     size, remainder = divmod(count, parts)
     start = part * size + min(part, remainder)
     return start, start + size + (part < remainder)
-
-
-@lru_cache(maxsize=64)
-def _window(plan: Plan, epoch: int, window: int, chunk: int) -> Rows:
-    """Return the rows of a chunk's window, in the order of its steps."""
-    per_window = plan.window_steps * plan.chunk_size(chunk)
-    start, end = plan.span(chunk)
-    first = start + window * per_window
-    rows = _sequence(plan, epoch, first, min(first + per_window, end))
-    return rows[shuffled(len(rows), plan.seed, _WINDOW_ORDER, epoch, chunk, window)] if plan.shuffle else rows
-
-
-def _sequence(plan: Plan, epoch: int, first: int, last: int) -> Rows:
-    """Return the rows at positions first to last - 1 of the epoch's sequence of shuffled row groups."""
-    if last <= first:
-        return np.empty(0, dtype=np.int64)
-    order, ends, starts = _layout(plan, epoch)
-    low, high = np.searchsorted(ends, [first, last - 1], side="right")
-    parts = []
-    for position in range(low, high + 1):
-        group_start = ends[position] - plan.group_sizes[order[position]]
-        skip, stop = max(0, first - group_start), min(last, ends[position]) - group_start
-        parts.append(np.arange(skip, stop, dtype=np.int64) + starts[order[position]])
-    return np.concatenate(parts)
-
-
-@lru_cache(maxsize=8)
-def _layout(plan: Plan, epoch: int) -> tuple[Rows, Rows, Rows]:
-    """Return the epoch's order of row groups, the position where each of them ends, and each group's first row."""
-    sizes = np.array(plan.group_sizes, dtype=np.int64)
-    count = len(sizes)
-    order = shuffled(count, plan.seed, _GROUP_ORDER, epoch) if plan.shuffle else np.arange(count)
-    return order, np.cumsum(sizes[order]), np.cumsum(sizes) - sizes

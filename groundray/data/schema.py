@@ -175,6 +175,11 @@ class Dataset:
     def rows(self) -> int:
         return int(self.group_sizes.sum())
 
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
     @cached_property
     def groups(self) -> tuple[tuple[Shard, int], ...]:
         """(shard, row group within the shard) of every row group, in row order."""

@@ -17,6 +17,7 @@ from groundray.data.image_inputs import CentreCrop
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
 from groundray.data.stream import Samples, Source, Step
+from groundray.data.window import default_window
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
 
@@ -145,10 +146,10 @@ def source(settings: config.Settings, stage: config.Stage, dataset: Dataset, sam
         shuffle: True for training (shuffled, without the last short batch), False for validation (all rows in order).
     """
     plan = Plan(
-        group_sizes=tuple(dataset.group_sizes.tolist()),
+        group_sizes=dataset.group_sizes,
         batch_size=stage.batch_size,
         chunks=settings.chunks,
-        window=settings.data.window,
+        window=stage.window or settings.data.window or default_window(dataset, stage.batch_size, settings.chunks),
         seed=settings.run.seed,
         shuffle=shuffle,
         drop_last=shuffle,

@@ -89,6 +89,16 @@ def check(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -
         _ensure_equal(folder, known, settings, fingerprints)
 
 
+def recorded(folder: Folder) -> Settings | None:
+    """Return the settings of the run in a folder; None if it has none.
+
+    Raises:
+        ValueError: they are damaged or of another version; the message has the repair.
+    """
+    known = read(folder) or _former(folder)
+    return known.settings if known else None
+
+
 def claim(folder: Folder, settings: Settings, fingerprints: Mapping[str, str]) -> Identity:
     """Return the identity of the run in a folder; mint one if there is none.
 

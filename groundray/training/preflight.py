@@ -20,6 +20,7 @@ from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
 from groundray.data.shards import verify_shards
 from groundray.data.truncation import Truncation, count_truncation
+from groundray.data.window import describe_window
 from groundray.model import export
 from groundray.model.build import build_head, build_model
 from groundray.model.freezing import freeze, trainable_counts
@@ -47,6 +48,7 @@ class CheckedRun:
     """A run whose data and start model can be used.
 
     Attributes:
+        settings: with the window of each stage.
         folder: where the run is kept.
         tokenizer: of the language stream.
         stages: in order, bound to their shards.
@@ -137,6 +139,7 @@ def check(settings: Settings) -> CheckedRun:
             `scaling.compile`; the message names the repair.
     """
     check_compiler(settings)
+    settings = _with_recorded_windows(settings)
     tokenizer = load_tokenizer(settings.model.language)
     start = export.about(settings.run.start_from) if settings.run.start_from else None
     start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()
@@ -151,7 +154,18 @@ def check(settings: Settings) -> CheckedRun:
     for stage in stages:
         if start and stage.name in start_heads and not stage.settings.new_head:
             _check_start_vocabulary(stage, start.vocabulary[stage.name], str(settings.run.start_from))
+    settings = settings.with_windows({stage.name: stage.train.plan.window for stage in stages})
     return CheckedRun(settings, folder_of(settings), tokenizer, stages)
+
+
+def _with_recorded_windows(settings: Settings) -> Settings:
+    """Return the settings with the windows with which the run began, in stages that give none: its order depends on
+    them."""
+    unset = [name for name in settings.stages if not settings.window(name)]
+    if not unset or not (began := identity.recorded(folder_of(settings))):
+        return settings
+    windows = {name: began.window(name) for name in unset if began.stage(name)}
+    return settings.with_windows({name: window for name, window in windows.items() if window})
 
 
 def verify(run: CheckedRun, report: Callable[[str], None]) -> None:
@@ -237,7 +251,7 @@ class StagePreview:
     """A preview of a stage.
 
     Attributes:
-        data: lines about the training shards, the validation shards, their texts and trunk features.
+        data: lines about the training shards, the validation shards, a window, their texts and trunk features.
         trainable: number of trained parameters, by module.
     """
 
@@ -271,17 +285,20 @@ def preview(settings: Settings) -> Preview:
     warnings: list[str] = []
     try:
         run = check(settings)
-        identity.check(folder, settings, run.fingerprints)
+        identity.check(folder, run.settings, run.fingerprints)
         cut = truncations(run)
         warnings += [truncation_warning(part, counted) for part, counted in cut.items() if counted.is_loud]
         warnings += [warning] if (warning := still_operators(settings)) else []
         texts = {part: f"{part.partition('.')[2]} text: {counted}" for part, counted in cut.items()}
+        workers = settings.scaling.min_workers
+        windows = {stage.name: describe_window(stage.train.dataset, stage.train.plan, workers) for stage in run.stages}
         features = {stage.name: _describe_features(stage, settings) for stage in run.stages}
         stages = [
             replace(
                 stage,
                 data=(
                     *stage.data,
+                    windows[stage.name],
                     *(line for part, line in texts.items() if part.partition(".")[0] == stage.name),
                     features[stage.name],
                 ),
@@ -301,8 +318,7 @@ def _preview_stage(settings: Settings, name: str, problems: list[str]) -> StageP
     for part, shards, shuffle in (("train", stage.train, True), ("val", stage.val, False)):
         try:
             dataset = Dataset.open(shards)
-            sizes = tuple(dataset.group_sizes.tolist())
-            plan = Plan(sizes, stage.batch_size, settings.chunks, shuffle=shuffle, drop_last=shuffle)
+            plan = Plan(dataset.group_sizes, stage.batch_size, settings.chunks, shuffle=shuffle, drop_last=shuffle)
         except (OSError, ValueError) as error:
             problems.append(f"{name}.{part}: {error}")
             continue

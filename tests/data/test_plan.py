@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import epoch_order
 
 from groundray.data.plan import Cursor, Plan
 from groundray.data.stream import windows
@@ -88,6 +89,14 @@ def test_order_equals_that_of_the_first_release() -> None:
     """The order must never change, or a run that is resumed with a later release would repeat samples."""
     plan = Plan((4, 2, 3, 3), batch_size=4, chunks=2, window=8, seed=0)
     assert epoch_rows(plan) == [10, 5, 1, 7, 4, 9, 0, 8, 6, 11, 3, 2]
+
+
+@settings(deadline=None)
+@given(plans(drop_last=True), st.integers(0, 5))
+def test_order_equals_that_of_a_list_of_all_rows(plan: Plan, epoch: int) -> None:
+    expected = epoch_order(list(plan.group_sizes), plan.batch_size, plan.chunks, plan.window, plan.seed, epoch)
+    chunks = [[plan.chunk(epoch, step, chunk).tolist() for chunk in range(plan.chunks)] for step in range(plan.steps)]
+    assert chunks == expected
 
 
 def test_ranks_split_the_same_batch() -> None:

@@ -61,6 +61,20 @@ def test_other_settings_or_data_are_refused_and_named(tmp_path: Path) -> None:
         identity.claim(folder, settings(), {"grounding.train": "abd"})
 
 
+def test_windows_of_stages_are_part_of_a_run(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "run")
+    began = settings()
+    assert began.window("grounding") is None
+    identity.claim(folder, began.with_windows({"grounding": 8192}), DATA)
+    recorded = identity.recorded(folder)
+    assert recorded
+    assert recorded.window("grounding") == 8192
+    everywhere = began.model_copy(update={"data": began.data.model_copy(update={"window": 8192})})
+    identity.check(folder, everywhere, DATA)  # the same window for all stages
+    with pytest.raises(SettingsError, match=r"grounding\.window: 8192 stored, 4096 now"):
+        identity.check(folder, began.with_windows({"grounding": 4096}), DATA)
+
+
 def test_a_check_writes_nothing(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path / "run")
     identity.check(folder, settings(), DATA)
