@@ -15,6 +15,8 @@ from groundray.cli.command import plain_console, run_command, write_output
 from groundray.cli.workdir import go_home
 from groundray.config import Settings, SettingsError
 
+PROFILED_STEPS = 5  # of each stage, with --profile alone
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and return the exit status: 0 trained, 1 training failed, 2 settings or data cannot be used, 130 or 143
@@ -29,6 +31,8 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     if text := requested_help(parser, options):
         write_output(text)
         return 0
+    if options.profile is not None:
+        overrides.append(f"--run.profile={options.profile}")
     settings = config.load(options.config, overrides)
     if options.print_config:
         write_output(settings.to_yaml())
@@ -58,6 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check settings and data, print what would run, and exit"
     )
     parser.add_argument("--verify", action="store_true", help="check every byte of the shards before training starts")
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const=PROFILED_STEPS,
+        metavar="N",
+        help=f"trace N steps of each stage on worker 0 (without N: {PROFILED_STEPS}); sets run.profile",
+    )
     parser.add_argument("--verbose", action="store_true", help="show Ray's own logs")
     add_help(parser)
     return parser

@@ -25,7 +25,7 @@ from groundray.storage.folder import Folder
 from groundray.training import preflight, progression
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Checkpointer
-from groundray.training.events import EpochDone, Event, FeaturesDone, StepDone
+from groundray.training.events import EpochDone, Event, FeaturesDone, Notice, StepDone
 from groundray.training.trunk_features import with_features
 from groundray.training.worker import InProcess
 
@@ -128,6 +128,18 @@ def test_a_run_from_the_command_line(
 def test_printed_settings_are_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--config", "paper", "--run.seed", "5", "--print-config"]) == 0
     assert "seed: 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "steps"), [([], 0), (["--profile"], 5), (["--profile", "2"], 2)])
+def test_profile_is_a_setting_with_a_default(words: list[str], steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*words, "--run.seed", "5", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["run"]["profile"] == steps
+
+
+@pytest.mark.parametrize("words", [["--profile", "few"], ["--profile=-1"]])
+def test_profile_of_no_number_of_steps_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(words) == 2
+    assert "run.profile" in capsys.readouterr().err
 
 
 def test_a_dead_cluster_is_named_before_anything_starts(

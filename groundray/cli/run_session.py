@@ -13,9 +13,11 @@ from groundray.cli.command import EXIT_FAILED, EXIT_SIGNAL, EXIT_USAGE
 from groundray.cli.progress import Reporter
 from groundray.config import Settings, SettingsError
 from groundray.runtime.train import launch
+from groundray.storage.folder import Folder
 from groundray.tracking import Inquiry, Tracker
 from groundray.training import layout, preflight
 from groundray.training.events import Attempted, Event
+from groundray.training.profiling import FIRST_FEW, TRACE
 from groundray.training.worker import Stopped
 
 RESUME = "rerun the same command to resume"
@@ -103,6 +105,8 @@ def run_training(
             reporter.close()
             if tracker:
                 tracker.close(result, "FINISHED" if result else "KILLED" if signals.received else "FAILED")
+    if settings.run.profile:
+        _report_profile(run.folder / layout.PROFILE, reporter)
     if result:
         reporter.console.print(f"result  {run.folder}/{layout.RESULT}\nmodel   {run.folder}/{layout.MODEL}")
         return _analyse(settings, reporter, report_error, signals)
@@ -122,6 +126,23 @@ def _report_truncation(run: preflight.CheckedRun, reporter: Reporter, report_err
             report_error(f"warning: {preflight.truncation_warning(part, truncation)}")
         elif truncation.cut:
             reporter.console.print(f"{part}  {truncation}")
+
+
+def _report_profile(folder: Folder, reporter: Reporter) -> None:
+    """Print where the traces of a run are."""
+    try:
+        names = folder.names()
+    except OSError as error:
+        reporter.console.print(f"profile {folder} cannot be listed: {error}")
+        return
+    for name in names:
+        opened = " (open it at https://ui.perfetto.dev)" if name.endswith(TRACE) else ""
+        reporter.console.print(f"profile {folder}/{name}{opened}")
+    if not names:
+        reporter.console.print(
+            f"profile  none: after its first {FIRST_FEW} steps, no stage had one left; a stage that is done is not "
+            "profiled, so start another run (--run.name)"
+        )
 
 
 def _analyse(settings: Settings, reporter: Reporter, report_error: Callable[[str], None], signals: Signals) -> int:

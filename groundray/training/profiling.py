@@ -19,6 +19,7 @@ from groundray.storage.folder import Folder
 from groundray.training.layout import PROFILE
 
 FIRST_FEW = 3  # steps that are not profiled: they load libraries and fill caches
+TRACE = ".trace.json.gz"
 MEMORY_EVENTS = 200_000
 
 
@@ -49,7 +50,7 @@ def _recorded(run: Folder, stage: str, device: str) -> Iterator[None]:
         try:
             with profile(activities=activities, record_shapes=True, profile_memory=True) as profiler:
                 yield
-            profiler.export_chrome_trace(f"{local}/{stage}.trace.json.gz")
+            profiler.export_chrome_trace(f"{local}/{stage}{TRACE}")
             if on_gpu:
                 torch.cuda.memory._dump_snapshot(f"{local}/{stage}.memory.pickle")
         finally:
