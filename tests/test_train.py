@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import STAGES, SmallWorld
 from pyarrow.parquet import read_table
 
@@ -62,6 +65,38 @@ def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_slow_worker_is_named(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_worker = launch._train_worker
+
+    def with_slow_worker(config: dict[str, Any]) -> None:  # in the worker's process
+        import ray.train
+
+        from groundray.stage.grounding import GroundingStage
+
+        encode = GroundingStage.encode
+        slow = ray.train.get_context().get_world_rank() == 1
+
+        def slowed(*arguments: Any) -> Any:
+            time.sleep(0.4 if slow else 0.0)
+            return encode(*arguments)
+
+        GroundingStage.encode = slowed  # type: ignore[method-assign]
+        train_worker(config)
+
+    monkeypatch.setattr(launch, "_train_worker", with_slow_worker)
+    words = world.settings("--grounding.epochs=7", "--scaling.hang_minutes=0.5", f"--run.storage={tmp_path}")
+    events: list[Event] = []
+    launch.fit(preflight.check(config.load("demo", words)), events.append)
+    (told,) = (event.text for event in events if isinstance(event, Notice) and "is slow" in event.text)
+    assert told.startswith(f"worker 1 on {socket.gethostname()} (")
+    assert "Most of the difference is forward" in told
+    last = [event.metrics for event in events if isinstance(event, StepDone)][-1]
+    assert last["slowest_worker"] == 1
+    assert last["slowest_worker_ratio"] > 1.3
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_actor_pool_makes_the_features_of_a_frozen_trunk(world: SmallWorld, tmp_path: Path) -> None:
     frozen = [f"--{stage}.trains.trunk=false" for stage in ("grounding", "relational")]
     words = world.settings(f"--run.storage={tmp_path}/pool", *frozen, stages="grounding,relational")
@@ -101,10 +136,12 @@ def test_a_run_from_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    words = ["--config", "demo", *world.settings("--scaling.num_workers=0", "--tracking.enabled=true")]
+    words = ["--config", "demo", *world.settings("--scaling.num_workers=0", "--tracking.enabled=true"), "--profile"]
     assert train.main(words) == 0
     shown = capsys.readouterr()
     assert "grounding  epoch 2/2" in shown.out
+    assert f"profile {tmp_path}/runs/demo/profile/grounding.trace.json.gz" in shown.out
+    assert Path("runs/demo/profile/grounding.trace.json.gz").exists()
     assert shown.err == ""
     client = mlflow.MlflowClient("sqlite:///mlflow.db")
     experiment = client.get_experiment_by_name("groundray")

@@ -29,7 +29,7 @@ class Checkpointer:
     """Writes the checkpoints of a stage from rank 0, on a thread: at the end of each epoch, within an epoch at the
     intervals of the `checkpoints` settings, and at once if the worker is asked to stop.
 
-    Every rank has one, since the samples of a step are gathered from all ranks; only rank 0 writes.
+    Every rank has one, since every rank judges each step; only rank 0 writes.
 
     On a GPU a step is judged (was its loss finite?) and reported when the next one is enqueued, on every rank at the
     same point. Before rank 0 writes a checkpoint, it waits for the step before it, so that no checkpoint holds a step
@@ -53,15 +53,24 @@ class Checkpointer:
         self._saved_at = self._heartbeat_at = time.monotonic()
         self._saved_steps = state.done
 
-    def step_done(self, batch: Step, scalars: Readback, learning_rate: float, times: StepTimes) -> None:
+    def step_done(
+        self,
+        batch: Step,
+        scalars: Readback,
+        learning_rate: float,
+        times: StepTimes,
+        samples: list[list[str]] | None = None,
+    ) -> None:
         """Report a step and write a checkpoint if one is due; on a GPU, report the step before it.
+
+        Args:
+            samples: as `TakenStep.samples`.
 
         Raises:
             NotFinite: its loss or gradient is not finite, and `run.on_nan` is `stop`.
             Stopped: the worker was asked to stop; a checkpoint is written.
         """
         self.state.step_done(batch)
-        samples = history.gather_sample_ids(batch) if self._settings.run.log_samples else None
         before, step = self._unjudged, TakenStep(batch, self.state.done, scalars, learning_rate, times, samples)
         self._unjudged = step
         if before:
@@ -86,7 +95,7 @@ class Checkpointer:
         self._reported = step.number
         state = self.state
         skipped = {"skipped_steps": float(state.skipped)} if state.skipped else {}
-        metrics = step.metrics | skipped
+        metrics = step.metrics | skipped | self.worker.step_timed(state.stage.name, step.times.seconds)
         self._report(
             StepDone(state.stage.name, step.batch.epoch, step.number, state.total_steps, metrics), step.samples
         )

@@ -23,6 +23,7 @@ from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Checkpointer
 from groundray.training.events import StageStarted
 from groundray.training.gradient_sums import GradientSums
+from groundray.training.history import gather_sample_ids
 from groundray.training.non_finite import NotFinite, step_if_finite
 from groundray.training.profiling import profiled
 from groundray.training.recovery import Start
@@ -62,7 +63,8 @@ def train_stage(
         learning_rate = set_learning_rate(optimizer, stage_settings.optimizer, batch.epoch, state.done)
         with timer.step():
             scalars = update(stage, model, optimizer, batch, settings.run.seed, settings.scaling.accumulate, timer)
-        checkpointer.step_done(batch, scalars, learning_rate, timer.end_step(stage_settings.batch_size))
+            samples = gather_sample_ids(batch) if settings.run.log_samples else None
+        checkpointer.step_done(batch, scalars, learning_rate, timer.end_step(stage_settings.batch_size), samples)
         if batch.ends_epoch:
             end_epoch()
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -119,25 +120,31 @@ class StepTimes:
     peak_bytes: int
     seconds_at_peak: float | None
 
-    def metrics(self) -> Metrics:
-        """Returns speed, memory and the fractions of the step's time; waits for the step's end.
-
-        `time/...` are fractions from 0 to 1 that add up to 1; `peak_memory_gb` is the peak so far of the process, or
-        of the GPU if there is one; `flop_utilisation` is this rank's fraction of the GPU's peak rate.
-        """
+    @cached_property
+    def seconds(self) -> Metrics:
+        """The seconds of each of PARTS and of `other`, which are the whole step. Waits for the step's end."""
         self.clock.wait(self.end)
-        seconds = self.clock.between(self.start, self.end)
         spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         for part, around, start, end in self.spans:
             took = self.clock.between(start, end)
             spent[part] += took
             if around:
                 spent[around] -= took
-        spent["other"] = seconds - sum(spent.values())
+        spent["other"] = self.clock.between(self.start, self.end) - sum(spent.values())
+        return {part: max(0.0, took) for part, took in spent.items()}
+
+    def metrics(self) -> Metrics:
+        """Returns speed, memory and the fractions of the step's time; waits for the step's end.
+
+        `time/...` are fractions from 0 to 1 that add up to 1; `peak_memory_gb` is the peak so far of the process, or
+        of the GPU if there is one; `flop_utilisation` is this rank's fraction of the GPU's peak rate.
+        """
+        spent = self.seconds
+        seconds = self.clock.between(self.start, self.end)
         metrics = {
             "samples_per_second": self.samples / seconds,
             "samples_per_second_per_worker": self.samples / seconds / self.world_size,
-            **{f"time/{part}": max(0.0, took) / seconds for part, took in spent.items()},
+            **{f"time/{part}": took / seconds for part, took in spent.items()},
             "peak_memory_gb": self.peak_bytes / 1e9,
         }
         if self.seconds_at_peak:

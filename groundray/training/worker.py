@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from groundray.data.decoding_processes import DecodingProcesses
 from groundray.data.device_copies import on_device
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step
+from groundray.stage.protocol import Metrics
 from groundray.training.events import Event
 
 
@@ -43,6 +44,11 @@ class Worker(Protocol):
 
     def heartbeat(self) -> None:
         """Tell the watchdog that the worker makes progress; `batches` and `emit` do so too."""
+        ...
+
+    def step_timed(self, stage: str, seconds: Mapping[str, float]) -> Metrics:
+        """Record the seconds of a step's parts on this rank, and return metrics that compare the ranks: on rank 0 of
+        several, those of `stragglers.Stragglers`. Returns at once."""
         ...
 
     def stop_reason(self) -> str:
@@ -89,6 +95,9 @@ class InProcess:
 
     def heartbeat(self) -> None:
         self.on_heartbeat()
+
+    def step_timed(self, stage: str, seconds: Mapping[str, float]) -> Metrics:
+        return {}
 
     def stop_reason(self) -> str:
         return self.get_stop_reason()

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,9 @@ class GlooWorker:
 
     def heartbeat(self) -> None:
         pass
+
+    def step_timed(self, stage: str, seconds: Mapping[str, float]) -> dict[str, float]:
+        return {}
 
     def stop_reason(self) -> str:
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,6 +36,7 @@ from groundray.training import allocator, in_process, layout, preflight, progres
 from groundray.training.accumulation import accumulating, offer_accumulation
 from groundray.training.events import Event, Notice
 from groundray.training.preflight import CheckedRun
+from groundray.training.stragglers import RankTimes, Stragglers
 from groundray.training.watchdog import Peers, Watchdog, grace
 from groundray.training.worker import Stopped
 
@@ -195,12 +197,17 @@ def _train_worker(config: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     if settings.chunks > world_size and ray.get(mailbox.accumulates.remote()):
         settings = accumulating(settings)
+
+    def tell(text: str) -> None:
+        ray.get(mailbox.put.remote([Notice(text)]))
+
+    stragglers = Stragglers(f"{socket.gethostname()} ({ray.util.get_node_ip_address()})", world_size, tell)
     watchdog = Watchdog(
         settings.scaling.hang_minutes * 60,
         layout.folder_of(settings),
         rank,
-        lambda text: ray.get(mailbox.put.remote([Notice(text)])),
-        peers=_peers(mailbox, rank, world_size),
+        tell,
+        peers=_peers(mailbox, rank, world_size, stragglers),
     )
     os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", watchdog.flight_prefix)  # where torch dumps at its own timeout
     try:
@@ -216,6 +223,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             cpu_budget=cpu_budget,
             prefetch=settings.data.prefetch,
             watchdog=watchdog,
+            stragglers=stragglers,
         )
         try:
             with offer_accumulation(settings, rank, world_size):
@@ -226,12 +234,20 @@ def _train_worker(config: dict[str, Any]) -> None:
         watchdog.close()
 
 
-def _peers(mailbox: Any, rank: int, world_size: int) -> Peers | None:
-    """Return what a worker knows of the other ranks, which it and they tell the driver's mailbox."""
+def _peers(mailbox: Any, rank: int, world_size: int, stragglers: Stragglers) -> Peers | None:
+    """Return what a worker knows of the other ranks, which it and they tell the driver's mailbox. Rank 0 compares the
+    times of their steps."""
     if world_size == 1:
         return None
     group = os.environ[GROUP]
-    return Peers(world_size, group, lambda begun: ray.get(mailbox.exchange.remote(group, rank, begun)))
+
+    def exchange(begun: int) -> dict[int, int]:
+        told: dict[int, tuple[int, RankTimes]] = ray.get(mailbox.exchange.remote(group, rank, (begun, stragglers.own)))
+        if rank == 0:
+            stragglers.compare({one: times for one, (_, times) in told.items()})
+        return {one: collectives for one, (collectives, _) in told.items()}
+
+    return Peers(world_size, group, exchange)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,9 @@ from groundray.data.stream import Source, Step
 from groundray.runtime import compat
 from groundray.runtime.data.ray_stream import stream
 from groundray.runtime.train.resources import DataCpuBudget
+from groundray.stage.protocol import Metrics
 from groundray.training.events import Event, StepDone
+from groundray.training.stragglers import Stragglers
 from groundray.training.watchdog import Watchdog
 
 FLUSH_SECONDS = 1.0
@@ -29,7 +31,7 @@ class Mailbox:
         self._events: list[Event] = []
         self._wanted = ""
         self._last_step: dict[str, int] = {}
-        self._group, self._begun = "", dict[int, int]()
+        self._group, self._told = "", dict[int, Any]()
         self._accumulates = False
 
     def put(self, events: list[Event]) -> str:
@@ -55,18 +57,18 @@ class Mailbox:
         self.request_stop("")
         return self._wanted
 
-    def exchange(self, group: str, rank: int, begun: int) -> dict[int, int]:
-        """Keep the number of collectives that a rank has begun, and return those of its group's ranks.
+    def exchange(self, group: str, rank: int, own: Any) -> dict[int, Any]:
+        """Keep what a rank tells the others of its group, and return what each of them has told last.
 
         Args:
             group: when the worker group started, in ns since 1970. What an older group sends is not kept.
         """
         if int(group) > int(self._group or 0):
-            self._group, self._begun = group, {}
+            self._group, self._told = group, {}
         if group != self._group:
             return {}
-        self._begun[rank] = begun
-        return self._begun
+        self._told[rank] = own
+        return self._told
 
     def accumulate(self) -> None:
         """Have the next workers of the run that have several chunks accumulate, whatever its settings."""
@@ -92,6 +94,7 @@ class RayWorker:
     cpu_budget: DataCpuBudget
     prefetch: int
     watchdog: Watchdog | None = None
+    stragglers: Stragglers | None = None
     _unsent: list[Event] = field(default_factory=list)
     _sent: float = 0.0
     _answers: list[Any] = field(default_factory=list)
@@ -120,6 +123,12 @@ class RayWorker:
     def heartbeat(self) -> None:
         if self.watchdog:
             self.watchdog.heartbeat()
+
+    def step_timed(self, stage: str, seconds: Mapping[str, float]) -> Metrics:
+        if not self.stragglers:
+            return {}
+        self.stragglers.add(stage, seconds)
+        return self.stragglers.metrics
 
     def stop_reason(self) -> str:
         """Return the stop reason from the driver, or `preempted` if Ray is about to lose a machine of the run."""
