@@ -20,7 +20,7 @@ from groundray.training.events import StepDone
 KILLS = 30
 TRAINING_SECONDS = 12.0  # maximum time from the beginning of an attempt to its kill
 EARLY_SECONDS = 25.0  # maximum time from one kill to an early one
-MAX_WAIT_SECONDS = 60.0  # for the next attempt: a kill may have met a worker that was ending anyway
+MAX_WAIT_SECONDS = 180.0  # for the next attempt: a kill may have met a worker that was ending anyway, on a busy machine
 EARLY_FRACTION = 0.2  # of the kills, which may come before training starts
 
 
