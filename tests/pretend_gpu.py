@@ -34,6 +34,7 @@ from torch.utils import _pytree as trees
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import groundray
+from groundray.data import device_decoding
 
 PACKAGE = f"{Path(groundray.__file__).parent}/"
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -369,6 +370,7 @@ def _cuda_api(gpu: PretendGpu) -> dict[str, Any]:
             gpu.wait("Stream.synchronize")
 
     current = Stream()
+    decode_jpegs = device_decoding.decode_jpegs
     return {
         "torch.cuda.Event": Event,
         "torch.cuda.Stream": Stream,
@@ -380,6 +382,7 @@ def _cuda_api(gpu: PretendGpu) -> dict[str, Any]:
         "torch.cuda.max_memory_allocated": lambda *_: 0,
         "torch.Tensor.record_stream": lambda x, stream: None,
         "torch._C._group_tensors_by_device_and_dtype": by_device_and_dtype,
+        "groundray.data.device_decoding.decode_jpegs": lambda jpegs, _: _mark(decode_jpegs(jpegs, "cpu"), "cuda"),
         # the modes see one thread
         "groundray.data.device_copies.one_ahead": lambda items, name: items,
         "torch.autocast": lambda _, *args, **kwargs: autocast("cpu", *args, **kwargs),

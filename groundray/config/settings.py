@@ -205,6 +205,11 @@ class Data(Section):
         "process; null: one per CPU (`scaling.threads`, or the machine's), none where a CPU alone also trains. They "
         "start where more than a few seconds of decoding are left",
     )
+    jpeg_decoding: Literal["cpu", "gpu"] = Field(
+        default="cpu",
+        description="gpu: each worker's GPU decodes and crops baseline JPEGs with nvJPEG, ahead of the step; other "
+        "pictures are decoded on CPUs. Pixels differ a little from those of a CPU; needs `scaling.use_gpu`",
+    )
 
 
 class Features(Section):
@@ -607,6 +612,11 @@ class Settings(BaseSettings):
                     f"scaling.num_workers: {workers} workers cannot split {self.chunks} chunks evenly: "
                     f"use {counts} workers, or set scaling.chunks to a multiple of {workers}"
                 )
+        if self.data.jpeg_decoding == "gpu" and not self.scaling.use_gpu:
+            raise ValueError(
+                "data.jpeg_decoding: expected scaling.use_gpu true with gpu, got false: train on GPUs, or set "
+                "data.jpeg_decoding cpu"
+            )
         for name in self.stages:
             stage = getattr(self, name)
             if stage is None:
@@ -681,6 +691,7 @@ class Settings(BaseSettings):
                 "checkpoints.",
                 "data.prefetch",
                 "data.processes",
+                "data.jpeg_decoding",
                 "features.folder",
                 "features.max_gb",
                 "analysis.",
@@ -690,7 +701,8 @@ class Settings(BaseSettings):
         del identity["data.window"]  # what counts is each stage's
         identity |= {f"{name}.window": self.window(name) for name in self.stages}
         compiled = {"scaling.compile": True} if self.scaling.compile else {}  # rounds otherwise
-        return identity | {"scaling.chunks": self.chunks} | compiled
+        decoded = {"data.jpeg_decoding": "gpu"} if self.data.jpeg_decoding == "gpu" else {}  # other pixels
+        return identity | {"scaling.chunks": self.chunks} | compiled | decoded
 
 
 def _texts(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -1,8 +1,9 @@
 """Batches: the named tensors of one chunk of a global batch.
 
 A batch may be empty at the end of a validation epoch. Images are pixels 0-255, resized and cropped but not normalised,
-or a frozen trunk's feature maps of them in bfloat16. Tokens are word piece ids, padded to the longest text of the
-chunk, [CLS] and [SEP] included. An attention mask is True on word pieces and False on padding.
+or a frozen trunk's feature maps of them in bfloat16, or packed crops that a device is about to decode. Tokens are word
+piece ids, padded to the longest text of the chunk, [CLS] and [SEP] included. An attention mask is True on word pieces
+and False on padding.
 
 What decides the shapes of a model's tensors stays on the host (`Batch.on_host`), where reading it waits for no device.
 """
@@ -15,14 +16,19 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Bool, Int, UInt8, UInt16
+from jaxtyping import BFloat16, Bool, Int, Shaped, UInt8, UInt16
 from torch import Tensor
 
 Some = TypeVar("Some", bound="Batch")
 Images = TypeVar("Images", bound="ImageBatch")
 Pixels = UInt8[Tensor, "sample 3 height width"]
 FeatureMaps = BFloat16[Tensor, "sample channel row column"]
-ImageArrays = UInt8[np.ndarray, "sample 3 height width"] | UInt16[np.ndarray, "sample channel row column"]
+PackedCrops = UInt8[Tensor, " byte"]  # see `encoded_crops`
+ImageArrays = (
+    UInt8[np.ndarray, "sample 3 height width"]
+    | UInt16[np.ndarray, "sample channel row column"]
+    | Shaped[np.ndarray, " sample"]
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,12 @@ class Batch:
 class ImageBatch(Batch):
     """A batch with images."""
 
-    images: Pixels | FeatureMaps
+    images: Pixels | FeatureMaps | PackedCrops
+
+    @staticmethod
+    def of_images(ids: list[str], images: ImageArrays) -> ImageBatch:
+        """Return the batch of rows that have images alone."""
+        return ImageBatch(tuple(ids), _images(images))
 
     def without_images(self: Images, blank: Callable[[Tensor], Tensor]) -> Images:
         """Return the batch with blank images (`VisualStream.blank`), to see what a model predicts without vision."""
@@ -178,7 +189,9 @@ def _texts(
 
 
 def _images(array: ImageArrays) -> Tensor:
-    """Return pixels unchanged, and the bits of feature maps as bfloat16, a type that numpy lacks."""
+    """Return pixels, the bits of feature maps as bfloat16, a type that numpy lacks, and packed crops joined."""
+    if array.dtype == object:
+        return _tensor(np.frombuffer(bytearray().join(array), np.uint8))
     images = _tensor(array)
     return images.view(torch.bfloat16) if images.dtype == torch.uint16 else images
 

@@ -1,4 +1,4 @@
-"""Copies of batches to the device that trains, made ahead of the step that uses them."""
+"""Copies of batches to the device that trains, made ahead of the step that uses them. JPEGs are decoded there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from groundray.data.ahead import one_ahead
+from groundray.data.device_decoding import with_pixels
 from groundray.data.stream import Step
 
 
@@ -26,7 +27,7 @@ def on_device(steps: Iterator[Step], device: str) -> Iterator[Step]:
     def copied() -> Iterator[tuple[Step, torch.cuda.Event]]:
         for step in steps:
             with torch.cuda.device(device), torch.cuda.stream(copies):
-                placed, done = step.pinned().to(device), torch.cuda.Event()
+                placed, done = with_pixels(step.pinned(), device).to(device), torch.cuda.Event()
                 done.record(copies)
             yield placed, done
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -45,6 +45,12 @@ UNREADABLE = {
     b"<!DO": "a web page",
     b"<htm": "a web page",
 }
+# markers of a JPEG: its frame if it is baseline, its end, and segments that come before a frame
+BASELINE_FRAME, END = 0xFFC0, b"\xff\xd9"
+BEFORE_FRAME = {0xFFC4, 0xFFDB, 0xFFDD, 0xFFFE, *range(0xFFE0, 0xFFF0)}
+# horizontal and vertical factors of the first of three components, where those of the others are 1: 4:4:4 to 4:1:0
+SUBSAMPLINGS = {(1, 1), (2, 1), (2, 2), (1, 2), (4, 1), (4, 2)}
+RGB_COMPONENTS = (82, 71, 66)  # R, G and B: not YCbCr
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -106,6 +112,21 @@ class UnusableImage(ValueError):
         return UnusableImage(self.reason, f"{source}: {self}")
 
 
+class PlainJpeg(NamedTuple):
+    """What a JPEG's header says of its picture, as `decode` returns it.
+
+    Attributes:
+        width, height: of the upright, reduced picture.
+        reduction: 1, 2, 4 or 8, by which the stored picture is reduced.
+        orientation: EXIF orientation of the pixels that are stored, from 1 (upright) to 8.
+    """
+
+    width: int
+    height: int
+    reduction: int
+    orientation: int
+
+
 def decode(encoded: bytes, min_side: int | None = None, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """Return a picture as an image viewer shows it: mode RGB, 8 bits, sRGB, upright, its first frame, opaque.
 
@@ -137,6 +158,36 @@ def size(encoded: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
     with _opened(encoded, limits) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def plain_jpeg(encoded: bytes, min_side: int, limits: Limits = DEFAULT_LIMITS) -> PlainJpeg | None:
+    """Return what the header says of a JPEG that any decoder shows as `decode` does; None for all other pictures.
+
+    It is a baseline JPEG in YCbCr with a common chroma subsampling, in sRGB, and ends where it should. Other decoders
+    leave its orientation and its reduction to their caller.
+
+    Args:
+        min_side: as of `decode`.
+
+    Raises:
+        UnusableImage: the file is not a picture, or exceeds the limits.
+    """
+    with _opened(encoded, limits) as image:
+        if image.format != "JPEG" or image.mode != "RGB" or not encoded.endswith(END) or not _is_baseline(encoded):
+            return None
+        layers: Any = getattr(image, "layer", [])
+        (_, *factors, _), *others = layers
+        is_common = tuple(factors) in SUBSAMPLINGS and all(layer[1:3] == (1, 1) for layer in others)
+        is_ycc = image.info.get("adobe_transform", 1) == 1 and tuple(layer[0] for layer in layers) != RGB_COMPONENTS
+        profile = image.info.get("icc_profile")
+        if not is_common or not is_ycc or (profile and _transform(profile, image.mode)):
+            return None
+        orientation = _orientation(image)
+        stored_width = image.width
+        image.draft("RGB", (min_side, min_side))
+        reduction = next(factor for factor in (1, 2, 4, 8) if -(-stored_width // factor) == image.width)
+        width, height = image.size[::-1] if orientation >= 5 else image.size
+        return PlainJpeg(width, height, reduction, orientation)
 
 
 def format_of(encoded: bytes, limits: Limits = DEFAULT_LIMITS) -> str:
@@ -181,6 +232,17 @@ def _unidentified(encoded: bytes, formats: tuple[str, ...]) -> str:
     elif got == "a TIFF" and "TIFF" in formats:
         got = "a TIFF with a layout that Pillow does not read: convert it to 8 bits"
     return f"expected a picture ({', '.join(formats)}), got {got}"
+
+
+def _is_baseline(encoded: bytes) -> bool:
+    """Return True if the first frame of a JPEG is baseline, and only segments that may precede it do."""
+    at = 2
+    while at + 4 <= len(encoded):
+        marker, length = struct.unpack_from(">HH", encoded, at)
+        if marker not in BEFORE_FRAME:
+            return marker == BASELINE_FRAME
+        at += 2 + length
+    return False
 
 
 def _orientation(image: Image.Image) -> int:

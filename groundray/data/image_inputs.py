@@ -1,17 +1,29 @@
-"""Image inputs of a model: cropped pixels, or a frozen trunk's feature maps of them."""
+"""Image inputs of a model: cropped pixels, JPEGs that a device will decode, or a frozen trunk's feature maps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from jaxtyping import UInt8, UInt16
 
-from groundray.data.transforms import centre_crop, random_crop, stack_images
+from groundray.data.encoded_crops import pack_jpeg, pack_pixels
+from groundray.data.image_decoder import plain_jpeg
+from groundray.data.transforms import (
+    Box,
+    centre_box,
+    centre_crop,
+    random_box,
+    random_crop,
+    random_min_side,
+    stack_images,
+)
 from groundray.rng import hash64, hash_name
 
+MAX_PIXELS = 2**24  # of a JPEG for a device, which takes 3 bytes of its memory for each
 _CROP = 4  # keeps the draw of crops independent of other draws
 
 
@@ -47,6 +59,15 @@ class CentreCrop:
             (centre_crop(encoded.as_py(), self.resize, self.crop) for encoded in table["image"]), self.crop
         )
 
+    @property
+    def min_side(self) -> int:
+        """The short side that a reduced JPEG must keep."""
+        return self.resize
+
+    def box(self, row: pa.Table, width: int, height: int) -> tuple[Box, bool]:
+        """Return the box that `arrays` keeps of an image of this size, the only one of `row`; it is not mirrored."""
+        return centre_box(width, height, self.resize, self.crop), False
+
 
 @dataclass(frozen=True)
 class RandomCrop:
@@ -75,6 +96,44 @@ class RandomCrop:
             for encoded, key in zip(table["image"], table["crop"], strict=True)
         )
         return stack_images(crops, self.crop)
+
+    @property
+    def min_side(self) -> int:
+        """The short side that a reduced JPEG must keep."""
+        return random_min_side(self.crop, self.area)
+
+    def box(self, row: pa.Table, width: int, height: int) -> tuple[Box, bool]:
+        """Return the box that `arrays` keeps of an image of this size, the only one of `row`, and if it is mirrored."""
+        return random_box(width, height, self.area, self.flip, row["crop"][0].as_py())
+
+
+@dataclass(frozen=True)
+class EncodedCrops:
+    """Crops whose JPEGs stay encoded, for a device that decodes them (`device_decoding`).
+
+    Pictures that only the CPU's decoder shows rightly (`image_decoder.plain_jpeg`) are decoded here.
+    """
+
+    crops: CentreCrop | RandomCrop
+
+    def draw(self, table: pa.Table, epoch: int) -> pa.Table:
+        return self.crops.draw(table, epoch)
+
+    def arrays(self, table: pa.Table) -> npt.NDArray[Any]:
+        """Return the packed crop of each row (`encoded_crops`); for no rows, no pixels."""
+        if not len(table):
+            return self.crops.arrays(table)
+        packed = np.empty(len(table), object)
+        packed[:] = [self._packed(table.slice(row, 1)) for row in range(len(table))]
+        return packed
+
+    def _packed(self, row: pa.Table) -> bytes:
+        encoded = row["image"][0].as_py()
+        jpeg = plain_jpeg(encoded, self.crops.min_side)
+        if jpeg is None or jpeg.width * jpeg.height * jpeg.reduction**2 > MAX_PIXELS:
+            return pack_pixels(self.crops.arrays(row)[0])
+        box, is_mirrored = self.crops.box(row, jpeg.width, jpeg.height)
+        return pack_jpeg(encoded, jpeg, self.crops.crop, self.crops.min_side, box, is_mirrored)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from groundray.rng import hash64
 
 ASPECTS = (3 / 4, 4 / 3)  # minimum and maximum aspect of a random crop
 ATTEMPTS = 10
+Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels
 
 
 def centre_crop(encoded: bytes, resize: int, crop: int) -> UInt8[np.ndarray, "3 {crop} {crop}"]:
@@ -25,7 +26,7 @@ def centre_crop(encoded: bytes, resize: int, crop: int) -> UInt8[np.ndarray, "3 
     return _scaled(pixels, centre_box(*pixels.size, resize, crop), crop)
 
 
-def centre_box(width: int, height: int, resize: int, crop: int) -> tuple[float, float, float, float]:
+def centre_box(width: int, height: int, resize: int, crop: int) -> Box:
     """Return the box that `centre_crop` keeps: left, top, right and bottom, in pixels of the image before scaling.
 
     Sides and offsets are rounded as by torchvision's `Resize` (down) and `CenterCrop` (to the nearest, halves to even).
@@ -45,13 +46,21 @@ def random_crop(
     drawn again until the part fits into the image, at most ATTEMPTS times. After that it is the largest central part
     whose aspect is within ASPECTS.
     """
-    # an image decoded at a reduced size must have `crop` pixels even in the smallest part
-    pixels = decode(encoded, math.ceil(crop / math.sqrt(area[0])))
-    left, top, width, height = _part(*pixels.size, area, key)
-    pixels_of_part = _scaled(pixels, (left, top, left + width, top + height), crop)
-    return (
-        np.ascontiguousarray(pixels_of_part[:, :, ::-1]) if flip and _uniform(key, ATTEMPTS) < 0.5 else pixels_of_part
-    )
+    pixels = decode(encoded, random_min_side(crop, area))
+    box, is_mirrored = random_box(*pixels.size, area, flip, key)
+    pixels_of_part = _scaled(pixels, box, crop)
+    return np.ascontiguousarray(pixels_of_part[:, :, ::-1]) if is_mirrored else pixels_of_part
+
+
+def random_min_side(crop: int, area: tuple[float, float]) -> int:
+    """Return the short side that a reduced image must keep to have `crop` pixels even in the smallest part."""
+    return math.ceil(crop / math.sqrt(area[0]))
+
+
+def random_box(width: int, height: int, area: tuple[float, float], flip: bool, key: int) -> tuple[Box, bool]:
+    """Return the box that `random_crop` keeps, in pixels of the image before scaling, and whether it is mirrored."""
+    left, top, wide, tall = _part(width, height, area, key)
+    return (left, top, left + wide, top + tall), flip and _uniform(key, ATTEMPTS) < 0.5
 
 
 def stack_images(
@@ -80,9 +89,13 @@ def _part(width: int, height: int, area: tuple[float, float], key: int) -> tuple
     return (width - wide) / 2, (height - tall) / 2, wide, tall
 
 
-def _scaled(pixels: Image.Image, box: tuple[float, ...], side: int) -> UInt8[np.ndarray, "3 side side"]:
-    fitted = (max(0.0, box[0]), max(0.0, box[1]), min(box[2], pixels.width), min(box[3], pixels.height))
-    scaled = pixels.resize((side, side), Image.Resampling.BILINEAR, box=fitted)
+def fitted(box: Box, width: int, height: int) -> Box:
+    """Return a box without what rounding has put outside the image."""
+    return max(0.0, box[0]), max(0.0, box[1]), min(box[2], width), min(box[3], height)
+
+
+def _scaled(pixels: Image.Image, box: Box, side: int) -> UInt8[np.ndarray, "3 side side"]:
+    scaled = pixels.resize((side, side), Image.Resampling.BILINEAR, box=fitted(box, *pixels.size))
     return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))
 
 

@@ -36,6 +36,7 @@ from groundray.training.attempts import Attempt
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.compilation import check_compiler
 from groundray.training.identity import Identity
+from groundray.training.jpeg_decoding import check_decoder
 from groundray.training.layout import CHECKPOINTS, features_folder, folder_of
 from groundray.training.trunk_features import map_shape, refusal
 from groundray.versions import code_version, library_versions
@@ -136,9 +137,10 @@ def check(settings: Settings) -> CheckedRun:
 
     Raises:
         FileNotFoundError, ValueError: shards, tokenizer or weights cannot be used, or there is no compiler for
-            `scaling.compile`; the message names the repair.
+            `scaling.compile` or no decoder for `data.jpeg_decoding`; the message names the repair.
     """
     check_compiler(settings)
+    check_decoder(settings)
     settings = _with_recorded_windows(settings)
     tokenizer = load_tokenizer(settings.model.language)
     start = export.about(settings.run.start_from) if settings.run.start_from else None

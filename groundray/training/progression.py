@@ -27,6 +27,7 @@ from groundray.training.allocator import keep_freed_memory
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.compilation import compile_parts
 from groundray.training.events import Notice
+from groundray.training.jpeg_decoding import with_encoded_crops
 from groundray.training.layout import MODEL, RESULT, read_result
 from groundray.training.loop import train_stage
 from groundray.training.preflight import CheckedRun
@@ -60,6 +61,7 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
             metrics[stage.name] = finished.metrics
             continue
         stage = with_features(stage, run.settings, model.visual.trunk, worker)
+        stage = with_encoded_crops(stage, run.settings, worker.device)
         precision = stage.settings.precision
         if arithmetic.effective(precision, worker.device) != precision:
             worker.emit(Notice(f"{stage.name}.precision: {precision} is a format of GPUs, and float32 on a CPU"))

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from groundray import arithmetic
 from groundray.config import Settings
-from groundray.data import image_decoder, transforms
+from groundray.data import device_decoding, image_decoder, transforms
+from groundray.data.batches import ImageBatch
 from groundray.data.derived import (
     DerivedDataset,
     Encoder,
@@ -38,7 +39,7 @@ from groundray.data.derived import (
     tasks,
 )
 from groundray.data.image_decoder import UnusableImage
-from groundray.data.image_inputs import CentreCrop, FeatureMaps
+from groundray.data.image_inputs import CentreCrop, EncodedCrops, FeatureMaps
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source
 from groundray.model import trunk as trunks
@@ -67,25 +68,25 @@ class TrunkFeatures:
     """
 
     spec: DerivedDataset
-    crop: CentreCrop
+    crop: CentreCrop | EncodedCrops
     shape: tuple[int, int, int]
 
-    def encoder(self, trunk: nn.Module, device: str) -> Encoder[npt.NDArray[np.uint8]]:
+    def encoder(self, trunk: nn.Module, device: str) -> Encoder[ImageBatch]:
         """Return the encoder of images to feature maps with a trunk on a device."""
         return _TrunkEncoder(self.crop, trunk, device, str(self.spec.source.folder))
 
 
 @dataclass(frozen=True)
 class _TrunkEncoder:
-    crop: CentreCrop
+    crop: CentreCrop | EncodedCrops
     trunk: nn.Module
     device: str
     images: str  # folder of the images, for messages
     columns: tuple[str, ...] = ("id", "image")
 
-    def decode(self, table: pa.Table) -> npt.NDArray[np.uint8]:
+    def decode(self, table: pa.Table) -> ImageBatch:
         try:
-            return self.crop.arrays(table)
+            return ImageBatch.of_images(table["id"].to_pylist(), self.crop.arrays(table))
         except UnusableImage:
             for row in range(len(table)):
                 try:
@@ -94,9 +95,13 @@ class _TrunkEncoder:
                     raise problem.of(f"{self.images}: image {table['id'][row].as_py()!r} cannot be decoded") from None
             raise
 
-    def encode(self, item: npt.NDArray[np.uint8]) -> dict[str, pa.Array]:
+    def encode(self, item: ImageBatch) -> dict[str, pa.Array]:
+        try:
+            images = device_decoding.pixels_of([item], self.device)[0] if item.images.dim() == 1 else item.images
+        except UnusableImage as problem:
+            raise problem.of(self.images) from None
         with arithmetic.using("float32", self.device):
-            return {"image": _binary_rows(feature_maps(self.trunk, item, self.device))}
+            return {"image": _binary_rows(feature_maps(self.trunk, images, self.device))}
 
 
 def refusal(stage: Stage, settings: Settings) -> str | None:
@@ -124,9 +129,11 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
     features = {}
     for split, source in (("train", stage.train), ("val", stage.val)):
         crop: CentreCrop = _image_inputs(source)
+        is_encoded = settings.data.jpeg_decoding == "gpu"
+        decoded = {"jpeg_decoding": "gpu", "cuda": torch.version.cuda} if is_encoded else {}
         key = cache_key(
-            {"data": source.dataset.fingerprint, "trunk": trunk_digest, "crop": asdict(crop)},
-            code=(image_decoder, transforms, trunks, feature_maps, _binary_rows),
+            {"data": source.dataset.fingerprint, "trunk": trunk_digest, "crop": asdict(crop), **decoded},
+            code=(image_decoder, transforms, trunks, feature_maps, _binary_rows, *[device_decoding] * is_encoded),
             device="cuda" if settings.scaling.use_gpu else "cpu",
             stored="bfloat16",
         )
@@ -141,7 +148,7 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
             title="trunk features",
             out_of_space_hint="set features.folder to a larger place, or features.use to never",
         )
-        features[split] = TrunkFeatures(spec, crop, shape)
+        features[split] = TrunkFeatures(spec, EncodedCrops(crop) if is_encoded else crop, shape)
     return features
 
 
@@ -226,9 +233,9 @@ def started_event(what: str, spec: DerivedDataset) -> FeaturesStarted:
 
 
 @torch.no_grad()
-def feature_maps(trunk: nn.Module, images: npt.NDArray[np.uint8], device: str) -> npt.NDArray[np.uint16]:
+def feature_maps(trunk: nn.Module, images: Tensor, device: str) -> npt.NDArray[np.uint16]:
     """Return the feature maps [sample channel row column] of pixels as the bits of bfloat16 numbers."""
-    maps = trunk.eval()(torch.from_numpy(images).to(device))
+    maps = trunk.eval()(images.to(device))
     return maps.to(torch.bfloat16).contiguous().view(torch.uint16).cpu().numpy()
 
 
