@@ -4,15 +4,20 @@ The id is in the run's folder (`training/identity.py`) and in the tag `groundray
 folder that is deleted and used again holds another run. No MLflow run of another id is changed or deleted.
 
 Each step is logged exactly once, however often it was repeated: what was lost because a driver or worker was killed, or
-a server was down, is logged later from the run's own history. All calls happen on a separate thread with a timeout, so
-a tracking server that is slow or down never delays or ends a training run. The first failure is reported when it
-happens, and the number of events that could not be logged at the end. Passwords of a server are taken from the
-environment and hidden in every message.
+a server was down, is logged later from the run's own history. A tag of the MLflow run has the steps that it holds, and
+every call that logs steps sets it; files of history whose steps are all logged are not read.
+
+All calls happen on a separate thread with a timeout, so a tracking server that is slow or down never delays or ends a
+training run. Its end waits as long as what is left is being logged. The first failure is reported when it happens, and
+the number of events that could not be logged at the end. Passwords of a server are taken from the environment and
+hidden in every message.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 import logging
 import os
 import queue
@@ -21,7 +26,7 @@ import shlex
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,21 +35,27 @@ from groundray.credentials import TRACKING_URI, redacted, without_secrets
 from groundray.storage.folder import Folder
 from groundray.training import history, identity, layout, recovery
 from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
+from groundray.training.history import HistoryFile
 from groundray.training.identity import Identity
+from groundray.training.step_ranges import StepRanges
 from groundray.versions import code_version, library_versions, version_of
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+LOGGED_TAG = "groundray.logged"  # steps of each series, as ranges
+MAX_TAG = 5000  # characters of a tag's value
 ID_TAG, PARENT_TAG = "groundray.run_id", "groundray.sweep_id"
 FOLDER_TAG = "groundray.run"  # for people; earlier versions found a run by it
 TRAINING_EXPERIMENT = {
     "mlflow.experimentKind": "custom_model_development"
 }  # MLflow's page then opens on runs and curves
 FLUSH_SECONDS = 2.0
-CLOSE_TIMEOUT_SECONDS = 60.0
+CLOSE_TIMEOUT_SECONDS = 60.0  # without progress
+UPLOAD_BYTES_PER_SECOND = 2**20  # a slower upload of the model counts as none
 CHECK_SECONDS = 15.0  # for the answer of a server before a run starts
-MAX_METRICS = 1000  # in one call: limits of MLflow
+MAX_METRICS = 999  # in one call, with a tag: limits of MLflow
 MAX_PARAMETERS = 100
 PREFIXES = {StepDone: "", EpochDone: "/val", StageDone: "/best"}  # of an event's metrics, after the stage's name
+RELOG = "rerun the same command to log the rest"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 STATUSES: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED"}  # of a trial; any other was stopped
 
@@ -115,6 +126,7 @@ class Tracker:
         self._parent = parent
         self._jobs: queue.Queue[Event | dict[str, Any] | None] = queue.Queue()
         self._lost = 0
+        self._deadline = 0.0  # of the next progress
         self._thread = threading.Thread(target=self._work, name="groundray-tracking", daemon=True)
         self._thread.start()
 
@@ -123,14 +135,31 @@ class Tracker:
         self._jobs.put(event)
 
     def close(self, result: dict[str, Any] | None, status: Status = "FINISHED") -> None:
-        """End the MLflow run. Waits at most CLOSE_TIMEOUT_SECONDS for calls that are in progress."""
+        """End the MLflow run. Waits until all is logged, as long as each CLOSE_TIMEOUT_SECONDS bring progress.
+
+        A signal that interrupts the wait ends it with a warning.
+        """
         self._jobs.put({"result": result, "status": status})
         self._jobs.put(None)
-        self._thread.join(CLOSE_TIMEOUT_SECONDS)
+        self._progress()
+        started, told = time.monotonic(), False
+        try:
+            while self._thread.is_alive() and (left := self._deadline - time.monotonic()) > 0:
+                self._thread.join(min(left, CLOSE_TIMEOUT_SECONDS))
+                if self._thread.is_alive() and not told and time.monotonic() - started >= CLOSE_TIMEOUT_SECONDS:
+                    told = True
+                    self._warn(f"tracking: still logging what the server lacks; Ctrl-C ends it, and {RELOG}")
+        except KeyboardInterrupt:
+            self._warn(f"tracking: stopped before all was logged; the run itself is complete, {RELOG}")
+            return
         if self._thread.is_alive():
-            self._warn(f"tracking: no answer within {CLOSE_TIMEOUT_SECONDS:.0f} s; the run itself is complete")
+            self._warn(f"tracking: no answer within {CLOSE_TIMEOUT_SECONDS:.0f} s; the run itself is complete, {RELOG}")
         elif self._lost:
             self._warn(f"tracking: {self._lost} events could not be logged; the run itself is complete")
+
+    def _progress(self, seconds: float = 0.0) -> None:
+        """Note that there was progress, and that the next may take so many seconds more than CLOSE_TIMEOUT_SECONDS."""
+        self._deadline = time.monotonic() + CLOSE_TIMEOUT_SECONDS + seconds
 
     def _work(self) -> None:
         log: _Log | None = None
@@ -139,7 +168,7 @@ class Tracker:
             batch, closed = self._next_batch()
             try:
                 opened = log is None
-                log = log or _Log.open(self._settings, self._folder, self._run, self._parent)
+                log = log or _Log.open(self._settings, self._folder, self._run, self._parent, self._progress)
                 if opened or any(isinstance(job, dict | Attempted) for job in batch):  # events may be missing
                     log.catch_up(self._folder, self._warn)
                 log.metrics([event for event in batch if not isinstance(event, dict)])
@@ -171,13 +200,32 @@ class Tracker:
 class _Log:
     """An MLflow run that is open for writing."""
 
-    def __init__(self, client: Any, run_id: str, logged: set[tuple[str, int]], attaches_model: bool):
-        self._client, self._run_id, self._logged = client, run_id, logged
-        self._attaches_model = attaches_model
+    def __init__(
+        self,
+        client: Any,
+        run_id: str,
+        settings: Settings,
+        logged: dict[str, StepRanges],
+        attaches_model: bool,
+        progress: Callable[[float], None],
+    ):
+        self._client, self._run_id, self._settings, self._logged = client, run_id, settings, logged
+        self._attaches_model, self._progress = attaches_model, progress
+        self._epoch_steps: dict[str, int] = {}  # steps of an epoch, by stage
 
     @staticmethod
-    def open(settings: Settings, folder: Folder, run: Identity, parent: str | None) -> _Log:
-        """Find the MLflow run of a training run by its id, or create it with the run's parameters."""
+    def open(
+        settings: Settings,
+        folder: Folder,
+        run: Identity,
+        parent: str | None,
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> _Log:
+        """Find the MLflow run of a training run by its id, or create it with the run's parameters.
+
+        Args:
+            progress: is called where there is progress, with the extra seconds that the next may take.
+        """
         client = _client(settings)
         experiment = _experiment(client, settings)
         flat = {**dict(flatten(settings.model_dump(mode="json"))), "scaling.chunks": settings.chunks}
@@ -188,47 +236,97 @@ class _Log:
             if parent and (sweep := _find_run(client, settings, experiment, parent)):
                 tags["mlflow.parentRunId"] = sweep
         run_id = _reopen(client, experiment, settings, folder, run, "groundray.train", known, tags)
-        logged = {
-            (prefix, point.step)
-            for prefix in (stage + suffix for stage in settings.stages for suffix in PREFIXES.values())
-            for point in client.get_metric_history(run_id, f"{prefix}/loss")
-        }
-        for name, series in (("attempts", "attempted"), ("first_step_seconds", "recovered")):
-            logged |= {(series, point.step) for point in client.get_metric_history(run_id, f"recovery/{name}")}
-        return _Log(client, run_id, logged, attaches_model=parent is None)
+        return _Log(client, run_id, settings, _logged_steps(client, run_id, settings), parent is None, progress)
 
     def catch_up(self, folder: Folder, warn: Callable[[str], None]) -> None:
-        """Log what the files of a run have and MLflow lacks."""
-        self.metrics([event for event, _ in history.read(folder, warn)])
-        self.metrics(recovery.recoveries(folder))
+        """Log what the files of a run have and MLflow lacks. Files of which MLflow has all are not read."""
+        self.metrics(event for event, _ in history.read(folder, warn, self._lacks))
+        self.metrics(recovery.recoveries(folder, self._logged["recovered"]))
 
-    def metrics(self, events: Sequence[Event]) -> None:
+    def _lacks(self, file: HistoryFile) -> bool:
+        """Return False if MLflow has all events of a file of history, as far as its name tells."""
+        self._progress(0.0)
+        if file.stage not in self._settings.stages:
+            return True
+        steps, validated, best = (self._logged[file.stage + suffix] for suffix in PREFIXES.values())
+        if file.until is None:
+            return best.last < 0
+        epoch_steps = self._epoch_steps.get(file.stage)
+        if not file.after or not epoch_steps:
+            return True
+        done = range(*(cursor.epoch * epoch_steps + cursor.step + 1 for cursor in (file.after, file.until)))
+        epochs = range(file.after.epoch + 1, file.until.epoch + 1)
+        return not all(step in steps for step in done) or not all(end * epoch_steps in validated for end in epochs)
+
+    def metrics(self, events: Iterable[Event]) -> None:
         """Log each event once: steps as `grounding/loss`, validation as `grounding/val/loss`, a stage's best epoch as
         `grounding/best/loss`, and recovery as `recovery/...` with the attempt's number as the step."""
         from mlflow.entities import Metric
 
         new: dict[tuple[str, int], list[Any]] = {}
         for event in events:
-            if (entry := _entry(event)) and (entry.series, entry.step) not in self._logged:
-                new[entry.series, entry.step] = [
+            self._progress(0.0)
+            if isinstance(event, StepDone):
+                epochs = self._settings.stage(event.stage).epochs
+                self._epoch_steps[event.stage] = 0 if event.steps % epochs else event.steps // epochs
+            if (entry := _entry(event)) and entry.step not in self._logged[entry.series]:
+                points = [
                     Metric(f"{entry.prefix}/{name.replace('@', '_at_')}", value, int(entry.time * 1000), entry.step)
                     for name, value in entry.metrics.items()
                 ]
-        while new:
-            part: dict[tuple[str, int], list[Any]] = {}
-            while new and sum(map(len, part.values())) + len(next(iter(new.values()))) <= MAX_METRICS:
-                key = next(iter(new))
-                part[key] = new.pop(key)
-            self._client.log_batch(self._run_id, metrics=[point for points in part.values() for point in points])
-            self._logged |= part.keys()
+                if sum(map(len, new.values())) + len(points) > MAX_METRICS:
+                    self._send(new)
+                    new = {}
+                new[entry.series, entry.step] = points
+        if new:
+            self._send(new)
+
+    def _send(self, new: Mapping[tuple[str, int], Sequence[Any]]) -> None:
+        """Log points by series and step, and the tag that tells which there are."""
+        from mlflow.entities import RunTag
+
+        logged = copy.deepcopy(self._logged)
+        for series, step in new:
+            logged[series].add(step)
+        tag = json.dumps({series: steps.as_json() for series, steps in logged.items()}, separators=(",", ":"))
+        points = [point for each in new.values() for point in each]
+        tags = [RunTag(LOGGED_TAG, tag if len(tag) <= MAX_TAG else "")]
+        self._client.log_batch(self._run_id, metrics=points, tags=tags)
+        self._logged = logged
+        self._progress(0.0)
 
     def end(self, result: dict[str, Any] | None, status: Status, folder: Folder) -> None:
         """Log the result and the model, and end the MLflow run."""
         if result is not None:
             self._client.log_dict(self._run_id, result, "result.json")
             if self._attaches_model:
+                size = sum((folder / "model").sizes().values())
+                self._progress(size / UPLOAD_BYTES_PER_SECOND)
                 _attach_model(self._client, self._run_id, folder)
+                self._progress(0.0)
         self._client.set_terminated(self._run_id, status)
+
+
+def _logged_steps(client: Any, run_id: str, settings: Settings) -> dict[str, StepRanges]:
+    """Return the steps that an MLflow run has of each series."""
+    keys = {stage + suffix: f"{stage}{suffix}/loss" for stage in settings.stages for suffix in PREFIXES.values()}
+    keys |= {"attempted": "recovery/attempts", "recovered": "recovery/first_step_seconds"}
+    run = client.get_run(run_id)
+    newest = {metric.key: metric.step for metric in run.to_proto().data.metrics}
+    try:
+        tag = json.loads(run.data.tags[LOGGED_TAG])
+        logged = {series: StepRanges.parse(tag[series]) for series in keys}
+        if all(newest.get(key, -1) <= logged[series].last for series, key in keys.items()):
+            return logged
+    except (KeyError, ValueError, TypeError):
+        pass
+    # an earlier version logged some, or a call was interrupted before it set the tag
+    return {
+        series: StepRanges(sorted(point.step for point in client.get_metric_history(run_id, key)))
+        if key in newest
+        else StepRanges()
+        for series, key in keys.items()
+    }
 
 
 class SweepLog:

@@ -1,12 +1,14 @@
-"""Iterates one item ahead of the caller, on a thread."""
+"""Iterates ahead of the caller, on threads."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def one_ahead(items: Iterator[Item], name: str) -> Generator[Item]:
@@ -28,3 +30,16 @@ def one_ahead(items: Iterator[Item], name: str) -> Generator[Item]:
             del item  # or it would be held while the next one is waited for
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], max_pending: int
+) -> Iterator[Result]:
+    """Yield the function's results in order, with at most `max_pending` calls running or waiting to be taken."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) == max_pending:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

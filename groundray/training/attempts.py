@@ -22,6 +22,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from groundray.storage.seals import Damaged
 from groundray.training.layout import ATTEMPTS
 
 UNSEALED_KEYS = "host|process|began|stage|done|time|ended"  # of files that earlier versions wrote without a seal
+READS = 16  # concurrent reads of a store
 TOKEN = r"(\d+)(?:-([0-9a-f]{8}))?"
 
 
@@ -146,11 +148,16 @@ def latest(run: Folder) -> Attempt:
 
 def begun(run: Folder) -> dict[FencingToken, dict[str, Any]]:
     """Returns what each attempt began with, without the notes that are damaged."""
-    notes = {}
-    for token, name in _note_names(run).items():
+    names = _note_names(run)
+
+    def read(name: str) -> dict[str, Any] | None:
         with contextlib.suppress(ValueError):
-            notes[token] = (run / ATTEMPTS).read_sealed(name)
-    return notes
+            return (run / ATTEMPTS).read_sealed(name)
+        return None
+
+    with ThreadPoolExecutor(READS) as pool:
+        notes = zip(names, pool.map(read, names.values()), strict=True)
+        return {token: note for token, note in notes if note is not None}
 
 
 def damaged(run: Folder) -> dict[FencingToken, str]:

@@ -10,21 +10,56 @@ was killed are in no file: they were done again.
 
 from __future__ import annotations
 
+import heapq
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+from groundray.data.ahead import map_ahead
+from groundray.data.plan import Cursor
 from groundray.data.stream import Step
 from groundray.distributed import gather_strings
 from groundray.storage.folder import Folder
 from groundray.training import attempts
-from groundray.training.attempts import FencingToken
+from groundray.training.attempts import READS, FencingToken
 from groundray.training.events import EpochDone, StageDone, StepDone
 from groundray.training.layout import HISTORY
 
 KINDS = {kind.__name__: kind for kind in (StepDone, EpochDone, StageDone)}
 Recorded = StepDone | EpochDone | StageDone
+Position = tuple[int, int, int]  # of an event in a run: stage, step, kind
+NAME = re.compile(r"(\w+)-(?:(\d+)-(\d+)|done)-a")
+
+
+@dataclass(frozen=True)
+class HistoryFile:
+    """The name of a file, and what follows from it.
+
+    Attributes:
+        name: in `RUN/history/`.
+        stage: the stage of its events.
+        after: where its events begin: at the cursor of the attempt's previous file, or where the attempt resumed; None
+            if that is not known.
+        until: the cursor of the checkpoint that follows its events; None in the file of a finished stage.
+    """
+
+    name: str
+    stage: str
+    after: Cursor | None
+    until: Cursor | None
+
+
+class _Segment(NamedTuple):
+    """A file of the attempt with a rank, 0 for the newest, whose events count from `start` up to `end`."""
+
+    rank: int
+    start: Position
+    end: Position
+    file: HistoryFile
 
 
 def to_line(event: Recorded, samples: list[list[str]] | None = None) -> str:
@@ -52,62 +87,141 @@ def write(run: Folder, name: str, lines: tuple[str, ...]) -> None:
 
 
 def read(
-    run: Folder, warn: Callable[[str], None] = lambda _: None
+    run: Folder,
+    warn: Callable[[str], None] = lambda _: None,
+    is_wanted: Callable[[HistoryFile], bool] = lambda _: True,
 ) -> Iterator[tuple[Recorded, list[list[str]] | None]]:
     """Yields the events of a run in order, each once, and the samples of those steps that recorded them.
 
     The lines of an attempt count up to the point where the next one resumed: what follows was done again, or written
-    by a worker on a host that was cut off. Damaged lines are left out, with a warning.
+    by a worker on a host that was cut off. Damaged lines are left out, with a warning. Files are read when their
+    events are due, those of a store ahead of that; memory holds few of them at a time.
+
+    Args:
+        is_wanted: is asked before a file is read; the events of others are left out.
     """
-    begun, lines = attempts.begun(run), by_attempt(run, warn)
+    begun = attempts.begun(run)
     order = {stage: index for note in begun.values() for index, stage in enumerate(note["stages"])}
+    files = _files(run, begun, order)
+    end: Position = (len(order), 0, 0)
+    successive: list[_Segment] = []
+    others: list[list[_Segment]] = []  # of attempts with damaged notes: nothing tells where they began
+    for rank, token in enumerate(sorted(begun.keys() | files.keys(), reverse=True)):
+        start = _start(begun[token], order) if token in begun else (-1, 0, 0)
+        segment = [_Segment(rank, start, end, file) for file in files.get(token, ()) if start < end]
+        if token in begun:
+            successive = segment + successive
+            end = min(end, start)
+        else:
+            others.append(segment)
+    with ThreadPoolExecutor(READS, thread_name_prefix="groundray-history") as pool:
+        streams = [_records(run / HISTORY, stream, order, warn, is_wanted, pool) for stream in (successive, *others)]
+        last: Position | None = None
+        for where, _, record in heapq.merge(*streams, key=lambda item: item[:2]):
+            if where != last:  # else a newer attempt has it too
+                yield _from_record(record)
+            last = where
 
-    def position(record: dict[str, Any]) -> tuple[int, int, int]:
-        """Returns where a record is in the run: stage, step, and a validation after the step before it."""
-        return order[record["stage"]], record["step"], list(KINDS).index(record["event"])
 
-    counted: dict[tuple[int, int, int], dict[str, Any]] = {}
-    end = (len(order), 0, 0)
-    for token in sorted(begun.keys() | lines.keys(), reverse=True):  # newer ones may build on one with a damaged note
-        own = {position(record): record for record in lines.get(token, ()) if record["stage"] in order}
-        counted = {where: record for where, record in own.items() if where < end} | counted
-        if token in begun and (stage := begun[token]["stage"]) is not None:
-            validated = 1 if begun[token]["step"] else 2  # at the end of an epoch, its validation is done
-            end = min(end, (order[stage], begun[token]["done"], validated))
-    for _, record in sorted(counted.items(), key=lambda item: item[0]):
-        yield _from_record(record)
-
-
-def by_attempt(run: Folder, warn: Callable[[str], None] = lambda _: None) -> dict[FencingToken, list[dict[str, Any]]]:
-    """Returns all lines of each attempt, whether they count or not."""
+def first_times(run: Folder, tokens: Collection[FencingToken]) -> dict[FencingToken, float]:
+    """Returns when the first event of each of these attempts was recorded, in seconds since 1970, if one was."""
+    files = _files(run, {}, {}) if tokens else {}
     folder = run / HISTORY
-    records: dict[FencingToken, list[dict[str, Any]]] = {}
-    for name in folder.names():
+
+    def first(token: FencingToken) -> float | None:
+        for file in files.get(token, ()):
+            if records := _parse(folder, file.name, _content(folder, file.name), lambda _: None):
+                return min(record["time"] for record in records)
+        return None
+
+    with ThreadPoolExecutor(READS) as pool:
+        found = zip(tokens, pool.map(first, tokens), strict=True)
+        return {token: time for token, time in found if time is not None}
+
+
+def _start(note: Mapping[str, Any], order: Mapping[str, int]) -> Position:
+    """Returns the position from which on the events of an attempt count, which those of older attempts do not reach."""
+    if note["stage"] is None:  # all are finished
+        return len(order), 0, 0
+    validated = 1 if note["step"] else 2  # at the end of an epoch, its validation is done
+    return order[note["stage"]], note["done"], validated
+
+
+def _files(
+    run: Folder, begun: Mapping[FencingToken, Mapping[str, Any]], order: Mapping[str, int]
+) -> dict[FencingToken, list[HistoryFile]]:
+    """Returns the files of each attempt in the order in which they were written."""
+    found: dict[FencingToken, list[HistoryFile]] = {}
+    for name in (run / HISTORY).names():
         token = attempts.token_of(name)
-        if token.number < 0 or not name.endswith(".jsonl"):  # of a process that was killed while it wrote
-            continue
-        own = records.setdefault(token, [])
+        if token.number >= 0 and name.endswith(".jsonl"):  # others are of a process that was killed while it wrote
+            match = NAME.match(name)
+            until = Cursor(int(match[2]), int(match[3])) if match and match[2] else None
+            found.setdefault(token, []).append(HistoryFile(name, match[1] if match else "", None, until))
+    for token, files in found.items():
+        files.sort(key=lambda file: (order.get(file.stage, -1), file.until is None, file.until or Cursor(), file.name))
+        if (note := begun.get(token)) and note["stage"] is not None:
+            reached = {stage: Cursor() for stage in order if order[stage] > order[note["stage"]]}
+            reached[note["stage"]] = Cursor(note["epoch"], note["step"])
+            for index, file in enumerate(files):
+                files[index] = replace(file, after=reached.get(file.stage))
+                if file.until:
+                    reached[file.stage] = file.until
+    return found
+
+
+def _records(
+    folder: Folder,
+    segments: Sequence[_Segment],
+    order: Mapping[str, int],
+    warn: Callable[[str], None],
+    is_wanted: Callable[[HistoryFile], bool],
+    pool: ThreadPoolExecutor,
+) -> Iterator[tuple[Position, int, dict[str, Any]]]:
+    """Yields the records of files that count, with their positions and the ranks of their attempts."""
+    wanted = (segment for segment in segments if is_wanted(segment.file))
+    contents = map_ahead(
+        pool, lambda segment: (segment, _content(folder, segment.file.name)), wanted, 2 if folder.local else READS
+    )
+    for segment, content in contents:
+        for record in _parse(folder, segment.file.name, content, warn):
+            if record["stage"] in order:
+                # a validation comes after the step before it
+                where = (order[record["stage"]], record["step"], list(KINDS).index(record["event"]))
+                if segment.start <= where < segment.end:
+                    yield where, segment.rank, record
+
+
+def _content(folder: Folder, name: str) -> bytes | OSError:
+    """Returns the content of a file, or why it cannot be read."""
+    try:
+        return folder.read_bytes(name)
+    except OSError as error:  # a folder, say, where a file was
+        return error
+
+
+def _parse(folder: Folder, name: str, content: bytes | OSError, warn: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Returns the whole lines of a file, whether they count or not."""
+    if isinstance(content, OSError):
+        warn(f"{folder}/{name} cannot be read and is left out: {content}")
+        return []
+    texts = content.splitlines()
+    if not texts:
+        warn(f"{folder}/{name} is damaged: it is empty")
+    records: list[dict[str, Any]] = []
+    expected = len(texts)
+    for text in texts:
         try:
-            texts = folder.read_bytes(name).splitlines()
-        except OSError as error:  # a folder, say, where a file was
-            warn(f"{folder}/{name} cannot be read and is left out: {error}")
+            record = json.loads(text)
+            _check_seal(record)
+            if "line" in record:
+                expected = record.pop("line")[1]
+            _from_record(record)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             continue
-        if not texts:
-            warn(f"{folder}/{name} is damaged: it is empty")
-        expected, lines = len(texts), 0
-        for text in texts:
-            try:
-                record = json.loads(text)
-                _check_seal(record)
-                if "line" in record:
-                    expected = record.pop("line")[1]
-                _from_record(record)
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-                continue
-            own.append(record)
-            lines += 1
-        if (missing := expected - lines) > 0:
-            warn(f"{folder}/{name} is damaged: {missing} of its {expected} lines are left out")
+        records.append(record)
+    if (missing := expected - len(records)) > 0:
+        warn(f"{folder}/{name} is damaged: {missing} of its {expected} lines are left out")
     return records
 
 

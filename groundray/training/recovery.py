@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -98,15 +98,20 @@ def begin(
     return CheckpointStore(start.attempt(run)), start
 
 
-def recoveries(run: Folder) -> list[Attempted | Recovered]:
-    """Returns the events of each attempt's beginning and first step, from the run's files."""
+def recoveries(run: Folder, recovered: Container[int] = ()) -> list[Attempted | Recovered]:
+    """Returns the events of each attempt's beginning and first step, from the run's files.
+
+    Args:
+        recovered: numbers of attempts whose first step is left out.
+    """
     events: list[Attempted | Recovered] = []
-    steps = history.by_attempt(run)
-    for mark, note in sorted(attempts.begun(run).items(), key=lambda item: item[0]):
+    notes = sorted(attempts.begun(run).items(), key=lambda item: item[0])
+    times = history.first_times(run, [mark for mark, _ in notes if mark.number > 1 and mark.number not in recovered])
+    for mark, note in notes:
         start = _start(note)
         events.append(start.event())
-        if mark.number > 1 and (own := steps.get(mark)):
-            events.append(start.recovered(min(line["time"] for line in own)))
+        if mark in times:
+            events.append(start.recovered(times[mark]))
     return events
 
 
