@@ -10,9 +10,8 @@ from functools import partial
 from rich.console import Console
 
 from groundray.cli.command import plain_console, run_command
-from groundray.cli.preparation import prepare
+from groundray.cli.preparation import add_options, prepare
 from groundray.cli.workdir import go_home
-from groundray.data.schema import ROW_GROUP_BYTES
 from groundray.data.sources import SOURCES
 
 
@@ -36,11 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     for source in SOURCES:
         command = sources.add_parser(source.name, help=source.help, description=source.description)
         source.add_options(command)
-        command.add_argument("--out", required=True, metavar="DIR", help="folder or URL to write the shards to")
-        command.add_argument("--strict", action="store_true", help="write nothing if anything has to be rejected")
-        command.add_argument("--overwrite", action="store_true", help="replace another source's shards in --out")
-        command.add_argument("--verbose", action="store_true", help="show Ray's own logs, where RAY_ADDRESS is set")
-        command.add_argument("--row-group-mb", type=float, default=ROW_GROUP_BYTES / 2**20, help=argparse.SUPPRESS)
+        add_options(command, source.images)
         command.set_defaults(source=source)
     return parser
 

@@ -141,20 +141,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     write_world(source, num_scenes=72, num_val=20, objects_per_noun=4, workers=1)
     words = None
     for split in ("train", "val"):
-        captioned = coco.read_captions(source / "coco" / "annotations" / f"captions_{split}.json").images
-        write(root, "captions", split, coco.rows(checked(source / "coco" / split, captioned)))
+        captioned = coco.Captions(source / "coco" / "annotations" / f"captions_{split}.json", root, [])
+        write(root, "captions", split, coco.rows(checked(source / "coco" / split, captioned.images())))
 
         folder = source / "visual_genome" / split
         files = visual_genome.Files(
             *(folder / f"{name}.json" for name in ("objects", "attributes", "relationships", "image_data"))
         )
-        found = visual_genome.read_graphs(files, visual_genome.Filter(vocabulary=words))
+        found = visual_genome.SceneGraphs(files, visual_genome.Filter(vocabulary=words), [])
         words = (found.predicates, found.classes)
-        rows = visual_genome.rows(checked(source / "coco" / split, found.graphs))
+        rows = visual_genome.rows(checked(source / "coco" / split, found.graphs()))
         write(root, "scene_graphs", split, rows, {"classes": found.classes, "predicates": found.predicates})
 
-        labelled = image_folder.read_folder(source / "objects" / split)
-        rows = image_folder.rows(checked(source / "objects" / split, labelled.images))
+        labelled = image_folder.ClassFolders(source / "objects" / split, [])
+        rows = image_folder.rows(checked(source / "objects" / split, labelled.images()))
         write(root, "labelled_images", split, rows, {"classes": labelled.classes}, name="objects")
         write(root, "text", split, text.read_lines([source / "text" / f"{split}.txt"], []))
     return SmallWorld(source, root / "shards")

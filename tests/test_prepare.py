@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,9 +20,10 @@ from conftest import SmallWorld
 from PIL import Image
 
 from groundray import prepare
-from groundray.data import parts
+from groundray.data import part_processes, parts
 from groundray.data.schema import Dataset
 from groundray.data.shards import read_rows
+from groundray.data.sources import protocol
 from groundray.storage.folder import Folder
 
 
@@ -42,6 +44,17 @@ def source(world: SmallWorld, tmp_path: Path) -> Path:
 
 def words(source: Path, out: Path, *more: str) -> list[str]:
     return ["coco", "--images", f"{source}/images", "--captions", f"{source}/captions.json", "--out", str(out), *more]
+
+
+def in_parts_of_five(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    """Have parts of five samples, each worth a process."""
+    monkeypatch.setattr(protocol, "ITEMS_PER_PART", 5)
+    monkeypatch.setattr(part_processes, "WORTH_SAMPLES", 0)
+    monkeypatch.setattr("joblib.cpu_count", lambda: processes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_usable_images_are_written_and_others_named(
@@ -86,13 +99,12 @@ def test_usable_images_are_written_and_others_named(
 def test_a_cluster_and_processes_write_the_same_bytes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    in_parts_of_five(monkeypatch, 1)
     assert prepare.main(words(source, tmp_path / "processes")) == 0
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # the session's cluster, to which this process is connected
     assert prepare.main(words(source, tmp_path / "cluster")) == 0
-    names = sorted(file.name for file in (tmp_path / "cluster").iterdir())
-    assert names == ["dataset.json", "rejected.jsonl", "shard-00000.parquet"]
-    for name in names:
-        assert (tmp_path / "processes" / name).read_bytes() == (tmp_path / "cluster" / name).read_bytes()
+    assert len(Dataset.open(str(tmp_path / "cluster")).shards) == 4
+    assert contents(tmp_path / "processes") == contents(tmp_path / "cluster")
 
 
 def test_strict_writes_nothing_if_something_is_rejected(
@@ -311,3 +323,181 @@ def test_a_signal_to_all_processes_of_a_pool_gives_one_line(tmp_path: Path, numb
     assert child.stderr.read() == "interrupted; nothing was written\n"
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_any_number_of_processes_writes_the_same_bytes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    assert prepare.main(words(source, whole)) == 0
+    for processes in (1, 2, 4):
+        in_parts_of_five(monkeypatch, processes)
+        assert prepare.main(words(source, tmp_path / f"by{processes}")) == 0
+    made = contents(tmp_path / "by1")
+    assert contents(tmp_path / "by2") == contents(tmp_path / "by4") == made
+    assert sorted(made) == [
+        *("dataset.json", "rejected.jsonl"),
+        *(f"shard-0000{part}-000.parquet" for part in range(4)),
+    ]
+    # one part has the same rows, counts and rejected items
+    parted, at_once = (Dataset.open(str(folder)) for folder in (tmp_path / "by1", whole))
+    rows = (read_rows(dataset, np.arange(17), ["id", "image", "captions"]) for dataset in (parted, at_once))
+    assert next(rows).equals(next(rows))
+    assert (parted.counts, parted.source) == (at_once.counts, at_once.source)
+    assert made["rejected.jsonl"] == (whole / "rejected.jsonl").read_bytes()
+
+
+def test_an_interrupted_command_goes_on_with_whole_parts(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_parts_of_five(monkeypatch, 1)
+    out = tmp_path / "out" / "shards"
+    assert prepare.main(words(source, tmp_path / "expected")) == 0
+    written: list[int] = []
+    real = parts.write_shard_files
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(written) == 2:
+            written.clear()
+            (arguments[0] / ".").write_bytes("shard-00002-000.parquet", b"cut")  # as a process that was killed
+            os.kill(os.getpid(), signal.SIGINT)
+        written.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(parts, "write_shard_files", interrupted)
+    assert prepare.main(words(source, out)) == 130
+    assert capsys.readouterr().err == "interrupted; 2 whole parts are kept: the same command goes on\n"
+    assert not out.exists()
+    (work,) = out.parent.iterdir()
+
+    # a damaged shard and a damaged record are made again; another source's parts are not used
+    (work / "new" / "shard-00000-000.parquet").write_bytes(b"")
+    monkeypatch.setattr(parts, "write_shard_files", real)
+    (source / "images" / "90.jpg").rename(source / "images" / "moved.jpg")
+    other = tmp_path / "out" / "other"
+    shutil.copytree(work, other.parent / work.name.replace(".shards", ".other"))
+    assert prepare.main(words(source, other)) == 0
+    assert "whole from an earlier command" not in capsys.readouterr().out
+    (source / "images" / "moved.jpg").rename(source / "images" / "90.jpg")
+
+    assert prepare.main(words(source, out)) == 0
+    assert "1 part is whole from an earlier command" in capsys.readouterr().out
+    assert contents(out) == contents(tmp_path / "expected")
+    assert sorted(path.name for path in out.parent.iterdir()) == ["other", "shards"]
+
+
+def test_a_full_disk_keeps_whole_parts(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_parts_of_five(monkeypatch, 1)
+    real, left = Folder.open_output, [8]
+
+    def full(folder: Folder, name: str, flush: bool = True) -> Any:
+        left[0] -= name != "owner.json"
+        if left[0] <= 0 and name != "owner.json":
+            raise OSError(errno.ENOSPC, "No space left on device: free space there", f"{folder}/{name}")
+        return real(folder, name, flush)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Folder, "open_output", full)
+        assert prepare.main(words(source, tmp_path / "shards")) == 2
+    error = capsys.readouterr().err
+    assert "free space there" in error
+    assert "2 whole parts are kept: the same command goes on" in error
+    assert prepare.main(words(source, tmp_path / "shards")) == 0
+    assert "2 parts are whole from an earlier command" in capsys.readouterr().out
+    assert Dataset.open(str(tmp_path / "shards")).rows == 17
+
+
+def test_options_of_all_sources_change_what_is_written(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = source / "captions.json"
+    captions = json.loads(file.read_text())
+    first = captions["annotations"][15]
+    captions["annotations"].append({**first, "id": 1000, "caption": first["caption"].upper() + " ."})
+    file.write_text(json.dumps(captions))
+    assert prepare.main(words(source, tmp_path / "all")) == 0
+    options = ("--limit", "8", "--max-side", "40", "--quality", "70", "--drop-duplicate-captions")
+    assert prepare.main(words(source, tmp_path / "some", *options)) == 0
+    whole, some = (Dataset.open(str(tmp_path / name)) for name in ("all", "some"))
+    assert some.rows == 5  # of the first eight, three are bad
+    assert some.counts["left out, captions said twice"] == 1
+    assert {name: some.source[name] for name in ("limit", "max_side", "quality", "drop_duplicate_captions")} == {
+        "limit": 8,
+        "max_side": 40,
+        "quality": 70,
+        "drop_duplicate_captions": True,
+    }
+    assert not {"limit", "max_side", "quality", "min_side"} & set(whole.source)
+    tables = [read_rows(dataset, np.arange(5), ["id", "width", "height", "captions"]) for dataset in (whole, some)]
+    assert tables[0]["id"] == tables[1]["id"]
+    assert {max(row["width"], row["height"]) for row in tables[1].to_pylist()} == {40}
+    assert sum(map(len, tables[0]["captions"].to_pylist())) == sum(map(len, tables[1]["captions"].to_pylist())) + 1
+    assert prepare.main(words(source, tmp_path / "none", "--min-side", "5000")) == 2
+    assert "17 x image: too small" in capsys.readouterr().err
+    for wrong, message in (
+        (("--limit", "0"), "--limit: expected at least 1, got 0"),
+        (("--max-side", "9", "--quality", "96"), "--quality: expected 1 to 95, got 96"),
+        (("--quality", "50"), "--quality: expected --max-side too"),
+    ):
+        assert prepare.main(words(source, tmp_path / "none", *wrong)) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("anywhere", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
+def test_a_source_in_a_store_gives_the_same_shards(
+    world: SmallWorld, source: Path, tmp_path: Path, anywhere: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Folder.at(anywhere).upload(source, "coco")
+    Folder.at(anywhere).upload(world.source / "objects", "objects")
+    Folder.at(anywhere).upload(world.source / "text", "text")
+    for mine, theirs, out in (
+        (words(source, tmp_path), words(Path("AT/coco"), tmp_path), "."),
+        (["image-folder", "--root", f"{world.source}/objects"], ["image-folder", "--root", "AT/objects"], "train"),
+        (["text", "--files", f"{world.source}/text/val.txt"], ["text", "--files", "AT/text/val.txt"], "."),
+    ):
+        made = []
+        for number, command in enumerate((mine, theirs)):
+            folder = tmp_path / f"{mine[0]}{number}"
+            command = [word.replace("AT/", f"{anywhere}/") for word in command if word not in ("--out", str(tmp_path))]
+            assert prepare.main([*command, "--out", str(folder)]) == 0, capsys.readouterr().err
+            made.append(Dataset.open(str(folder / out)))
+        assert made[0].fingerprint == made[1].fingerprint
+        assert made[0].counts == made[1].counts
+    missing = ["coco", "--images", f"{anywhere}/none", "--captions", f"{anywhere}/coco/captions.json"]
+    assert prepare.main([*missing, "--out", str(tmp_path / "none")]) == 2
+    assert f"there is no folder {anywhere}/none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("anywhere", ["local", "s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
+def test_a_killed_command_goes_on_and_gives_the_same_bytes(source: Path, tmp_path: Path, anywhere: str) -> None:
+    """It is killed before its n-th write, for n that grow, until it ends."""
+    script = (
+        "import os, sys\n"
+        "from groundray.data.sources import protocol\n"
+        "protocol.ITEMS_PER_PART = 5\n"
+        "from groundray import prepare\n"
+        "from groundray.storage.folder import Folder\n"
+        "left, real = [int(sys.argv[1])], Folder.open_output\n"
+        "def open_output(folder, name, flush=True):\n"
+        "    left[0] -= 1\n"
+        "    if not left[0]:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return real(folder, name, flush)\n"
+        "Folder.open_output = open_output\n"
+        "sys.exit(prepare.main(sys.argv[2:]))\n"
+    )
+    out = Folder.at(anywhere) / "shards"
+    printed = ""
+    for write in (2, 5, 7, 8, 1000):
+        child = [sys.executable, "-c", script, str(write), *words(source, Path("unused"))[:-1], str(out)]
+        ended = subprocess.run(child, capture_output=True, text=True, check=False)
+        assert ended.returncode == (0 if write == 1000 else -signal.SIGKILL), ended.stderr
+        printed += ended.stdout
+    assert "whole from an earlier command" in printed
+    with pytest.MonkeyPatch.context() as patches:
+        in_parts_of_five(patches, 1)
+        assert prepare.main(words(source, tmp_path / "expected")) == 0
+    assert {name: out.read_bytes(name) for name in out.files()} == contents(tmp_path / "expected")
+    assert out.parent.names() == ["shards"]

@@ -42,7 +42,7 @@ def run_command(
 
     Args:
         work: the command; takes the console for stderr.
-        interrupted: the line to print after a signal.
+        interrupted: the line to print after a signal, unless the KeyboardInterrupt has a message.
         unusable: exceptions for exit status 2.
         failed: exceptions for exit status 1, checked before `unusable`.
     """
@@ -54,8 +54,8 @@ def run_command(
                 return work(errors)
             finally:
                 _Output("stdout", optional=False).flush()
-        except KeyboardInterrupt:
-            errors.print(interrupted)
+        except KeyboardInterrupt as stopped:
+            errors.print(str(stopped) or interrupted)
             return EXIT_SIGNAL + (received[0] if received else signal.SIGINT)
         except BrokenPipeError:  # of `print` or argparse
             _discard(sys.stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import joblib
 from rich.console import Console
@@ -20,16 +21,16 @@ from rich.console import Console
 from groundray.cli.command import CommandFailed
 from groundray.cli.progress import Progress
 from groundray.data import part_processes
-from groundray.data.parts import PartTask, Record, samples_of
-from groundray.data.schema import INDEX, REJECTED, Dataset, Shard
+from groundray.data.parts import PARTS, PartTask, Record, part_number, samples_of
+from groundray.data.schema import INDEX, REJECTED, ROW_GROUP_BYTES, VERSION, Dataset, Shard
 from groundray.data.shards import write_index
-from groundray.data.sources.image_files import all_files
-from groundray.data.sources.protocol import Source, Split, Work
+from groundray.data.sources.image_files import ImageRules, all_files, is_folder
+from groundray.data.sources.protocol import ITEMS_PER_PART, Source, Split, Work
 from groundray.data.sources.rejected import summary
 from groundray.runtime.ray_address import given_address
-from groundray.storage.atomic import atomic_folder, is_empty, recover
+from groundray.storage.atomic import Staging, is_empty, recover, resumable_folder
 from groundray.storage.file_names import escaped, is_encodable
-from groundray.storage.folder import Folder
+from groundray.storage.folder import Folder, open_file
 
 
 def prepare(source: Source, options: argparse.Namespace, console: Console) -> None:
@@ -40,19 +41,88 @@ def prepare(source: Source, options: argparse.Namespace, console: Console) -> No
         OSError: something cannot be read or written.
         ValueError: an option or the source has no use, or nothing of a data set can be used.
     """
-    inputs = source.inputs()
-    description = describe_source(
-        source.name,
-        [Path(file) for file in inputs.files],
-        [Path(folder) for folder in inputs.folders],
-        **inputs.choices,
-    )
-    if is_prepared(options, source.folders(), description, console):
+    inputs, choices, rules = source.inputs(), _choices(options), _image_rules(options)
+    description = describe_source(source.name, inputs.files, inputs.folders, **inputs.choices, **choices)
+    content = _content(description, options)
+    if is_prepared(options, source.folders(), description, console, content):
         return
-    with atomic_folder(Folder.at(options.out), marker=INDEX) as out, tempfile.TemporaryDirectory() as scratch:
-        lines = _Preparation(source, options, description, out, Path(scratch), console).write()
+    whole = 0
+    try:
+        with (
+            resumable_folder(Folder.at(options.out), INDEX, content, console.print) as staging,
+            tempfile.TemporaryDirectory() as scratch,
+        ):
+            preparation = _Preparation(source, options, description, rules, staging, Path(scratch), console)
+            try:
+                lines = preparation.write()
+            finally:
+                whole = sum(name.endswith(".json") for name in staging.records.files())
+    except (KeyboardInterrupt, OSError) as error:
+        if not whole:
+            raise
+        kept = f"{_count(whole, 'whole part')} kept: the same command goes on"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
+        raise OSError(f"{error}; {kept}") from error
     for line in lines:
         console.print(line)
+
+
+def add_options(parser: argparse.ArgumentParser, images: bool) -> None:
+    """Add the options that all sources have.
+
+    Args:
+        images: whether the source has images.
+    """
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder or URL to write the shards to")
+    parser.add_argument("--limit", type=int, metavar="N", help="read only the first N samples of each split")
+    parser.add_argument("--strict", action="store_true", help="write nothing if anything has to be rejected")
+    parser.add_argument("--overwrite", action="store_true", help="replace another source's shards in --out")
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own logs, where RAY_ADDRESS is set")
+    parser.add_argument("--row-group-mb", type=float, default=ROW_GROUP_BYTES / 2**20, help=argparse.SUPPRESS)
+    if not images:
+        parser.set_defaults(min_side=None, max_side=None, quality=None, drop_duplicate_captions=False)
+        return
+    parser.add_argument("--min-side", type=int, metavar="N", help="reject images with fewer than N pixels on a side")
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        metavar="N",
+        help="encode images with more than N pixels on a side anew, as smaller JPEG (default: keep all as they are)",
+    )
+    parser.add_argument("--quality", type=int, metavar="Q", help="of this JPEG, from 1 to 95 (default: 90)")
+    parser.add_argument(
+        "--drop-duplicate-captions",
+        action="store_true",
+        help="drop captions of an image that differ from another one only in case, punctuation or spaces",
+    )
+
+
+def _choices(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of all sources that change what is written, as far as they were given."""
+    for name, least, most in (("limit", 1, None), ("min_side", 1, None), ("max_side", 1, None), ("quality", 1, 95)):
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is not None and not least <= value <= (most or value):
+            raise ValueError(f"{option}: expected {f'{least} to {most}' if most else f'at least {least}'}, got {value}")
+    if options.quality is not None and options.max_side is None:
+        raise ValueError("--quality: expected --max-side too, since other images keep their bytes, got none")
+    names = ("limit", "min_side", "max_side", "quality", "drop_duplicate_captions")
+    return {name: value for name in names if (value := getattr(options, name))}
+
+
+def _image_rules(options: argparse.Namespace) -> ImageRules:
+    given = {name: getattr(options, name) for name in ("min_side", "max_side", "quality")}
+    return ImageRules(**{name: value for name, value in given.items() if value is not None})
+
+
+def _content(source: dict[str, Any], options: argparse.Namespace) -> str:
+    """Return what identifies the parts of a source: those of an interrupted command are used only if it is the same."""
+    parts = [source["fingerprint"], options.row_group_mb, ITEMS_PER_PART, VERSION, PARTS]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what} is" if number == 1 else f"{number} {what}s are"
 
 
 @dataclass
@@ -74,7 +144,8 @@ class _Preparation:
 
     Args:
         description: what the data sets are made from.
-        out: the folder that becomes `--out`. The records of its parts are beside it.
+        rules: which images are used, and how they are stored.
+        staging: the folder that becomes `--out`, and the records of its parts.
         scratch: a temporary folder of this machine.
     """
 
@@ -83,55 +154,65 @@ class _Preparation:
         source: Source,
         options: argparse.Namespace,
         description: dict[str, Any],
-        out: Folder,
+        rules: ImageRules,
+        staging: Staging,
         scratch: Path,
         console: Console,
     ):
         self._source, self._options, self._description = source, options, description
-        self._out, self._scratch, self._console = out, scratch, console
+        self._rules, self._staging, self._scratch, self._console = rules, staging, scratch, console
         self._progress = Progress(console)
         self._splits: list[_Opened] = []
         self._read = 0
 
     def write(self) -> list[str]:
         """Write the data sets, and return the lines that describe them."""
+        tasks = self._tasks()
         with self._progress:
             if self._source.images and given_address():  # as in a Ray job
                 from groundray.runtime import cluster
                 from groundray.runtime.data import part_tasks
 
                 with cluster.connect(verbose=self._options.verbose):
-                    part_tasks.write_parts(self._tasks(), self._tell)
+                    part_tasks.write_parts(tasks, self._tell)
             else:
-                part_processes.write_parts(self._tasks(), joblib.cpu_count(), self._tell)
+                part_processes.write_parts(tasks, joblib.cpu_count(), self._tell)
+        if next(tasks, None):
+            raise RuntimeError("a part was not written")
         return [line for opened in self._splits for line in self._finish(opened)]
 
     def _tasks(self) -> Iterator[PartTask]:
-        """Yield the parts of all splits, one split after the other."""
+        """Yield the parts of all splits that are not whole yet, one split after the other."""
         row_group_bytes = int(self._options.row_group_mb * 2**20)
-        for split in self._source.splits(
-            Work(self._out, self._scratch, self._console.print, lambda items, name: self._progress.track(items, name))
-        ):
-            folder = (self._out / split.folder).make()
-            opened = _Opened(split, folder, (self._out.parent / "records" / split.folder).make())
+        work = Work(self._staging.new, self._scratch, self._console.print, self._progress.track, self._options.limit)
+        for split in self._source.splits(work):
+            opened = _Opened(split, self._staging.new / split.folder, self._staging.records / split.folder)
             self._splits.append(opened)
+            whole = _whole_parts(opened.folder.make(), opened.records.make())
+            if whole:
+                shown = f"{self._options.out}/{split.folder}".removesuffix("/.")
+                self._console.print(f"{shown}: {_count(len(whole), 'part')} whole from an earlier command")
             parts = iter(split.parts)
             start = list(islice(parts, 2))
             for part in chain(start, parts):
-                name = "shard-{:05d}.parquet" if len(start) < 2 else f"shard-{opened.parts:05d}-{{:03d}}.parquet"
-                task = PartTask(
+                number, opened.parts = opened.parts, opened.parts + 1
+                if number in whole:
+                    self._tell(whole[number])
+                    continue
+                name = "shard-{:05d}.parquet" if len(start) < 2 else f"shard-{number:05d}-{{:03d}}.parquet"
+                yield PartTask(
                     part,
-                    opened.parts,
-                    folder,
+                    number,
+                    opened.folder,
                     opened.records,
                     name,
                     split.kind,
                     split.vocabulary,
                     row_group_bytes,
+                    self._rules,
+                    self._options.drop_duplicate_captions,
                     split.total,
                 )
-                opened.parts += 1
-                yield task
 
     def _tell(self, read: int) -> None:
         """Show that more samples were read."""
@@ -144,12 +225,14 @@ class _Preparation:
 
         Raises:
             CommandFailed: something is rejected, and `--strict` was given.
+            OSError: a shard that was written is not there.
             ValueError: nothing can be used.
         """
         split, folder, samples = opened.split, opened.folder, samples_of(opened.split.kind)
         shown = f"{self._options.out}/{split.folder}".removesuffix("/.")
         shards: list[Shard] = []
         counts, rejected, first = Counter({samples: 0}), Counter(split.rejected.tally), split.rejected.first
+        left_out = Counter(split.left_out)
         with folder.open_output(REJECTED) as lines:
             shutil.copyfileobj(split.rejected.open(), lines)
             for number in range(opened.parts):
@@ -157,6 +240,7 @@ class _Preparation:
                 shards += record.shards
                 counts.update(record.counts)
                 rejected.update(record.rejected)
+                left_out.update(record.left_out)
                 first = first or record.first
                 record.copy_rejected(opened.records, number, lines)
         if not shards:
@@ -166,7 +250,8 @@ class _Preparation:
                 f"{summary(rejected)} (the first: {first.what} {first.id}, {first.detail}); "
                 "nothing was written; leave out --strict to write the rest"
             )
-        write_index(folder, split.kind, shards, {**counts, **split.left_out}, self._description, split.vocabulary)
+        _check_shards(folder, shards)
+        write_index(folder, split.kind, shards, {**counts, **left_out}, self._description, split.vocabulary)
         groups = sum(len(shard.row_groups) for shard in shards)
         megabytes = sum(shard.bytes for shard in shards) / 2**20
         nested = ", ".join(f"{count} {name}" for name, count in counts.items() if name != samples)
@@ -176,55 +261,106 @@ class _Preparation:
         ]
         if split.vocabulary:
             description.append("  " + ", ".join(f"{len(words)} {name}" for name, words in split.vocabulary.items()))
-        description += [f"  {name}: {count}" for name, count in split.left_out.items() if count]
+        description += [f"  {name}: {count}" for name, count in left_out.items() if count]
         if rejected:
             description.append(f"rejected, see {shown}/{REJECTED}: {summary(rejected)}")
         return description
 
 
-def describe_source(format: str, files: Sequence[Path], folders: Sequence[Path], **choices: Any) -> dict[str, Any]:
+def _whole_parts(folder: Folder, records: Folder) -> dict[int, int]:
+    """Return the parts that are whole, by number, and the number of samples that each has read."""
+    sizes, whole = folder.sizes(), {}
+    for name in records.sizes():
+        if (number := part_number(name)) is not None:
+            with contextlib.suppress(ValueError):  # a damaged record
+                record = Record.read(records, number)
+                if all(sizes.get(shard.file) == shard.bytes for shard in record.shards):
+                    whole[number] = record.samples
+    return whole
+
+
+def _check_shards(folder: Folder, shards: Sequence[Shard]) -> None:
+    """Check that all shards are there, and delete what processes that were killed have left of others.
+
+    Raises:
+        OSError: one is not there.
+    """
+    sizes, names = folder.sizes(), {shard.file for shard in shards}
+    for shard in shards:
+        if sizes.get(shard.file) != shard.bytes:
+            raise OSError(
+                f"{folder}/{shard.file}: expected {shard.bytes:,} bytes that a task has written, got "
+                f"{sizes.get(shard.file, 0):,}: on a cluster, give an --out that its machines share, such as a URL"
+            )
+    for name in sizes:
+        if name.startswith("shard-") and name not in names:
+            folder.delete(name)
+
+
+def describe_source(format: str, files: Sequence[str], folders: Sequence[str], **choices: Any) -> dict[str, Any]:
     """Return what a data set is made from. Its fingerprint changes with any byte of `files`, with the size or time of
     any file in `folders`, and with any choice.
 
+    Args:
+        files, folders: paths or URLs.
+
     Raises:
         FileNotFoundError: a file or folder does not exist.
+        OSError: one cannot be read.
     """
     digest = hashlib.sha256(json.dumps([format, choices], sort_keys=True).encode())
     for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}")
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        try:
+            with open_file(file) as content:
+                digest.update(hashlib.file_digest(cast(Any, content), "sha256").digest())
+        except (FileNotFoundError, IsADirectoryError):
+            raise FileNotFoundError(f"there is no file {escaped(file)}") from None
     for folder in folders:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder}")
-        for path in sorted(all_files(folder)):
-            if path.is_file():
-                state = path.stat()
-                line = f"{path.relative_to(folder)}\0{state.st_size}\0{state.st_mtime_ns}\n"
-                digest.update(line.encode(errors="surrogateescape"))  # a name need not be UTF-8
-    paths = [str(path.resolve()) for path in (*files, *folders)]
+        count = 0
+        for count, (name, size, time) in enumerate(_states(folder), start=1):  # noqa: B007
+            digest.update(f"{name}\0{size}\0{time}\n".encode(errors="surrogateescape"))  # a name need not be UTF-8
+        if not count and not is_folder(folder):
+            raise FileNotFoundError(f"there is no folder {escaped(folder)}")
+    paths = [file if "://" in file else str(Path(file).expanduser().resolve()) for file in (*files, *folders)]
     for path in paths:
         if not is_encodable(path):
             raise ValueError(f"expected a path in UTF-8, got {escaped(path)}: rename it")
     return {"format": format, "from": paths, **choices, "fingerprint": digest.hexdigest()}
 
 
-def is_prepared(options: argparse.Namespace, parts: Sequence[str], source: dict[str, Any], console: Console) -> bool:
+def _states(folder: str) -> Iterator[tuple[str, int, int]]:
+    """Yield name, size in bytes and time of each file in a folder, in a fixed order."""
+    if "://" in folder:
+        yield from Folder.connect(folder).states()
+        return
+    root = Path(folder).expanduser()
+    for path in all_files(root) if root.is_dir() else ():
+        if path.is_file():
+            state = path.stat()
+            yield str(path.relative_to(root)), state.st_size, state.st_mtime_ns
+
+
+def is_prepared(
+    options: argparse.Namespace, parts: Sequence[str], source: dict[str, Any], console: Console, content: str
+) -> bool:
     """Return True if `--out` holds the shards of exactly this source.
+
+    Args:
+        content: what identifies the parts of this source, of which those that were written are left.
 
     Raises:
         OSError: `--out` is in a store that cannot be reached.
         ValueError: `--out` holds something else, and `--overwrite` was not given.
     """
     out = Folder.connect(options.out)
-    recover(out, INDEX)
+    recover(out, INDEX, content)
     if is_empty(out):
         return False
     datasets = [_open_dataset(out / part) for part in parts]
     if all(dataset and dataset.source.get("fingerprint") == source["fingerprint"] for dataset in datasets):
         rows = sum(dataset.rows for dataset in datasets if dataset)
         console.print(f"{options.out}: this source is prepared already ({rows} rows)")
+        recover(out, INDEX)  # of others that wrote the same
         return True
     if not options.overwrite:
         raise ValueError(

@@ -34,7 +34,7 @@ def write_parts(tasks: Iterator[PartTask], workers: int, tell: Tell) -> None:
         if len(first) >= workers and _are_worth_processes(first):
             break
     if len(first) < 2 or not _are_worth_processes(first):
-        for task in first:
+        for task in chain(first, tasks):  # one worker has more
             task.write(workers, tell)
         return
     count = min(workers, len(first))

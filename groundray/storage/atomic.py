@@ -14,6 +14,13 @@ back. In a store, which cannot rename, files are copied instead:
 
 There the next command completes the copy. Other names and other processes are left alone: ID is unique, and a folder
 is only touched once its owner is known to have ended.
+
+A folder that is written in parts has two files and a folder more beside `new/`. The next command that writes the same
+content takes the work folder over, and goes on:
+
+    content.json       what is written
+    records/           which parts are whole; the caller's
+    taken-OWNER.json   some process has taken over what OWNER has left
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -35,8 +43,22 @@ from groundray.storage.folder import Folder, flush_files, flush_folder
 
 # names that other processes look for
 STAGING, NEW, OLD, MOVING = ".writing", "new", "old", "bringing"
+CONTENT, RECORDS, TAKEN_OVER = "content.json", "records", "taken"  # of a folder that is written in parts
 WAIT_SECONDS = 2.0  # about, between looks at another process that moves files
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)  # a folder cannot be moved to a path that is in use
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A folder that is being written in parts.
+
+    Attributes:
+        new: what is written.
+        records: says which parts of it are whole. An interrupted folder is kept if there is a record.
+    """
+
+    new: Folder
+    records: Folder
 
 
 @contextlib.contextmanager
@@ -55,12 +77,42 @@ def atomic_folder(out: Folder, marker: str) -> Iterator[Folder]:
         OSError: the staging folder cannot be created; raised before the block begins.
         ValueError: `out` is a whole bucket or disk; raised before the block begins.
     """
+    with _staged(out, marker, None) as work:
+        yield work / NEW
+
+
+@contextlib.contextmanager
+def resumable_folder(
+    out: Folder, marker: str, content: str, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[Staging]:
+    """Yield a staging folder as `atomic_folder` does, which may hold parts that an earlier process has written.
+
+    It is kept when the process is killed, and when the block ends with an OSError or KeyboardInterrupt, if it has
+    records. Of several processes that write the same content at once, one goes on with what is left.
+
+    Args:
+        content: identifies what is written. The same content has the same parts.
+        tell: is called with a line for the user before a wait.
+
+    Raises:
+        OSError, ValueError: as of `atomic_folder`.
+    """
+    with _staged(out, marker, content, tell) as work:
+        yield Staging((work / NEW).make(), (work / RECORDS).make())
+
+
+@contextlib.contextmanager
+def _staged(
+    out: Folder, marker: str, content: str | None, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[Folder]:
+    """Yield a work folder."""
     out = _linked(out)
     if out.local and Path(out.path).is_mount():  # the system refuses to rename it, which only the end would show
         raise ValueError(f"expected a folder of the disk, got the disk mounted at {out}: write to {out}/FOLDER")
-    recover(out, marker)
-    with _renamed(out, marker) if out.local else _copied(out, marker) as staging:
-        yield staging
+    recover(out, marker, content)
+    work = (content and _take_over(out, content, tell)) or _new_work(out)
+    with (_renamed if out.local else _copied)(out, marker, work, content):
+        yield work
 
 
 def is_empty(out: Folder) -> bool:
@@ -69,8 +121,11 @@ def is_empty(out: Folder) -> bool:
     return not names or any(_is_moving(name) for name in names)
 
 
-def recover(out: Folder, marker: str) -> None:
+def recover(out: Folder, marker: str, content: str | None = None) -> None:
     """Repair what killed processes have left of `out`, and delete their staging folders.
+
+    Args:
+        content: identifies the content whose staging folders are left to `resumable_folder`.
 
     Raises:
         OSError: another process, which may be alive, moves files to `out`.
@@ -87,11 +142,46 @@ def recover(out: Folder, marker: str) -> None:
                     f"killed, rerun this command when its heartbeat is {owner.STALE_SECONDS / 60:.0f} minutes old"
                 )
             _bring(work, out, marker)
+            _remove(work)
     for work in _works(out):
         if owner.has_ended(work):
             if out.local:
                 _put_back(work, out)
-            _remove(work)
+            if content is None or not _is_resumable(work, content):
+                _remove(work)
+
+
+def _take_over(out: Folder, content: str, tell: Callable[[str], None]) -> Folder | None:
+    """Return a work folder with parts of the content whose owner has ended, and that no other process takes over."""
+    for work in _works(out):
+        if _is_resumable(work, content) and owner.watch(work, tell):
+            with contextlib.suppress(OSError):  # another process deletes it
+                if work.create_sealed(f"{TAKEN_OVER}-{owner.identity(work)}.json", {"time": time.time()}):
+                    return work
+    return None
+
+
+def _is_resumable(work: Folder, content: str) -> bool:
+    """Return True if a work folder has parts of a content."""
+    try:
+        written = work.read_sealed(CONTENT)["content"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return written == content and bool((work / RECORDS).files())
+
+
+def _new_work(out: Folder) -> Folder:
+    id = uuid.uuid4().hex[:12]
+    return out.parent / f".{out.name}{STAGING}-{id}" if out.local else out.parent / STAGING / f"{out.name}-{id}"
+
+
+def _keep(work: Folder, content: str | None) -> bool:
+    """Return True if another process may go on with a work folder, to which it is released."""
+    if not content or not (work / RECORDS).files():
+        return False
+    with contextlib.suppress(OSError):  # without room, the end of this process is known all the same
+        owner.release(work)
+    return True
 
 
 def find_missing(folder: Folder) -> str:
@@ -132,25 +222,30 @@ def _linked(out: Folder) -> Folder:
 
 
 @contextlib.contextmanager
-def _renamed(folder: Folder, marker: str) -> Iterator[Folder]:
-    out = Path(folder.path)
+def _renamed(folder: Folder, marker: str, work: Folder, content: str | None) -> Iterator[None]:
+    out, new = Path(folder.path), Path(work.path) / NEW
     made = [parent for parent in out.parents if not parent.exists()]
     before = _contents(folder, marker)
-    work = out.parent / f".{out.name}{STAGING}-{uuid.uuid4().hex[:12]}"
-    moved = False
+    moved = kept = False
     try:
-        (work / NEW).mkdir(parents=True)
-        with owner.owned(Folder.at(work)):
-            yield Folder.at(work / NEW)
-            flush_files(work / NEW)
-            if not _is_written_by_another(folder, before, Folder.at(work / NEW), marker):
-                _move(work, out)
+        new.mkdir(parents=True, exist_ok=True)
+        with owner.owned(work):
+            if content:
+                work.write_sealed(CONTENT, {"content": content})
+            yield
+            flush_files(new)
+            if not _is_written_by_another(folder, before, work / NEW, marker):
+                _move(Path(work.path), out)
                 flush_folder(out.parent)
             moved = True
+    except (KeyboardInterrupt, OSError):
+        kept = _keep(work, content)
+        raise
     finally:
         if not moved:
-            _put_back(Folder.at(work), folder)  # after an exception between the two moves
-        _to_the_end(lambda: _remove(Folder.at(work)))
+            _put_back(work, folder)  # after an exception between the two moves
+        if not kept:
+            _to_the_end(lambda: _remove(work))
         for parent in made:  # deepest first; not if something is in it
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -197,14 +292,15 @@ def _works(out: Folder) -> list[Folder]:
 
 
 @contextlib.contextmanager
-def _copied(out: Folder, marker: str) -> Iterator[Folder]:
+def _copied(out: Folder, marker: str, work: Folder, content: str | None) -> Iterator[None]:
     """Stage in a store, which cannot rename: copy within it, the marker files after all others."""
     before = _contents(out, marker)
-    work = out.parent / STAGING / f"{out.name}-{uuid.uuid4().hex[:12]}"
-    moving = False
+    moving = kept = False
     try:
         with owner.owned(work):
-            yield work / NEW
+            if content:
+                work.write_sealed(CONTENT, {"content": content})
+            yield
             while not moving and not _is_written_by_another(out, before, work / NEW, marker):
                 # each writes that it moves and then looks for others, so of two at least one sees the other
                 out.write_json(_moving(work), {"time": time.time()})
@@ -216,8 +312,11 @@ def _copied(out: Folder, marker: str) -> Iterator[Folder]:
             if moving:
                 _to_the_end(lambda: _bring(work, out, marker))
                 moving = False
+    except (KeyboardInterrupt, OSError):
+        kept = not moving and _keep(work, content)
+        raise
     finally:
-        if not moving:  # else the next command completes the copy
+        if not moving and not kept:  # else the next command completes the copy
             work.delete(".")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow.fs as pafs
 
@@ -140,6 +141,13 @@ class Folder:
             infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
         return sorted(posixpath.relpath(info.path, self.path) for info in infos if info.is_file)
 
+    def states(self) -> list[tuple[str, int, int]]:
+        """Return name, size in bytes and time in ns of all files at any depth, sorted."""
+        with self._readable_errors():
+            infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        files = (info for info in infos if info.is_file)
+        return sorted((posixpath.relpath(info.path, self.path), info.size or 0, info.mtime_ns or 0) for info in files)
+
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of each file directly inside; empty if the folder does not exist."""
         with self._readable_errors():
@@ -161,6 +169,12 @@ class Folder:
     def read_bytes(self, name: str) -> bytes:
         with self._readable_errors(), self.filesystem.open_input_stream(self.locate(name)) as file:
             return file.read()
+
+    @contextlib.contextmanager
+    def open_input(self, name: str = ".") -> Iterator[BinaryIO]:
+        """Yield a file, to read from any position."""
+        with self._readable_errors(), self.filesystem.open_input_file(self.locate(name)) as file:
+            yield io.BufferedReader(cast(Any, file))
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -418,6 +432,22 @@ class Folder:
             if missing or not object_store.is_store(str(self)):
                 raise
             raise object_store.readable_error(error, str(self)) from None
+
+
+@contextlib.contextmanager
+def open_file(url: str | Path) -> Iterator[BinaryIO]:
+    """Yield a file at a local path or URL, to read from any position.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+    """
+    if "://" not in str(url):
+        with Path(url).expanduser().open("rb") as file:
+            yield file
+        return
+    with Folder.at(url).open_input() as file:
+        yield file
 
 
 @contextlib.contextmanager

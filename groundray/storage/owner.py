@@ -14,7 +14,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from groundray.storage.folder import Folder
 OWNER = "owner.json"
 HEARTBEAT_SECONDS = 30.0
 STALE_SECONDS = 15 * 60.0  # 30 heartbeats; more than clocks of machines differ
+WATCH_SECONDS = 4 * HEARTBEAT_SECONDS  # without a heartbeat, by this machine's clock
+LOOK_SECONDS = 5.0  # between looks at a heartbeat
 
 
 @contextlib.contextmanager
 def owned(folder: Folder) -> Iterator[None]:
     """Own a folder inside the context: write who owns it, and a heartbeat every 30 seconds in a thread."""
-    identity = {**_machine(), "process": os.getpid(), "started": _started(os.getpid())}
+    identity = {**_machine(), "process": os.getpid(), "started": _started(os.getpid()), "id": uuid.uuid4().hex[:12]}
     folder.write_json(OWNER, identity | {"time": time.time()})
     ended = threading.Event()
 
@@ -49,6 +52,11 @@ def owned(folder: Folder) -> Iterator[None]:
         thread.join()
 
 
+def release(folder: Folder) -> None:
+    """Write that the owner of a folder, this process, has ended with it."""
+    folder.write_json(OWNER, folder.read_json(OWNER) | {"released": True})
+
+
 def has_ended(folder: Folder) -> bool:
     """Return True if the owner of a folder is known to have ended.
 
@@ -57,10 +65,37 @@ def has_ended(folder: Folder) -> bool:
     owner = _read(folder)
     if owner is None:
         return time.time() - _newest(folder) > STALE_SECONDS
-    here = all(owner.get(name) == value for name, value in _machine().items())
-    if here and not _is_hidden(owner["process"]):
+    if owner.get("released"):
+        return True
+    if _is_visible(owner):
         return _started(owner["process"]) != owner["started"]
     return time.time() - float(owner["time"]) > STALE_SECONDS
+
+
+def watch(folder: Folder, tell: Callable[[str], None]) -> bool:
+    """Return True if the owner of a folder has ended. An owner on another machine, of which only its heartbeat is
+    known, is watched until the next heartbeat, or for WATCH_SECONDS.
+
+    Args:
+        tell: is called with a line for the user before a wait.
+    """
+    if has_ended(folder):
+        return True
+    before = _read(folder)
+    if before is None or _is_visible(before):
+        return False
+    tell(f"{folder} was written by {describe(folder)}: waiting up to {WATCH_SECONDS:.0f} s to see whether it has ended")
+    end = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < end:
+        time.sleep(LOOK_SECONDS)
+        if _read(folder) != before:
+            return has_ended(folder)
+    return True
+
+
+def identity(folder: Folder) -> str:
+    """Return an id of a folder's owner: of a process and the time since it owns the folder."""
+    return str((_read(folder) or {}).get("id", "unknown"))
 
 
 def describe(folder: Folder) -> str:
@@ -80,6 +115,12 @@ def _read(folder: Folder) -> dict[str, Any] | None:
     kinds = {"host": str, "process": int, "started": float, "time": float}
     fits = isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in kinds.items())
     return owner if fits else None
+
+
+def _is_visible(owner: dict[str, Any]) -> bool:
+    """Return True if an owner is, or was, a process of this machine that this process may see."""
+    here = all(owner.get(name) == value for name, value in _machine().items())
+    return here and not _is_hidden(owner["process"])
 
 
 def _machine() -> dict[str, str]:

@@ -11,7 +11,7 @@ import codecs
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 # UTF-32 before UTF-16, whose little-endian mark it begins with
 MARKS = (
@@ -23,6 +23,7 @@ MARKS = (
 )
 MARK = "\ufeff"
 HEAD_BYTES = 2**16
+BLOCK_BYTES = 2**22
 NUL = "it holds a NUL: it is UTF-16 without a byte order mark, or no text"
 WIDE_LINE_ENDS = (b"\n\0", b"\0\n", b"\r\0", b"\0\r")
 
@@ -84,7 +85,61 @@ def read_text(file: Path) -> str:
     return decode_text(file.read_bytes(), str(file))
 
 
-def read_text_lines(file: BinaryIO) -> Iterator[TextLine]:
+class TextPiece(NamedTuple):
+    """Some whole lines of a text file.
+
+    Attributes:
+        start, end: bytes of the file.
+        before: number of lines before them.
+    """
+
+    start: int
+    end: int
+    before: int = 0
+
+
+def split_text(file: BinaryIO, least: int) -> Iterator[TextPiece]:
+    """Yield the pieces of a text file, each of at least so many bytes, except the last. Memory: a block.
+
+    A file that is not in UTF-8 is one piece.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if encoding_of(file.read(HEAD_BYTES))[0] != "utf-8":
+        yield TextPiece(0, size)
+        return
+    file.seek(0)
+    start = end = before = lines = 0
+    last = b""
+    while block := file.read(BLOCK_BYTES) if end - start < least else file.readline(BLOCK_BYTES):
+        lines += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
+        lines -= last == b"\r" and block.startswith(b"\n")
+        last, end = block[-1:], end + len(block)
+        if end - start >= least and last == b"\n":
+            yield TextPiece(start, end, before)
+            start, before, lines = end, before + lines, 0
+    if end > start:
+        yield TextPiece(start, end, before)
+
+
+class _Piece(io.RawIOBase):
+    """The bytes of a file up to an end."""
+
+    def __init__(self, file: BinaryIO, piece: TextPiece):
+        self._file, self._left = file, piece.end - piece.start
+        file.seek(piece.start)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._file.read(min(len(buffer), self._left))
+        buffer[: len(content)] = content
+        self._left -= len(content)
+        return len(content)
+
+
+def read_text_lines(file: BinaryIO, piece: TextPiece | None = None) -> Iterator[TextLine]:
     r"""Yield the lines of a file, one at a time. They end with `\n`, `\r\n` or `\r`.
 
     A mark is removed from the start of every line, since files with marks are concatenated. Lines that cannot be
@@ -92,15 +147,19 @@ def read_text_lines(file: BinaryIO) -> Iterator[TextLine]:
 
     Args:
         file: opened in binary mode, at its start.
+        piece: the lines to yield; all by default.
     """
     head = file.read(HEAD_BYTES)
     encoding, skipped = encoding_of(head)
     file.seek(skipped)
+    number = 0
     reason, wide = f"not {_name(encoding)}", not skipped and _is_wide(head)
+    if piece:
+        number = piece.before
+        file = io.BufferedReader(_Piece(file, piece._replace(start=max(piece.start, skipped))))
     # both handlers keep what cannot be decoded as lone surrogates, which no text has
     errors = "surrogateescape" if encoding == "utf-8" else "surrogatepass"
     lines = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline=None)
-    number = 0
     try:
         for line in lines:
             number += 1

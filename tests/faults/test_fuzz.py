@@ -26,9 +26,10 @@ from groundray.data.image_decoder import UnusableImage
 from groundray.data.plan import Cursor
 from groundray.data.schema import arrow_schema
 from groundray.data.shards import read_group, verify_shards, write_shards
-from groundray.data.sources.coco import read_captions
+from groundray.data.sources.coco import Captions
 from groundray.data.sources.image_files import check_image
-from groundray.data.sources.visual_genome import Files, Graph, read_graphs
+from groundray.data.sources.rejected import Rejected
+from groundray.data.sources.visual_genome import Files, Filter, Graph, SceneGraphs
 from groundray.data.transforms import centre_crop
 from groundray.storage.folder import Folder
 from groundray.training import attempts, recovery
@@ -157,10 +158,12 @@ def test_damaged_captions_are_refused_or_well_formed(tmp_path: Path) -> None:
 
     def check(case: int) -> None:
         file.write_bytes(damaged("captions", case, CAPTIONS, TEXT))
-        if found := unless_refused(lambda: read_captions(file), ValueError, str(file)):
-            assert all(image.captions and are_texts((image.id, *image.captions)) for image in found.images)
-            assert all(files_are_missing(tmp_path, image.file_names) for image in found.images)
-            assert all(item.what and item.reason and item.detail for item in found.rejected)
+        rejected: list[Rejected] = []
+        if found := unless_refused(lambda: Captions(file, tmp_path, rejected), ValueError, str(file)):
+            images = list(found.images())
+            assert all(image.captions and are_texts((image.id, *image.captions)) for image in images)
+            assert all(files_are_missing(tmp_path, image.file_names) for image in images)
+            assert all(item.what and item.reason and item.detail for item in rejected)
 
     each_case("captions", check)
 
@@ -205,12 +208,14 @@ def test_damaged_graphs_are_refused_or_well_formed(tmp_path: Path) -> None:
             file.write_bytes(content)
         file = list(contents)[case % len(contents)]
         file.write_bytes(damaged("graphs", case, contents[file], TEXT))
-        if found := unless_refused(lambda: read_graphs(files), ValueError, str(file)):
+        rejected: list[Rejected] = []
+        if found := unless_refused(lambda: SceneGraphs(files, Filter(), rejected), ValueError, str(file)):
+            graphs = list(found.graphs())
             assert are_texts(found.classes)
             assert are_texts(found.predicates)
-            assert all(is_well_formed(graph, len(found.classes), len(found.predicates)) for graph in found.graphs)
-            assert all(files_are_missing(tmp_path, graph.file_names) for graph in found.graphs)
-            assert all(item.what and item.reason and item.detail for item in found.rejected)
+            assert all(is_well_formed(graph, len(found.classes), len(found.predicates)) for graph in graphs)
+            assert all(files_are_missing(tmp_path, graph.file_names) for graph in graphs)
+            assert all(item.what and item.reason and item.detail for item in rejected)
 
     each_case("graphs", check)
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from groundray.data.sources.caption_text import caption_problem, cleaned, short
 from groundray.data.sources.image_files import CheckedImage
-from groundray.data.sources.json_values import as_integer, is_text
+from groundray.data.sources.json_values import as_integer, is_text, read_json_member
 from groundray.data.sources.protocol import Inputs, Row, Source, Split, Work, parts_of
 from groundray.data.sources.reading import Reading
-from groundray.data.sources.rejected import Rejected, summary, tally
+from groundray.data.sources.rejected import Rejected, RejectedLog, Rejections, summary
+from groundray.data.sources.table import Table
 from groundray.storage.folder import Folder
 
 
@@ -27,111 +28,89 @@ class CaptionedImage:
     captions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+# `id` of an image is text; `number` is what it is as a number, `position` the same if it is written as one
+SCHEMA = """
+CREATE TABLE images (id TEXT UNIQUE, number INTEGER, is_text INTEGER, position INTEGER, file TEXT);
+CREATE INDEX images_by_number ON images (number);
+CREATE INDEX images_in_order ON images (is_text, position, id);
+CREATE TABLE captions (id UNIQUE, image INTEGER, caption TEXT);
+CREATE INDEX captions_of_image ON captions (image);
+"""
+IN_ORDER = """
+SELECT rowid, id, file FROM images WHERE {} EXISTS (SELECT 1 FROM captions WHERE image = images.rowid)
+ORDER BY is_text, position, id
+"""
+
+
 class Captions:
-    """The content of a captions file: images ordered by id, and the items that cannot be used."""
-
-    images: tuple[CaptionedImage, ...]
-    rejected: tuple[Rejected, ...]
-
-
-def read_captions(file: Path) -> Captions:
-    """Return the captioned images of a COCO captions file. No image is opened.
+    """The images of a COCO captions file with their captions, on disk. No image is opened.
 
     Ids are numbers or text: an annotation with `"image_id": "42"` belongs to the image with `"id": 42`.
 
+    Args:
+        file: path or URL.
+        scratch: a folder for what is on disk.
+        rejected: gets the items that cannot be used.
+
+    Attributes:
+        count: number of images.
+
     Raises:
-        ValueError: the file is not a captions file.
+        OSError: the file cannot be read, or the disk is full.
+        ValueError: it is not a captions file.
     """
-    images, annotations = _entries(file)
-    rejected: list[Rejected] = []
-    known = _Images()
-    for number, entry in enumerate(images):
-        problem = _image_problem(entry, known)
-        if problem:
-            rejected.append(Rejected("image", _label(entry, number), *problem))
-        else:
-            known.add(entry["id"], entry["file_name"])
 
-    captions: dict[str, list[str]] = {id: [] for id in known.files}
-    seen: set[int | float | str] = set()
-    for number, entry in enumerate(annotations):
-        problem = _caption_problem(entry, known, seen)
-        if problem:
-            rejected.append(Rejected("caption", _label(entry, number), *problem))
-        else:
-            seen.add(entry["id"])
-            captions[known.find(entry["image_id"]) or ""].append(" ".join(entry["caption"].split()))
-
-    usable = []
-    for id in known.ordered():
-        if captions[id]:
-            usable.append(CaptionedImage(id, (known.files[id],), tuple(captions[id])))
-        else:
+    def __init__(self, file: str | Path, scratch: Path, rejected: Rejections) -> None:
+        self._table = Table(scratch, SCHEMA)
+        what = "COCO captions"
+        for number, entry in enumerate(read_json_member(file, "images", what)):
+            if problem := self._add_image(entry):
+                rejected.append(Rejected("image", _label(entry, number), *problem))
+        for number, entry in enumerate(read_json_member(file, "annotations", what)):
+            if problem := self._add_caption(entry):
+                rejected.append(Rejected("caption", _label(entry, number), *problem))
+        for _, id, _ in self._table.rows(IN_ORDER.format("NOT")):
             rejected.append(Rejected("image", id, "no caption", "no usable caption names this image"))
-    return Captions(tuple(usable), tuple(rejected))
+        (self.count,) = self._table.row("SELECT count(DISTINCT image) FROM captions")
 
+    def images(self) -> Iterator[CaptionedImage]:
+        """Yield the images that have captions: those whose ids are numbers in their order, then those with text."""
+        for row, id, file in self._table.rows(IN_ORDER.format("")):
+            captions = self._table.rows("SELECT caption FROM captions WHERE image = ? ORDER BY rowid", row)
+            yield CaptionedImage(id, (file,), tuple(caption for (caption,) in captions))
 
-def _entries(file: Path) -> tuple[list[Any], list[Any]]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:  # ValueError also for a number with thousands of digits
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
-    for key, entries in zip(("images", "annotations"), lists, strict=True):
-        if not isinstance(entries, list):
-            raise ValueError(f"{file}: expected COCO captions with a list {key!r}, got none")
-    return lists[0] or [], lists[1] or []
+    def _add_image(self, entry: Any) -> tuple[str, str] | None:
+        """Add an image, or return why it cannot be used: the reason and the detail."""
+        if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not is_text(entry.get("file_name")):
+            return "malformed", f"expected an object with id and file_name, got {short(entry)}"
+        id, text = entry["id"], _as_text(entry["id"])
+        number, is_word = as_integer(id), isinstance(id, str)
+        values = (text, number, is_word, None if is_word else number, entry["file_name"])
+        if not self._table.add("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?)", *values):
+            (file,) = self._table.row("SELECT file FROM images WHERE id = ?", text)
+            return "duplicate id", f"the id of {file!r} is repeated at {entry['file_name']!r}"
+        return None
 
+    def _add_caption(self, entry: Any) -> tuple[str, str] | None:
+        """Add a caption, or return why it cannot be used: the reason and the detail."""
+        if not isinstance(entry, dict) or not all(_is_id(entry.get(key)) for key in ("id", "image_id")):
+            return "malformed", f"expected an object with id, image_id and caption, got {short(entry)}"
+        id = entry["id"] if isinstance(entry["id"], str) else as_integer(entry["id"])
+        if self._table.row("SELECT 1 FROM captions WHERE id = ?", id):
+            return "duplicate id", f"the id is repeated at {short(entry)}"
+        if (image := self._find(entry["image_id"])) is None:
+            return "unknown image", f"no usable image has the id {entry['image_id']!r}"
+        if problem := caption_problem(entry.get("caption")):
+            return problem
+        self._table.add("INSERT INTO captions VALUES (?, ?, ?)", id, image, cleaned(entry["caption"]))
+        return None
 
-class _Images:
-    """The file of each image, by its id as text, and the ids that annotations may give for it."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, str] = {}
-        self._written: dict[str, Any] = {}
-        self._numbers: dict[int, str] = {}
-
-    def add(self, id: Any, file: str) -> None:
-        text = _as_text(id)
-        self.files[text], self._written[text] = file, id
-        if (number := as_integer(id)) is not None:
-            self._numbers.setdefault(number, text)
-
-    def find(self, id: Any) -> str | None:
-        """Return the id as text of the image that an id names: as it is written, else as a number."""
-        text = _as_text(id)
-        if text in self.files:
-            return text
-        number = as_integer(id)
-        return None if number is None else self._numbers.get(number)
-
-    def ordered(self) -> list[str]:
-        """Return the ids: those written as numbers in their order, then those written as text in theirs."""
-        return sorted(self.files, key=lambda text: (isinstance(self._written[text], str), self._written[text]))
-
-
-def _image_problem(entry: Any, known: _Images) -> tuple[str, str] | None:
-    if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not is_text(entry.get("file_name")):
-        return "malformed", f"expected an object with id and file_name, got {_short(entry)}"
-    if (id := _as_text(entry["id"])) in known.files:
-        return "duplicate id", f"the id of {known.files[id]!r} is repeated at {entry['file_name']!r}"
-    return None
-
-
-def _caption_problem(entry: Any, known: _Images, seen: set[int | float | str]) -> tuple[str, str] | None:
-    if not isinstance(entry, dict) or not all(_is_id(entry.get(key)) for key in ("id", "image_id")):
-        return "malformed", f"expected an object with id, image_id and caption, got {_short(entry)}"
-    if entry["id"] in seen:
-        return "duplicate id", f"the id is repeated at {_short(entry)}"
-    if known.find(entry["image_id"]) is None:
-        return "unknown image", f"no usable image has the id {entry['image_id']!r}"
-    caption = entry.get("caption")
-    if not is_text(caption):
-        return "malformed", f"expected a caption, got {_short(caption)}"
-    if not any(letter.isalnum() for letter in caption):
-        return "empty", f"the caption is {caption!r}"
-    return None
+    def _find(self, id: Any) -> int | None:
+        """Return the row of the image that an id names: as it is written, else as a number."""
+        row = self._table.row("SELECT rowid FROM images WHERE id = ?", _as_text(id))
+        if row is None and (number := as_integer(id)) is not None:
+            row = self._table.row("SELECT rowid FROM images WHERE number = ? ORDER BY rowid LIMIT 1", number)
+        return row[0] if row else None
 
 
 def _is_id(value: Any) -> bool:
@@ -145,11 +124,6 @@ def _as_text(id: Any) -> str:
 def _label(entry: Any, number: int) -> str:
     id = entry.get("id") if isinstance(entry, dict) else None
     return _as_text(id) if _is_id(id) else f"entry {number}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def rows(images: Iterable[tuple[CaptionedImage, CheckedImage]]) -> Iterator[Row]:
@@ -182,18 +156,18 @@ class Coco(Source):
         return Inputs([self.options.captions], [self.options.images])
 
     def splits(self, work: Work) -> Iterable[Split]:
-        yield captioned_split(".", Folder.at(self.options.images), Path(self.options.captions))
+        yield captioned_split(".", Folder.at(self.options.images), self.options.captions, work)
 
 
-def captioned_split(name: str, images: Folder, captions: Path) -> Split:
+def captioned_split(name: str, images: Folder, file: str | Path, work: Work) -> Split:
     """Return the data set of a folder of images and a captions file.
 
     Raises:
         ValueError: it is not a captions file, or names no image with a usable caption.
     """
-    found = read_captions(captions)
-    if not found.images:
-        raise ValueError(f"{captions} names no image with a usable caption: {summary(tally(found.rejected))}")
-    split = Split(name, "captions", parts_of(found.images, partial(CaptionedPart, images)), total=len(found.images))
-    split.rejected.extend(found.rejected)
-    return split
+    rejected = RejectedLog()
+    captions = Captions(file, work.scratch, rejected)
+    if not captions.count:
+        raise ValueError(f"{file} names no image with a usable caption: {summary(rejected.tally)}")
+    parts = parts_of(captions.images(), partial(CaptionedPart, images), work.limit)
+    return Split(name, "captions", parts, total=work.limited(captions.count), rejected=rejected)

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import merge
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from groundray.data.image_decoder import UnusableImage, decode
+from groundray.storage import object_store
 from groundray.storage.folder import Folder
 
 MAX_BYTES = 2**30  # a shard holds less than 2 GiB in a column of a row group
 
 
 @dataclass(frozen=True)
+class ImageRules:
+    """Which pictures are used, and how they are stored.
+
+    Attributes:
+        min_side: least number of pixels of the shorter side.
+        max_side: pictures with more pixels on the longer side are made smaller, upright, and encoded as JPEG. All
+            others, and all if it is None, keep their bytes.
+        quality: of this JPEG, from 1 to 95.
+    """
+
+    min_side: int = 1
+    max_side: int | None = None
+    quality: int = 90
+
+
+@dataclass(frozen=True)
 class CheckedImage:
-    """A usable image file: its bytes on disk, and the size of the upright picture in pixels."""
+    """A usable image file: its bytes in shards, and the size of the upright picture in pixels."""
 
     encoded: bytes
     width: int
@@ -68,10 +88,7 @@ def _read(folder: Folder, name: str) -> bytes | None:
     except ValueError as error:
         raise UnusableImage("outside", str(error)) from None
     if not folder.local:
-        try:
-            return folder.read_bytes(name)
-        except FileNotFoundError:
-            return None
+        return _read_stored(folder, name)
     try:
         if not path.is_file():
             return None
@@ -84,21 +101,55 @@ def _read(folder: Folder, name: str) -> bytes | None:
         raise UnusableImage("unreadable", f"{path} cannot be read: {error.strerror}") from None
 
 
-def check_encoded(image: EncodedImage) -> CheckedImage:
+def _read_stored(folder: Folder, name: str) -> bytes | None:
+    """Return the bytes of a file in a store, or None if it does not exist. The store's client repeats requests.
+
+    Raises:
+        OSError: the store cannot be used, or no longer.
+    """
+    try:
+        encoded = folder.read_bytes(name)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        object_store.probe(str(folder))
+        raise UnusableImage("unreadable", str(error)) from None
+    if len(encoded) > MAX_BYTES:
+        raise UnusableImage("too large", f"{folder}/{name}: expected at most {MAX_BYTES:,} bytes, got {len(encoded):,}")
+    return encoded
+
+
+def check_encoded(image: EncodedImage, rules: ImageRules = ImageRules()) -> CheckedImage:
     """Return an image after decoding it completely.
 
     Raises:
-        UnusableImage: it is not a picture that can be shown (`image_decoder`).
+        UnusableImage: it is not a picture that can be shown (`image_decoder`), or is smaller than the rules want it.
     """
     try:
-        width, height = decode(image.encoded).size
+        picture = decode(image.encoded)
+        width, height = picture.size
+        if min(picture.size) < rules.min_side:
+            least = f"expected at least {rules.min_side} pixels a side (--min-side), got {width} x {height}"
+            raise UnusableImage("too small", least)
     except UnusableImage as problem:
         raise problem.of(image.where) from None
-    return CheckedImage(image.encoded, width, height)
+    if rules.max_side is None or max(picture.size) <= rules.max_side:
+        return CheckedImage(image.encoded, width, height)
+    scale = rules.max_side / max(picture.size)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    out = io.BytesIO()
+    picture.resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=rules.quality)
+    return CheckedImage(out.getvalue(), *size)
+
+
+def is_folder(url: str | Path) -> bool:
+    """Return True if there is a folder at a path or URL."""
+    return bool(Folder.at(url).files()) if "://" in str(url) else Path(url).expanduser().is_dir()
 
 
 def all_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yield what is in a folder at any depth and is no folder. Links to folders are followed, but not in circles.
+    """Yield what is in a folder at any depth and is no folder, in the order of `sorted`. Links to folders are followed,
+    but not in circles. Memory: the names in one folder.
 
     Args:
         above: the real paths of the folders that this one was reached through.
@@ -106,11 +157,29 @@ def all_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:
         return
-    with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
-        for entry in entries:
-            path = Path(entry)
+    try:
+        folders, files = entries(folder)
+    except PermissionError:
+        return
+    inner = set(folders)
+    for name in merge(folders, files):
+        if name in inner:
+            yield from all_files(folder / name, (*above, real))
+        else:
+            yield folder / name
+
+
+def entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the sorted names of the folders, and of everything else, directly in a folder. A link to a folder is one.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(folder) as found:
+        for entry in found:
             # Path takes a link that leads to itself for no folder; of others than links the entry knows without asking
-            if path.is_dir() if entry.is_symlink() else entry.is_dir():
-                yield from all_files(path, (*above, real))
-            else:
-                yield path
+            is_folder = Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
+            (folders if is_folder else files).append(entry.name)
+    return sorted(folders), sorted(files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
+from groundray.storage.folder import open_file
 from groundray.storage.text_encoding import HEAD_BYTES, encoding_of
 
 BLOCK = 2**20  # characters that are read at once
@@ -16,42 +18,65 @@ TOKEN = 16  # more characters than the longest token that a block's end may cut,
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_json_list(file: Path) -> Iterator[Any]:
+def read_json_list(file: str | Path) -> Iterator[Any]:
     """Yield the entries of a JSON list. It may have a byte order mark, as of Windows tools, and NaN, as of Python.
 
     Memory: an entry and a block.
 
+    Args:
+        file: path or URL.
+
     Raises:
         ValueError: the file is not a JSON list; the message has the file, and how much of it could be read.
     """
-    with file.open("rb") as content:
+    with _reading(file) as reader:
+        if (first := reader.next()) != "[":
+            raise ValueError(f"{file}: expected a JSON list with one entry per image, got {first!r} at its start")
+        yield from reader.entries()
+        reader.end("the list")
+
+
+def read_json_member(file: str | Path, key: str, what: str) -> Iterator[Any]:
+    """Yield the entries of the list `key` of a JSON object, as `read_json_list` does those of a list.
+
+    Args:
+        what: what the file should be, for messages.
+
+    Raises:
+        ValueError: the file is not JSON, or has no such list.
+    """
+    with _reading(file) as reader:
+        if reader.next() == "{":
+            for name in reader.names():
+                is_list = reader.next() == "["
+                if is_list and name == key:
+                    yield from reader.entries()
+                    return
+                for _ in reader.entries() if is_list else [reader.value()]:  # a list may be large
+                    pass
+        else:
+            reader.value()
+        reader.end("the value")
+    raise ValueError(f"{file}: expected {what} with a list {key!r}, got none")
+
+
+@contextlib.contextmanager
+def _reading(file: str | Path) -> Iterator[_Reader]:
+    """Open a file of JSON. Inside the context, whatever shows that it is none is a ValueError with the file."""
+    with open_file(file) as content:
         encoding, skipped = encoding_of(content.read(HEAD_BYTES))
         content.seek(skipped)
-        reader = _Reader(io.TextIOWrapper(content, encoding, newline=""))
-        count = 0
+        text = io.TextIOWrapper(content, encoding, newline="")
+        reader = _Reader(text)
         try:
-            if (first := reader.next()) != "[":
-                raise ValueError(f"{file}: expected a JSON list with one entry per image, got {first!r} at its start")
-            reader.skip()
-            if reader.next() == "]":
-                reader.skip()
-            else:
-                while True:
-                    yield reader.value()
-                    count += 1
-                    if (delimiter := reader.next()) not in {",", "]"}:
-                        raise reader.error("expected ',' or ']' after the entry")
-                    reader.skip()
-                    if delimiter == "]":
-                        break
-                    reader.next()
-            if reader.next():
-                raise reader.error("expected nothing after the list")
+            yield reader
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, _BadNumber) as error:
             cause = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise ValueError(
-                f"{file} is not JSON after {count} entries, at character {reader.position}: {cause}"
+                f"{file} is not JSON after {reader.count} entries, at character {reader.position}: {cause}"
             ) from None
+        finally:
+            text.detach()
 
 
 class _BadNumber(Exception):
@@ -59,10 +84,15 @@ class _BadNumber(Exception):
 
 
 class _Reader:
-    """Decodes values from a text that is read in blocks."""
+    """Decodes values from a text that is read in blocks.
+
+    Attributes:
+        count: number of entries of lists that were read.
+    """
 
     def __init__(self, text: TextIO):
         self._text, self._buffer, self._at, self._before = text, "", 0, 0
+        self.count = 0
         self._decode = json.JSONDecoder().raw_decode
 
     @property
@@ -99,6 +129,49 @@ class _Reader:
                 if end < len(self._buffer) or not self._more():  # a number may continue in the next block
                     self._at = end
                     return value
+
+    def entries(self) -> Iterator[Any]:
+        """Take and yield the entries of a list, whose bracket is next."""
+        self.skip()
+        if self.next() == "]":
+            self.skip()
+            return
+        while True:
+            yield self.value()
+            self.count += 1
+            if not self._has_more("]", "the entry"):
+                return
+            self.next()
+
+    def names(self) -> Iterator[str]:
+        """Take and yield the names of an object, whose brace is next. The value must be taken before the next name."""
+        self.skip()
+        if self.next() == "}":
+            self.skip()
+            return
+        while True:
+            if self.next() != '"':
+                raise self.error("expected a name in double quotes")
+            name = self.value()
+            if self.next() != ":":
+                raise self.error("expected ':' after the name")
+            self.skip()
+            self.next()
+            yield name
+            if not self._has_more("}", f"the value of {name!r}"):
+                return
+
+    def _has_more(self, end: str, what: str) -> bool:
+        """Take a comma or the end, and return whether it was a comma."""
+        if (delimiter := self.next()) not in {",", end} or not delimiter:
+            raise self.error(f"expected ',' or '{end}' after {what}")
+        self.skip()
+        return delimiter == ","
+
+    def end(self, what: str) -> None:
+        """Check that nothing follows."""
+        if self.next():
+            raise self.error(f"expected nothing after {what}")
 
     def error(self, message: str) -> json.JSONDecodeError:
         return json.JSONDecodeError(message, self._buffer, self._at)

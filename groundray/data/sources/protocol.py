@@ -80,12 +80,18 @@ class Work:
         scratch: a temporary folder of this machine.
         tell: prints a line for the user.
         track: wraps a sequence, to show progress; takes its name too.
+        limit: number of samples of each split to list, at most (`--limit`); None for all. Some of them may be rejected.
     """
 
     out: Folder
     scratch: Path
     tell: Callable[[str], None]
     track: Callable[[Sequence[Any], str], Iterable[Any]]
+    limit: int | None = None
+
+    def limited(self, count: int) -> int:
+        """Return a number of samples, or the limit if that is less."""
+        return count if self.limit is None else min(count, self.limit)
 
 
 class Source(ABC):
@@ -133,8 +139,14 @@ class Source(ABC):
         """
 
 
-def parts_of(items: Iterable[Item], make: Callable[[tuple[Item, ...]], Part]) -> Iterator[Part]:
-    """Yield the parts of a stream of items, of ITEMS_PER_PART items each."""
-    stream = iter(items)
+def parts_of(
+    items: Iterable[Item], make: Callable[[tuple[Item, ...]], Part], limit: int | None = None
+) -> Iterator[Part]:
+    """Yield the parts of a stream of items, of ITEMS_PER_PART items each.
+
+    Args:
+        limit: number of items that are taken, at most.
+    """
+    stream = islice(items, limit)
     while part := tuple(islice(stream, ITEMS_PER_PART)):
         yield make(part)

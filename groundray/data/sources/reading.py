@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from groundray.data.image_decoder import UnusableImage
-from groundray.data.sources.image_files import CheckedImage, EncodedImage, check_encoded, read_image
+from groundray.data.sources.image_files import CheckedImage, EncodedImage, ImageRules, check_encoded, read_image
 from groundray.data.sources.rejected import Rejected, RejectedLog, Rejections
 from groundray.storage.folder import Folder
 
@@ -43,10 +43,14 @@ class Reading:
     Attributes:
         rejected: what of the part cannot be used.
         threads: number of threads that read and decode images.
+        rules: which images are used, and how they are stored.
+        left_out: numbers of what else of the part is not in the rows, by a few words; for `counts` in `dataset.json`.
     """
 
     rejected: Rejections = field(default_factory=RejectedLog)
     threads: int = 1
+    rules: ImageRules = field(default_factory=ImageRules)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def files(self, folder: Folder, items: Iterable[AnyFileItem]) -> Iterator[tuple[AnyFileItem, CheckedImage]]:
         """Yield each item whose image file in `folder` can be used, with the image; reject the others."""
@@ -74,7 +78,7 @@ class Reading:
 
     def _check(self, item: AnyItem, read: Callable[[AnyItem], EncodedImage]) -> CheckedImage | UnusableImage:
         try:
-            return check_encoded(read(item))
+            return check_encoded(read(item), self.rules)
         except UnusableImage as problem:
             return problem
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import BinaryIO, Protocol, cast
 
@@ -67,6 +67,9 @@ class RejectedLog:
 
     def __len__(self) -> int:
         return self.tally.total()
+
+    def __iter__(self) -> Iterator[Rejected]:
+        return (Rejected(**json.loads(line)) for line in self.open())
 
     def open(self) -> BinaryIO:
         """Return the lines as a stream at its start. Nothing may be added after."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from groundray.data.sources import coco, image_folder, text, visual_genome
 from groundray.data.sources.protocol import Inputs, Source, Split, Work
+from groundray.data.sources.rejected import RejectedLog
 
 SPLITS = ("train", "val")
 KINDS = ("captions", "scene_graphs", "objects", "text")
@@ -43,7 +44,7 @@ class Scenes(Source):
         from groundray.data import scenes
 
         images = work.out / "source"
-        source = Path(images.path) if images.local else work.scratch
+        source = Path(images.path) if images.local else work.scratch / "world"
         started = time.monotonic()
         world = scenes.write_world(source, **self._size, track=lambda items: work.track(items, "scenes"))
         work.tell(f"drew {world} in {time.monotonic() - started:.0f} s")
@@ -53,14 +54,16 @@ class Scenes(Source):
         for split in SPLITS:
             pictures = images / f"coco/{split}"
             captions = source / "coco" / "annotations" / f"captions_{split}.json"
-            yield coco.captioned_split(f"captions/{split}", pictures, captions)
+            yield coco.captioned_split(f"captions/{split}", pictures, captions, work)
             folder = source / "visual_genome" / split
             names = ("objects", "attributes", "relationships", "image_data")
             files = visual_genome.Files(*(folder / f"{name}.json" for name in names))
-            found = visual_genome.read_graphs(files, visual_genome.Filter(vocabulary=vocabulary))
+            rejected = RejectedLog()
+            found = visual_genome.SceneGraphs(files, visual_genome.Filter(vocabulary=vocabulary), rejected)
             vocabulary = (found.predicates, found.classes)
-            yield visual_genome.graph_split(f"scene_graphs/{split}", pictures, found, found.graphs)
-            yield Split(f"text/{split}", "text", [text.TextPart((source / "text" / f"{split}.txt",))])
+            yield visual_genome.graph_split(f"scene_graphs/{split}", pictures, found, rejected, work.limit)
+            yield text.text_split(f"text/{split}", [f"{images}/text/{split}.txt"], work)
         yield from image_folder.labelled_splits(
-            {f"objects/{split}": (source / "objects" / split, images / "objects" / split) for split in SPLITS}
+            {f"objects/{split}": (source / "objects" / split, images / "objects" / split) for split in SPLITS},
+            work,
         )

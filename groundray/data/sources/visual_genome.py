@@ -10,18 +10,21 @@ import argparse
 import reprlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from groundray.data.schema import Dataset
 from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.json_values import as_integer, is_text, read_json_list
-from groundray.data.sources.protocol import Inputs, Row, Source, Split, Work, parts_of
+from groundray.data.sources.protocol import Inputs, Part, Row, Source, Split, Work, parts_of
 from groundray.data.sources.reading import Reading
-from groundray.data.sources.rejected import Rejected, summary, tally
+from groundray.data.sources.rejected import Rejected, RejectedLog, Rejections, summary
 from groundray.rng import hash64, hash_name
 from groundray.storage.folder import Folder
 from groundray.storage.text_encoding import read_text
@@ -68,9 +71,9 @@ class Graph:
     Attributes:
         id: id of the image.
         file_names: paths where its file may be, in the order in which they are tried.
-        classes: class of each object, an index of `Graphs.classes`.
+        classes: class of each object, an index of `SceneGraphs.classes`.
         phrases: attribute and name of each object.
-        relations: (subject, predicate, object): indices of the objects, and of `Graphs.predicates`.
+        relations: (subject, predicate, object): indices of the objects, and of `SceneGraphs.predicates`.
     """
 
     id: str
@@ -80,49 +83,131 @@ class Graph:
     relations: tuple[tuple[int, int, int], ...]
 
 
-@dataclass(frozen=True)
-class Graphs:
-    """The content of the files: graphs ordered by image id, and vocabularies (index 0 = none).
+class SceneGraphs:
+    """The scene graphs of the files. No image is opened.
+
+    The items of the files are columns of numbers in memory, about 40 bytes each; a graph is made when it is asked for.
+
+    Args:
+        rejected: gets the items that cannot be used.
 
     Attributes:
-        skipped: numbers of objects and relations that the filter left out.
+        classes, predicates: the vocabularies; index 0 is NONE.
+        ids: ids of the images that have an object of a kept class, in ascending order.
+        skipped: numbers of objects and relations that the filter left out, once `graphs` has ended.
         without_synset: numbers of objects and relations that the source gives no synset, by what they got instead.
-    """
-
-    graphs: tuple[Graph, ...]
-    classes: tuple[str, ...]
-    predicates: tuple[str, ...]
-    skipped: dict[str, int]
-    without_synset: dict[str, int]
-    rejected: tuple[Rejected, ...]
-
-
-def read_graphs(files: Files, keep: Filter | None = None) -> Graphs:
-    """Return the scene graphs of the files. No image is opened.
 
     Raises:
         ValueError: a file is not a JSON list, or no entry has its list; the message has the file.
     """
-    keep = keep or Filter()
-    rejected: list[Rejected] = []
-    images = _read_images(files.image_data, rejected)
-    objects = _read_objects(files.objects, images, keep, rejected)
-    _read_attributes(files.attributes, objects, rejected)
-    relations = _read_relations(files.relationships, objects, keep, rejected)
-    settled = {"objects": objects.classes.settle(), "relations": relations.predicates.settle()}
-    without_synset = {
-        f"{what} without a synset, {decided}": count
-        for what, counts in settled.items()
-        for decided, count in counts.items()
-        if keep.by == "synset"
-    }
-    classes = _vocabulary(objects.classes, keep.classes, keep.vocabulary and keep.vocabulary[1])
-    predicates = _vocabulary(relations.predicates, keep.predicates, keep.vocabulary and keep.vocabulary[0])
-    skipped: Counter[str] = Counter()
-    graphs = tuple(_graphs(images, objects, relations, classes, predicates, keep, skipped, rejected))
-    return Graphs(
-        graphs, tuple(classes), tuple(predicates), dict(sorted(skipped.items())), without_synset, tuple(rejected)
-    )
+
+    def __init__(self, files: Files, keep: Filter, rejected: Rejections) -> None:
+        self._keep, self._rejected = keep, rejected
+        self._images = _read_images(files.image_data, rejected)
+        self._objects = objects = _read_objects(files.objects, self._images, keep, rejected)
+        _read_attributes(files.attributes, objects, rejected)
+        self._relations = relations = _read_relations(files.relationships, objects, keep, rejected)
+        objects.forget_ids()
+        settled = {"objects": objects.classes.settle(), "relations": relations.predicates.settle()}
+        self.without_synset = {
+            f"{what} without a synset, {decided}": count
+            for what, counts in settled.items()
+            for decided, count in counts.items()
+            if keep.by == "synset"
+        }
+        given = keep.vocabulary or (None, None)
+        self._classes = _vocabulary(objects.classes, keep.classes, given[1])
+        self._predicates = _vocabulary(relations.predicates, keep.predicates, given[0])
+        self.classes, self.predicates = tuple(self._classes), tuple(self._predicates)
+        self.skipped: Counter[str] = Counter()
+        images = np.asarray(objects.image)
+        self._class_of = _indices(objects.classes, self._classes)
+        self.ids: list[int] = np.unique(images[self._class_of > 0]).tolist()
+
+    def graphs(self, is_chosen: Callable[[str], bool] = lambda _: True, report: bool = True) -> Iterator[Graph]:
+        """Yield the graphs of the images in order of their ids.
+
+        Args:
+            is_chosen: takes the id of an image, and returns whether to yield its graph.
+            report: reject images without an object, and count what is skipped, also of images that are not chosen.
+        """
+        objects, relations, class_of = self._objects, self._relations, self._class_of
+        predicate_of = _indices(relations.predicates, self._predicates)
+        images, subjects = np.asarray(objects.image), np.asarray(relations.subject)
+        rows_of, relations_of = _Grouped(images), _Grouped(images[subjects])
+        names, attributes = objects.names.texts, objects.attributes.texts
+        skipped: Counter[str] = Counter()
+        for image in sorted(self._images):
+            rows = [row for row in rows_of.rows(image) if class_of[row]]
+            if report:
+                skipped["objects of other classes"] += rows_of.count(image) - len(rows)
+            triplets: dict[tuple[int, int, int], None] = {}
+            for row in relations_of.rows(image):
+                triplet = (relations.subject[row], int(predicate_of[row]), relations.object[row])
+                if not triplet[1]:
+                    skipped["relations of other predicates"] += 1
+                elif not (class_of[triplet[0]] and class_of[triplet[2]]):
+                    skipped["relations of dropped objects"] += 1
+                elif triplet in triplets:
+                    skipped["relations said twice"] += 1
+                else:
+                    triplets[triplet] = None
+            if not rows:
+                if report:
+                    detail = "none of its objects is of a kept class"
+                    self._rejected.append(Rejected("image", str(image), "no object", detail))
+                continue
+            relation_count = Counter(end for subject, _, object in triplets for end in (subject, object))
+            kept = sorted(sorted(rows, key=lambda row: -relation_count[row])[: self._keep.max_objects])
+            index = {row: i for i, row in enumerate(kept)}
+            inside = tuple((index[s], p, index[o]) for s, p, o in triplets if s in index and o in index)
+            skipped["objects beyond the most an image may have"] += len(rows) - len(kept)
+            skipped["relations of dropped objects"] += len(triplets) - len(inside)
+            if report:
+                self.skipped = skipped
+            if is_chosen(str(image)):
+                yield Graph(
+                    id=str(image),
+                    file_names=self._images[image],
+                    classes=tuple(int(class_of[row]) for row in kept),
+                    phrases=tuple(
+                        f"{attributes[objects.attribute[row]]} {names[objects.name[row]]}"
+                        if objects.attribute[row] >= 0
+                        else names[objects.name[row]]
+                        for row in kept
+                    ),
+                    relations=inside,
+                )
+
+
+class _Grouped:
+    """The rows of a column by its values.
+
+    Args:
+        values: int64 [rows].
+    """
+
+    def __init__(self, values: npt.NDArray[np.int64]) -> None:
+        self._order = np.argsort(values, kind="stable")
+        self._values = values[self._order]
+
+    def _range(self, value: int) -> tuple[int, int]:
+        start, end = np.searchsorted(self._values, [value, value + 1])
+        return int(start), int(end)
+
+    def rows(self, value: int) -> list[int]:
+        """Return the rows with a value, in ascending order."""
+        return self._order[slice(*self._range(value))].tolist()
+
+    def count(self, value: int) -> int:
+        start, end = self._range(value)
+        return end - start
+
+
+def _indices(kinds: _Kinds, vocabulary: Mapping[str, int]) -> npt.NDArray[np.int32]:
+    """Return the index in the vocabulary of each item, 0 for one that is not in it."""
+    of_text = np.array([vocabulary.get(text, 0) for text in kinds.strings.texts] or [0], dtype=np.int32)
+    return of_text[np.asarray(kinds.of)]
 
 
 def read_aliases(file: Path) -> dict[str, str]:
@@ -207,6 +292,10 @@ class _Objects:
         self.name.append(self.names.add(name))
         self.attribute.append(-1)
 
+    def forget_ids(self) -> None:
+        """Free the memory of the ids, after the last `find`."""
+        self.rows, self._merged = {}, {}
+
     def find(self, item: Any, image: int) -> int | None:
         """Return the row of the object that an item of an image names, by its id or by one that is the same object."""
         id = _id(item, "object_id")
@@ -230,7 +319,7 @@ class _Relations:
         self.object.append(object)
 
 
-def _read_images(file: Path, rejected: list[Rejected]) -> dict[int, tuple[str, ...]]:
+def _read_images(file: Path, rejected: Rejections) -> dict[int, tuple[str, ...]]:
     """Return the paths where each image's file may be, by id."""
     images: dict[int, tuple[str, ...]] = {}
     for number, entry in enumerate(read_json_list(file)):
@@ -247,7 +336,7 @@ def _read_images(file: Path, rejected: list[Rejected]) -> dict[int, tuple[str, .
     return images
 
 
-def _read_objects(file: Path, images: Mapping[int, Any], keep: Filter, rejected: list[Rejected]) -> _Objects:
+def _read_objects(file: Path, images: Mapping[int, Any], keep: Filter, rejected: Rejections) -> _Objects:
     objects = _Objects()
     for image, item in _items(file, "objects", "object", rejected):
         id = _id(item, "object_id")
@@ -266,7 +355,7 @@ def _read_objects(file: Path, images: Mapping[int, Any], keep: Filter, rejected:
     return objects
 
 
-def _read_attributes(file: Path, objects: _Objects, rejected: list[Rejected]) -> None:
+def _read_attributes(file: Path, objects: _Objects, rejected: Rejections) -> None:
     """Set the first attribute of each known object."""
     for image, item in _items(file, "attributes", "attribute", rejected):
         id = _id(item, "object_id")
@@ -285,7 +374,7 @@ def _read_attributes(file: Path, objects: _Objects, rejected: list[Rejected]) ->
             rejected.append(Rejected("attribute", label, "unknown object", detail))
 
 
-def _read_relations(file: Path, objects: _Objects, keep: Filter, rejected: list[Rejected]) -> _Relations:
+def _read_relations(file: Path, objects: _Objects, keep: Filter, rejected: Rejections) -> _Relations:
     relations = _Relations()
     for image, item in _items(file, "relationships", "relation", rejected):
         is_object = isinstance(item, dict)
@@ -311,7 +400,7 @@ def _read_relations(file: Path, objects: _Objects, keep: Filter, rejected: list[
     return relations
 
 
-def _items(file: Path, key: str, what: str, rejected: list[Rejected]) -> Iterator[tuple[int, Any]]:
+def _items(file: Path, key: str, what: str, rejected: Rejections) -> Iterator[tuple[int, Any]]:
     """Yield (image id, item) for every item of every image's list `key`.
 
     Raises:
@@ -343,65 +432,6 @@ def _vocabulary(kinds: _Kinds, max_size: int, given: Sequence[str] | None) -> di
     strings = kinds.strings
     ranked = sorted(strings.texts, key=lambda text: (-strings.counts[strings.numbers[text]], text))
     return {text: index for index, text in enumerate([NONE, *ranked[:max_size]])}
-
-
-def _graphs(
-    images: Mapping[int, tuple[str, ...]],
-    objects: _Objects,
-    relations: _Relations,
-    classes: Mapping[str, int],
-    predicates: Mapping[str, int],
-    keep: Filter,
-    skipped: Counter[str],
-    rejected: list[Rejected],
-) -> Iterator[Graph]:
-    """Yield the graph of each image that has a kept object. What is skipped is counted."""
-    class_of = [classes.get(text, 0) for text in objects.classes.strings.texts]
-    predicate_of = [predicates.get(text, 0) for text in relations.predicates.strings.texts]
-    names, attributes = objects.names.texts, objects.attributes.texts
-
-    of_image: dict[int, list[int]] = {}
-    for row, image in enumerate(objects.image):
-        if class_of[objects.classes.of[row]]:
-            of_image.setdefault(image, []).append(row)
-        else:
-            skipped["objects of other classes"] += 1
-    related: dict[int, dict[tuple[int, int, int], None]] = {}
-    for row, subject in enumerate(relations.subject):
-        triplet = (subject, predicate_of[relations.predicates.of[row]], relations.object[row])
-        if not triplet[1]:
-            skipped["relations of other predicates"] += 1
-        elif not all(class_of[objects.classes.of[end]] for end in (triplet[0], triplet[2])):
-            skipped["relations of dropped objects"] += 1
-        elif triplet in related.setdefault(objects.image[subject], {}):
-            skipped["relations said twice"] += 1
-        else:
-            related[objects.image[subject]][triplet] = None
-
-    for image in sorted(images):
-        rows = of_image.get(image, [])
-        if not rows:
-            rejected.append(Rejected("image", str(image), "no object", "none of its objects is of a kept class"))
-            continue
-        triplets = related.get(image, {})
-        relation_count = Counter(end for subject, _, object in triplets for end in (subject, object))
-        kept = sorted(sorted(rows, key=lambda row: -relation_count[row])[: keep.max_objects])
-        index = {row: i for i, row in enumerate(kept)}
-        inside = tuple((index[s], p, index[o]) for s, p, o in triplets if s in index and o in index)
-        skipped["objects beyond the most an image may have"] += len(rows) - len(kept)
-        skipped["relations of dropped objects"] += len(triplets) - len(inside)
-        yield Graph(
-            id=str(image),
-            file_names=images[image],
-            classes=tuple(class_of[objects.classes.of[row]] for row in kept),
-            phrases=tuple(
-                f"{attributes[objects.attribute[row]]} {names[objects.name[row]]}"
-                if objects.attribute[row] >= 0
-                else names[objects.name[row]]
-                for row in kept
-            ),
-            relations=inside,
-        )
 
 
 def _id(entry: Any, key: str) -> int | None:
@@ -559,38 +589,51 @@ class VisualGenome(Source):
             predicate_aliases=read_aliases(Path(options.predicate_aliases)) if options.predicate_aliases else {},
             vocabulary=self._vocabulary,
         )
-        found = read_graphs(self._files, keep)
-        if options.val_fraction is None:
-            yield graph_split(".", images, found, found.graphs)
-            return
-        held_out = [is_held_out(graph.id, options.val_fraction) for graph in found.graphs]
-        graphs = {
-            name: [graph for graph, out in zip(found.graphs, held_out, strict=True) if out == (name == "val")]
-            for name in self.folders()
-        }
+        rejected = RejectedLog()
+        found = SceneGraphs(self._files, keep, rejected)
         for name in self.folders():
-            if not graphs[name]:
-                raise ValueError(
-                    f"--val-fraction {options.val_fraction:g} leaves none of {len(found.graphs)} images for {name}"
-                )
-        # what cannot be used belongs to neither part: it is reported with the first
-        yield from (graph_split(name, images, found, some, name == "train") for name, some in graphs.items())
+            yield graph_split(name, images, found, rejected, work.limit, options.val_fraction)
 
 
-def graph_split(name: str, images: Folder, found: Graphs, graphs: Sequence[Graph], report: bool = True) -> Split:
-    """Return the data set of graphs that were found.
+def graph_split(
+    name: str,
+    images: Folder,
+    found: SceneGraphs,
+    rejected: RejectedLog,
+    limit: int | None,
+    val_fraction: float | None = None,
+) -> Split:
+    """Return a data set of the graphs that were found.
 
     Args:
-        report: report what was rejected and left out with this data set.
+        rejected: what of the source cannot be used. It belongs to no part, and is reported with all but `val`.
+        limit: number of graphs that are taken, at most.
+        val_fraction: take the images that are held out for `val`, and the others for another name; None takes all.
 
     Raises:
         ValueError: there is no graph.
     """
-    if not graphs:
-        raise ValueError(f"no image has an object of a kept class: {summary(tally(found.rejected))}")
+    is_val = val_fraction is not None and name == "val"
+
+    def is_chosen(id: str) -> bool:
+        return val_fraction is None or is_held_out(id, val_fraction) == is_val
+
+    if not found.ids:
+        raise ValueError(f"no image has an object of a kept class: {summary(rejected.tally)}")
+    count = sum(is_chosen(str(id)) for id in found.ids)
+    if not count:
+        raise ValueError(f"--val-fraction {val_fraction:g} leaves none of {len(found.ids)} images for {name}")
     words = {"classes": found.classes, "predicates": found.predicates}
-    split = Split(name, "scene_graphs", parts_of(graphs, partial(GraphPart, images)), words, len(graphs))
-    if report:
-        split.rejected.extend(found.rejected)
-        split.left_out |= {f"left out, {what}": count for what, count in found.skipped.items()} | found.without_synset
+    split = Split(name, "scene_graphs", [], words, count if limit is None else min(count, limit))
+    if not is_val:
+        split.rejected = rejected
+
+    def parts() -> Iterator[Part]:
+        graphs = found.graphs(is_chosen, report=not is_val)
+        yield from parts_of(graphs, partial(GraphPart, images), limit)
+        if not is_val:
+            skipped = {f"left out, {what}": number for what, number in sorted(found.skipped.items())}
+            split.left_out |= skipped | found.without_synset
+
+    split.parts = parts()
     return split

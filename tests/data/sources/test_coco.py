@@ -12,9 +12,9 @@ from PIL import Image
 
 from groundray.data.image_decoder import UnusableImage
 from groundray.data.sources import image_files
-from groundray.data.sources.coco import CaptionedImage, read_captions
+from groundray.data.sources.coco import CaptionedImage, Captions
 from groundray.data.sources.image_files import check_image
-from groundray.data.sources.rejected import tally
+from groundray.data.sources.rejected import Rejected, tally
 from groundray.storage.folder import Folder
 
 
@@ -22,6 +22,14 @@ def write(tmp_path: Path, content: Any) -> Path:
     file = tmp_path / "captions.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     return file
+
+
+def read(tmp_path: Path, content: Any) -> tuple[list[CaptionedImage], list[Rejected]]:
+    rejected: list[Rejected] = []
+    captions = Captions(write(tmp_path, content), tmp_path, rejected)
+    images = list(captions.images())
+    assert len(images) == captions.count
+    return images, rejected
 
 
 def picture(size: tuple[int, int] = (40, 30), format: str = "JPEG") -> bytes:
@@ -39,12 +47,12 @@ def test_usable_images_are_read_in_order_of_ids(tmp_path: Path) -> None:
             {"id": 3, "image_id": 4, "caption": "second"},
         ],
     }
-    found = read_captions(write(tmp_path, content))
-    assert found.images == (
+    expected = [
         CaptionedImage("4", ("a.jpg",), ("first", "second")),
         CaptionedImage("9", ("b.jpg",), ("two spaces",)),
-    )
-    assert found.rejected == ()
+    ]
+    assert read(tmp_path, content) == (expected, [])
+    assert read(tmp_path, dict(reversed(content.items())) | {"info": {"a": [1]}}) == (expected, [])
 
 
 def test_every_unusable_item_is_rejected_with_its_reason(tmp_path: Path) -> None:
@@ -68,9 +76,9 @@ def test_every_unusable_item_is_rejected_with_its_reason(tmp_path: Path) -> None
             [],
         ],
     }
-    found = read_captions(write(tmp_path, content))
-    assert [image.captions for image in found.images] == [("good",)]
-    assert tally(found.rejected) == {
+    images, rejected = read(tmp_path, content)
+    assert [image.captions for image in images] == [("good",)]
+    assert tally(rejected) == {
         "caption: duplicate id": 1,
         "caption: empty": 2,
         "caption: malformed": 4,
@@ -79,7 +87,7 @@ def test_every_unusable_item_is_rejected_with_its_reason(tmp_path: Path) -> None
         "image: malformed": 2,
         "image: no caption": 1,
     }
-    assert all(item.detail for item in found.rejected)
+    assert all(item.detail for item in rejected)
 
 
 def test_ids_are_numbers_or_text_on_either_side(tmp_path: Path) -> None:
@@ -98,8 +106,8 @@ def test_ids_are_numbers_or_text_on_either_side(tmp_path: Path) -> None:
             for number, id in enumerate([10, "10", "9", 9.0, 8, "8", "0007", 7, "7", "n-3", "x", 8.5])
         ],
     }
-    found = read_captions(write(tmp_path, content))
-    assert {image.id: [caption.split()[-1] for caption in image.captions] for image in found.images} == {
+    images, rejected = read(tmp_path, content)
+    assert {image.id: [caption.split()[-1] for caption in image.captions] for image in images} == {
         "8": ["4", "5"],
         "9": ["2", "3"],
         "0007": ["6"],
@@ -107,22 +115,27 @@ def test_ids_are_numbers_or_text_on_either_side(tmp_path: Path) -> None:
         "7": ["7", "8"],
         "n-3": ["9"],
     }
-    assert [image.id for image in found.images] == ["8", "9", "0007", "10", "7", "n-3"]
-    assert tally(found.rejected) == {"caption: malformed": 1, "caption: unknown image": 1, "image: duplicate id": 1}
+    assert [image.id for image in images] == ["8", "9", "0007", "10", "7", "n-3"]
+    assert tally(rejected) == {"caption: malformed": 1, "caption: unknown image": 1, "image: duplicate id": 1}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"images": [', r"captions\.json is not JSON: .*line 1"),
+        ('{"images": [', r"captions\.json is not JSON after 0 entries, at character 12"),
         ("[]", "expected COCO captions with a list 'images'"),
         ('{"images": []}', "expected COCO captions with a list 'annotations'"),
         ("[" * 100_000, "is not JSON"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"id": 1}, {"id', "is not JSON after 2 entries"),
+        ('{"images": [], "annotations": {}}', "expected COCO captions with a list 'annotations'"),
+        ('{"images" []}', "expected ':' after the name"),
+        ("{images: []}", "expected a name in double quotes"),
+        ('{"info": 1 "images": []}', "expected ',' or '}' after the value of 'info'"),
     ],
 )
 def test_file_without_captions_raises(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_captions(write(tmp_path, content))
+        read(tmp_path, content)
 
 
 def test_image_bytes_are_unchanged(tmp_path: Path) -> None:

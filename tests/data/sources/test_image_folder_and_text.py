@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from groundray.data.sources.image_files import all_files
-from groundray.data.sources.image_folder import read_folder, unread
+from groundray.data.sources.image_folder import ClassFolders, unread
 from groundray.data.sources.rejected import Rejected, tally
 from groundray.data.sources.text import read_lines
 
@@ -23,6 +25,14 @@ def picture() -> bytes:
 
 
 PICTURE = picture()
+
+
+def read_folder(root: Path, classes: Sequence[str] | None = None) -> SimpleNamespace:
+    rejected: list[Rejected] = []
+    found = ClassFolders(root, rejected, classes)
+    images = list(found.images())
+    assert len(images) == found.count
+    return SimpleNamespace(images=images, classes=found.classes, rejected=rejected, passed_over=found.passed_over)
 
 
 def files(root: Path, *names: str) -> None:
@@ -40,7 +50,12 @@ def test_classes_are_numbered_alphabetically(tmp_path: Path) -> None:
         ("dog/b.jpg", 1),
         ("dog/deep/a.jpg", 1),
     ]
-    assert found.rejected == ()
+    assert found.rejected == []
+
+
+def test_files_are_listed_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    files(tmp_path, "a/c.png", "a.png", "a/b/z.png", "a-b/1.png", "a/b.png", "b")
+    assert list(all_files(tmp_path)) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_files_outside_known_classes_are_rejected(tmp_path: Path) -> None:
@@ -78,7 +93,7 @@ def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path: Path) -> 
     files(tmp_path, "__MACOSX/cat/._1.png", ".git/1.png", "desktop.ini", "@eaDir/1.png")
     found = read_folder(tmp_path)
     assert [image.id for image in found.images] == ["cat/1.png"]
-    assert (found.classes, found.rejected, found.passed_over) == (("cat",), (), 8)
+    assert (found.classes, found.rejected, found.passed_over) == (("cat",), [], 8)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -95,7 +110,9 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         *("cat/3.png", "cat/also/2.png", "cat/broken.png", "cat/itself.png", "dog/1.png", "dog/more/2.png"),
     ]
     assert [(item.id, item.reason) for item in found.rejected] == [("cat/circle", "link loop")]
-    assert {path.relative_to(root).as_posix() for path in all_files(root) if path.is_file()} == {
+    listed = list(all_files(root))
+    assert listed == sorted(listed)
+    assert {path.relative_to(root).as_posix() for path in listed if path.is_file()} == {
         *("cat/3.png", "cat/also/2.png", "dog/1.png", "dog/more/2.png"),
     }
 
@@ -121,14 +138,14 @@ def test_names_that_are_not_utf8_are_rejected_by_their_escaped_name(tmp_path: Pa
 
 def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files(tmp_path, "cat/1.png", "cat/deep/2.png")
-    listing = Path.iterdir
+    listing = os.scandir
 
-    def denied(path: Path) -> Iterator[Path]:
+    def denied(path: Path) -> Any:
         if path.name == "deep":
             raise PermissionError(13, "Permission denied", str(path))
         return listing(path)
 
-    monkeypatch.setattr(Path, "iterdir", denied)
+    monkeypatch.setattr(os, "scandir", denied)
     found = read_folder(tmp_path)
     assert [image.id for image in found.images] == ["cat/1.png"]
     assert [(item.what, item.id, item.reason) for item in found.rejected] == [("folder", "cat/deep", "unreadable")]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import SmallWorld
 
-from groundray.data.sources.rejected import tally
-from groundray.data.sources.visual_genome import NONE, Files, Filter, Graphs, read_aliases, read_graphs
+from groundray.data.sources.rejected import Rejected, tally
+from groundray.data.sources.visual_genome import NONE, Files, Filter, SceneGraphs, read_aliases
 
 Content = dict[str, Any]
 
@@ -44,14 +45,24 @@ def content() -> Content:
     }
 
 
-def read(folder: Path, content: Content, keep: Filter | None = None) -> Graphs:
+def read(folder: Path, content: Content, keep: Filter | None = None) -> SimpleNamespace:
     files = {name: folder / f"{name}.json" for name in ("objects", "attributes", "relationships", "image_data")}
     for name, file in files.items():
         file.write_text(content[name] if isinstance(content[name], str) else json.dumps(content[name]))
-    return read_graphs(Files(**files), keep)
+    return read_files(Files(**files), keep)
 
 
-def relations_in_words(found: Graphs) -> dict[str, list[tuple[str, str, str]]]:
+def read_files(files: Files, keep: Filter | None = None) -> SimpleNamespace:
+    rejected: list[Rejected] = []
+    found = SceneGraphs(files, keep or Filter(), rejected)
+    graphs = list(found.graphs())
+    assert [int(graph.id) for graph in graphs] == found.ids
+    assert [*found.graphs(lambda id: int(id) % 2 > 0, report=False)] == [each for each in graphs if int(each.id) % 2]
+    words = {"classes": found.classes, "predicates": found.predicates, "without_synset": found.without_synset}
+    return SimpleNamespace(graphs=graphs, skipped=found.skipped, rejected=rejected, **words)
+
+
+def relations_in_words(found: SimpleNamespace) -> dict[str, list[tuple[str, str, str]]]:
     """Return each image's relations in words."""
     return {
         graph.id: [(graph.phrases[s], found.predicates[p], graph.phrases[o]) for s, p, o in graph.relations]
@@ -69,7 +80,7 @@ def test_graphs_are_read_in_order_of_ids(tmp_path: Path, content: Content) -> No
     }
     assert [graph.classes for graph in found.graphs] == [(3, 2, 4), (1, 1, 2)]
     assert [graph.file_names for graph in found.graphs] == [("1.jpg",), ("2.jpg", "VG_100K/2.jpg")]
-    assert found.rejected == ()
+    assert found.rejected == []
 
 
 def test_layout_of_version_1_0_gives_the_same_graphs(tmp_path: Path, content: Content) -> None:
@@ -282,8 +293,8 @@ def test_alias_files_with_a_mark_are_read_and_in_other_encodings_named(tmp_path:
 def test_embedded_world_is_read_without_loss(world: SmallWorld) -> None:
     folder = world.source / "visual_genome" / "train"
     names = ("objects", "attributes", "relationships", "image_data")
-    found = read_graphs(Files(*(folder / f"{name}.json" for name in names)))
+    found = read_files(Files(*(folder / f"{name}.json" for name in names)))
     assert len(found.graphs) == 72
-    assert found.rejected == ()
+    assert found.rejected == []
     assert not any(found.skipped.values())
     assert set(found.predicates) == {NONE, "left of", "right of", "above", "below", "inside", "touching"}
