@@ -16,7 +16,8 @@ from servers import Server
 
 from groundray.data.schema import Dataset
 from groundray.data.shards import write_shards
-from groundray.storage.atomic import atomic_folder, is_empty, recover
+from groundray.storage import owner
+from groundray.storage.atomic import atomic_folder, is_empty, recover, resumable_folder
 from groundray.storage.folder import Folder
 from groundray.storage.owner import has_ended, owned
 
@@ -309,3 +310,65 @@ def test_bucket_itself_is_refused(s3: Server, monkeypatch: pytest.MonkeyPatch) -
     s3.use(monkeypatch)
     with pytest.raises(ValueError, match="bucket itself"), atomic_folder(Folder.at(s3.folder()).parent, "index"):
         pass
+
+
+def interrupt(out: Folder, content: str, record: str | None, error: BaseException | None = None) -> list[str]:
+    """Write a file and a record, and raise an error; returns the records that were there before."""
+    with (  # noqa: PT012
+        pytest.raises(BaseException, match="stop"),
+        resumable_folder(out, "index", content) as staging,
+    ):
+        before = staging.records.names()
+        staging.new.write_bytes(f"of {content}", b"")
+        if record:
+            staging.records.write_bytes(record, b"")
+        raise error or KeyboardInterrupt("stop")
+    return before
+
+
+def test_an_interrupted_folder_with_records_is_gone_on_with(anywhere: str) -> None:
+    out = Folder.at(anywhere) / "data"
+    assert interrupt(out, "a", None) == []
+    assert out.parent.names() == []  # without a record nothing is kept
+    assert interrupt(out, "a", "1") == []
+    assert interrupt(out, "a", "2", OSError("stop")) == ["1"]
+    assert interrupt(out, "a", None) == ["1", "2"]
+    assert interrupt(out, "b", "3") == []  # other content: what was left is deleted
+    assert interrupt(out, "a", "4") == []
+    recover(out, "index", "a")
+    with resumable_folder(out, "index", "a") as first, resumable_folder(out, "index", "a") as second:
+        assert first.records.names() == ["4"]
+        assert second.records.names() == []  # of two at once, one goes on
+        assert first.new != second.new
+        for staging in (first, second):
+            staging.new.write_bytes("index", b"same")
+    assert sorted(out.files()) in (["index"], ["index", "of a"])
+    assert out.parent.names() == ["data"]
+    assert interrupt(out, "a", "5", ValueError("stop")) == []
+    assert out.parent.names() == ["data"]  # data that cannot be used will not be later
+    assert interrupt(out, "a", "5") == []
+    recover(out, "index")
+    assert out.parent.names() == ["data"]
+
+
+@pytest.mark.parametrize("anywhere", ["local"], indirect=True)
+@pytest.mark.parametrize("beats", [True, False])
+def test_an_owner_on_another_machine_is_watched(anywhere: str, beats: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Folder.at(anywhere) / "data"
+    interrupt(out, "a", "1")
+    (work,) = (out.parent / name for name in out.parent.names())
+    leave(work, time=time.time() - 60)
+    monkeypatch.setattr(owner, "WATCH_SECONDS", 0.05)
+
+    def sleep(seconds: float) -> None:
+        if beats:
+            leave(work)
+
+    monkeypatch.setattr(owner.time, "sleep", sleep)
+    told: list[str] = []
+    monkeypatch.setattr(owner, "STALE_SECONDS", 3600.0)
+    with resumable_folder(out, "index", "a", told.append) as staging:
+        assert staging.records.names() == ([] if beats else ["1"])
+        staging.new.write_bytes("index", b"")
+    assert len(told) == 1
+    assert "process 1 on elsewhere" in told[0]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import codecs
 import io
+import random
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundray.storage.text_encoding import MARKS, TextLine, decode_text, read_text, read_text_lines
+from groundray.storage import text_encoding
+from groundray.storage.text_encoding import MARKS, TextLine, decode_text, read_text, read_text_lines, split_text
 
 LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), max_size=12)
 
@@ -92,3 +94,27 @@ def test_error_names_the_line_and_the_repair(tmp_path: Path, content: bytes, mes
     with pytest.raises(ValueError, match=message) as error:
         read_text(file)
     assert str(error.value).startswith(f"{file} line ")
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+@pytest.mark.parametrize("block", [1, 5, 2**20])
+def test_pieces_have_the_lines_of_the_whole(mark: bytes, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_encoding, "BLOCK_BYTES", block)
+    chance = random.Random(block)
+    for _ in range(60):
+        ends = chance.choice((["\n"], ["\r\n"], ["\n", "\r\n", "\r", "\n\n"]))
+        lines = "".join(f"{'é' * chance.randrange(4)}line{chance.choice(ends)}" for _ in range(chance.randrange(20)))
+        file = io.BytesIO(mark + lines.encode() + chance.choice((b"", b"end", b"\xff")))
+        whole = list(read_text_lines(file))
+        for least in (1, 8, 40, 10**6):
+            file.seek(0)
+            pieces = list(split_text(file, least))
+            assert [piece.start for piece in pieces[1:]] == [piece.end for piece in pieces[:-1]]
+            assert all(piece.end - piece.start >= least for piece in pieces[:-1])
+            read = []
+            for piece in pieces:
+                file.seek(0)
+                read += list(read_text_lines(file, piece))
+            assert read == whole
+    wide = io.BytesIO(codecs.BOM_UTF16_LE + "a\nb\n".encode("utf-16-le"))
+    assert list(split_text(wide, 1)) == [(0, 10, 0)]

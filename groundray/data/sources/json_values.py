@@ -15,6 +15,7 @@ from groundray.storage.text_encoding import HEAD_BYTES, encoding_of
 
 BLOCK = 2**20  # characters that are read at once
 TOKEN = 16  # more characters than the longest token that a block's end may cut, other than a string
+SURROGATE = re.compile("[\ud800-\udfff]")
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -126,7 +127,10 @@ class _Reader:
             except ValueError as error:  # a number with thousands of digits
                 raise _BadNumber(str(error)) from None
             else:
-                if end < len(self._buffer) or not self._more():  # a number may continue in the next block
+                is_number = isinstance(
+                    value, int | float
+                )  # which may continue in the next block, as 1 in `1.5` and `1e+5`
+                if not is_number or end + len("e+") < len(self._buffer) or not self._more():
                     self._at = end
                     return value
 
@@ -197,4 +201,4 @@ def as_integer(value: Any) -> int | None:
 
 def is_text(value: Any) -> TypeGuard[str]:
     """Return True for text that can be encoded. A lone surrogate such as `\\ud83d`, half of an emoji, cannot."""
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, str) and (value.isascii() or not SURROGATE.search(value))

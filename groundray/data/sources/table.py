@@ -43,7 +43,10 @@ class Table:
 
     def row(self, sql: str, *values: Any) -> Any:
         """Return the first row of a query, or None."""
-        return next(self.rows(sql, *values), None)
+        try:
+            return self._connection.execute(sql, values).fetchone()
+        except sqlite3.OperationalError as error:
+            raise self._readable(error) from None
 
     def rows(self, sql: str, *values: Any) -> Iterator[Any]:
         """Yield the rows of a query."""

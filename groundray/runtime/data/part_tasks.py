@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import ray
@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from groundray.data.parts import PartTask, Tell
 
 AHEAD = 2  # parts that wait for a CPU; more would only take memory
+FEW, MAX_THREADS = 16, 8  # parts; threads of each
 RETRIES = 3  # of a task whose process was killed, such as for memory; or whose machine was lost
 
 
@@ -28,10 +29,12 @@ def write_parts(tasks: Iterator[PartTask], tell: Tell) -> None:
     """
     remote: Any = _write
     running: list[Any] = []
+    first = list(islice(tasks, FEW))  # few parts get the CPUs that nothing else needs
+    threads = 1 if len(first) == FEW else max(1, min(MAX_THREADS, _cpus() // max(1, len(first))))
+    tasks = chain(first, tasks)
     try:
         while True:
-            cpus = int(ray.cluster_resources().get("CPU", 1))  # a cluster may grow meanwhile
-            running += [remote.remote(task) for task in islice(tasks, max(0, cpus + AHEAD - len(running)))]
+            running += [remote.remote(task, threads) for task in islice(tasks, max(0, _cpus() + AHEAD - len(running)))]
             if not running:
                 return
             (done,), running = ray.wait(running)
@@ -49,8 +52,13 @@ def write_parts(tasks: Iterator[PartTask], tell: Tell) -> None:
             ray.cancel(task, force=True)
 
 
+def _cpus() -> int:
+    """Return the CPUs of the cluster, which may grow meanwhile."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 @ray.remote(num_cpus=1, max_retries=RETRIES)
-def _write(task: PartTask) -> tuple[int, Exception | None]:
+def _write(task: PartTask, threads: int) -> tuple[int, Exception | None]:
     """Write a part, and return its number of items, or an error as a value."""
     items = 0
 
@@ -59,7 +67,7 @@ def _write(task: PartTask) -> tuple[int, Exception | None]:
         items += read
 
     try:
-        task.write(1, tell)
+        task.write(threads, tell)
     except (OSError, ValueError) as error:
         return items, (OSError if isinstance(error, OSError) else ValueError)(str(error))
     return items, None

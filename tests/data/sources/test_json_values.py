@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from groundray.data.sources import json_values
-from groundray.data.sources.json_values import as_integer, is_text, read_json_list
+from groundray.data.sources.json_values import as_integer, is_text, read_json_list, read_json_member
 
 ENTRIES: list[Any] = [
     {"image_id": 1, "objects": [{"w": 1.5e3, "name": 'a "quoted" \\ word, [with] {signs}'}, {}]},
@@ -32,6 +32,23 @@ def test_blocks_of_any_size_give_the_entries(
     monkeypatch.setattr(json_values, "BLOCK", block)
     (tmp_path / "a.json").write_text(" \n" + json.dumps(ENTRIES, indent=indent, ensure_ascii=ascii) + "\r\n")
     assert list(read_json_list(tmp_path / "a.json")) == ENTRIES
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 2**20])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_members_of_an_object_are_read_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, indent: int | None
+) -> None:
+    monkeypatch.setattr(json_values, "BLOCK", block)
+    members = {"info": {"a": [1, {}]}, "empty": [], "images": ENTRIES, "n": -1.5, "more": [1, 2], "last": "x"}
+    for content in (members, dict(reversed(members.items()))):
+        (tmp_path / "a.json").write_text(json.dumps(content, indent=indent))
+        for key in ("images", "empty", "more"):
+            assert list(read_json_member(tmp_path / "a.json", key, "captions")) == members[key]
+    for content, key in ((members, "info"), (members, "none"), ({}, "images"), ([], "images")):
+        (tmp_path / "a.json").write_text(json.dumps(content, indent=indent))
+        with pytest.raises(ValueError, match=f"expected captions with a list '{key}', got none"):
+            list(read_json_member(tmp_path / "a.json", key, "captions"))
 
 
 @pytest.mark.parametrize(

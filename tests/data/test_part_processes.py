@@ -1,0 +1,62 @@
+"""Parts in processes that are killed: others write them, and only if all are killed is it an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from groundray.data import part_processes
+from groundray.data.parts import PartTask, Record
+from groundray.data.sources.protocol import Row
+from groundray.data.sources.reading import Reading
+from groundray.storage.folder import Folder
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A part of lines of text, whose first `kills` readers are killed, and which may be impossible to read."""
+
+    folder: Path
+    number: int
+    kills: int = 0
+    error: str = ""
+
+    def rows(self, reading: Reading) -> Iterator[Row]:
+        yield {"id": f"{self.number}.0", "text": "first"}
+        killed = len(list(self.folder.glob(f"killed-{self.number}-*")))
+        if killed < self.kills:
+            (self.folder / f"killed-{self.number}-{killed}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.error:
+            raise OSError(self.error)
+        yield {"id": f"{self.number}.1", "text": "second"}
+
+
+def tasks(folder: Path, parts: list[Lines]) -> Iterator[PartTask]:
+    new, records = (Folder.at(folder / name).make() for name in ("new", "records"))
+    for part in parts:
+        name = f"shard-{part.number:05d}-{{:03d}}.parquet"
+        yield PartTask(part, part.number, new, records, name, "text", {}, 2**20)
+
+
+def test_the_part_of_a_killed_process_is_written_by_another(tmp_path: Path) -> None:
+    read: list[int] = []
+    parts = [Lines(tmp_path, number, kills=number == 1) for number in range(5)]
+    part_processes.write_parts(tasks(tmp_path, parts), 2, read.append)
+    records = [Record.read(Folder.at(tmp_path / "records"), number) for number in range(5)]
+    assert [record.counts for record in records] == [{"lines": 2}] * 5
+    assert sum(read) == 10
+
+
+def test_errors_of_parts_and_the_loss_of_all_processes_are_raised(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="all of 2 processes were killed"):
+        part_processes.write_parts(tasks(tmp_path, [Lines(tmp_path, n, kills=9) for n in (0, 1)]), 2, print)
+    with pytest.raises(OSError, match="cannot be read"):
+        part_processes.write_parts(
+            tasks(tmp_path, [Lines(tmp_path, n, error="cannot be read") for n in (2, 3)]), 2, print
+        )
