@@ -14,7 +14,7 @@ def caption_problem(caption: Any) -> tuple[str, str] | None:
     """Return why a value is no usable caption, as the reason and the detail of a rejected item; None if it is one."""
     if not is_text(caption):
         return "malformed", f"expected a caption, got {short(caption)}"
-    if not any(letter.isalnum() for letter in caption):
+    if not caption[:1].isalnum() and not any(letter.isalnum() for letter in caption):
         return "empty", f"the caption is {short(caption)}"
     return None
 

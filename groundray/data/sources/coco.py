@@ -36,6 +36,7 @@ CREATE INDEX images_in_order ON images (is_text, position, id);
 CREATE TABLE captions (id UNIQUE, image INTEGER, caption TEXT);
 CREATE INDEX captions_of_image ON captions (image);
 """
+ADD_CAPTION = "INSERT OR IGNORE INTO captions SELECT ?, rowid, ? FROM images WHERE id = ?"
 IN_ORDER = """
 SELECT rowid, id, file FROM images WHERE {} EXISTS (SELECT 1 FROM captions WHERE image = images.rowid)
 ORDER BY is_text, position, id
@@ -96,13 +97,17 @@ class Captions:
         if not isinstance(entry, dict) or not all(_is_id(entry.get(key)) for key in ("id", "image_id")):
             return "malformed", f"expected an object with id, image_id and caption, got {short(entry)}"
         id = entry["id"] if isinstance(entry["id"], str) else as_integer(entry["id"])
-        image, problem = self._find(entry["image_id"]), caption_problem(entry.get("caption"))
-        if image is None or problem:
-            if self._table.row("SELECT 1 FROM captions WHERE id = ?", id):
-                return "duplicate id", f"the id is repeated at {short(entry)}"
-            return problem if image else ("unknown image", f"no usable image has the id {entry['image_id']!r}")
-        added = self._table.add("INSERT OR IGNORE INTO captions VALUES (?, ?, ?)", id, image, cleaned(entry["caption"]))
-        return None if added else ("duplicate id", f"the id is repeated at {short(entry)}")
+        problem = caption_problem(entry.get("caption"))
+        caption = "" if problem else cleaned(entry["caption"])
+        if not problem and self._table.add(ADD_CAPTION, id, caption, _as_text(entry["image_id"])):
+            return None
+        if self._table.row("SELECT 1 FROM captions WHERE id = ?", id):
+            return "duplicate id", f"the id is repeated at {short(entry)}"
+        if (image := self._find(entry["image_id"])) is None:
+            return "unknown image", f"no usable image has the id {entry['image_id']!r}"
+        if not problem:
+            self._table.add("INSERT INTO captions VALUES (?, ?, ?)", id, image, caption)
+        return problem
 
     def _find(self, id: Any) -> int | None:
         """Return the row of the image that an id names: as it is written, else as a number."""

@@ -103,6 +103,8 @@ class _Reader:
 
     def next(self) -> str:
         """Return the next character that is not a space, without taking it; empty at the end."""
+        if self._at < len(self._buffer) and (character := self._buffer[self._at]) not in " \t\r\n":
+            return character
         while True:
             match = SPACE.match(self._buffer, self._at)
             self._at = match.end() if match else self._at
