@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
     parser = build_parser()
     options, rest = parser.parse_known_args(argv)
-    if rest and options.measure is not _measure_step:
+    if rest and options.measure not in (_measure_step, _measure_update):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.settings = rest
     from groundray.benchmarks.published_losses import Disagreement  # imports torch, which --help does without
@@ -117,6 +117,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     step.set_defaults(measure=_measure_step)
 
+    alone = benchmarks.add_parser(
+        "update",
+        help="a grounding step alone, on random trunk features: no data, no Ray",
+        epilog="Further --dotted.field VALUE override the settings of --config.",
+    )
+    alone.add_argument(
+        "--config",
+        default="paper",
+        metavar="PRESET|FILE.yaml",
+        help="preset or YAML file of settings with a frozen trunk (default: paper)",
+    )
+    _add_numbers(alone, "--batch", [180], "batch sizes")
+    _add_device(alone)
+    alone.add_argument(
+        "--precision",
+        nargs="+",
+        choices=["float32", "tf32", "bf16"],
+        default=["bf16"],
+        help="number formats (default: bf16)",
+    )
+    alone.add_argument(
+        "--profile", metavar="DIR", help="folder or URL for a table of the operators of a step (default: none)"
+    )
+    alone.set_defaults(measure=_measure_update)
+
     search = benchmarks.add_parser("search", help="nearest of many vectors, against FAISS: time and recall")
     _add_number(search, "--vectors", 41_620, "vectors in the pool")
     _add_number(search, "--width", 768, "width of a vector")
@@ -131,11 +156,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_number(service, "--seconds", 60, "seconds for which the clients ask")
     service.set_defaults(measure=_measure_service)
 
-    for benchmark in (loss, relation, streams, step, search, service):
+    for benchmark in (loss, relation, streams, step, alone, search, service):
         benchmark.add_argument(
             "--json", metavar="FILE", help="path or URL to write every measurement to; - for stdout (default: none)"
         )
-    for benchmark, rounds in ((loss, 5), (relation, 5), (streams, 5), (step, 5), (search, 300)):
+    for benchmark, rounds in ((loss, 5), (relation, 5), (streams, 5), (step, 5), (alone, 5), (search, 300)):
         _add_number(benchmark, "--repeats", rounds, "timed rounds")
         _add_number(benchmark, "--max-seconds", 120, "seconds after which no round starts")
     return parser
@@ -216,6 +241,22 @@ def _measure_step(options: argparse.Namespace, note: Callable[[str], None]) -> R
         words,
         options.data,
         options.workers,
+        options.device,
+        options.profile,
+        options.repeats,
+        options.max_seconds,
+        note,
+    )
+
+
+def _measure_update(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
+    from groundray.benchmarks import grounding_update
+
+    return grounding_update.measure(
+        options.config,
+        options.settings,
+        options.batch,
+        options.precision,
         options.device,
         options.profile,
         options.repeats,

@@ -27,7 +27,7 @@ finally:
     assert not {"torch", "ray"} & set(sys.modules)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(f"    {name} " in shown for name in ("loss", "relation", "input", "step", "search", "service"))
+    assert all(f"    {name} " in shown for name in ("loss", "relation", "input", "step", "update", "search", "service"))
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +98,23 @@ def test_a_step_is_measured_and_profiled_without_ray(world: SmallWorld, tmp_path
     assert [row["contender"] for row in rows if row["case"]["device"] == "cpu"] == [ALONE, ALONE_PIXELS]
     assert {row["case"]["precision"] for row in rows} == {"bf16"}
     assert len(list(tmp_path.glob("*/grounding.trace.json.gz"))) == 2
+
+
+def test_a_step_alone_is_measured_without_data_and_ray(world: SmallWorld, tmp_path: Path) -> None:
+    settings = [word for word in world.settings(*CALM) if "tokenizer" in word or word in CALM]
+    words = ["update", "--config", "demo", "--batch", "6", "--device", "cpu", "--precision", "bf16", "float32"]
+    words += ["--repeats", "1", "--profile", str(tmp_path), "--json", "-", "--scaling.chunks=2", *settings]
+    code = BLOCKED.format(blocked=NO_CLUSTER, words=words)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["case"]["precision"] for row in rows] == ["bf16", "float32"]
+    assert all(row["step"] > 0 and row["flops_per_second"] > 0 and row["of_product"] > 0 for row in rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "6-bf16-deterministic.txt",
+        "6-float32-deterministic.txt",
+    ]
+    assert "aten::mm" in (tmp_path / "6-float32-deterministic.txt").read_text()
 
 
 def test_gpu_rows_are_marked_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,9 @@ The contenders differ in how they compute S, the similarities of all images and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -14,19 +16,30 @@ from torch.nn import functional as F
 
 from groundray import arithmetic
 from groundray.arithmetic import Precision
-from groundray.benchmarks.measure import NO_GPU, Missing, Report, Row, chosen_device, machine
+from groundray.benchmarks.measure import NO_GPU, Column, Missing, Report, Row, chosen_device, machine
+from groundray.benchmarks.product_rate import SIDES, product_rate
 from groundray.benchmarks.published_losses import OURS, PARTS, Contender, Problem, columns, compare
 from groundray.loss.grounding_loss import grounding_loss
+from groundray.loss.match_map import position_type, sizes_on
 
-BASELINE = "einsum + max"
+BASELINE, COMPILED = "einsum + max", "einsum + max, compiled"
+KERNELS = ("flash-maxsim", "late-interaction-kernels")  # packages
+GPU_ONLY = (COMPILED, *KERNELS)
 TEMPERATURE = 0.1
 FLOAT = 4  # bytes
+WORKSPACE = 2**25  # bytes, of the libraries that multiply matrices
 # relative, of the loss from groundray's: TF32 rounds factors to 10 bits, bfloat16 rounds all to 8
 MAX_DIFFERENCE = {"float32": 1e-3, "tf32": 5e-3, "bf16": 3e-2}
 CAPTION = (
     "One loss and its gradients, {precision}, 196 positions, captions of 32 tokens, width 768. Memory: the peak of "
     "forward and backward beyond the inputs and beyond the gradients of V and W, which take as much as the inputs. "
-    "Error: of the loss, relative to groundray's."
+    "Error: of the loss, relative to groundray's. Of a product: the multiplications and additions of the match maps, "
+    "counted once, per second, as a fraction of the {rate:,.3g} TFLOP/s of one product of {side} x {side} matrices."
+)
+OF_PRODUCT = Column(
+    "of a product\nforward / both",
+    lambda fraction: f"{fraction:.1%}",
+    ("of_product_forward", "of_product_both"),
 )
 
 
@@ -49,6 +62,16 @@ def einsum_and_max(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
     return _contrast(torch.einsum("ipd,ctd->ictp", V, W), valid)
 
 
+def compiled_einsum(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
+    """Compute `einsum_and_max` as torch.compile generates it."""
+    return _compiled()(V, W, valid)
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(einsum_and_max, dynamic=False)  # imports the compiler
+
+
 def published_form(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
     """Repeat images and captions for every pair, and multiply pair by pair, as the paper's code does."""
     images = V[:, None].expand(-1, len(W), -1, -1)
@@ -63,6 +86,29 @@ def late_interaction(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
     return two_way_nt_xent(mean_maxsim(W, V, a_mask=valid).T, TEMPERATURE)
 
 
+def flash_maxsim(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
+    """Compute MaxSim of flash-maxsim: a fused kernel for half precision."""
+    from flash_maxsim import flash_maxsim_batched_train  # pyright: ignore[reportMissingImports]
+
+    return _contrast_of_sums(flash_maxsim_batched_train, V, W, valid)
+
+
+def late_interaction_kernels(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
+    """Compute MaxSim of late-interaction-kernels: a fused kernel."""
+    from late_interaction_kernels import maxsim  # pyright: ignore[reportMissingImports]
+
+    return _contrast_of_sums(maxsim, V, W, valid)
+
+
+def _contrast_of_sums(maxsim: Callable[[Tensor, Tensor], Tensor], V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
+    """Return the loss of a MaxSim that sums over all tokens [caption image].
+
+    Padding is set to zero: it adds 0 to each sum, and has no gradient.
+    """
+    sums = maxsim(W * valid[:, :, None], V)
+    return two_way_nt_xent(sums.T / valid.sum(dim=-1), TEMPERATURE)
+
+
 def _contrast(M: Tensor, valid: Tensor) -> Tensor:
     """Return the loss of match maps M [image caption token position]."""
     S = (M.max(dim=-1).values * valid).sum(dim=-1) / valid.sum(dim=-1)
@@ -75,18 +121,19 @@ def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:
     return (-F.log_softmax(logits, dim=1).diagonal() - F.log_softmax(logits, dim=0).diagonal()).mean()
 
 
-def contenders(shape: Shape) -> dict[str, Contender]:
-    """Return the implementations of the loss, with the bytes that each needs."""
+def contenders(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Contender]:
+    """Return the implementations of the loss, with the bytes that each needs for embeddings of a type on a device."""
     pairs = shape.batch**2
     matches, embeddings = pairs * shape.positions * shape.tokens, pairs * shape.positions * shape.dim
+    gradients = shape.batch * (shape.positions + shape.tokens) * shape.dim * FLOAT
     return {
-        # the position of each maximum, at most two bytes a token, and tiles
-        OURS: Contender(ours, pairs * shape.tokens * 2 + 2**26),
+        OURS: Contender(ours, our_needs(shape, device, dtype)),
         # all match maps and their gradients
-        BASELINE: Contender(einsum_and_max, 2 * matches * FLOAT),
+        BASELINE: Contender(einsum_and_max, 2 * matches * dtype.itemsize),
+        COMPILED: Contender(compiled_einsum, 2 * matches * dtype.itemsize, _only_on_a_gpu(device)),
         # both embeddings for each pair, the images' gradient, and match maps or their gradients
         "published form": Contender(
-            published_form, (2 * embeddings + pairs * shape.tokens * shape.dim + matches) * FLOAT
+            published_form, (2 * embeddings + pairs * shape.tokens * shape.dim + matches) * dtype.itemsize
         ),
         # blocks of 10^8 numbers and their gradients, each with a gradient of all documents; maxima as int64
         "sentence-transformers": Contender(
@@ -94,7 +141,28 @@ def contenders(shape: Shape) -> dict[str, Contender]:
             (2 * 10**8 + 2 * shape.batch * shape.positions * shape.dim) * FLOAT + pairs * shape.tokens * 8,
             _not_installed(),
         ),
+        # the position of each maximum as int32, and gradients in float32
+        **{
+            package: Contender(loss, pairs * shape.tokens * 4 + gradients, _only_on_a_gpu(device, package))
+            for package, loss in zip(KERNELS, (flash_maxsim, late_interaction_kernels), strict=True)
+        },
     }
+
+
+def our_needs(shape: Shape, device: str, dtype: torch.dtype) -> int:
+    """Return about the bytes that groundray's loss needs, as `Contender.needs` counts them, from its sizes for a
+    device."""
+    sizes = sizes_on(device)
+    pairs, images = shape.batch**2, shape.batch * shape.positions * shape.dim
+    best = pairs * shape.tokens * position_type(shape.positions).itemsize
+    similarities = 8 * pairs * FLOAT  # S, its softmax in two directions, and their gradients
+    captions = min(shape.batch * shape.tokens, sizes.tokens + shape.tokens)
+    # a tile of matches; the highest of each image and token, with its position as int64, twice
+    forward = min(sizes.tile, pairs * shape.positions * shape.tokens) * FLOAT + shape.batch * captions * 2 * (FLOAT + 8)
+    # blocks of rows, and gradients of half precision in float32
+    backward = 4 * min(sizes.rows, images) * FLOAT
+    wide = 0 if dtype.itemsize >= FLOAT else (images + shape.batch * shape.tokens * shape.dim) * FLOAT
+    return best + similarities + max(forward, backward + wide) + WORKSPACE
 
 
 def measure(
@@ -125,16 +193,36 @@ def measure(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows: list[Row] = []
     with arithmetic.using(precision, chosen):
+        note(f"loss: the rate of one product, {chosen}, {precision}")
+        rate = product_rate(chosen, dtype if chosen == "cuda" else torch.float32)  # a CPU multiplies in float32
         for shape in map(Shape, batches):
-            losses = _chosen(contenders(shape), only)
+            losses = _chosen(contenders(shape, chosen, dtype), only)
             for valid in tokens:
                 case = {"device": chosen, "batch": shape.batch, "tokens": valid}
                 note(f"loss: batch {shape.batch}, {valid} of {shape.tokens} tokens, {chosen}, {precision}")
                 problem, small = (random_problem(size, valid, chosen, dtype) for size in (shape, Shape(2)))
-                rows += compare(case, losses, problem, small, BASELINE, repeats, max_seconds, MAX_DIFFERENCE[precision])
+                matches = 2 * shape.batch * shape.positions * shape.dim * int(problem.arguments[2].sum())
+                rows += [
+                    _with_rates(row, matches / rate)
+                    for row in compare(
+                        case, losses, problem, small, BASELINE, repeats, max_seconds, MAX_DIFFERENCE[precision]
+                    )
+                ]
                 if device is None and chosen == "cpu":
                     rows += [Row(case | {"device": "cuda"}, name, dict.fromkeys(PARTS, NO_GPU)) for name in losses]
-    return Report("loss", CAPTION.format(precision=precision), columns(BASELINE), rows, machine())
+    caption = CAPTION.format(precision=precision, rate=rate / 1e12, side=SIDES[chosen])
+    return Report("loss", caption, (*columns(BASELINE), OF_PRODUCT), rows, machine() | {"product_rate": rate})
+
+
+def _with_rates(row: Row, seconds: float) -> Row:
+    """Return a row with its speed as a fraction of that of one product.
+
+    Args:
+        seconds: time of the multiplications of the match maps at that speed.
+    """
+    times = {part: row.figures[part] for part in ("forward", "both")}
+    rates = {f"of_product_{part}": seconds / time for part, time in times.items() if not isinstance(time, Missing)}
+    return replace(row, figures={**row.figures, **rates})
 
 
 def random_problem(shape: Shape, valid: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
@@ -164,6 +252,15 @@ def _chosen(known: dict[str, Contender], only: Sequence[str]) -> dict[str, Conte
     if unknown := [name for name in only if name not in known]:
         raise ValueError(f"--only: expected some of {', '.join(map(repr, known))}, got {unknown[0]!r}")
     return {name: contender for name, contender in known.items() if name == OURS or not only or name in only}
+
+
+def _only_on_a_gpu(device: str, package: str | None = None) -> Missing | None:
+    """Return why a contender that is for GPUs cannot run: the device, or that a package is not installed."""
+    if device != "cuda":
+        return Missing("for GPUs only")
+    if package and not find_spec(package.replace("-", "_")):
+        return Missing(f"{package} is not installed: pip install {package}")
+    return None
 
 
 def _not_installed() -> Missing | None:

@@ -183,7 +183,10 @@ def _peak_resident() -> int:
 
 def free_memory(device: str) -> int:
     """Return the bytes that a process can still allocate on a device."""
-    return torch.cuda.mem_get_info()[0] if torch.device(device).type == "cuda" else psutil.virtual_memory().available
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later is free
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
 
 
 def too_large(needs: int, device: str) -> Missing | None:

@@ -85,7 +85,7 @@ def compare(
     max_seconds: float = float("inf"),
     max_difference: float = MAX_DIFFERENCE,
 ) -> Iterator[Row]:
-    """Yield a row for each contender, groundray's own first.
+    """Yield a row for each contender, groundray's own first. One whose code fails is not measured.
 
     Args:
         small: a smaller problem of the same kind, for the warm-up.
@@ -104,8 +104,15 @@ def compare(
         if reason := contender.absent or too_large(contender.needs + problem.nbytes, problem.device):
             absent[name] = reason
             continue
-        _timed(contender.loss, small)
-        loss, peak = _loss_and_peak(contender.loss, problem)
+        try:
+            _timed(contender.loss, small)
+            loss, peak = _loss_and_peak(contender.loss, problem)
+        except Exception as error:
+            if name == OURS:
+                raise
+            told = str(error).strip().partition("\n")[0]
+            absent[name] = Missing(f"it fails: {type(error).__name__}: {told[:200]}")
+            continue
         expected = loss if expected is None else expected
         memory[name] = {
             "scratch": peak if isinstance(peak, Missing) else max(0.0, peak - problem.nbytes),

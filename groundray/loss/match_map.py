@@ -127,7 +127,7 @@ def _best_matches(V: Tensor, words: Tensor, valid: Tensor, block: int, keep: boo
     images, positions, _ = V.shape
     S = V.new_zeros(images, len(tokens.ends), dtype=_wide(V))
     best = V.new_empty(images, len(tokens.caption) if keep else 0, dtype=position_type(positions))
-    sizes, multiplied = _sizes(V), _multiplied(V)
+    sizes, multiplied = sizes_on(V.device.type), _multiplied(V)
     group = max(1, sizes.tile // (sizes.tokens * max(1, positions)))
     with torch.autocast(V.device.type, enabled=False):
         for captions, span in tokens.tiles(sizes.tokens):
@@ -159,7 +159,7 @@ def _gradients(
     """Return the gradients of V and of the words, given that of S. The words' gradient is summed block by block."""
     tokens = _Tokens.of(words, valid)
     images, positions, dim = V.shape
-    size = _sizes(V).rows
+    size = sizes_on(V.device.type).rows
     to_V, to_words = torch.zeros_like(V, dtype=_wide(V)), torch.zeros_like(words, dtype=_wide(V))
     weights = gradient / tokens.counts.clamp(min=1)
     with torch.autocast(V.device.type, enabled=False):
@@ -304,8 +304,9 @@ def _aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 64 == 0 else x.clone()
 
 
-def _sizes(x: Tensor) -> Sizes:
-    return SIZES.get(x.device.type, SIZES["cpu"])
+def sizes_on(device: str) -> Sizes:
+    """Return how much is computed at a time on a kind of device, such as `cuda`."""
+    return SIZES.get(device, SIZES["cpu"])
 
 
 def _multiplied(x: Tensor) -> torch.dtype:

@@ -38,7 +38,10 @@ def test_nt_xent_does_not_underflow() -> None:
     assert contrastive_loss.two_way_nt_xent(S, 0.1).item() == pytest.approx(1800.0)
 
 
-@pytest.mark.parametrize("name", list(contrastive_loss.contenders(SMALL)))
+# those for GPUs: tests/gpu
+@pytest.mark.parametrize(
+    "name", [name for name in contrastive_loss.contenders(SMALL) if name not in contrastive_loss.GPU_ONLY]
+)
 def test_each_form_of_the_grounding_loss_is_its_twin(name: str) -> None:
     contender, problem = contrastive_loss.contenders(SMALL)[name], grounding_problem()
     if contender.absent:
@@ -67,6 +70,23 @@ def test_each_form_of_the_relation_loss_is_its_twin(name: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(found, sources), torch.autograd.grad(twin, sources))
 
 
+def test_contenders_for_gpus_are_named_with_the_reason_why_they_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive_loss, "find_spec", lambda _: None)
+    for device, reason in (("cpu", "for GPUs only"), ("cuda", "not installed: pip install ")):
+        known = contrastive_loss.contenders(SMALL, device)
+        missing = {name: known[name].absent for name in contrastive_loss.KERNELS}
+        assert all(found is not None and reason in str(found) for found in missing.values())
+    assert known[contrastive_loss.COMPILED].absent is None
+
+
+def test_the_loss_is_compared_with_the_rate_of_a_product() -> None:
+    report = contrastive_loss.measure([8], [20], [OURS], "cpu", "float32", 1, 10, lambda _: None)
+    (row,) = report.rows
+    matches = 2 * 8 * 8 * 196 * 768 * 20  # the mean number of tokens varies by up to 4
+    rate = row.figures["of_product_both"] * row.figures["both"] * report.machine["product_rate"]
+    assert rate == pytest.approx(matches, rel=0.2)
+
+
 def test_captions_have_as_many_tokens_as_asked_for_on_average() -> None:
     *_, valid = contrastive_loss.random_problem(contrastive_loss.Shape(400, positions=1, dim=1), 14).arguments
     lengths = valid.sum(dim=1)
@@ -75,6 +95,19 @@ def test_captions_have_as_many_tokens_as_asked_for_on_average() -> None:
     assert contrastive_loss.random_problem(contrastive_loss.Shape(2, positions=1, dim=1), 32).arguments[2].all()
     with pytest.raises(ValueError, match=r"--tokens: expected 1 to 32 valid tokens of a caption, got 33"):
         contrastive_loss.random_problem(contrastive_loss.Shape(2), 33)
+
+
+def test_a_contender_that_fails_is_named_with_its_error() -> None:
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("out of resource: shared memory")
+
+    problem = grounding_problem()
+    known = {OURS: Contender(contrastive_loss.ours), "broken": Contender(broken)}
+    ours, theirs = compare({}, known, problem, problem, OURS, repeats=1)
+    assert ours.figures["both"]
+    assert str(theirs.figures["both"]) == "not measured (it fails: RuntimeError: out of resource: shared memory)"
+    with pytest.raises(RuntimeError, match="shared memory"):
+        list(compare({}, {OURS: Contender(broken)}, problem, problem, OURS, repeats=1))
 
 
 def numbers() -> Problem:
