@@ -4,6 +4,7 @@
 # make slow     run those that take minutes, and after make demo those of what it has learned
 # make chaos    kill runs of several processes in every way (about an hour)
 # make soak     kill the demo thirty times, at random (three quarters of an hour)
+# make gpu      check the arithmetic of a CUDA GPU and measure the losses and a step there (less than 8 minutes on an H200)
 # make docs     set up and build the documentation into site/; a dead link fails
 # make notebook run docs/demo.ipynb again and keep its outputs
 # make lint     set up and check format, style, types, import contracts, shell scripts and the Dockerfile
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV = 0
 
-.PHONY: setup demo explore test slow chaos soak docs notebook lint audit lock clean
+.PHONY: setup demo explore test slow chaos soak gpu docs notebook lint audit lock clean
 
 setup: .venv/.ready
 
@@ -48,6 +49,17 @@ chaos: setup
 
 soak: setup
 	$(BIN)/python -m pytest tests/faults -m soak -s
+
+# Figures are measured even where a check fails. Without a GPU each of the three says so, and make fails.
+OUT ?= runs/gpu
+gpu: setup
+	status=0; \
+	$(BIN)/python -m pytest tests/gpu -m gpu --durations=5 || status=1; \
+	$(BIN)/python -m groundray.bench loss --device cuda --precision bf16 --batch 180 1024 4096 --tokens 32 --max-seconds 20 \
+		--only "einsum + max, compiled" flash-maxsim late-interaction-kernels --json $(OUT)/loss.json || status=1; \
+	$(BIN)/python -m groundray.bench update --device cuda --precision bf16 tf32 float32 --batch 180 1024 --max-seconds 10 \
+		--profile $(OUT)/profiles --json $(OUT)/update.json || status=1; \
+	exit $$status
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

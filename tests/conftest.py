@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import servers
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
+    import servers
+    from machines import Machine
     from search_fixtures import SearchPaths
 
     from groundray.image_search.service import Service
@@ -131,6 +132,15 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Where a test of `tests/gpu` computes."""
+    import machines
+
+    with machines.use(request.param) as used:
+        yield used
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     from groundray.data.scenes import write_world
@@ -186,12 +196,16 @@ def write(
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[servers.Server]:
+    import servers
+
     with servers.s3() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    import servers
+
     with servers.gs(tmp_path_factory.mktemp("gs")) as server:
         yield server
 

@@ -6,6 +6,7 @@ import jpegs
 import numpy as np
 import pytest
 import torch
+from machines import ON_A_GPU
 
 from groundray.data.batches import ImageBatch
 from groundray.data.device_decoding import pixels_of
@@ -13,10 +14,7 @@ from groundray.data.image_decoder import UnusableImage
 from groundray.data.image_inputs import CentreCrop, EncodedCrops, RandomCrop
 from groundray.training.jpeg_decoding import _try_decoder
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = ON_A_GPU
 # nvJPEG repeats subsampled colours where libjpeg interpolates them
 MOST, MEAN = 24, 2.0
 
