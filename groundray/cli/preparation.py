@@ -9,7 +9,8 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -30,7 +31,8 @@ from groundray.data.sources.rejected import summary
 from groundray.runtime.ray_address import given_address
 from groundray.storage.atomic import Staging, is_empty, recover, resumable_folder
 from groundray.storage.file_names import escaped, is_encodable
-from groundray.storage.folder import Folder, open_file
+from groundray.storage.folder import COPIES, Folder, open_file
+from groundray.storage.object_store import Refused
 
 
 def prepare(source: Source, options: argparse.Namespace, console: Console) -> None:
@@ -42,7 +44,9 @@ def prepare(source: Source, options: argparse.Namespace, console: Console) -> No
         ValueError: an option or the source has no use, or nothing of a data set can be used.
     """
     inputs, choices, rules = source.inputs(), _choices(options), _image_rules(options)
-    description = describe_source(source.name, inputs.files, inputs.folders, **inputs.choices, **choices)
+    description = describe_source(
+        source.name, inputs.files, inputs.folders, inputs.large_files, **inputs.choices, **choices
+    )
     content = _content(description, options)
     if is_prepared(options, source.folders(), description, console, content):
         return
@@ -297,12 +301,15 @@ def _check_shards(folder: Folder, shards: Sequence[Shard]) -> None:
             folder.delete(name)
 
 
-def describe_source(format: str, files: Sequence[str], folders: Sequence[str], **choices: Any) -> dict[str, Any]:
+def describe_source(
+    format: str, files: Sequence[str], folders: Sequence[str], large_files: Mapping[str, str], **choices: Any
+) -> dict[str, Any]:
     """Return what a data set is made from. Its fingerprint changes with any byte of `files`, with the size or time of
-    any file in `folders`, and with any choice.
+    any file in `folders`, with the name, size or time of any of `large_files`, and with any choice.
 
     Args:
         files, folders: paths or URLs.
+        large_files: absolute paths or URLs by name.
 
     Raises:
         FileNotFoundError: a file or folder does not exist.
@@ -321,11 +328,27 @@ def describe_source(format: str, files: Sequence[str], folders: Sequence[str], *
             digest.update(f"{name}\0{size}\0{time}\n".encode(errors="surrogateescape"))  # a name need not be UTF-8
         if not count and not is_folder(folder):
             raise FileNotFoundError(f"there is no folder {escaped(folder)}")
+    with ThreadPoolExecutor(COPIES) as pool:  # a request for each file of a store
+        for name, state in zip(large_files, pool.map(_state, large_files.values()), strict=True):
+            digest.update(f"{name}\0{state}\n".encode())
     paths = [file if "://" in file else str(Path(file).expanduser().resolve()) for file in (*files, *folders)]
+    paths += large_files.values()
     for path in paths:
         if not is_encodable(path):
             raise ValueError(f"expected a path in UTF-8, got {escaped(path)}: rename it")
     return {"format": format, "from": paths, **choices, "fingerprint": digest.hexdigest()}
+
+
+def _state(file: str) -> str:
+    """Return the size and time of a file; empty if it is missing or may not be read, which its part rejects.
+
+    Raises:
+        OSError: its store does not answer.
+    """
+    try:
+        return Folder.at(file).state()
+    except Refused:
+        return ""
 
 
 def _states(folder: str) -> Iterator[tuple[str, int, int]]:

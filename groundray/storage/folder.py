@@ -55,6 +55,7 @@ def format_bytes(count: int) -> str:
 class Folder:
     """A folder on any of pyarrow's filesystems (local path, `s3://`, `gs://`).
 
+    Files are read and written as they are, also those whose name ends with `.gz`, which pyarrow would decompress.
     Names inside it are relative, with forward slashes. A name that would leave the folder is a ValueError. A failed
     request to a store is an OSError whose message is one line with the repair.
     """
@@ -167,14 +168,21 @@ class Folder:
         return self
 
     def read_bytes(self, name: str) -> bytes:
-        with self._readable_errors(), self.filesystem.open_input_stream(self.locate(name)) as file:
+        with self._readable_errors(), self.filesystem.open_input_stream(self.locate(name), compression=None) as file:
             return file.read()
 
     @contextlib.contextmanager
     def open_input(self, name: str = ".") -> Iterator[BinaryIO]:
         """Yield a file, to read from any position."""
         with self._readable_errors(), self.filesystem.open_input_file(self.locate(name)) as file:
-            yield io.BufferedReader(cast(Any, file))
+            yield io.BufferedReader(cast(Any, file), BLOCK_BYTES)  # of a store, each is a request
+
+    def state(self) -> str:
+        """Return the size and time of the file at this path as text, which changes when it is written; empty if there
+        is none."""
+        with self._readable_errors():
+            info = self.filesystem.get_file_info(self.path)
+        return f"{info.size} {info.mtime_ns}" if info.is_file else ""
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -201,7 +209,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _open_object(self, path: str) -> Iterator[Any]:
-        file = self.filesystem.open_output_stream(path)
+        file = self.filesystem.open_output_stream(path, compression=None)
         try:
             yield file
         except BaseException:
@@ -316,7 +324,7 @@ class Folder:
     def seal(self, name: str) -> FileSeal:
         """Return the size and checksum of a file, which is read in blocks."""
         digest, size = hashlib.sha256(), 0
-        with self._readable_errors(), self.filesystem.open_input_stream(self.locate(name)) as file:
+        with self._readable_errors(), self.filesystem.open_input_stream(self.locate(name), compression=None) as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
                 size += len(block)
@@ -407,7 +415,7 @@ class Folder:
                 self.filesystem.copy_file(self.locate(name), other.locate(name))
             return
         with self._readable_errors():
-            reading = self.filesystem.open_input_stream(self.locate(name))
+            reading = self.filesystem.open_input_stream(self.locate(name), compression=None)
         with reading, other.open_output(name, flush) as writing:
             while block := reading.read(BLOCK_BYTES):
                 writing.write(block)

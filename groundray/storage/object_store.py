@@ -32,8 +32,13 @@ MISSING_BUCKET = re.compile(r"NO_SUCH_BUCKET|Bucket '.*' not found|google::cloud
 ACCESS_DENIED = re.compile(
     r"ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIAL|OAuth2|PERMISSION_DENIED|UNAUTHENTICATED|code: 40[13]"
 )
+DENIED = re.compile(r"ACCESS_DENIED|PERMISSION_DENIED")  # of one object, where credentials are valid
 # the operation, key and request id that surround the cause
 NOISE = re.compile(r"^.*(with a last message of|Details:) |^.*?(?=AWS Error )| \(Request ID.*| error_info=.*|[.: ]*$")
+
+
+class Refused(OSError):
+    """A store answers that it has no such bucket, or that something of it may not be read."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,8 @@ def probe(url: str) -> None:
 
 def readable_error(error: OSError, url: str) -> OSError:
     """Return a store's error with a message of one line: expected, got and the repair, without secrets."""
-    return OSError(redacted(_readable(error, url)))
+    kind = Refused if MISSING_BUCKET.search(str(error)) or DENIED.search(str(error)) else OSError
+    return kind(redacted(_readable(error, url)))
 
 
 def _readable(error: OSError, url: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import multiprocessing
 import os
@@ -30,6 +31,18 @@ def test_written_content_is_read_back(anywhere: str) -> None:
     assert folder.read_bytes("x.bin") == b"\x02"
     assert folder.read_json("y.json") == {"ü": [1, 2]}
     assert folder.names() == ["x.bin", "y.json"]  # and no temporary file
+
+
+def test_files_are_copied_as_they_are_whatever_their_names(anywhere: str, tmp_path: Path) -> None:
+    """pyarrow itself compresses and decompresses files with such names."""
+    content = {"a.gz": gzip.compress(b"text"), "b.gz": b"not gzip", "c.bz2": b"c"}
+    folder = Folder.at(anywhere).make()
+    for name, written in content.items():
+        folder.write_bytes(name, written)
+    assert {name: folder.read_bytes(name) for name in content} == content
+    folder.download(tmp_path / "copy")
+    assert {name: (tmp_path / "copy" / name).read_bytes() for name in content} == content
+    assert folder.seal("a.gz").bytes == len(content["a.gz"])
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)

@@ -6,9 +6,11 @@ from groundray.data.sources.protocol import Source
 from groundray.data.sources.scenes import Scenes
 from groundray.data.sources.text import Text
 from groundray.data.sources.visual_genome import VisualGenome
+from groundray.data.sources.webdataset import WebDataset
 
 SOURCES: tuple[type[Source], ...] = (
     Coco,
+    WebDataset,
     VisualGenome,
     ImageFolder,
     Text,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -62,12 +62,14 @@ class Inputs:
     Attributes:
         files: paths or URLs of files; any byte counts.
         folders: paths or URLs of folders; the names, sizes and times of the files in them count.
+        large_files: paths or URLs of files by name; the names, sizes and times count. They may not exist.
         choices: options that change what is written, as JSON. The names are part of the fingerprint: another name would
             make every prepared data set another source.
     """
 
     files: Sequence[str] = ()
     folders: Sequence[str] = ()
+    large_files: Mapping[str, str] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
 
 

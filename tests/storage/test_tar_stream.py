@@ -1,0 +1,105 @@
+"""Tar files as streams: what is whole is read, and damage is never taken for the end."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import tracemalloc
+
+import pytest
+
+from groundray.storage import tar_stream
+from groundray.storage.tar_stream import Member, TarDamaged, read_members
+
+CONTENTS = {"a.jpg": b"first" * 200, "a.txt": b"x", "b.jpg": b"", "c.txt": b"y" * 512}
+
+
+def tar(contents: dict[str, bytes], format: int = tarfile.GNU_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format) as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def read(content: bytes, max_bytes: int = 10_000) -> list[Member]:
+    return list(read_members(io.BytesIO(content), lambda _: True, max_bytes))
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_that_were_written(format: int) -> None:
+    contents = dict(CONTENTS)
+    if format != tarfile.USTAR_FORMAT:
+        contents |= {"deep/" * 60 + "ünïcode.txt": b"long name"}
+    content = tar(contents, format)
+    expected = [Member(name, text) for name, text in contents.items()]
+    assert read(content) == read(gzip.compress(content)) == expected
+    assert read(content + content) == 2 * expected  # of `cat`
+    assert read(tar({})) == []
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_file_that_is_cut_anywhere_raises_after_its_whole_members(compressed: bool) -> None:
+    content = tar(CONTENTS)
+    end = content.index(b"y" * 512) + 512  # of the last member; the rest is the end mark
+    whole = gzip.compress(content[:end]) if compressed else content[:end]
+    for length in [*range(0, 40), *range(40, len(whole) + 1, 97), len(whole)]:
+        found: list[Member] = []
+        with pytest.raises(TarDamaged) as caught:
+            found += read_members(io.BytesIO(whole[:length]), lambda _: True, 10_000)  # keeps what comes before
+        assert found == [Member(name, text) for name, text in CONTENTS.items()][: caught.value.whole]
+        # members that are passed over are not taken for whole either
+        with pytest.raises(TarDamaged):
+            list(read_members(io.BytesIO(whole[:length]), lambda _: False, 10_000))
+
+
+def test_a_damaged_header_raises() -> None:
+    content = bytearray(tar(CONTENTS))
+    content[content.index(b"a.txt")] = 7
+    with pytest.raises(TarDamaged, match="bad checksum") as caught:
+        read(bytes(content))
+    assert caught.value.whole == 1
+    for other in (b"", b"<!DOCTYPE html>" * 100, b"\x1f\x8b\x08\x04", b"\x1f\x8bjunk" * 30):
+        with pytest.raises(TarDamaged) as caught:
+            read(other)
+        assert caught.value.whole == 0
+
+
+def test_links_large_members_and_large_headers_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, kind in (("s.jpg", tarfile.SYMTYPE), ("h.jpg", tarfile.LNKTYPE), ("p.jpg", tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        large = tarfile.TarInfo("large.jpg")
+        large.size = 20_000
+        archive.addfile(large, io.BytesIO(bytes(20_000)))
+    found = read(out.getvalue())
+    assert [(member.name, member.content, member.problem and member.problem[0]) for member in found] == [
+        ("s.jpg", None, "link"),
+        ("h.jpg", None, "link"),
+        ("p.jpg", None, "link"),
+        ("large.jpg", None, "too large"),
+    ]
+    monkeypatch.setattr(tar_stream, "MAX_HEADER", 100)
+    with pytest.raises(TarDamaged, match="a header of"):
+        read(tar({"n" * 300: b""}))
+
+
+def test_memory_does_not_grow_with_the_number_of_members() -> None:
+    def peak(count: int) -> int:
+        content = io.BytesIO(tar({f"{number}.txt": b"text" for number in range(count)}))
+        tracemalloc.start()
+        assert sum(1 for _ in read_members(content, lambda _: True, 100)) == count
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    assert peak(4000) < 1.5 * peak(200)
