@@ -62,15 +62,15 @@ class Inputs:
     Attributes:
         files: paths or URLs of files; any byte counts.
         folders: paths or URLs of folders; the names, sizes and times of the files in them count.
-        large_files: paths or URLs of files by name; the names, sizes and times count. They may not exist.
         choices: options that change what is written, as JSON. The names are part of the fingerprint: another name would
             make every prepared data set another source.
+        large_files: paths or URLs of files by name; the names, sizes and times count. They may not exist.
     """
 
     files: Sequence[str] = ()
     folders: Sequence[str] = ()
-    large_files: Mapping[str, str] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
+    large_files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
