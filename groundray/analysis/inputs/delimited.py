@@ -13,7 +13,6 @@ A column is found by its name, regardless of case and punctuation: `Human (mean)
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import posixpath
@@ -22,22 +21,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from groundray.storage.delimited_text import EXCEL, SEPARATORS, SIGNATURES, csv_rows, plain, unquoted
 from groundray.storage.folder import Folder
 from groundray.storage.text_encoding import decode_text, encoding_of
 
 # a number that is missing, as R, pandas, Excel, SPSS and Stata write it, in small letters
 MISSING = frozenset(("", "na", "n/a", "#n/a", "#na", "<na>", "nan", "#nan", "null", "none", ".", "-", "--", "?"))
 NO_WORD = frozenset(("", "n/a", "#n/a", "<na>", ".", "-", "--", "?"))  # `nan`, `null`, `none` and `NA` are words
-# what a file that is no text begins with
-SIGNATURES = {
-    b"PK\x03\x04": "a workbook or zip file: save an Excel sheet as `CSV UTF-8`, or unpack the file",
-    b"\xd0\xcf\x11\xe0": "an Excel workbook: save its sheet as `CSV UTF-8`",
-    b"\x1f\x8b": "a gzip file: unpack it",
-    b"%PDF": "a PDF file: copy its table into a text file",
-}
-SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", " ": "spaces"}  # in the order in which they are tried
-EXCEL = re.compile(r'"?sep=(?P<separator>.)(?P=separator)*"?', re.IGNORECASE)
-QUOTED = re.compile(r'"(?:[^"]|"")*"')
 SPACED = re.compile(r'"(?:[^"]|"")*"(?=\s|$)|\S+')
 COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
@@ -150,11 +140,6 @@ def spaced(text: str) -> str:
     return " ".join(text.replace("_", " ").split())
 
 
-def plain(title: str) -> str:
-    """Normalise a column name to lower-case letters, digits and underscores."""
-    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
-
-
 def read_content(url: str | Path) -> Content:
     """Read a text file.
 
@@ -200,7 +185,7 @@ def split_rows(content: Content, separator: str) -> list[tuple[int, list[str]]]:
         return _even(content, _quoted(content, separator))
     split = _spaces if separator == " " else lambda line: line.split(separator)
     try:
-        return _even(content, [(number, [_unquoted(part) for part in split(line)]) for number, line in content.lines])
+        return _even(content, [(number, [unquoted(part) for part in split(line)]) for number, line in content.lines])
     except ValueError:
         try:
             return _even(content, _quoted(content, separator))
@@ -213,36 +198,14 @@ def _spaces(line: str) -> list[str]:
     return SPACED.findall(line)
 
 
-def _unquoted(field: str) -> str:
-    """Return a field stripped, and without the quotes that enclose it."""
-    field = field.strip()
-    return field[1:-1].replace('""', '"').strip() if QUOTED.fullmatch(field) else field
-
-
 def _quoted(content: Content, separator: str) -> list[tuple[int, list[str]]]:
     """Split a file as CSV."""
-    lines = content.lines
-    reader = csv.reader(
-        (f"{line}\n" for _, line in lines), delimiter=separator, strict=True, skipinitialspace=separator != " "
-    )
     rows: list[tuple[int, list[str]]] = []
-    while True:
-        start = reader.line_num
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            where = content.where(lines[start][0])
-            raise ValueError(f"{where}: expected a row of CSV, got one that cannot be read ({error})") from None
-        if fields is None:
-            return rows
-        first, last = lines[start][0], lines[reader.line_num - 1][0]
-        joined = [line for _, line in lines[start : reader.line_num]]
-        if len(joined) > 1 and all(line.count(separator) + 1 == len(fields) for line in joined):
-            raise ValueError(
-                f"{content.where(first)}: a quote opens here and closes in line {last}, and all lines from here to "
-                "there are rows by themselves: remove the quotes, or double them within quotes"
-            )
-        rows.append((first, [field.strip() for field in fields]))
+    for row in csv_rows(content.lines, separator):
+        if row.problem:
+            raise ValueError(f"{content.where(row.line)}: {row.problem}")
+        rows.append((row.line, row.fields))
+    return rows
 
 
 def _even(content: Content, rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
@@ -322,7 +285,7 @@ def _header_of(content: Content, separator: str) -> list[tuple[int, list[str]]]:
     for line, text in content.lines:
         fields = SPACED.findall(text) if separator == " " else text.split(separator)
         if not text.startswith("#"):
-            return [(line, [_unquoted(field) for field in fields])]
+            return [(line, [unquoted(field) for field in fields])]
     return [(content.lines[0][0], [content.lines[0][1]])]
 
 

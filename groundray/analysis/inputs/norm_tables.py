@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from groundray.analysis.inputs.delimited import (
-    SEPARATORS,
     Row,
     Source,
     Table,
@@ -36,6 +35,7 @@ from groundray.analysis.inputs.delimited import (
     read_table,
     spaced,
 )
+from groundray.storage.delimited_text import SEPARATORS
 from groundray.storage.folder import Folder
 
 RATING = ("concreteness", "conc_m")

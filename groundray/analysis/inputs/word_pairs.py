@@ -25,17 +25,16 @@ import numpy as np
 from jaxtyping import Float
 
 from groundray.analysis.inputs.delimited import (
-    SEPARATORS,
     Content,
     Row,
     Source,
     has_decimal_commas,
     is_missing,
     number,
-    plain,
     read_content,
     split_rows,
 )
+from groundray.storage.delimited_text import SEPARATORS, plain
 
 WORDS = (
     ("word1", "word_1", "w1", "verb1", "first", "first_word", "term1", "term_1"),
