@@ -60,6 +60,8 @@ KINDS: dict[str, pa.Schema] = {
     ),
     # an image with one class; `label` is an index of the data set's vocabulary
     "labelled_images": pa.schema([*IMAGE, pa.field("label", pa.int32(), nullable=False)]),
+    # an image alone, for search
+    "images": pa.schema(IMAGE),
     # a trunk's feature map of an image: the bits of bfloat16 numbers, channel by channel, row by row; row numbers are
     # those of the image data set
     "trunk_features": pa.schema([pa.field("image", pa.large_binary(), nullable=False)]),

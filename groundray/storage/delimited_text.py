@@ -1,7 +1,7 @@
 """Rows of delimited text, read one at a time: separators, quotes, and names of columns.
 
-Where commas and semicolons separate, quotes are those of CSV. Where tabs separate, a quote is text unless it encloses a
-whole field; only a row that does not fit otherwise may have fields with tabs or line ends in quotes.
+Where commas and semicolons separate, quotes are those of CSV. Where tabs or bars separate, a quote is text unless it
+encloses a whole field; only a row that does not fit otherwise may have fields with separators or line ends in quotes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def delimited_rows(lines: Iterable[tuple[int, str]], separator: str, width: int)
     stream = _Lines(lines)
     while True:
         fields: list[str] = []
-        if separator == "\t" and (line := stream.next()):
+        if separator in "\t|" and (line := stream.next()):
             number, text = line
             fields = [unquoted(part) for part in text.split(separator)]
             row = DelimitedRow(number, fields)

@@ -209,6 +209,11 @@ class _Walk:
         self._rejected.append(Rejected(what, escaped(name), reason, f"{escaped(f'{self._root}/{name}')} {message}"))
 
 
+def walk_folder(folder: Folder, rejected: Rejections) -> _Walk:
+    """Return what walks through a folder, which is listed now if it is in a store."""
+    return _Walk(folder, _listing(folder), rejected)
+
+
 def _is_picture(folder: Folder, name: str) -> bool:
     """Return True if a file begins as a picture does, or if only reading it shows why it cannot be used."""
     try:
