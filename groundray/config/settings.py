@@ -218,7 +218,7 @@ class Features(Section):
     use: Literal["auto", "never"] = Field(
         default="auto",
         description="auto: cache where features replace images exactly (frozen trunk, no random crop), up to "
-        "bfloat16 rounding",
+        "bfloat16 rounding, and where they fit on the disk and into `features.max_gb`",
     )
     folder: str | None = Field(
         default=None,

@@ -1,21 +1,23 @@
 """Derived data sets: one row for each row of a source data set, written in parts.
 
     FOLDER/part-00012-003.parquet ...   parts of the source's row groups, rows in the source's order
+    FOLDER/seals/00012-003.json ...     size and checksum of the parts that a process wrote, from this one on
     FOLDER/dataset.json                 written last
 
 Every part is written atomically and depends only on the source and the encoder. An interrupted job therefore resumes
 with the missing parts, and any number of processes on any machines that see the folder can share the work without
 coordination. A part that is gone, cut or of another data set counts as missing, even if `dataset.json` is there: a
-lifecycle rule may delete any file. Before a part is written, its source must still be the data set that was opened.
+lifecycle rule may delete any file. Parts are hashed while they are written, so that none is read again to complete the
+data set; one without a seal, as of a process that was killed, is read. Before a part is written, its source must still
+be the data set that was opened.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -23,15 +25,26 @@ import joblib
 import numpy as np
 import pyarrow as pa
 
+from groundray.data.ahead import map_ahead
 from groundray.data.schema import INDEX, Dataset
-from groundray.data.shards import READS, check_unchanged, describe_damage, encode_shard, index_shards, read_group
+from groundray.data.shards import (
+    READS,
+    Footer,
+    check_unchanged,
+    describe_damage,
+    encode_shard,
+    index_shards,
+    read_footer,
+    read_group,
+)
 from groundray.storage.folder import Folder, format_bytes
+from groundray.storage.seals import FileSeal
 
+SEALS = "seals"  # folder of the parts' seals
 PART_BYTES = 16 * 2**20
 BATCH = 32  # rows that are encoded together
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -115,21 +128,38 @@ def parts_of(spec: DerivedDataset, group: int) -> dict[str, range]:
     }
 
 
-def missing_parts(spec: DerivedDataset, whole: set[str] | None = None) -> dict[int, list[str]]:
-    """Return the parts that are not written yet or are damaged, by row group.
+class KnownParts:
+    """The footers of parts that were found whole. Each part is opened once, and again if its size has changed."""
 
-    Args:
-        whole: names of parts that are known to be whole; others that are found so are added.
-    """
-    whole = set() if whole is None else whole
-    present = spec.folder.sizes().keys() - whole
-    rows = {name: len(part) for group in spec.groups for name, part in parts_of(spec, group).items()}
-    names = [name for name in rows if name in present]
-    with ThreadPoolExecutor(READS) as pool:
-        damages = pool.map(lambda name: _damage(spec, name, rows[name]), names)
-        whole |= {name for name, damage in zip(names, damages, strict=True) if damage is None}
-    missing = {group: [name for name in parts_of(spec, group) if name not in whole] for group in spec.groups}
-    return {group: names for group, names in missing.items() if names}
+    def __init__(self, spec: DerivedDataset):
+        self.footers: dict[str, Footer] = {}
+        self.present: dict[str, int] = {}  # size of each file at the last call of `missing`
+        self._spec = spec
+
+    def missing(self, on_progress: Callable[[], None] = lambda: None) -> dict[int, list[str]]:
+        """Return the parts that are not written yet or are damaged, by row group.
+
+        Args:
+            on_progress: is called after each part that is found whole; what it raises ends the reading.
+        """
+        spec, self.present = self._spec, self._spec.folder.sizes()
+        parts = {group: parts_of(spec, group) for group in spec.groups}
+        rows = {name: len(part) for each in parts.values() for name, part in each.items()}
+        self.footers = {name: footer for name, footer in self.footers.items() if self.present.get(name) == footer.bytes}
+        unknown = [name for name in rows if name in self.present and name not in self.footers]
+        with ThreadPoolExecutor(READS) as pool:
+            read = map_ahead(pool, lambda name: _footer(spec, name), unknown, 2 * READS)
+            for name, footer in zip(unknown, read, strict=True):
+                if not isinstance(footer, Exception) and not describe_damage(footer, spec.part_id(name), rows[name]):
+                    self.footers[name] = footer
+                    on_progress()
+        missing = {group: [name for name in each if name not in self.footers] for group, each in parts.items()}
+        return {group: names for group, names in missing.items() if names}
+
+
+def missing_parts(spec: DerivedDataset) -> dict[int, list[str]]:
+    """Return the parts that are not written yet or are damaged, by row group."""
+    return KnownParts(spec).missing()
 
 
 def damaged_parts(spec: DerivedDataset) -> list[str]:
@@ -138,7 +168,7 @@ def damaged_parts(spec: DerivedDataset) -> list[str]:
     lines = []
     for group, names in missing_parts(spec).items():
         for name in names:
-            if name in present and (damage := _damage(spec, name, len(parts_of(spec, group)[name]))):
+            if name in present and (damage := _damage(spec, name, parts_of(spec, group)[name])):
                 lines.append(f"{spec.folder}/{name} {damage}: it is made again")
     return lines
 
@@ -193,9 +223,7 @@ def make_parts(
         ValueError: the row group is damaged, or the source was replaced; nothing is written of another source.
     """
     missing = {
-        name: rows
-        for name, rows in parts_of(spec, group).items()
-        if name in names and _damage(spec, name, len(rows)) is not None
+        name: rows for name, rows in parts_of(spec, group).items() if name in names and _damage(spec, name, rows)
     }
     if not missing:
         return 0
@@ -207,18 +235,22 @@ def make_parts(
     ]
     spec.folder.make()
     encoded: list[pa.Table] = []
+    seals: dict[str, dict[str, Any]] = {}
     threads = threads or min(8, joblib.cpu_count())
     with ThreadPoolExecutor(threads) as pool:
-        decoded = _map_ahead(pool, lambda batch: encoder.decode(batch[1]), batches, threads + 1)
+        decoded = map_ahead(pool, lambda batch: encoder.decode(batch[1]), batches, threads + 1)
         for (name, _), item in zip(batches, decoded, strict=True):
             encoded.append(pa.table(encoder.encode(item)))
             if sum(map(len, encoded)) == len(missing[name]):
                 part = pa.concat_tables(encoded)
                 columns = dict(zip(part.column_names, part.columns, strict=True))
-                content = encode_shard(spec.kind, columns, spec.part_id(name), spec.rows_per_group)
+                shard = encode_shard(spec.kind, columns, spec.part_id(name), spec.rows_per_group)
                 check_unchanged(spec.source)
-                spec.folder.write_bytes(name, content)
+                spec.folder.write_bytes(name, shard.bytes)
+                seals[name] = {**FileSeal.of(shard.bytes).as_json(), "content": shard.content}
                 encoded.clear()
+    first = next(iter(missing)).removeprefix("part-").removesuffix(".parquet")
+    (spec.folder / SEALS).make().write_sealed(f"{first}.json", {"parts": seals})
     return sum(map(len, missing.values()))
 
 
@@ -233,11 +265,15 @@ def make_missing(spec: DerivedDataset, encoder: Encoder[Any]) -> Iterator[int]:
         yield make_parts(spec, group, names, encoder)
 
 
-def finalize(spec: DerivedDataset, on_progress: Callable[[], None] = lambda: None) -> Dataset:
-    """Write `dataset.json` of a data set whose parts are all written, and return the data set. Reads all parts.
+def finalize(
+    spec: DerivedDataset, on_progress: Callable[[], None] = lambda: None, known: KnownParts | None = None
+) -> Dataset:
+    """Write `dataset.json` of a data set whose parts are all written, and return the data set. Reads the footers and
+    seals of the parts, and those parts that have no seal.
 
     Args:
         on_progress: is called after each part; what it raises ends the reading.
+        known: parts whose footers need not be read again.
 
     Raises:
         ValueError: a part was damaged meanwhile, or the source was replaced.
@@ -245,25 +281,36 @@ def finalize(spec: DerivedDataset, on_progress: Callable[[], None] = lambda: Non
     check_unchanged(spec.source)
     names = [name for group in spec.groups for name in parts_of(spec, group)]
     source = {"images": str(spec.source.folder), "fingerprint": spec.source.fingerprint, **spec.provenance}
-    return index_shards(spec.folder, spec.kind, names, source, on_progress)
+    footers = known.footers if known else {}
+    return index_shards(spec.folder, spec.kind, names, source, on_progress, footers, _seals(spec, on_progress))
 
 
-def _damage(spec: DerivedDataset, name: str, rows: int) -> str | None:
-    """Return why a part has to be made, or None if it is whole."""
+def _seals(spec: DerivedDataset, on_progress: Callable[[], None]) -> dict[tuple[str, str], FileSeal]:
+    """Return the recorded seals of parts, by name and content: two processes may have written one part."""
+    folder, found = spec.folder / SEALS, dict[tuple[str, str], FileSeal]()
+
+    def read(name: str) -> dict[tuple[str, str], FileSeal]:
+        try:
+            parts = folder.read_sealed(name)["parts"]
+            return {(part, entry["content"]): FileSeal.parse(entry) for part, entry in parts.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the parts are read
+            return {}
+
+    with ThreadPoolExecutor(READS) as pool:
+        for seals in map_ahead(pool, read, folder.names(), 2 * READS):
+            found |= seals
+            on_progress()
+    return found
+
+
+def _footer(spec: DerivedDataset, name: str) -> Footer | Exception:
+    """Return the footer of a part, or why it cannot be read."""
     try:
-        return describe_damage(spec.folder, name, spec.part_id(name), rows)
-    except FileNotFoundError:
-        return "is missing"
+        return read_footer(spec.folder, name)
+    except (OSError, pa.ArrowException) as error:
+        return error
 
 
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], max_pending: int
-) -> Iterator[Result]:
-    """Yield the function's results in order, with at most `max_pending` calls running or waiting to be taken."""
-    pending: deque[Future[Result]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) == max_pending:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+def _damage(spec: DerivedDataset, name: str, rows: range) -> str | None:
+    """Return why a part has to be made, or None if it is whole."""
+    return describe_damage(_footer(spec, name), spec.part_id(name), len(rows))

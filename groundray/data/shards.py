@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from groundray.data.ahead import map_ahead
 from groundray.data.schema import INDEX, ROW_GROUP_BYTES, VERSION, Dataset, Shard, arrow_schema
 from groundray.storage.folder import Folder
+from groundray.storage.seals import FileSeal
 
 GROUPS_PER_SHARD = 16
 ID = "groundray.id"  # key of a shard's metadata
+CONTENT = "groundray.content"  # of a part of a derived data set: the SHA-256 of its rows, as they are in the file
 READS = 8  # concurrent reads: a store takes hardly longer for several
 # derived data sets, and who rebuilds them
 REBUILT_BY = {
@@ -96,30 +100,72 @@ def write_index(
     return dataset
 
 
+class Footer(NamedTuple):
+    """What the end of a shard tells of it.
+
+    Attributes:
+        bytes: size of the file.
+        row_groups: number of rows of each row group.
+        id: None in shards of earlier versions.
+        content: SHA-256 of the rows as they are in the file; None where the shard does not record it.
+    """
+
+    bytes: int
+    row_groups: tuple[int, ...]
+    id: str | None
+    content: str | None
+
+
+def read_footer(folder: Folder, file: str) -> Footer:
+    """Return what the end of a shard tells. Reads no rows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError, pa.ArrowException: it cannot be read, as a file that was cut.
+    """
+    with folder.filesystem.open_input_file(folder.locate(file)) as content:
+        size = content.size()
+        if size == 0:
+            raise OSError("the file is empty")
+        with pq.ParquetFile(content) as shard:
+            return Footer(size, _rows(shard), _id(shard), _metadata(shard, CONTENT))
+
+
 def index_shards(
     folder: Folder,
     kind: str,
     files: Sequence[str],
     source: dict[str, Any],
     on_progress: Callable[[], None] = lambda: None,
+    footers: Mapping[str, Footer] | None = None,
+    seals: Mapping[tuple[str, str], FileSeal] | None = None,
 ) -> Dataset:
-    """Write the `dataset.json` of shards that lie in a folder, and return the data set. Reads all of them.
+    """Write the `dataset.json` of shards that lie in a folder, and return the data set.
 
     Args:
         on_progress: is called in this thread after each shard; what it raises ends the reading.
+        footers: of shards, by name; the others are read.
+        seals: of shards, by name and the content that their footers tell; all others are read whole.
 
     Raises:
         ValueError: a shard is damaged or missing; the message names it.
     """
+    footers, seals = footers or {}, seals or {}
+
+    def entry(file: str) -> Shard:
+        try:
+            footer = footers.get(file) or read_footer(folder, file)
+            seal = seals.get((file, footer.content or ""))
+            seal = seal if seal and seal.bytes == footer.bytes else folder.seal(file)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{folder}/{file} cannot be read ({error}): delete it, and rerun the command") from error
+        return Shard(file, footer.row_groups, *seal, footer.id)
+
     shards: list[Shard] = []
     with ThreadPoolExecutor(READS) as pool:
-        try:
-            for shard in pool.map(lambda file: _shard(folder, file), files):
-                shards.append(shard)
-                on_progress()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for shard in map_ahead(pool, entry, files, 2 * READS):
+            shards.append(shard)
+            on_progress()
     fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
     rows = sum(sum(shard.row_groups) for shard in shards)
     dataset = Dataset(folder, kind, tuple(shards), {"rows": rows}, source, fingerprint)
@@ -127,36 +173,33 @@ def index_shards(
     return dataset
 
 
-def encode_shard(kind: str, columns: Mapping[str, Any], id: str, rows_per_group: int | None = None) -> bytes:
-    """Return the bytes of a shard with an id of its own, with one row group or with row groups of `rows_per_group`
-    rows."""
+class EncodedShard(NamedTuple):
+    """The bytes of a shard, and the SHA-256 of its rows, which its footer has too."""
+
+    bytes: bytes
+    content: str
+
+
+def encode_shard(kind: str, columns: Mapping[str, Any], id: str, rows_per_group: int | None = None) -> EncodedShard:
+    """Return a shard with an id of its own, with one row group or with row groups of `rows_per_group` rows."""
     table = pa.table(columns, schema=arrow_schema(kind))
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, **OPTIONS) as writer:
+    sink, content = io.BytesIO(), hashlib.sha256()
+    with pq.ParquetWriter(_Digesting(sink, content), table.schema, **OPTIONS) as writer:
         writer.write_table(table, row_group_size=rows_per_group or max(1, len(table)))
-        writer.add_key_value_metadata({ID: id})
-    return sink.getvalue().to_pybytes()
+        digest = content.hexdigest()
+        writer.add_key_value_metadata({ID: id, CONTENT: digest})
+    return EncodedShard(sink.getvalue(), digest)
 
 
-def describe_damage(folder: Folder, file: str, id: str, rows: int) -> str | None:
+def describe_damage(footer: Footer | Exception, id: str, rows: int) -> str | None:
     """Return why a file is not the complete shard with this id and number of rows, or None if it is.
 
-    Reads the file's metadata, which a cut file lacks, and no rows.
-
-    Raises:
-        FileNotFoundError: there is no such file.
+    Args:
+        footer: its footer, or what was raised when it was read.
     """
-    try:
-        with folder.filesystem.open_input_file(folder.locate(file)) as content:
-            size = content.size()
-            if size == 0:
-                return "is empty"
-            with pq.ParquetFile(content) as shard:
-                got = (_id(shard), shard.metadata.num_rows)
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        return f"cannot be read ({error})"
+    if isinstance(footer, Exception):
+        return "is missing" if isinstance(footer, FileNotFoundError) else f"cannot be read ({footer})"
+    got = (footer.id, sum(footer.row_groups))
     return None if got == (id, rows) else f"holds {got[1]} rows with id {got[0]}, not {rows} rows with id {id}"
 
 
@@ -292,8 +335,12 @@ def _fingerprint(folder: Folder) -> str | None:
 
 def _id(file: pq.ParquetFile) -> str | None:
     """Return the id in a shard's metadata; None in shards of earlier versions."""
-    id = (file.metadata.metadata or {}).get(ID.encode())
-    return id.decode(errors="replace") if id is not None else None
+    return _metadata(file, ID)
+
+
+def _metadata(file: pq.ParquetFile, key: str) -> str | None:
+    value = (file.metadata.metadata or {}).get(key.encode())
+    return value.decode(errors="replace") if value is not None else None
 
 
 def _rows(file: pq.ParquetFile) -> tuple[int, ...]:
@@ -379,20 +426,6 @@ def _write_shard(folder: Folder, name: str, kind: str, groups: Iterator[list[dic
             id = content.hexdigest()
             writer.add_key_value_metadata({ID: id})
     return Shard(name, tuple(sizes), file.size, digest.hexdigest(), id)
-
-
-def _shard(folder: Folder, name: str) -> Shard:
-    """Return the index entry of a shard file.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        with pq.ParquetFile(folder.locate(name), filesystem=folder.filesystem) as file:
-            sizes, id = _rows(file), _id(file)
-        return Shard(name, sizes, *folder.seal(name), id)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{folder}/{name} cannot be read ({error}): delete it, and rerun the command") from error
 
 
 def _bytes(value: Any) -> int:

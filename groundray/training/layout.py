@@ -5,6 +5,7 @@ STORAGE/NAME/config.yaml      the resolved settings, to read and to use with --c
 STORAGE/NAME/attempts/        the attempts at the run: attempts.py
 STORAGE/NAME/checkpoints/     checkpoint.py
 STORAGE/NAME/history/         every step and validation: history.py
+STORAGE/NAME/inputs/          whether each stage reads trunk features or images: feature_choice.py
 STORAGE/NAME/not_finite/      the samples of steps whose loss or gradient was not finite: non_finite.py
 STORAGE/NAME/stacks/          the stack traces of workers that hung: watchdog.py
 STORAGE/NAME/profile/         traces of some steps (`run.profile`): profiling.py
@@ -25,7 +26,7 @@ from groundray.storage.seals import Damaged
 
 RUN, CONFIG, RESULT, MODEL = "run.json", "config.yaml", "result.json", "model"
 FORMER_DATA = "data.json"  # the fingerprints, in folders of earlier versions
-ATTEMPTS, CHECKPOINTS, HISTORY = "attempts", "checkpoints", "history"
+ATTEMPTS, CHECKPOINTS, HISTORY, INPUTS = "attempts", "checkpoints", "history", "inputs"
 NOT_FINITE, STACKS, PROFILE, FEATURES = "not_finite", "stacks", "profile", ".features"
 
 

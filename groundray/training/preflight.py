@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
@@ -343,8 +344,14 @@ def _describe_features(stage: Stage, settings: Settings) -> str:
     with torch.device("meta"):
         shape = map_shape(build_trunk(settings.model.trunk.name), settings.model.image_size)
     images = stage.train.dataset.rows + stage.val.dataset.rows
-    size = format_bytes(2 * prod(shape) * images)
-    return f"trunk features: {images:,} images, {size}, in {features_folder(settings)}; made once"
+    bytes = 2 * prod(shape) * images
+    size = format_bytes(bytes)
+    limit, folder = settings.features.max_gb, features_folder(settings)
+    if limit and bytes > limit * 1e9:
+        return f"trunk features: not used, they take {size}, features.max_gb allows {format_bytes(int(limit * 1e9))}"
+    place = next((path for path in (Path(folder.path), *Path(folder.path).parents) if path.exists()), None)
+    free = f" ({format_bytes(shutil.disk_usage(place).free)} free)" if folder.local and place else ""
+    return f"trunk features: {images:,} images, {size}, in {folder}{free}; made once, images where they do not fit"
 
 
 def _count_trainable(settings: Settings, name: str, vocabulary: Vocabulary | None) -> dict[str, int]:

@@ -29,19 +29,20 @@ from groundray.data.batches import ImageBatch
 from groundray.data.derived import (
     DerivedDataset,
     Encoder,
-    check_room,
+    KnownParts,
     count_missing_rows,
     damaged_parts,
     finalize,
     make_parts,
-    missing_parts,
     open_derived,
+    parts_of,
     tasks,
 )
 from groundray.data.image_decoder import UnusableImage
 from groundray.data.image_inputs import CentreCrop, EncodedCrops, FeatureMaps
-from groundray.data.schema import Dataset
+from groundray.data.schema import INDEX, Dataset
 from groundray.data.stream import Source
+from groundray.distributed import gather_strings
 from groundray.model import trunk as trunks
 from groundray.model.trunk import Trunk
 from groundray.model.weights import digest
@@ -49,12 +50,14 @@ from groundray.stage.protocol import Stage
 from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
 from groundray.training.events import FeaturesDone, FeaturesStarted, Notice
-from groundray.training.feature_uses import MARK_SECONDS, make_room, mark_used
+from groundray.training.feature_choice import misfit, record, recorded
+from groundray.training.feature_uses import MARK_SECONDS, mark_used
 from groundray.training.layout import features_folder, folder_of
 from groundray.training.worker import Worker, raise_if_stop_requested
 
 KIND = "trunk_features"
-POLL_SECONDS = 0.2
+POLL_SECONDS, MAX_POLL_SECONDS = 0.2, 10.0  # between two listings
+POLL_SHARE = 10  # at least this many times what a listing takes
 
 
 @dataclass(frozen=True)
@@ -158,43 +161,64 @@ def map_shape(trunk: Trunk, size: int) -> tuple[int, int, int]:
 
 
 def prepare_cache(
-    specs: Sequence[DerivedDataset], settings: Settings, run: Folder, notice: Callable[[str], None]
-) -> None:
-    """Keep the cache's limit before features are made, and report what of them is damaged.
+    stage: str,
+    specs: Sequence[DerivedDataset],
+    settings: Settings,
+    run: Folder,
+    user: Folder,
+    notice: Callable[[str], None],
+) -> str | None:
+    """Return why a stage reads images in place of features; None where it reads features.
+
+    Keeps the cache's limit before features are made, and reports what of them is damaged.
 
     Args:
-        specs: all features that the run reads next.
+        specs: the features that the stage would read.
+        user: the run or sweep that uses them.
         notice: takes a line for each deletion and each damaged part.
 
     Raises:
-        ValueError: the disk has no room.
+        ValueError: the stage has begun with features, and there is no room to make them again.
     """
+    known = recorded(run, stage)
+    if known == "images":
+        return "it began with images"
     for spec in specs:
-        mark_used(spec.folder, run)
-    missing = [spec for spec in specs if not open_derived(spec)]
-    if missing and settings.features.max_gb:
-        needed = sum(count_missing_rows(spec) * spec.bytes_per_row for spec in missing)
-        keep = {spec.folder.name for spec in specs}
-        for line in make_room(features_folder(settings), needed, settings.features.max_gb * 1e9, keep):
-            notice(line)
-    for spec in missing:
-        check_room(spec)
-        for line in damaged_parts(spec):
-            notice(line)
+        mark_used(spec.folder, user)
+    if problem := misfit(specs, settings, notice):
+        if known:
+            raise ValueError(
+                f"{stage} began with trunk features, which must be made again: {problem}: free space there, set "
+                "features.folder to a larger place or raise features.max_gb; with images it would end otherwise"
+            )
+        return problem
+    for spec in specs:
+        if not open_derived(spec):
+            for line in damaged_parts(spec):
+                notice(line)
+    return None
 
 
 def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker) -> Stage:
-    """Return the stage reading trunk features, which the ranks make together where they are missing.
+    """Return the stage reading trunk features, which the ranks make together where they are missing; the stage itself
+    where they do not fit.
 
     Each rank makes the parts of its tasks, except those that another run has written by then.
     """
     attached, run = {}, folder_of(settings)
     wanted = features_of(stage, settings, trunk)
+    if not wanted:
+        return stage
+    problem = ""
     if worker.rank == 0:
-        prepare_cache(
-            [features.spec for features in wanted.values()], settings, run, lambda text: worker.emit(Notice(text))
-        )
-    else:
+        specs = [features.spec for features in wanted.values()]
+        problem = prepare_cache(stage.name, specs, settings, run, run, lambda text: worker.emit(Notice(text))) or ""
+        record(run, stage.name, "images" if problem else "features")
+    if problem := gather_strings(problem)[0]:
+        if worker.rank == 0:
+            worker.emit(Notice(f"{stage.name} reads images, not trunk features: {problem}"))
+        return stage
+    if worker.rank > 0:
         for features in wanted.values():
             mark_used(features.spec.folder, run)
     marked = time.monotonic()
@@ -224,7 +248,7 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
                 worker.emit(FeaturesDone(f"{stage.name}.{split}", spec.source.rows, time.monotonic() - started))
         samples: Any = replace(source.samples, image_inputs=FeatureMaps(features.shape))  # type: ignore[type-var]
         attached[split] = replace(source, samples=samples, features=dataset)
-    return replace(stage, **attached) if attached else stage  # type: ignore[type-var]
+    return replace(stage, **attached)  # type: ignore[type-var]
 
 
 def started_event(what: str, spec: DerivedDataset) -> FeaturesStarted:
@@ -242,23 +266,30 @@ def feature_maps(trunk: nn.Module, images: Tensor, device: str) -> npt.NDArray[n
 def _finalized(spec: DerivedDataset, worker: Worker, progress: Callable[[], None]) -> Dataset:
     """Return the features once all ranks have written their parts; rank 0 finalizes them.
 
-    Ranks poll the folder: a collective would time out while one of them still encodes, or while rank 0 reads what may
-    be hundreds of GB. If rank 0 hangs then, its own watchdog ends it.
+    Ranks list the folder, and only rank 0 opens parts, each once: a collective would time out while one of them still
+    encodes, or while rank 0 completes what may be hundreds of GB. If rank 0 hangs then, its own watchdog ends it. A
+    listing that takes long is made less often.
 
     Args:
         progress: is called where this rank or another one makes progress.
     """
-    whole: set[str] = set()
-    missing = None
+    parts = {name for group in spec.groups for name in parts_of(spec, group)}
+    known, present = KnownParts(spec), dict[str, int]()
     while True:
-        if worker.rank > 0 and (dataset := open_derived(spec)):
-            return dataset
-        if missing != (missing := missing_parts(spec, whole)) or not missing:
+        began = time.monotonic()
+        before = present
+        if worker.rank == 0:
+            if not known.missing(progress):
+                return finalize(spec, progress, known)
+            present = known.present
+        else:
+            present = spec.folder.sizes()
+            if INDEX in present and (dataset := open_derived(spec)):
+                return dataset
+        if present != before or parts <= present.keys():
             progress()
-        if worker.rank == 0 and not missing:
-            return finalize(spec, progress)
         raise_if_stop_requested(worker)
-        time.sleep(POLL_SECONDS)
+        time.sleep(min(MAX_POLL_SECONDS, max(POLL_SECONDS, POLL_SHARE * (time.monotonic() - began))))
 
 
 def _image_inputs(source: Source) -> Any:

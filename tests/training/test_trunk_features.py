@@ -152,11 +152,17 @@ def test_features_key_covers_all_that_features_depend_on(world: SmallWorld, tmp_
     assert elsewhere.spec.folder.path == f"{tmp_path}/elsewhere/{features.spec.folder.name}"
 
 
+def contents(features: TrunkFeatures) -> dict[str, bytes]:
+    """Return the content of each part and of the index."""
+    folder = features.spec.folder
+    return {name: folder.read_bytes(name) for name in folder.sizes()}
+
+
 def test_an_interrupted_pass_goes_on(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derived, "PART_BYTES", 60_000)
     features, model, *_ = wanted(world, tmp_path)
     whole = make_all(features, model)
-    files = {name: features.spec.folder.read_bytes(name) for name in features.spec.folder.names()}
+    files = contents(features)
     assert len(whole.shards) > len(features.spec.groups)  # several parts a group
     lost = [whole.shards[place].file for place in (1, -1)]
     for name in (*lost, "dataset.json"):
@@ -173,7 +179,7 @@ def test_an_interrupted_pass_goes_on(world: SmallWorld, tmp_path: Path, monkeypa
     monkeypatch.setattr(trunk_features, "feature_maps", counted)
     again = make_all(features, model)
     assert sum(calls) == sum(sum(shard.row_groups) for shard in again.shards if shard.file in lost)
-    assert {name: features.spec.folder.read_bytes(name) for name in features.spec.folder.names()} == files
+    assert contents(features) == files
 
 
 def test_two_passes_at_once_make_the_same(world: SmallWorld, tmp_path: Path) -> None:
@@ -212,11 +218,12 @@ def test_a_rank_that_comes_late_makes_its_share(world: SmallWorld, tmp_path: Pat
 
 
 def test_hashing_the_features_is_progress(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may be hundreds of GB, read by rank 0 while the others wait: no watchdog may end either."""
+    """Without seals they may be hundreds of GB, read by rank 0 while the others wait: no watchdog may end either."""
     monkeypatch.setattr(derived, "PART_BYTES", 60_000)
     features, model, settings, stage = wanted(world, tmp_path)
     parts = len(make_all(features, model).shards)
     features.spec.folder.delete("dataset.json")
+    features.spec.folder.delete("seals")
     seen: list[str] = []
     seal = Folder.seal
     monkeypatch.setattr(Folder, "seal", lambda *words: seen.append("read") or seal(*words))
@@ -247,13 +254,39 @@ def large(dataset: Dataset, *groups: int) -> Dataset:
     return replace(dataset, shards=(replace(dataset.shards[0], row_groups=groups),))
 
 
-def test_a_pass_without_room_is_refused_with_the_numbers(
-    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lack", ["room", "limit"])
+def test_a_stage_whose_features_do_not_fit_reads_images(
+    world: SmallWorld, tmp_path: Path, lack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It says so with both sizes, and goes on with images when there is room."""
     _, model, settings, stage = wanted(world, tmp_path)
     disk = shutil.disk_usage(tmp_path)
+    little = settings.model_copy(update={"features": settings.features.model_copy(update={"max_gb": 5e-5})})
+    if lack == "room":
+        little = settings
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=50_000))
+    events: list[Any] = []
+    worker = InProcess(events.append)
+    assert with_features(stage, little, model.visual.trunk, worker) is stage
+    (note,) = events
+    assert note.text.startswith("grounding reads images, not trunk features: they take 1.44 MB")
+    assert "50 kB" in note.text
+    assert ("features.max_gb" in note.text) == (lack == "limit")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    assert with_features(stage, settings, model.visual.trunk, worker) is stage
+    assert events[1].text.endswith("it began with images")
+    assert not list((tmp_path / ".features").rglob("*.parquet"))
+
+
+def test_a_stage_that_began_with_features_never_goes_on_with_images(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, model, settings, stage = wanted(world, tmp_path)
+    assert with_features(stage, settings, model.visual.trunk, InProcess(lambda _: None)) is not stage
+    features.spec.folder.delete(".")
+    disk = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=50_000))
-    with pytest.raises(ValueError, match=r"1\.13 MB.*50 kB.*features\.folder"):
+    with pytest.raises(ValueError, match=r"began with trunk features.*1\.13 MB more.*50 kB.*features\.folder"):
         with_features(stage, settings, model.visual.trunk, InProcess(lambda _: None))
 
 

@@ -17,17 +17,18 @@ from groundray.training.checkpoint import CheckpointStore
 from groundray.training.events import Event, FeaturesDone, Notice
 from groundray.training.feature_uses import MARK_SECONDS, mark_used
 from groundray.training.preflight import CheckedRun
-from groundray.training.trunk_features import features_of, prepare_cache, refusal, started_event
+from groundray.training.trunk_features import TrunkFeatures, features_of, prepare_cache, refusal, started_event
 
 
 def make_features(run: CheckedRun, observe: Callable[[Event], None], user: Folder | None = None) -> None:
-    """Make the missing features of the trunk that the run starts with, for the stages that read them.
+    """Make the missing features of the trunk that the run starts with, for the stages that read them. A stage whose
+    features do not fit reads images; its workers say so.
 
     Args:
         user: folder of the run or sweep that uses them (default: the run's).
 
     Raises:
-        ValueError: the disk has no room, or a row group is damaged.
+        ValueError: a stage that has read features finds no room to make them again, or a row group is damaged.
     """
     store, settings, stages = CheckpointStore.at(run.folder), run.settings, run.stages
     user = user or run.folder
@@ -37,14 +38,15 @@ def make_features(run: CheckedRun, observe: Callable[[Event], None], user: Folde
         return
     trunk = progression.initial_model(settings)[0].visual.trunk
     # stages with the same data share their features: the first stage's name is shown
-    by_folder = {
-        str(features.spec.folder): (f"{stage.name}.{split}", features)
-        for stage in reversed(reading)
-        for split, features in features_of(stage, settings, trunk).items()
-    }
+    by_folder: dict[str, tuple[str, TrunkFeatures]] = {}
+    for stage in reading:
+        wanted = features_of(stage, settings, trunk)
+        specs = [features.spec for features in wanted.values()]
+        if not prepare_cache(stage.name, specs, settings, run.folder, user, lambda text: observe(Notice(text))):
+            for split, features in wanted.items():
+                by_folder.setdefault(str(features.spec.folder), (f"{stage.name}.{split}", features))
     named = sorted(by_folder.values(), key=lambda item: item[0])
     specs = [features.spec for _, features in named]
-    prepare_cache(specs, settings, user, lambda text: observe(Notice(text)))
     missing = {what: features for what, features in named if not open_derived(features.spec)}
     for what, features in missing.items():
         observe(started_event(what, features.spec))
