@@ -56,7 +56,8 @@ class CaptionTable(Source):
         }
         large = [url for url in self._urls if url.lower().endswith(ParquetFile.ENDS)]
         texts = [url for url in self._urls if url not in large]
-        return Inputs(texts, [options.images] if options.images else [], short_names(large, ()), choices)
+        images = [options.images] if options.images else []
+        return Inputs(texts, images, choices=choices, large_files=short_names(large, ()))
 
     def folders(self) -> Sequence[str]:
         return self._splits if len(self._splits) > 1 else ["."]

@@ -216,6 +216,20 @@ def test_bytes_are_joined_by_an_id_alone(tmp_path: Path) -> None:
     assert captions_of(tmp_path / "each") == {f"c.parquet:{number}": [f"caption {number}"] for number in range(4)}
 
 
+def test_a_change_of_a_file_or_an_option_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(picture(number), f"caption {number}", number) for number in range(3)]
+    columns = ["image", "caption", "key"]
+    file = write_table(tmp_path / "c.parquet", columns, rows)
+    run(file, tmp_path / "out")
+    run(file, tmp_path / "out")
+    assert "prepared already (3 rows)" in capsys.readouterr().out
+    source = Dataset.open(f"{tmp_path}/out").source
+    run(file, tmp_path / "out", "--id-column", "caption", status=2)
+    write_table(tmp_path / "c.parquet", columns, rows[:2])
+    run(file, tmp_path / "out", status=2)
+    assert source["from"] == [str(file)]
+
+
 def test_files_of_the_same_name_in_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
