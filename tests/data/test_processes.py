@@ -65,7 +65,7 @@ def test_a_process_that_is_killed_while_it_sends_its_result_is_an_error() -> Non
     worker = WorkerProcess()
     assert worker.call(sum, [1, 2]) == 3
     (child,) = (one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline()))
-    worker._connection.send((bytes, (10**8,)))  # a pipe holds less: it is cut off halfway
+    worker._connection.send((bytes, (10**8,), False))  # a pipe holds less: it is cut off halfway
     assert worker._connection.poll(20)
     child.kill()
     with pytest.raises((EOFError, OSError)):

@@ -61,7 +61,7 @@ def test_memory_does_not_grow_with_the_number_of_images(root: Path, tmp_path: Pa
     many = peak(start(root, MANY, tmp_path / "many"))
     assert Dataset.open(str(tmp_path / "many")).rows == MANY - MANY // 1000
     print(f"peak {few:.0f} MB for {MANY // 10:,} images, {many:.0f} MB for {MANY:,}")
-    assert many < few + 40
+    assert many < few + 60  # names in a folder, and pages of the table
 
 
 @pytest.mark.slow
