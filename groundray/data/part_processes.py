@@ -10,7 +10,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from groundray.data.parts import PartTask, Tell
-from groundray.data.processes import WorkerProcess
+from groundray.data.processes import WorkerProcess, attempt
 from groundray.data.sources.protocol import ITEMS_PER_PART
 
 WORTH_SAMPLES = 2000  # a process takes about two seconds to start
@@ -131,8 +131,4 @@ class _Processes:
 
 def _write(task: PartTask, threads: int, tell: Tell) -> Exception | None:
     """Write a part in this process, and return an error as a value."""
-    try:
-        task.write(threads, tell)
-    except (OSError, ValueError) as error:  # plain ones: not every error can be pickled
-        return (OSError if isinstance(error, OSError) else ValueError)(str(error))
-    return None
+    return attempt(task.write, threads, tell)[1]

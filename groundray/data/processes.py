@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
+import queue
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,35 +15,11 @@ from typing import Any
 END_SECONDS = 5.0  # for a process to end by itself
 
 
-@contextlib.contextmanager
-def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes. At the end of the context, work that has not begun is dropped.
-
-    Ctrl-C is left to this process, which then leaves the context.
-
-    Raises:
-        OSError: a process was killed.
-    """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
-    try:
-        with _without_interrupts():
-            for _ in range(workers):  # each starts a process, which inherits that SIGINT is blocked
-                pool.submit(int)
-        yield pool
-    except BrokenProcessPool as error:
-        raise OSError(
-            f"one of {workers} processes was killed, as the system does when memory runs out: {error}; free some "
-            "memory, and rerun the same command"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 class WorkerProcess:
     """A process that computes for this one, one call at a time. Ctrl-C is left to this process.
 
-    Unlike a pool (`process_pool`), whose processes share two pipes, it has a pipe of its own: results may be large, and
-    one that is killed halfway through its result is an error at once. A pool's reader would wait for the rest.
+    Unlike the processes of Python's pool, which share two pipes, it has a pipe of its own: one that is killed halfway
+    through its result is an error at once. A pool's reader would wait for the rest.
     """
 
     def __init__(self) -> None:
@@ -87,6 +61,59 @@ class WorkerProcess:
         self._process.close()
 
 
+def call_in_processes(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], workers: int
+) -> Generator[Any, None, None]:
+    """Yield what a function of a module returns for each of many arguments, in their order.
+
+    When the caller stops early, the processes are killed.
+
+    Raises:
+        OSError: a process was killed, or the function has raised one.
+        ValueError: the function has raised one.
+    """
+    workers = min(workers, len(calls))
+    processes = [WorkerProcess() for _ in range(workers)]
+    idle: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
+    for process in processes:
+        idle.put(process)
+
+    def call(arguments: tuple[Any, ...]) -> Any:
+        process = idle.get()
+        try:
+            return process.call(attempt, function, *arguments)
+        except (EOFError, OSError):
+            return None, OSError(
+                f"one of {workers} processes was killed, as the system does when memory runs out: free some memory, "
+                "and rerun the same command"
+            )
+        finally:
+            idle.put(process)
+
+    threads = ThreadPoolExecutor(max(1, workers), thread_name_prefix="groundray-processes")
+    try:
+        for result, error in threads.map(call, calls):
+            if error:
+                raise error
+            yield result
+    finally:
+        for process in processes:
+            process.kill()
+        threads.shutdown(cancel_futures=True)
+        for process in processes:
+            process.close()
+
+
+def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
+    """Return what a function returns, or the OSError or ValueError that it raises, in a form that can be pickled."""
+    try:
+        return function(*arguments), None
+    except OSError as error:
+        return None, OSError(str(error))
+    except ValueError as error:
+        return None, ValueError(str(error))
+
+
 def _serve(connection: Connection) -> None:
     """Answer calls until the other end of the pipe is closed, as it is when its process has ended."""
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -105,15 +132,3 @@ def _without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it has ended: otherwise it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, name="groundray-parent", daemon=True).start()

@@ -11,17 +11,20 @@ import time
 import psutil
 import pytest
 
-from groundray.data.processes import WorkerProcess, process_pool
+from groundray.data.processes import WorkerProcess, call_in_processes
 
 PARENT = """
 import os, signal, sys, time
-from groundray.data.processes import process_pool
+from groundray.data.processes import call_in_processes
+
+def wait(number):
+    time.sleep(0.5)
+    return os.getpid()
 
 if __name__ == "__main__":
-    with process_pool(2) as pool:
-        print(*(pool.submit(os.getpid).result() for _ in range(8)), flush=True)
-        work = [pool.submit(time.sleep, 0.5) for _ in range(200)]
-        {then}
+    work = call_in_processes(wait, [(number,) for number in range(200)], 2)
+    print(*(next(work) for _ in range(8)), flush=True)
+    {then}
 """
 
 
@@ -46,7 +49,7 @@ def test_processes_end_when_their_parent_is_killed(tmp_path: object) -> None:
 
 
 def test_ctrl_c_of_the_whole_group_drops_the_work_without_a_traceback_of_the_processes(tmp_path: object) -> None:
-    parent, children = children_of("time.sleep(60)", tmp_path)
+    parent, children = children_of("list(work)", tmp_path)
     began = time.monotonic()
     os.killpg(parent.pid, signal.SIGINT)
     _, errors = parent.communicate(timeout=30)
@@ -56,9 +59,18 @@ def test_ctrl_c_of_the_whole_group_drops_the_work_without_a_traceback_of_the_pro
     assert not left
 
 
+def test_results_come_in_order_and_errors_are_raised() -> None:
+    assert list(call_in_processes(divmod, [(number, 7) for number in range(20)], 3)) == [
+        divmod(number, 7) for number in range(20)
+    ]
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(call_in_processes(int, [("1",), ("one",)], 2))
+    assert list(call_in_processes(int, [], 2)) == []
+
+
 def test_a_killed_process_is_an_error() -> None:
-    with pytest.raises(OSError, match="one of 1 processes was killed"), process_pool(1) as pool:
-        pool.submit(os._exit, 1).result()
+    with pytest.raises(OSError, match="one of 1 processes was killed"):
+        list(call_in_processes(os._exit, [(1,)], 1))
 
 
 def test_a_process_that_is_killed_while_it_sends_its_result_is_an_error() -> None:

@@ -11,6 +11,7 @@ tokenizer/                   a WordPiece tokenizer of the captions' words
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections import Counter
@@ -22,7 +23,7 @@ from typing import Any
 import joblib
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from groundray.data.processes import process_pool
+from groundray.data.processes import call_in_processes
 from groundray.data.scenes import ground_truth
 from groundray.data.scenes.drawing import jpeg
 from groundray.data.scenes.scene import SIZE, Object, Scene, make_object, make_scene, relations
@@ -85,9 +86,10 @@ def write_world(
     for folder, scenes, by_noun in jobs:
         for name in {_folder(folder, scene, by_noun) for scene in scenes}:
             name.mkdir(parents=True, exist_ok=True)
-    with process_pool(workers or joblib.cpu_count()) as pool:
-        for done in track([pool.submit(_draw, *job) for job in jobs]):
-            done.result()
+    drawn = call_in_processes(_draw, jobs, workers or joblib.cpu_count())
+    with contextlib.closing(drawn):
+        for _ in track(jobs):
+            next(drawn)
 
     texts: list[str] = []
     for split, scenes in splits.items():

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from groundray.data.parts import PartTask, Tell
+from groundray.data.processes import attempt
 
 AHEAD = 2  # parts that wait for a CPU; more would only take memory
 FEW, MAX_THREADS = 16, 8  # parts; threads of each
@@ -66,8 +67,5 @@ def _write(task: PartTask, threads: int) -> tuple[int, Exception | None]:
         nonlocal items
         items += read
 
-    try:
-        task.write(threads, tell)
-    except (OSError, ValueError) as error:
-        return items, (OSError if isinstance(error, OSError) else ValueError)(str(error))
-    return items, None
+    _, error = attempt(task.write, threads, tell)
+    return items, error
