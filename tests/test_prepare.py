@@ -21,8 +21,8 @@ from PIL import Image
 
 from groundray import prepare
 from groundray.data import part_processes, parts
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows
 from groundray.data.sources import protocol
 from groundray.storage.folder import Folder
 

@@ -1,6 +1,7 @@
 """The input pipeline: Ray Data against one process, groundray's decoding processes, and a DataLoader with as many.
 
-All read the same rows in the plan's order and decode them with the same code.
+All read the same rows in the plan's order and decode them with the same code. Then trunk features from local shards,
+against pyarrow alone (`feature_reading.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from groundray.benchmarks import feature_reading
 from groundray.benchmarks.measure import Column, Report, Row, interleaved, machine, medians, seconds, times
 from groundray.data.captions import CaptionSamples
 from groundray.data.decoding_processes import DecodingProcesses
@@ -28,7 +30,7 @@ from groundray.data.image_inputs import CentreCrop
 from groundray.data.plan import Cursor, Plan
 from groundray.data.schema import Dataset
 from groundray.data.shards import write_shards
-from groundray.data.stream import Source, Step, assemble, decode, read, step_tables, stream, windows
+from groundray.data.stream import Source, Step, assemble, decode, read, stream, windows
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.storage.folder import Folder
 
@@ -42,6 +44,8 @@ COLUMNS = (
     Column("first batch", seconds, ("first_batch",)),
     Column(f"samples/s\nof {LOADER}'s", times, ("rate_of_loader",)),
     Column(f"first batch\nof {LOADER}'s", times, ("first_batch_of_loader",)),
+    Column("GB/s of\nfeatures", lambda rate: f"{rate / 1e9:.2f}", ("bytes_per_second",)),
+    Column("of pyarrow\nalone", times, ("rate_of_plain",)),
 )
 
 
@@ -58,7 +62,7 @@ class Stepwise(IterableDataset):
         chunks = range(self.source.plan.chunks)
         number = 0
         for window in windows(self.source.plan, Cursor(), self.epochs):
-            for step, table in step_tables(self.source, window, chunks, read(self.source, window, chunks)):
+            for step, table in read(self.source, window, chunks):
                 if number % of == own:
                     yield assemble(self.source, window.epoch, step, chunks, decode(self.source, table))
                 number += 1
@@ -98,7 +102,11 @@ def measure(
         from groundray.runtime import cluster  # imports Ray, which drawn photos do without
 
         stack.enter_context(cluster.connect(num_cpus=cpus))
-        case = {"samples": steps * batch_size, "batch": batch_size, "cpus": cpus}
+        case: dict[str, int | str] = {"samples": steps * batch_size, "batch": batch_size, "cpus": cpus}
+        with tempfile.TemporaryDirectory(prefix="groundray-bench-") as features:
+            note("input: writing trunk features")
+            mapped = feature_reading.with_features(source, *feature_reading.write_features(Path(features)), batch_size)
+            feature_rows = feature_reading.measure(mapped, cpus, repeats, max_seconds, case)
         note(f"input: {steps} batches of {batch_size} from {data}")
         runs = interleaved(
             {name: timed(begin, steps, batch_size) for name, begin in streams(source, epochs, cpus).items()},
@@ -117,9 +125,10 @@ def measure(
         f"Captioned images of {CROP} pixels, batches of {batch_size}, read and decoded on {cpus} CPUs: by Ray Data on "
         f"a running cluster with idle workers, by {cpus} processes of a run without Ray, which start after the first "
         f"batch, and by {cpus} processes of a DataLoader, forked for each run. Samples per second after the first "
-        f"{FIRST_FEW} batches."
+        f"{FIRST_FEW} batches. Features: maps of 200 kB in local shards, with a thread for each CPU; the first epoch "
+        "compares checksums, which pyarrow alone does not."
     )
-    return Report("input", caption, COLUMNS, rows, machine())
+    return Report("input", caption, COLUMNS, [*rows, *feature_rows], machine())
 
 
 def streams(source: Source, epochs: int, cpus: int) -> Mapping[str, Callable[[], Iterator[Step]]]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from groundray.data import feature_stream
 from groundray.data.ahead import one_ahead
 from groundray.data.plan import Cursor
 from groundray.data.processes import WorkerProcess
-from groundray.data.stream import Arrays, Samples, Source, Step, assemble, decode, read, step_tables, stream, windows
+from groundray.data.stream import Arrays, Samples, Source, Step, assemble, decode, read, stream, windows
 
 BLOCK_ROWS = 32  # decoded in one call: few enough for an early first batch, many enough to hide a call's own 0.2 ms
 BLOCKS_EACH = 2  # given to each process: one that it decodes, and one that waits for it
@@ -63,12 +64,13 @@ class DecodingProcesses:
         if not self._processes:
             yield from stream(source, cursor, epochs)
             return
+        if source.mapped:
+            yield from feature_stream.stream(source, cursor, epochs, 0, 1, self._processes, self._prefetch)
+            return
         chunks = range(source.plan.chunks)
         read_windows = ((window, read(source, window, chunks)) for window in windows(source.plan, cursor, epochs))
         tables = (
-            (window.epoch, step, part)
-            for window, table in one_ahead(read_windows, "reading")
-            for step, part in step_tables(source, window, chunks, table)
+            (window.epoch, step, part) for window, steps in one_ahead(read_windows, "reading") for step, part in steps
         )
         left = (epochs - cursor.epoch) * source.plan.steps - cursor.step
         for epoch, step, table in tables:
@@ -77,7 +79,7 @@ class DecodingProcesses:
             left -= 1
             is_worth = (time.perf_counter() - started) * left > self._worth_seconds
             yield assemble(source, epoch, step, chunks, arrays)
-            if is_worth and source.features is None:  # feature maps are not decoded, only copied
+            if is_worth and source.features is None:  # a store's feature maps are not decoded, only copied
                 break
         else:
             return

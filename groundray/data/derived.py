@@ -26,17 +26,10 @@ import numpy as np
 import pyarrow as pa
 
 from groundray.data.ahead import map_ahead
+from groundray.data.footers import check_unchanged
+from groundray.data.row_groups import read_group
 from groundray.data.schema import INDEX, Dataset
-from groundray.data.shards import (
-    READS,
-    Footer,
-    check_unchanged,
-    describe_damage,
-    encode_shard,
-    index_shards,
-    read_footer,
-    read_group,
-)
+from groundray.data.shards import READS, Footer, describe_damage, encode_shard, index_shards, read_footer
 from groundray.storage.folder import Folder, format_bytes
 from groundray.storage.seals import FileSeal
 

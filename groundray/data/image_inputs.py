@@ -150,7 +150,13 @@ class FeatureMaps:
         return table
 
     def arrays(self, table: pa.Table) -> UInt16[np.ndarray, "sample channel row column"]:
-        maps = np.empty((len(table), *self.shape), np.uint16)
-        for row, bits in enumerate(table["image"]):
-            maps[row] = np.frombuffer(bits.as_buffer(), np.uint16).reshape(self.shape)
-        return maps
+        """Return the maps in the memory of the table, if they are adjacent there."""
+        parts = [self._array(chunk) for chunk in table["image"].chunks if len(chunk)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint16)
+
+    def _array(self, maps: pa.LargeBinaryArray) -> UInt16[np.ndarray, "sample channel row column"]:
+        _, offsets, values = maps.buffers()
+        places = np.frombuffer(offsets, np.int64)[maps.offset : maps.offset + len(maps) + 1]
+        return np.frombuffer(values, np.uint8)[places[0] : places[-1]].view(np.uint16).reshape(-1, *self.shape)

@@ -11,7 +11,7 @@ replaced under a reader are an error (shards.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -173,6 +173,10 @@ class Dataset:
             },
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields without what is computed from them: it is sent to other processes."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
     @property
     def rows(self) -> int:
         return int(self.group_sizes.sum())
@@ -191,3 +195,8 @@ class Dataset:
     def group_sizes(self) -> npt.NDArray[np.int64]:
         """Number of rows of each of `groups`."""
         return np.array([rows for shard in self.shards for rows in shard.row_groups], dtype=np.int64)
+
+    @cached_property
+    def group_ends(self) -> npt.NDArray[np.int64]:
+        """Row number after the last row of each of `groups`."""
+        return np.cumsum(self.group_sizes)

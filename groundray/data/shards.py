@@ -6,7 +6,6 @@ file has it in its metadata (`groundray.id`), and every reader compares them whe
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -14,25 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from groundray.data.ahead import map_ahead
+from groundray.data.footers import ID, id_of, repair_of, rows_of_groups, value_of
+from groundray.data.row_groups import read_group
 from groundray.data.schema import INDEX, ROW_GROUP_BYTES, VERSION, Dataset, Shard, arrow_schema
 from groundray.storage.folder import Folder
 from groundray.storage.seals import FileSeal
 
 GROUPS_PER_SHARD = 16
-ID = "groundray.id"  # key of a shard's metadata
 CONTENT = "groundray.content"  # of a part of a derived data set: the SHA-256 of its rows, as they are in the file
 READS = 8  # concurrent reads: a store takes hardly longer for several
-# derived data sets, and who rebuilds them
-REBUILT_BY = {
-    "trunk_features": "the run makes it again",
-    "image_vectors": "the next search makes it again",
-}
 # encoded images and feature maps do not compress, and a dictionary of them would only take memory
 OPTIONS: dict[str, Any] = {
     "compression": "none",
@@ -128,7 +121,9 @@ def read_footer(folder: Folder, file: str) -> Footer:
         if size == 0:
             raise OSError("the file is empty")
         with pq.ParquetFile(content) as shard:
-            return Footer(size, _rows(shard), _id(shard), _metadata(shard, CONTENT))
+            return Footer(
+                size, rows_of_groups(shard.metadata), id_of(shard.metadata), value_of(shard.metadata, CONTENT)
+            )
 
 
 def index_shards(
@@ -203,20 +198,6 @@ def describe_damage(footer: Footer | Exception, id: str, rows: int) -> str | Non
     return None if got == (id, rows) else f"holds {got[1]} rows with id {got[0]}, not {rows} rows with id {id}"
 
 
-def check_unchanged(dataset: Dataset) -> None:
-    """Check that the data set in the folder is still the one that was opened.
-
-    Raises:
-        ValueError: it is another one, or none.
-    """
-    if (now := _fingerprint(dataset.folder)) != dataset.fingerprint:
-        raise ValueError(
-            f"{dataset.folder}: expected the data set with fingerprint {dataset.fingerprint[:12]}, got "
-            f"{now[:12] if now else 'none'}: its shards were replaced since this command opened them; rerun the "
-            "command to read the new ones"
-        )
-
-
 def verify_shards(dataset: Dataset) -> None:
     """Compare the checksums of a data set's shards with `dataset.json`.
 
@@ -228,7 +209,7 @@ def verify_shards(dataset: Dataset) -> None:
         groups = range(first, first + len(shard.row_groups))
         first = groups.stop
         if not dataset.folder.exists(shard.file):
-            raise ValueError(f"{dataset.folder}/{shard.file} is missing: restore the file, or {_repair(dataset)}")
+            raise ValueError(f"{dataset.folder}/{shard.file} is missing: restore the file, or {repair_of(dataset)}")
         size, digest = dataset.folder.seal(shard.file)
         if (size, digest) == (shard.bytes, shard.sha256):
             continue
@@ -237,125 +218,8 @@ def verify_shards(dataset: Dataset) -> None:
         raise ValueError(
             f"{dataset.folder}/{shard.file}: expected {shard.bytes} bytes with the checksum in {INDEX}, got "
             f"{size} bytes with another (its {len(groups)} row groups can be read): restore the file, "
-            f"or {_repair(dataset)}"
+            f"or {repair_of(dataset)}"
         )
-
-
-def read_rows(dataset: Dataset, rows: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-    """Return the rows with these row numbers, in this order. Each row group is read once.
-
-    Raises:
-        ValueError: a row group is damaged; the message has the shard, the row group and the repair.
-    """
-    ends = np.cumsum(dataset.group_sizes)
-    groups, index = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
-    tables = [read_group(dataset, int(group), columns) for group in groups]
-    if not tables:
-        return arrow_schema(dataset.kind).empty_table().select(list(columns))
-    starts = np.cumsum([0, *(len(table) for table in tables[:-1])])
-    first = (ends - dataset.group_sizes)[groups]
-    return pa.concat_tables(tables).take(pa.array(starts[index] + rows - first[index]))
-
-
-def read_group(dataset: Dataset, group: int, columns: Sequence[str]) -> pa.Table:
-    """Return a row group, numbered over all shards of the data set.
-
-    Raises:
-        ValueError: the row group or its shard is damaged, or the shard is another one than `dataset.json` names.
-    """
-    shard, number = dataset.groups[group]
-    file, repair = shard.file, _repair(dataset)
-    try:
-        with _opened(dataset, shard) as content:
-            table = content.read_row_group(number, columns=list(columns))
-    except (OSError, pa.ArrowException, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{dataset.folder}/{file}, row group {number} cannot be read ({error}): restore the file, or {repair}"
-        ) from error
-    expected = pa.schema([arrow_schema(dataset.kind).field(name) for name in columns])
-    if not table.schema.equals(expected):  # pyarrow silently omits columns that do not exist
-        raise ValueError(
-            f"{dataset.folder}/{file}, row group {number}: expected columns {_describe(expected)}, got "
-            f"{_describe(table.schema)}: restore the file, or {repair}"
-        )
-    if len(table) != dataset.group_sizes[group]:
-        raise ValueError(
-            f"{dataset.folder}/{file}, row group {number}: expected {dataset.group_sizes[group]} rows, got "
-            f"{len(table)}: {repair}"
-        )
-    return table
-
-
-@contextlib.contextmanager
-def _opened(dataset: Dataset, shard: Shard) -> Iterator[pq.ParquetFile]:
-    """Open a shard, and check that it is the one that the data set's index describes.
-
-    Raises:
-        ValueError: it has another size, id or number of rows.
-    """
-    folder = dataset.folder
-    with folder.filesystem.open_input_file(folder.locate(shard.file)) as file:
-        if (size := file.size()) != shard.bytes:
-            raise _mismatch(dataset, shard, f"{shard.bytes:,} bytes", f"{size:,}")
-        with pq.ParquetFile(
-            file,
-            page_checksum_verification=True,
-            pre_buffer=not folder.local,  # one request for all columns, not one for each
-        ) as content:
-            if (id := _id(content)) != shard.id:
-                raise _mismatch(dataset, shard, f"id {shard.id or 'none'}", id or "none")
-            if (rows := _rows(content)) != shard.row_groups:
-                raise _mismatch(dataset, shard, f"row groups of {shard.row_groups} rows", f"{rows}")
-            yield content
-
-
-def _mismatch(dataset: Dataset, shard: Shard, expected: str, got: str) -> ValueError:
-    """Return the error for a shard that is not the one in the index: it was damaged, or its data set was replaced."""
-    try:
-        replaced = _fingerprint(dataset.folder) != dataset.fingerprint
-    except OSError:
-        replaced = False
-    if replaced:
-        repair = (
-            "its data set was replaced since this command opened it; rerun the command to read the new one (a run "
-            "that was trained with the old one needs another --run.name)"
-        )
-    else:
-        repair = f"restore the file, or {_repair(dataset)}"
-    return ValueError(f"{dataset.folder}/{shard.file}: expected {expected}, got {got}: {repair}")
-
-
-def _fingerprint(folder: Folder) -> str | None:
-    """Return the fingerprint of the data set that is in a folder now; None if there is none."""
-    try:
-        return str(folder.read_json(INDEX)["fingerprint"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _id(file: pq.ParquetFile) -> str | None:
-    """Return the id in a shard's metadata; None in shards of earlier versions."""
-    return _metadata(file, ID)
-
-
-def _metadata(file: pq.ParquetFile, key: str) -> str | None:
-    value = (file.metadata.metadata or {}).get(key.encode())
-    return value.decode(errors="replace") if value is not None else None
-
-
-def _rows(file: pq.ParquetFile) -> tuple[int, ...]:
-    metadata = file.metadata
-    return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-
-
-def _describe(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} ({field.type})" for field in schema)
-
-
-def _repair(dataset: Dataset) -> str:
-    if dataset.kind in REBUILT_BY:
-        return f"delete it, and {REBUILT_BY[dataset.kind]}"
-    return "delete the folder and run `python -m groundray.prepare` again"
 
 
 def _groups(rows: Iterable[dict[str, Any]], max_bytes: int) -> Iterator[list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 Both streams consist of the same three functions, so that they give the same batches:
 
-    read      a window of the plan      -> a table of encoded samples, step by step
+    read      a window of the plan      -> a table of encoded samples for each step
     decode    some rows of that table   -> arrays
     assemble  the arrays of a step      -> its chunks
 """
@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from groundray.data.mapped_features import MappedFeatures
 from groundray.data.plan import Cursor, Plan
+from groundray.data.row_groups import read_parts
 from groundray.data.schema import Dataset, arrow_schema
-from groundray.data.shards import read_rows
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +67,11 @@ class Source:
     samples: Samples
     plan: Plan
     features: Dataset | None = None
+
+    @cached_property
+    def mapped(self) -> MappedFeatures | None:
+        """The features, if their shards are on this machine: `decode` reads them, not `read`."""
+        return MappedFeatures(self.features) if self.features and self.features.folder.local else None
 
 
 @dataclass(frozen=True)
@@ -154,42 +161,54 @@ def windows(plan: Plan, cursor: Cursor, epochs: int) -> Iterator[Window]:
             first = last
 
 
-def step_tables(source: Source, window: Window, chunks: range, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    """Yield each step of a window with its rows of the table that `read` returned."""
-    start = 0
-    for step in range(window.first, window.last):
-        size = len(rows_of(source.plan, window.epoch, step, chunks))
-        yield step, table.slice(start, size)
-        start += size
-
-
 def rows_of(plan: Plan, epoch: int, step: int, chunks: range) -> npt.NDArray[np.int64]:
     """Return the row numbers of a rank's part of a global batch, chunk by chunk."""
     return np.concatenate([plan.chunk(epoch, step, chunk) for chunk in chunks])
 
 
-def read(source: Source, window: Window, chunks: range) -> pa.Table:
-    """Return the encoded, drawn samples of a window, in the order of its steps, with their `row` numbers."""
-    rows = np.concatenate(
-        [rows_of(source.plan, window.epoch, step, chunks) for step in range(window.first, window.last)]
-    )
+def read(source: Source, window: Window, chunks: range) -> Iterator[tuple[int, pa.Table]]:
+    """Read a window. Return an iterator over its steps, each with its encoded, drawn samples and their `row` numbers.
+
+    All rows are read before this returns. Of mapped features the column `image` is empty, and `decode` fills it.
+    """
+    steps = range(window.first, window.last)
+    parts = [rows_of(source.plan, window.epoch, step, chunks) for step in steps]
     if source.features is None:
-        table = read_rows(source.dataset, rows, source.samples.columns)
+        tables = read_parts(source.dataset, parts, source.samples.columns)
     else:
         others = [column for column in source.samples.columns if column != "image"]
-        maps = read_rows(source.features, rows, ["image"])
-        table = read_rows(source.dataset, rows, others).append_column("image", maps["image"])
-    return source.samples.draw(table, window.epoch).append_column("row", pa.array(rows))
+        if source.mapped:
+            source.mapped.read_ahead(parts)
+            maps = (pa.table({"image": pa.nulls(len(rows))}) for rows in parts)
+        else:
+            maps = read_parts(source.features, parts, ["image"])
+        tables = map(_with_image, read_parts(source.dataset, parts, others), maps)
+    return (
+        (step, source.samples.draw(table, window.epoch).append_column("row", pa.array(rows)))
+        for step, rows, table in zip(steps, parts, tables, strict=True)
+    )
+
+
+def _filled(source: Source, table: pa.Table) -> pa.Table:
+    """Return a table with mapped features, if the source has them."""
+    if not source.mapped:
+        return table
+    column = table.column_names.index("image")
+    return table.set_column(column, "image", source.mapped.maps(table["row"].to_numpy()))
+
+
+def _with_image(table: pa.Table, maps: pa.Table) -> pa.Table:
+    return table.append_column("image", maps["image"])
 
 
 def decode(source: Source, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of some rows of a table that `read` returned.
+    """Return the arrays of some rows of a table that `read` made.
 
     Raises:
         ValueError: a sample cannot be decoded; the message names it.
     """
     try:
-        return {**source.samples.decode(table), "row": table["row"].to_numpy()}
+        return {**source.samples.decode(_filled(source, table)), "row": table["row"].to_numpy()}
     except (OSError, ValueError) as error:
         raise ValueError(_undecodable(source, table, error)) from error
 
@@ -199,7 +218,7 @@ def _undecodable(source: Source, table: pa.Table, error: Exception) -> str:
     for index in range(len(table)):
         row = table.slice(index, 1)
         try:
-            source.samples.decode(row)
+            source.samples.decode(_filled(source, row))
         except (OSError, ValueError) as cause:
             sample, number = row["id"][0].as_py(), row["row"][0].as_py()
             return (
@@ -241,5 +260,5 @@ def stream(source: Source, cursor: Cursor, epochs: int, rank: int = 0, world_siz
     """Yield a rank's steps from the cursor to the end of the last epoch, reading in this process."""
     chunks = source.plan.owned(rank, world_size)
     for window in windows(source.plan, cursor, epochs):
-        for step, table in step_tables(source, window, chunks, read(source, window, chunks)):
+        for step, table in read(source, window, chunks):
             yield assemble(source, window.epoch, step, chunks, decode(source, table))

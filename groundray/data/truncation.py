@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from groundray.data.shards import read_group
+from groundray.data.row_groups import read_group
 from groundray.data.stream import Source
 from groundray.data.tokenization import WordPieceTokenizer
 

@@ -24,8 +24,8 @@ from jaxtyping import Float32, Int32, UInt8
 from groundray.data import image_decoder, transforms
 from groundray.data.derived import DerivedDataset, open_derived
 from groundray.data.image_decoder import UnusableImage, decode, size
+from groundray.data.row_groups import read_group
 from groundray.data.schema import KINDS, Dataset
-from groundray.data.shards import read_group
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import UnknownImage
 from groundray.image_search.towers import Towers

@@ -13,8 +13,8 @@ from PIL import Image
 
 from groundray.benchmarks import input_pipeline as streams
 from groundray.data.plan import Cursor
+from groundray.data.row_groups import read_group
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_group
 from groundray.data.stream import Step, stream
 
 

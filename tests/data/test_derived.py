@@ -21,7 +21,8 @@ from groundray.data.derived import (
     missing_parts,
     open_derived,
 )
-from groundray.data.shards import read_rows, write_shards
+from groundray.data.row_groups import read_rows
+from groundray.data.shards import write_shards
 from groundray.storage.folder import Folder
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from groundray.data.image_inputs import CentreCrop, RandomCrop
 from groundray.data.labelled import LabelledSamples
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows
 from groundray.data.transforms import ASPECTS, _part, random_crop
 
 CROP = RandomCrop(crop=112, area=(0.08, 1.0), flip=True, seed=7)

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from groundray.data.footers import check_unchanged
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset, arrow_schema
-from groundray.data.shards import GROUPS_PER_SHARD, OPTIONS, check_unchanged, read_rows, verify_shards, write_shards
+from groundray.data.shards import GROUPS_PER_SHARD, OPTIONS, verify_shards, write_shards
 from groundray.storage.folder import Folder
 
 

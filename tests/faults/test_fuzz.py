@@ -24,8 +24,9 @@ from PIL import Image, ImageCms
 from groundray import config
 from groundray.data.image_decoder import UnusableImage
 from groundray.data.plan import Cursor
+from groundray.data.row_groups import read_group
 from groundray.data.schema import arrow_schema
-from groundray.data.shards import read_group, verify_shards, write_shards
+from groundray.data.shards import verify_shards, write_shards
 from groundray.data.sources.coco import Captions
 from groundray.data.sources.image_files import check_image
 from groundray.data.sources.rejected import Rejected

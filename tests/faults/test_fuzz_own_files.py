@@ -26,8 +26,9 @@ from groundray.analysis.report.document import JSON, Report, files
 from groundray.cli import reports
 from groundray.data.derived import DerivedDataset, finalize, make_missing, open_derived
 from groundray.data.plan import Cursor
+from groundray.data.row_groups import read_group
 from groundray.data.schema import Dataset, arrow_schema
-from groundray.data.shards import read_group, verify_shards, write_shards
+from groundray.data.shards import verify_shards, write_shards
 from groundray.image_search import knn
 from groundray.model import export
 from groundray.model.pretrained import load_tokenizer

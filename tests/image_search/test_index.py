@@ -17,8 +17,9 @@ from servers import Server
 from groundray.data import derived
 from groundray.data.derived import DerivedDataset, count_missing_rows, finalize, make_missing, open_derived
 from groundray.data.image_inputs import CentreCrop
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows, write_shards
+from groundray.data.shards import write_shards
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import UnknownImage
 from groundray.image_search.explain import Matcher

@@ -20,7 +20,8 @@ from ray.util.placement_group import placement_group, placement_group_table
 
 from groundray import config
 from groundray.data.derived import PART_BYTES, DerivedDataset, finalize
-from groundray.data.shards import read_rows, write_shards
+from groundray.data.row_groups import read_rows
+from groundray.data.shards import write_shards
 from groundray.runtime.data.derived_tasks import make_on_cluster
 from groundray.runtime.data.ray_stream import quiet_context, task_sizes
 from groundray.runtime.nodes import ACCELERATOR_TYPE, accepting_nodes

@@ -17,7 +17,7 @@ from groundray import config
 from groundray.data import device_decoding
 from groundray.data.derived import finalize, make_parts, tasks
 from groundray.data.image_inputs import CentreCrop, EncodedCrops
-from groundray.data.shards import read_rows
+from groundray.data.row_groups import read_rows
 from groundray.training import jpeg_decoding, preflight, progression
 from groundray.training.events import Event, StepDone
 from groundray.training.jpeg_decoding import check_decoder, with_encoded_crops

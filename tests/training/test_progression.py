@@ -13,8 +13,9 @@ import torch
 from conftest import STAGES, SmallWorld
 
 from groundray import config
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset, arrow_schema
-from groundray.data.shards import read_rows, write_shards
+from groundray.data.shards import write_shards
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
 from groundray.storage.folder import Folder

@@ -22,8 +22,8 @@ from groundray.config import Settings
 from groundray.data import derived
 from groundray.data.derived import finalize, make_parts, missing_parts, open_derived, parts_of, tasks
 from groundray.data.plan import Cursor
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows
 from groundray.data.stream import stream
 from groundray.distributed import barrier
 from groundray.model.grounded import GroundedModel

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy.typing as npt
@@ -34,7 +35,6 @@ from groundray.data.stream import (
     empty_arrays,
     read,
     rows_of,
-    step_tables,
     windows,
 )
 from groundray.runtime import compat
@@ -47,6 +47,7 @@ from groundray.runtime.train.resources import DataCpuBudget
 BLOCK_BYTES = 16 * 2**20
 PAUSE_SECONDS = 0.05
 CPUS_PER_READER = 4  # decoding CPUs that one reading task keeps busy
+SOURCES = 4  # that a process keeps: training and validation of two stages
 VALIDATION_FRACTION = 1 / 16  # of a rank's CPUs, which training leaves free
 SEGMENT_WINDOWS = 256  # a million samples with the default window
 _STARTING = threading.Lock()  # Ray Data's settings are those of the process, and training and validation have threads
@@ -82,27 +83,43 @@ class Scheduling(compat.ExecutionCallback):
 
 
 @dataclass(frozen=True)
+class SentSource:
+    """A source in the object store. A process that runs tasks takes it once, not for each task: one of a million row
+    groups takes .4 s."""
+
+    reference: ray.ObjectRef[Source]
+
+    @property
+    def source(self) -> Source:
+        return _taken(self.reference)
+
+
+@lru_cache(SOURCES)
+def _taken(reference: ray.ObjectRef[Source]) -> Source:
+    return ray.get(reference)
+
+
+@dataclass(frozen=True)
 class ReadWindows:
     """Reads windows, each in its own task, which yields a table a step."""
 
-    source: Source
+    sent: SentSource
     chunks: range
 
     def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
         for item in items.to_pylist():
             window = Window(item["epoch"], item["first"], item["last"])
-            for _, table in step_tables(self.source, window, self.chunks, read(self.source, window, self.chunks)):
-                yield table
+            yield from (table for _, table in read(self.sent.source, window, self.chunks))
 
 
 @dataclass(frozen=True)
 class DecodeRows:
     """Decodes the rows of a block into arrays."""
 
-    source: Source
+    sent: SentSource
 
     def __call__(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        return decode(self.source, table)
+        return decode(self.sent.source, table)
 
 
 def stream(
@@ -122,10 +139,11 @@ def stream(
     """
     plan, chunks = source.plan, source.plan.owned(rank, world_size)
     remaining = windows(plan, cursor, epochs)
+    sent = SentSource(ray.put(source))
 
     def next_segment() -> _Segment | None:
         ahead = list(itertools.islice(remaining, SEGMENT_WINDOWS))
-        return _Segment.start(source, chunks, ahead, cpu_budget, prefetch) if ahead else None
+        return _Segment.start(sent, chunks, ahead, cpu_budget, prefetch) if ahead else None
 
     segment = next_segment()
     while segment:
@@ -159,14 +177,17 @@ class _Segment:
     first: deque[Future[Any]]
 
     @staticmethod
-    def start(source: Source, chunks: range, ahead: list[Window], cpu_budget: DataCpuBudget, prefetch: int) -> _Segment:
+    def start(
+        sent: SentSource, chunks: range, ahead: list[Window], cpu_budget: DataCpuBudget, prefetch: int
+    ) -> _Segment:
         """Return a segment whose execution has begun. It does not wait for the first batch."""
-        sizes = task_sizes(cpu_budget, training=source.plan.shuffle)
+        plan = sent.source.plan
+        sizes = task_sizes(cpu_budget, training=plan.shuffle)
         with _STARTING, DataContext.current(_context(sizes.cpus)):
             dataset = (
                 ray.data.from_items([vars(window) for window in ahead], override_num_blocks=len(ahead))
                 .map_batches(
-                    ReadWindows(source, chunks),
+                    ReadWindows(sent, chunks),
                     batch_size=1,
                     batch_format="pyarrow",
                     num_cpus=sizes.reading,
@@ -174,14 +195,14 @@ class _Segment:
                     compute=TaskPoolStrategy(size=sizes.readers),
                 )
                 .map_batches(
-                    DecodeRows(source),
+                    DecodeRows(sent),
                     batch_size=None,
                     batch_format="pyarrow",
                     num_cpus=sizes.decoding,
                     compute=TaskPoolStrategy(size=sizes.decoders),
                 )
             )
-            rows = sum(source.plan.chunk_size(chunk) for chunk in chunks)
+            rows = sum(plan.chunk_size(chunk) for chunk in chunks)
             batches = iter(dataset.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=prefetch))
         first: Future[Any] = Future()
 

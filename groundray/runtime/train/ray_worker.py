@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from groundray.data import feature_stream
 from groundray.data.device_copies import on_device
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step
@@ -101,9 +102,13 @@ class RayWorker:
     _notice: str = ""
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        steps = stream(source, cursor, epochs, self.rank, self.world_size, self.cpu_budget, self.prefetch)
-        if self.device == "cpu":  # on a GPU, copies are made anyway
-            steps = (step.cloned() for step in steps)
+        if source.mapped:
+            threads = self.cpu_budget.cpus
+            steps = feature_stream.stream(source, cursor, epochs, self.rank, self.world_size, threads, self.prefetch)
+        else:
+            steps = stream(source, cursor, epochs, self.rank, self.world_size, self.cpu_budget, self.prefetch)
+            if self.device == "cpu":  # on a GPU, copies are made anyway
+                steps = (step.cloned() for step in steps)
         for step in on_device(steps, self.device):
             self.heartbeat()
             yield step

@@ -18,8 +18,8 @@ import servers
 from PIL import Image
 
 from groundray import prepare
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows
 from groundray.data.sources import protocol
 from groundray.data.sources.caption_lists import caption_list
 from groundray.storage.folder import Folder

@@ -11,8 +11,8 @@ from conftest import SmallWorld
 from test_caption_table import picture, pictures, rejected_of
 
 from groundray import prepare, train
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows
 from groundray.image_search.index import open_pool
 from groundray.storage.folder import Folder
 

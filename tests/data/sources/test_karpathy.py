@@ -13,8 +13,8 @@ import servers
 from PIL import Image
 
 from groundray import prepare
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows
 from groundray.data.sources.coco import CaptionedImage
 from groundray.data.sources.karpathy import KarpathySplits
 from groundray.storage.folder import Folder

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from groundray import prepare
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows
 from groundray.data.sources.coco import CaptionedImage
 from groundray.data.sources.region_descriptions import Regions, choose_captions
 

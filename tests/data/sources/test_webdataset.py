@@ -16,8 +16,8 @@ import servers
 from PIL import Image
 
 from groundray import prepare
+from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import read_rows
 from groundray.data.sources import webdataset
 from groundray.data.sources.reading import Reading
 from groundray.data.sources.rejected import RejectedLog

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 from conftest import SmallWorld
 
 from groundray import config
@@ -75,8 +76,9 @@ def test_a_stream_at_its_end_is_empty(source: Source) -> None:
 def test_a_dataset_has_the_cpus_of_its_rank(source: Source) -> None:
     """Ray Data's own share is a whole number: 0 CPUs of two for each of three datasets."""
     budget = DataCpuBudget(1.5, 1.5)
+    sent = ray_stream.SentSource(ray.put(source))
     segments = [
-        ray_stream._Segment.start(source, source.plan.owned(0, 1), list(windows(source.plan, Cursor(), 1)), budget, 1)
+        ray_stream._Segment.start(sent, source.plan.owned(0, 1), list(windows(source.plan, Cursor(), 1)), budget, 1)
         for _ in range(3)
     ]
     for segment in segments:

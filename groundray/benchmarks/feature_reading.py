@@ -1,0 +1,92 @@
+"""Trunk features from local shards to batches, against a plain read of the same files with pyarrow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from groundray.benchmarks.measure import Row, interleaved, medians
+from groundray.data import feature_stream
+from groundray.data.image_inputs import FeatureMaps
+from groundray.data.plan import Cursor, Plan
+from groundray.data.schema import Dataset
+from groundray.data.shards import encode_shard, index_shards, write_shards
+from groundray.data.stream import Source
+from groundray.storage.folder import Folder
+
+PLAIN, FIRST, LATER = "features: pyarrow alone", "features: first epoch", "features: later epochs"
+SHAPE = (512, 14, 14)  # of VGG16 at 224 pixels, 200 kB
+PART_MAPS, PARTS = 80, 24  # 16 MB a part
+EPOCHS = 4
+
+
+def write_features(folder: Path, parts: int = PARTS, shape: tuple[int, int, int] = SHAPE) -> tuple[Dataset, Dataset]:
+    """Write parts of random feature maps, and the captions of as many images without pixels."""
+    draw = np.random.default_rng(0)
+    out = Folder.at(folder / "features").make()
+    names = [f"part-{number:05d}.parquet" for number in range(parts)]
+    for name in names:
+        maps = draw.integers(0, 2**16, (PART_MAPS, *shape), np.uint16)
+        column = pa.array([one.tobytes() for one in maps], pa.large_binary())
+        out.write_bytes(name, encode_shard("trunk_features", {"image": column}, name).bytes)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(parts * PART_MAPS):
+            yield {"id": str(number), "image": b"", "width": 1, "height": 1, "captions": [f"noise {number}"]}
+
+    captions = write_shards(Folder.at(folder / "captions").make(), "captions", rows(), {}, {"noise": parts})
+    return captions, index_shards(out, "trunk_features", names, {})
+
+
+def with_features(source: Source, captions: Dataset, features: Dataset, batch_size: int) -> Source:
+    """Return a source of captions that reads features instead of images."""
+    samples: Any = replace(source.samples, image_inputs=FeatureMaps(SHAPE))  # type: ignore[type-var]
+    return Source(captions, samples, Plan(captions.group_sizes, batch_size), features)
+
+
+def measure(source: Source, cpus: int, repeats: int, max_seconds: float, case: Mapping[str, int | str]) -> list[Row]:
+    """Return the rows of the table: bytes of features a second with a thread for each CPU.
+
+    Args:
+        source: of captions and features (`with_features`).
+    """
+    assert source.features
+    files = [source.features.folder.locate(shard.file) for shard in source.features.shards]
+
+    def plain() -> int:
+        with ThreadPoolExecutor(cpus) as pool:
+            return sum(pool.map(lambda file: pq.read_table(file, use_threads=False).nbytes, files))
+
+    def streamed(source: Source, epochs: int) -> int:
+        steps = feature_stream.stream(source, Cursor(), epochs, 0, 1, cpus, prefetch=2)
+        return sum(batch.images.nbytes for step in steps for _, batch in step.chunks)
+
+    contenders: dict[str, Callable[[], int]] = {
+        PLAIN: plain,
+        FIRST: lambda: streamed(replace(source), 1),  # which maps the files anew
+        LATER: lambda: streamed(source, EPOCHS),
+    }
+    runs = interleaved({name: _timed(run) for name, run in contenders.items()}, repeats, max_seconds)
+    typical = {name: medians(of) for name, of in runs.items()}
+    plain_rate = typical[PLAIN]["bytes_per_second"]
+    return [
+        Row(case, name, {**figures, "rate_of_plain": figures["bytes_per_second"] / plain_rate}, runs[name])
+        for name, figures in typical.items()
+    ]
+
+
+def _timed(run: Callable[[], int]) -> Callable[[], dict[str, float]]:
+    def timed() -> dict[str, float]:
+        started = time.perf_counter()
+        read = run()
+        return {"bytes_per_second": read / (time.perf_counter() - started)}
+
+    return timed

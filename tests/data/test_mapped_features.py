@@ -1,0 +1,184 @@
+"""Mapped features: the same maps and steps as through Arrow, and every damage an error."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import SmallWorld
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundray import config
+from groundray.data import feature_stream
+from groundray.data.image_inputs import FeatureMaps
+from groundray.data.mapped_features import MappedFeatures
+from groundray.data.parquet_pages import pages
+from groundray.data.plan import Cursor
+from groundray.data.row_groups import read_rows
+from groundray.data.schema import Dataset
+from groundray.data.shards import encode_shard, index_shards
+from groundray.data.stream import Source, Step, empty_arrays, stream
+from groundray.model.pretrained import load_tokenizer
+from groundray.stage.grounding import GroundingStage
+from groundray.storage.folder import Folder
+
+SHAPE = (4, 3, 3)
+FIRST = "part-0.parquet"
+
+
+def write_features(folder: Path, sizes: list[int], rows_per_group: int | None = None, seed: int = 0) -> Dataset:
+    """Write parts of random maps, one for each size."""
+    out, draw = Folder.at(folder).make(), np.random.default_rng(seed)
+    for number, rows in enumerate(sizes):
+        maps = draw.integers(0, 2**16, (rows, *SHAPE), np.uint16)
+        content = pa.array([one.tobytes() for one in maps], pa.large_binary())
+        out.write_bytes(
+            f"part-{number}.parquet",
+            encode_shard("trunk_features", {"image": content}, f"{seed}-{number}", rows_per_group).bytes,
+        )
+    return index_shards(out, "trunk_features", [f"part-{number}.parquet" for number in range(len(sizes))], {})
+
+
+@pytest.mark.parametrize("rows_per_group", [None, 7])
+def test_maps_are_those_that_arrow_reads(tmp_path: Path, rows_per_group: int | None) -> None:
+    dataset = write_features(tmp_path, [40_000, 5, 300], rows_per_group and 7000)  # the first has several pages
+    mapped = MappedFeatures(dataset)
+    rows = np.random.default_rng(1).integers(0, dataset.rows, 500)
+    mapped.read_ahead([rows[:250], rows[250:]])
+    expected = read_rows(dataset, rows, ["image"])["image"].combine_chunks()
+    assert mapped.maps(rows).equals(expected)
+    assert pickle.loads(pickle.dumps(mapped)).maps(rows).equals(expected)  # noqa: S301  written above
+    assert len(mapped.maps(rows[:0])) == 0
+    found = FeatureMaps(SHAPE).arrays(pa.table({"image": mapped.maps(rows)}))
+    assert found.shape == (500, *SHAPE)
+    assert found.tobytes() == b"".join(expected.to_pylist())
+
+
+def test_pages_cover_a_column(tmp_path: Path) -> None:
+    write_features(tmp_path, [40_000])
+    content = (tmp_path / FIRST).read_bytes()
+    column = pq.read_metadata(tmp_path / FIRST).row_group(0).column(0)
+    end = column.data_page_offset + column.total_compressed_size
+    found = list(pages(memoryview(content), column.data_page_offset, end))
+    assert len(found) > 1
+    assert sum(page.rows for page in found) == 40_000
+    assert found[-1].start + found[-1].size == end
+    with pytest.raises(ValueError, match="where the column ends"):
+        list(pages(memoryview(content), column.data_page_offset, end - 1))
+
+
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_page_are_a_value_error(content: bytes) -> None:
+    try:
+        found = list(pages(memoryview(content), 0, len(content)))
+    except ValueError:
+        return
+    assert all(page.start + page.size <= len(content) for page in found)
+
+
+def changed(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def test_damaged_and_replaced_parts_are_errors(tmp_path: Path) -> None:
+    dataset = write_features(tmp_path / "own", [10, 10])
+    other = write_features(tmp_path / "other", [10, 10], seed=1)
+    file, whole = tmp_path / "own" / FIRST, (tmp_path / "own" / FIRST).read_bytes()
+    mapped, row = MappedFeatures(dataset), np.array([3])
+    before = mapped.maps(row)
+
+    for content, message in (
+        (changed(whole, 100), "another checksum"),
+        (whole[:-1], r"expected .* bytes, got"),
+        ((tmp_path / "other" / FIRST).read_bytes(), "expected id 0-0, got 1-0"),
+        (whole[:4] + b"\x00" * 20 + whole[24:], "no header of a data page"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{FIRST}.*{message}"):
+            mapped.maps(row)
+        with pytest.raises(ValueError, match=message):
+            mapped.read_ahead([row])
+    file.unlink()
+    with pytest.raises(ValueError, match=r"cannot be read .*no such file.*delete it, and the run makes it again"):
+        mapped.maps(row)
+    file.write_bytes(whole)
+    assert mapped.maps(row).equals(before)
+    assert not MappedFeatures(other).maps(row).equals(before)
+
+
+def test_maps_of_different_sizes_are_an_error(tmp_path: Path) -> None:
+    content = pa.array([b"ab", b"abcd"], pa.large_binary())
+    out = Folder.at(tmp_path)
+    out.write_bytes(FIRST, encode_shard("trunk_features", {"image": content}, "x").bytes)
+    dataset = index_shards(out, "trunk_features", [FIRST], {})
+    with pytest.raises(ValueError, match=r"row group 0 cannot be read .*one size"):
+        MappedFeatures(dataset).maps(np.array([0]))
+
+
+@pytest.fixture(scope="module")
+def source(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """The grounding stage's training source with features of its images."""
+    settings = config.load("demo", world.settings("--data.window=24"))
+    source = GroundingStage.open(settings, load_tokenizer(settings.model.language)).train
+    features = write_features(tmp_path_factory.mktemp("features"), source.dataset.group_sizes.tolist())
+    return replace(source, samples=replace(source.samples, image_inputs=FeatureMaps(SHAPE)), features=features)  # type: ignore[type-var]
+
+
+def through_arrow(source: Source) -> Source:
+    """Return the source as if its features were in a store."""
+    other = replace(source)
+    vars(other)["mapped"] = None
+    return other
+
+
+def flat(steps: Iterator[Step]) -> list[Any]:
+    return [
+        (step.epoch, step.step, step.ends_epoch, chunk, batch.ids, {k: v.clone() for k, v in batch.tensors.items()})
+        for step in steps
+        for chunk, batch in step.chunks
+    ]
+
+
+def assert_equal(found: list[Any], expected: list[Any]) -> None:
+    assert [one[:5] for one in found] == [one[:5] for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one[5].keys() == other[5].keys()
+        for name, tensor in one[5].items():
+            same = tensor.dtype == other[5][name].dtype and tensor.shape == other[5][name].shape
+            assert same, name
+            assert torch.equal(tensor.view(torch.uint8), other[5][name].view(torch.uint8)), name
+
+
+@pytest.mark.parametrize(("rank", "of"), [(0, 1), (1, 2)])
+def test_steps_are_those_of_a_stream_through_arrow(source: Source, rank: int, of: int) -> None:
+    cursor, epochs = Cursor(0, 2), 3
+    expected = flat(stream(through_arrow(source), cursor, epochs, rank, of))
+    assert expected
+    assert_equal(flat(stream(source, cursor, epochs, rank, of)), expected)
+    for threads in (1, 3):
+        assert_equal(flat(feature_stream.stream(source, cursor, epochs, rank, of, threads, prefetch=2)), expected)
+
+
+def test_a_rank_without_rows_has_no_maps(source: Source) -> None:
+    assert empty_arrays(source)["image"].shape == (0, *SHAPE)
+
+
+def test_a_stream_that_is_left_early_ends_its_threads(source: Source) -> None:
+    steps = feature_stream.stream(source, Cursor(), 100, 0, 1, 2, prefetch=2)
+    next(steps)
+    steps.close()
+    until = time.monotonic() + 20
+    while any(thread.name.startswith("groundray-features") for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
