@@ -68,7 +68,7 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train --scaling.use_gpu t", {"true"}),
         ("train --dry", {"--dry-run"}),
         ("sweep --retrieval.drop", {"--retrieval.dropout"}),
-        ("prepare vis", {"visual-genome"}),
+        ("prepare vis", {"visual-genome", "visual-genome-regions"}),
         ("analyse all --check", {"--checkpoint"}),
     ],
 )
