@@ -25,13 +25,18 @@ def delayed(endpoint: str, seconds: float) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
 
+    def serve(client: socket.socket) -> None:
+        with client, socket.create_connection((place.hostname, place.port)) as server:
+            answers = threading.Thread(target=forward, args=(server, client, 0.0), daemon=True)
+            answers.start()
+            forward(client, server, seconds)
+            answers.join()
+
     def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
-                server = socket.create_connection((place.hostname, place.port))
-                for source, target, wait in ((client, server, seconds), (server, client, 0.0)):
-                    threading.Thread(target=forward, args=(source, target, wait), daemon=True).start()
+                threading.Thread(target=serve, args=(client,), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     try:

@@ -224,5 +224,5 @@ def test_the_end_of_a_run_with_3000_files_on_a_distant_store(
     assert steps == list(range(1, epochs * EPOCH_STEPS + 1))
     client = mlflow.MlflowClient(uri)
     assert [file.path for file in client.list_artifacts(found.info.run_id, "model")] == ["model/groundray.json"]
-    assert long.warnings == []
+    assert [told for told in long.warnings if "still logging" not in told] == []
     assert seconds < 60 or not is_logged

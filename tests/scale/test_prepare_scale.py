@@ -43,22 +43,35 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(root: Path, count: int, out: Path) -> subprocess.Popen[bytes]:
+def command(root: Path, count: int, out: Path) -> list[str]:
     words = ["coco", "--images", f"{root}/{count}", "--captions", f"{root}/{count}.json", "--out", str(out)]
-    return subprocess.Popen([sys.executable, "-m", "groundray.prepare", *words], start_new_session=True)
+    return [sys.executable, "-m", "groundray.prepare", *words]
 
 
-def peak(process: subprocess.Popen[bytes]) -> float:
-    """Wait for a process, and return the memory of the largest of it and its own processes, in MB."""
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return usage.ru_maxrss / 1024
+def start(root: Path, count: int, out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command(root, count, out), start_new_session=True)
+
+
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def peak(words: list[str]) -> float:
+    """Run a command, and return the memory of the largest of its processes, in MB.
+
+    A small process starts it: the peak of a new process is at first that of the one that it was copied from.
+    """
+    run = subprocess.run([sys.executable, "-c", PEAK, *words], check=True, stdout=subprocess.PIPE, text=True)
+    return int(run.stdout) / 1024
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(root: Path, tmp_path: Path) -> None:
-    few = peak(start(root, MANY // 10, tmp_path / "few"))
-    many = peak(start(root, MANY, tmp_path / "many"))
+    few = peak(command(root, MANY // 10, tmp_path / "few"))
+    many = peak(command(root, MANY, tmp_path / "many"))
     assert Dataset.open(str(tmp_path / "many")).rows == MANY - MANY // 1000
     print(f"peak {few:.0f} MB for {MANY // 10:,} images, {many:.0f} MB for {MANY:,}")
     assert many < few + 60  # names in a folder, and pages of the table
