@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     for source in SOURCES:
         command = sources.add_parser(source.name, help=source.help, description=source.description)
         source.add_options(command)
-        add_options(command, source.images)
+        add_options(command, source)
         command.set_defaults(source=source)
     return parser
 

@@ -409,6 +409,15 @@ def test_a_full_disk_keeps_whole_parts(
     assert Dataset.open(str(tmp_path / "shards")).rows == 17
 
 
+@pytest.mark.parametrize("name", ["images", "image-folder", "visual-genome", "visual-genome-regions", "scenes", "text"])
+def test_sources_without_captions_of_their_own_offer_no_choice_of_captions(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        prepare.main([name, "--help"])
+    assert "--drop-duplicate-captions" not in capsys.readouterr().out
+
+
 def test_options_of_all_sources_change_what_is_written(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,8 +48,8 @@ def write_features(folder: Path, parts: int = PARTS, shape: tuple[int, int, int]
 
 def with_features(source: Source, captions: Dataset, features: Dataset, batch_size: int) -> Source:
     """Return a source of captions that reads features instead of images."""
-    samples: Any = replace(source.samples, image_inputs=FeatureMaps(SHAPE))  # type: ignore[type-var]
-    return Source(captions, samples, Plan(captions.group_sizes, batch_size), features)
+    over = Source(captions, source.samples, Plan(captions.group_sizes, batch_size))
+    return over.with_image_inputs(FeatureMaps(SHAPE), features)
 
 
 def measure(source: Source, cpus: int, repeats: int, max_seconds: float, case: Mapping[str, int | str]) -> list[Row]:

@@ -72,19 +72,15 @@ def prepare(source: Source, options: argparse.Namespace, console: Console) -> No
         console.print(line)
 
 
-def add_options(parser: argparse.ArgumentParser, images: bool) -> None:
-    """Add the options that all sources have.
-
-    Args:
-        images: whether the source has images.
-    """
+def add_options(parser: argparse.ArgumentParser, source: type[Source]) -> None:
+    """Add the options that all sources have, those that all with images have, and those that all with captions have."""
     parser.add_argument("--out", required=True, metavar="DIR", help="folder or URL to write the shards to")
     parser.add_argument("--limit", type=int, metavar="N", help="read only the first N samples of each split")
     parser.add_argument("--strict", action="store_true", help="write nothing if anything has to be rejected")
     parser.add_argument("--overwrite", action="store_true", help="replace another source's shards in --out")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own logs, where RAY_ADDRESS is set")
     parser.add_argument("--row-group-mb", type=float, default=ROW_GROUP_BYTES / 2**20, help=argparse.SUPPRESS)
-    if not images:
+    if not source.images:
         parser.set_defaults(min_side=None, max_side=None, quality=None, drop_duplicate_captions=False)
         return
     parser.add_argument("--min-side", type=int, metavar="N", help="reject images with fewer than N pixels on a side")
@@ -95,6 +91,9 @@ def add_options(parser: argparse.ArgumentParser, images: bool) -> None:
         help="encode images with more than N pixels on a side anew, as smaller JPEG (default: keep all as they are)",
     )
     parser.add_argument("--quality", type=int, metavar="Q", help="of this JPEG, from 1 to 95 (default: 90)")
+    if not source.captions:
+        parser.set_defaults(drop_duplicate_captions=False)
+        return
     parser.add_argument(
         "--drop-duplicate-captions",
         action="store_true",
@@ -323,10 +322,11 @@ def describe_source(
         except (FileNotFoundError, IsADirectoryError):
             raise FileNotFoundError(f"there is no file {escaped(file)}") from None
     for folder in folders:
-        count = 0
-        for count, (name, size, time) in enumerate(_states(folder), start=1):  # noqa: B007
+        is_empty_folder = True
+        for name, size, time in _states(folder):
+            is_empty_folder = False
             digest.update(f"{name}\0{size}\0{time}\n".encode(errors="surrogateescape"))  # a name need not be UTF-8
-        if not count and not is_folder(folder):
+        if is_empty_folder and not is_folder(folder):
             raise FileNotFoundError(f"there is no folder {escaped(folder)}")
     with ThreadPoolExecutor(COPIES) as pool:  # a request for each file of a store
         for name, state in zip(large_files, pool.map(_state, large_files.values()), strict=True):

@@ -73,6 +73,14 @@ class Source:
         """The features, if their shards are on this machine: `decode` reads them, not `read`."""
         return MappedFeatures(self.features) if self.features and self.features.folder.local else None
 
+    def with_image_inputs(self, inputs: Any, features: Dataset | None = None) -> Source:
+        """Return the source with other image inputs (`image_inputs.py`), and the feature maps that they read, if any.
+
+        Its samples must have image inputs, as those of all kinds with images have.
+        """
+        samples: Any = self.samples
+        return replace(self, samples=replace(samples, image_inputs=inputs), features=features)
+
 
 @dataclass(frozen=True)
 class Window:

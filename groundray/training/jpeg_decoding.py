@@ -12,6 +12,7 @@ from PIL import Image
 from groundray.config import Settings, SettingsError
 from groundray.data import device_decoding
 from groundray.data.image_inputs import CentreCrop, EncodedCrops, RandomCrop
+from groundray.data.stream import Source
 from groundray.stage.protocol import Stage
 
 TOLERANCE = 3  # of 255, of an even colour
@@ -54,10 +55,9 @@ def with_encoded_crops(stage: Stage, settings: Settings, device: str) -> Stage:
     if settings.data.jpeg_decoding == "cpu" or not left:
         return stage
     _try_decoder(device)
-    sources = {split: getattr(stage, split) for split in left}
+    sources: dict[str, Source] = {split: getattr(stage, split) for split in left}
     encoded: dict[str, Any] = {
-        split: replace(source, samples=replace(source.samples, image_inputs=EncodedCrops(left[split])))
-        for split, source in sources.items()
+        split: source.with_image_inputs(EncodedCrops(left[split])) for split, source in sources.items()
     }
     return replace(stage, **encoded)  # type: ignore[type-var]
 

@@ -246,8 +246,7 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
             dataset = _finalized(spec, worker, progress)
             if worker.rank == 0:
                 worker.emit(FeaturesDone(f"{stage.name}.{split}", spec.source.rows, time.monotonic() - started))
-        samples: Any = replace(source.samples, image_inputs=FeatureMaps(features.shape))  # type: ignore[type-var]
-        attached[split] = replace(source, samples=samples, features=dataset)
+        attached[split] = source.with_image_inputs(FeatureMaps(features.shape), dataset)
     return replace(stage, **attached)  # type: ignore[type-var]
 
 

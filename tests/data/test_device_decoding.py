@@ -116,7 +116,7 @@ def test_pictures_are_turned_upright(orientation: int) -> None:
 @pytest.mark.parametrize("side", [30, 56, 130])
 @pytest.mark.parametrize("size", [(120, 90), (90, 120)])
 def test_resampling_is_that_of_pillow(size: tuple[int, int], side: int) -> None:
-    """Of noise, in which a box that is a hundredth of a pixel beside the right one shows."""
+    """The image is noise: a box that is off by a hundredth of a pixel changes the result."""
     noise = Image.fromarray(np.random.default_rng(0).integers(256, size=(*size[::-1], 3), dtype=np.uint8))
     image = torch.from_numpy(np.array(noise)).permute(2, 0, 1)
     for key in range(20):
@@ -215,7 +215,7 @@ def sources(world: SmallWorld, stage: str, split: str = "train") -> tuple[Source
     settings = config.load("demo", world.settings("--data.window=24", "--scaling.num_workers=3", "--scaling.chunks=3"))
     source: Source = getattr(STAGES[stage](settings, load_tokenizer(settings.model.language)), split)
     crops = source.samples.image_inputs  # pyright: ignore[reportAttributeAccessIssue]
-    return source, replace(source, samples=replace(source.samples, image_inputs=EncodedCrops(crops)))  # type: ignore[type-var]
+    return source, source.with_image_inputs(EncodedCrops(crops))
 
 
 def assert_same(found: Iterator[object], expected: Iterator[object]) -> None:

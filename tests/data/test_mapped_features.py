@@ -132,7 +132,7 @@ def source(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Sourc
     settings = config.load("demo", world.settings("--data.window=24"))
     source = GroundingStage.open(settings, load_tokenizer(settings.model.language)).train
     features = write_features(tmp_path_factory.mktemp("features"), source.dataset.group_sizes.tolist())
-    return replace(source, samples=replace(source.samples, image_inputs=FeatureMaps(SHAPE)), features=features)  # type: ignore[type-var]
+    return source.with_image_inputs(FeatureMaps(SHAPE), features)
 
 
 def through_arrow(source: Source) -> Source:

@@ -29,6 +29,7 @@ class CaptionTable(Source):
         "named by options. A column `split`, or files such as train-00000-of-00012.parquet and test-..., give a data "
         "set for each split in a folder of its name."
     )
+    captions = True
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:

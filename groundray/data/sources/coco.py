@@ -150,6 +150,7 @@ class CaptionedPart:
 class Coco(Source):
     name = "coco"
     help = "captioned images: a folder and a captions file in COCO's layout"
+    captions = True
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:

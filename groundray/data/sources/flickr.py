@@ -83,6 +83,7 @@ class FlickrFile(TableFile):
 class Flickr(Source):
     name = "flickr"
     help = "Flickr8k and Flickr30k: a folder, a file of captions, and the lists of its splits"
+    captions = True
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:

@@ -118,6 +118,7 @@ def _text_of(sentence: Any) -> Any:
 class Karpathy(Source):
     name = "karpathy"
     help = "captioned images in Karpathy's splits: dataset_coco.json, dataset_flickr8k.json, dataset_flickr30k.json"
+    captions = True
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:

@@ -104,12 +104,14 @@ class Source(ABC):
         help: one line for `prepare --help`.
         description: of the subcommand's own help, where `help` does not suffice.
         images: whether its samples have images.
+        captions: whether `--drop-duplicate-captions` is one of its options.
     """
 
     name: ClassVar[str]
     help: ClassVar[str]
     description: ClassVar[str | None] = None
     images: ClassVar[bool] = True
+    captions: ClassVar[bool] = False
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options

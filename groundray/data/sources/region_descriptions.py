@@ -12,11 +12,11 @@ from typing import Any
 
 from groundray.data.sources.caption_text import caption_problem, cleaned, distinct, short
 from groundray.data.sources.coco import CaptionedImage, CaptionedPart
+from groundray.data.sources.held_out import add_val_fraction, is_held_out, val_fraction_of
 from groundray.data.sources.json_values import as_integer, read_json_list
 from groundray.data.sources.protocol import Inputs, Source, Split, Work, parts_of
 from groundray.data.sources.rejected import Rejected, RejectedLog, summary
 from groundray.data.sources.table import Table
-from groundray.data.sources.visual_genome import is_held_out
 from groundray.rng import hash64, hash_name
 from groundray.storage.folder import Folder
 
@@ -133,19 +133,12 @@ class RegionDescriptions(Source):
         parser.add_argument(
             "--max-captions", type=int, metavar="N", help="keep N phrases of an image, by a hash (default: all)"
         )
-        parser.add_argument(
-            "--val-fraction",
-            type=float,
-            metavar="FRACTION",
-            help="fraction of the images to hold out, between 0 and 1: writes train/ and val/ (default: no split)",
-        )
+        add_val_fraction(parser)
 
     def inputs(self) -> Inputs:
-        most, fraction = self.options.max_captions, self.options.val_fraction
+        most, fraction = self.options.max_captions, val_fraction_of(self.options)
         if most is not None and most < 1:
             raise ValueError(f"--max-captions: expected at least 1, got {most}")
-        if fraction is not None and not 0 < fraction < 1:
-            raise ValueError(f"--val-fraction: expected a fraction between 0 and 1, got {fraction:g}")
         choices = {"keep_duplicates": self.options.keep_duplicates, "max_captions": most, "val_share": fraction}
         return Inputs([self.options.regions], [self.options.images], choices)
 

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from groundray.data.schema import Dataset
+from groundray.data.sources.held_out import add_val_fraction, is_held_out, val_fraction_of
 from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.json_values import as_integer, is_text, read_json_list
 from groundray.data.sources.protocol import Inputs, Part, Row, Source, Split, Work, parts_of
 from groundray.data.sources.reading import Reading
 from groundray.data.sources.rejected import Rejected, RejectedLog, Rejections, summary
-from groundray.rng import hash64, hash_name
 from groundray.storage.folder import Folder
 from groundray.storage.text_encoding import read_text
 
@@ -480,11 +480,6 @@ def rows(graphs: Iterable[tuple[Graph, CheckedImage]]) -> Iterator[Row]:
         }
 
 
-def is_held_out(id: str, fraction: float) -> bool:
-    """Return True for about a fraction of all images; an image's id decides."""
-    return int(hash64(hash_name(id))) / 2**64 < fraction
-
-
 @dataclass(frozen=True)
 class GraphPart:
     """Scene graphs of images whose files are in a folder."""
@@ -532,12 +527,7 @@ class VisualGenome(Source):
         parser.add_argument(
             "--predicate-aliases", metavar="FILE", help="relationship_alias.txt, predicates to merge (default: none)"
         )
-        parser.add_argument(
-            "--val-fraction",
-            type=float,
-            metavar="FRACTION",
-            help="fraction of the images to hold out, between 0 and 1: writes train/ and val/ (default: no split)",
-        )
+        add_val_fraction(parser)
         parser.add_argument(
             "--vocabulary",
             metavar="DIR",
@@ -545,12 +535,10 @@ class VisualGenome(Source):
         )
 
     def inputs(self) -> Inputs:
-        options, fraction = self.options, self.options.val_fraction
+        options, fraction = self.options, val_fraction_of(self.options)
         for name in ("num_predicates", "num_classes"):
             if (number := getattr(options, name)) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {number}")
-        if fraction is not None and not 0 < fraction < 1:
-            raise ValueError(f"--val-fraction: expected a fraction between 0 and 1, got {fraction:g}")
         aliases = [file for file in (options.object_aliases, options.predicate_aliases) if file]
         choices = {
             "num_predicates": options.num_predicates,

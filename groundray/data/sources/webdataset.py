@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 
 from groundray.data.image_decoder import UnusableImage
 from groundray.data.sources.caption_text import caption_problem, cleaned
+from groundray.data.sources.held_out import add_val_fraction, is_held_out, val_fraction_of
 from groundray.data.sources.image_files import MAX_BYTES, EncodedImage
 from groundray.data.sources.protocol import Inputs, Row, Source, Split, Work
 from groundray.data.sources.reading import Reading
 from groundray.data.sources.rejected import Rejected
-from groundray.data.sources.visual_genome import is_held_out
 from groundray.storage.file_names import escaped, is_encodable
 from groundray.storage.folder import open_file
 from groundray.storage.object_store import Refused
@@ -265,6 +265,7 @@ def _split(name: str) -> tuple[str, str]:
 class WebDataset(Source):
     name = "webdataset"
     help = "captioned images in tar files, as img2dataset writes them: KEY.jpg with KEY.txt or KEY.json"
+    captions = True
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -282,12 +283,7 @@ class WebDataset(Source):
             metavar="PATTERN",
             help="tar files to hold out: writes train/ and val/ (default: no split)",
         )
-        held_out.add_argument(
-            "--val-fraction",
-            type=float,
-            metavar="FRACTION",
-            help="fraction of the images to hold out, between 0 and 1: writes train/ and val/ (default: no split)",
-        )
+        add_val_fraction(held_out)
         parser.add_argument(
             "--caption-key",
             metavar="NAME",
@@ -299,9 +295,7 @@ class WebDataset(Source):
         )
 
     def inputs(self) -> Inputs:
-        options, fraction = self.options, self.options.val_fraction
-        if fraction is not None and not 0 < fraction < 1:
-            raise ValueError(f"--val-fraction: expected a fraction between 0 and 1, got {fraction:g}")
+        options, fraction = self.options, val_fraction_of(self.options)
         local = [file for file in self._names.values() if "://" not in file]
         if local and len(local) == len(self._names) and not any(Path(file).is_file() for file in local):
             raise FileNotFoundError(f"--shards: none of {len(local)} tar files exists, such as {local[0]}")

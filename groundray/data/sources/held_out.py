@@ -1,0 +1,41 @@
+"""A fraction of a source that is held out for validation, by the ids of its samples."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Protocol
+
+from groundray.rng import hash64, hash_name
+
+
+class _Arguments(Protocol):
+    """A parser, or one of its groups."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def add_val_fraction(parser: _Arguments) -> None:
+    """Add `--val-fraction`."""
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="FRACTION",
+        help="fraction of the images to hold out, between 0 and 1: writes train/ and val/ (default: no split)",
+    )
+
+
+def val_fraction_of(options: argparse.Namespace) -> float | None:
+    """Return the fraction to hold out; None for no split.
+
+    Raises:
+        ValueError: it is not between 0 and 1.
+    """
+    fraction: float | None = options.val_fraction
+    if fraction is not None and not 0 < fraction < 1:
+        raise ValueError(f"--val-fraction: expected a fraction between 0 and 1, got {fraction:g}")
+    return fraction
+
+
+def is_held_out(id: str, fraction: float) -> bool:
+    """Return True for about a fraction of all ids; the id alone decides."""
+    return int(hash64(hash_name(id))) / 2**64 < fraction
