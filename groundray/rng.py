@@ -39,9 +39,9 @@ def shuffled(count: int, *key: int) -> npt.NDArray[np.int64]:
     return np.argsort(hash64(*key, np.arange(count, dtype=np.uint64)), kind="stable")
 
 
-def pick(options: int, *key: int | UInt64) -> npt.NDArray[np.int64]:
+def pick(options: int | UInt64, *key: int | UInt64) -> npt.NDArray[np.int64]:
     """Return a number from 0 to options - 1 for each combination of `key`. The bias is below options / 2**64."""
-    return (hash64(*key) % np.uint64(options)).astype(np.int64)
+    return (hash64(*key) % _as_uint64(options)).astype(np.int64)
 
 
 def hash_name(name: str) -> int:

@@ -27,6 +27,12 @@ def test_hash_of_an_array_equals_the_hashes_of_its_elements(parts: list[int], ke
     assert together.tolist() == [int(hash64(key, part)) for part in parts]
 
 
+@given(st.lists(st.tuples(st.integers(1, 2**40), st.integers(0, 2**64 - 1)), min_size=1, max_size=20))
+def test_picks_of_an_array_equal_those_one_by_one(draws: list[tuple[int, int]]) -> None:
+    options, keys = (np.array(column, np.uint64) for column in zip(*draws, strict=True))
+    assert pick(options, 3, keys).tolist() == [int(pick(count, 3, key)) for count, key in draws]
+
+
 def test_picks_are_uniform_and_depend_on_the_order_of_the_key() -> None:
     counts = np.bincount(pick(5, 7, np.arange(50_000, dtype=np.uint64)), minlength=5)
     assert abs(counts - 10_000).max() < 400  # four standard deviations are 358

@@ -63,10 +63,6 @@ def drawn_captions(table: pa.Table, seed: int | None, epoch: int) -> pa.Array:
     choices = table["captions"].to_pylist()
     if seed is None:
         return pa.array([options[0] for options in choices], pa.string())
-    return pa.array(
-        [
-            options[int(pick(len(options), seed, _CAPTION, epoch, hash_name(sample)))]
-            for sample, options in zip(table["id"].to_pylist(), choices, strict=True)
-        ],
-        pa.string(),
-    )
+    samples = np.array([hash_name(sample) for sample in table["id"].to_pylist()], np.uint64)
+    drawn = pick(np.array([len(options) for options in choices], np.uint64), seed, _CAPTION, epoch, samples)
+    return pa.array([options[number] for options, number in zip(choices, drawn.tolist(), strict=True)], pa.string())

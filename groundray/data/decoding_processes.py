@@ -64,7 +64,7 @@ class DecodingProcesses:
         if not self._processes:
             yield from stream(source, cursor, epochs)
             return
-        if source.mapped:
+        if source.local_features:
             yield from feature_stream.stream(source, cursor, epochs, 0, 1, self._processes, self._prefetch)
             return
         chunks = range(source.plan.chunks)

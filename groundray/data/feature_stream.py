@@ -1,4 +1,4 @@
-"""Yields the same steps as `stream.stream` from mapped features: threads of this process copy them ahead.
+"""Yields the same steps as `stream.stream` from features on this machine: threads of this process read them ahead.
 
 A copy is all that they need, so they do not pass through other processes, or through Ray's object store.
 """
@@ -23,7 +23,7 @@ def stream(
     """Yield a rank's steps from the cursor to the end of the last epoch.
 
     Args:
-        threads: number of threads that copy, at least 1, rounded down, and at most `MAX_THREADS` of it.
+        threads: number of threads that read, at least 1, rounded down, and at most `MAX_THREADS` of it.
         prefetch: number of steps that are made ahead, at least; there are as many as threads.
     """
     chunks, workers = source.plan.owned(rank, world_size), min(MAX_THREADS, max(1, int(threads)))

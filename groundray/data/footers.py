@@ -96,11 +96,20 @@ def open_shard(dataset: Dataset, shard: Shard) -> pads.ParquetFileFragment:
     # with the size, no request asks for it
     fragment = _FORMAT.make_fragment(folder.locate(shard.file), folder.filesystem, file_size=shard.bytes)
     fragment.ensure_complete_metadata()
-    if (id := id_of(fragment.metadata)) != shard.id:
-        raise mismatch(dataset, shard, f"id {shard.id or 'none'}", id or "none")
-    if (rows := rows_of_groups(fragment.metadata)) != shard.row_groups:
-        raise mismatch(dataset, shard, f"row groups of {shard.row_groups} rows", f"{rows}")
+    check_footer(dataset, shard, fragment.metadata)
     return fragment
+
+
+def check_footer(dataset: Dataset, shard: Shard, metadata: pq.FileMetaData) -> None:
+    """Compare a shard's footer with the data set's index.
+
+    Raises:
+        ValueError: the file has another id or number of rows.
+    """
+    if (id := id_of(metadata)) != shard.id:
+        raise mismatch(dataset, shard, f"id {shard.id or 'none'}", id or "none")
+    if (rows := rows_of_groups(metadata)) != shard.row_groups:
+        raise mismatch(dataset, shard, f"row groups of {shard.row_groups} rows", f"{rows}")
 
 
 def check_size(dataset: Dataset, shard: Shard, state: State) -> None:

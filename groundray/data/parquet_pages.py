@@ -6,10 +6,11 @@ read of the protocol.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 DATA_PAGE, PLAIN = 0, 0
+HEADER_BYTES = 1024  # at most; those of groundray's shards have 30
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
 
 
@@ -23,11 +24,11 @@ class Page(NamedTuple):
     checksum: int | None
 
 
-def pages(content: memoryview, start: int, end: int) -> Iterator[Page]:
+def pages(read: Callable[[int, int], bytes], start: int, end: int) -> Iterator[Page]:
     """Yield the data pages of an uncompressed column.
 
     Args:
-        content: the bytes of the file.
+        read: returns the bytes of the file from a place on, as many as asked for, or up to its end.
         start, end: of the column's pages in the file.
 
     Raises:
@@ -36,18 +37,18 @@ def pages(content: memoryview, start: int, end: int) -> Iterator[Page]:
     at = start
     while at < end:
         try:
-            header, at = _struct(content, at)
+            header, length = _struct(read(at, HEADER_BYTES), 0)
             kind, size, data = header[1], header[3], header[5]
-            page = Page(at, size, data[1], data[2], header.get(4))
+            page = Page(at + length, size, data[1], data[2], header.get(4))
         except (IndexError, KeyError, TypeError) as error:
             raise ValueError(f"no header of a data page at byte {at}") from error
-        if kind != DATA_PAGE or size < 0 or at + size > end:
+        if kind != DATA_PAGE or size < 0 or page.start + size > end:
             raise ValueError(f"a page of kind {kind} and {size} bytes at byte {at}, where the column ends at {end}")
         yield page
-        at += size
+        at = page.start + size
 
 
-def _struct(content: memoryview, at: int) -> tuple[dict[int, Any], int]:
+def _struct(content: bytes, at: int) -> tuple[dict[int, Any], int]:
     """Return the fields of a struct by id, and the place after it."""
     fields: dict[int, Any] = {}
     id = 0
@@ -61,7 +62,7 @@ def _struct(content: memoryview, at: int) -> tuple[dict[int, Any], int]:
     return fields, at + 1
 
 
-def _value(content: memoryview, at: int, kind: int) -> tuple[Any, int]:
+def _value(content: bytes, at: int, kind: int) -> tuple[Any, int]:
     if kind in (_TRUE, _FALSE):
         return kind == _TRUE, at
     if kind == _BYTE:
@@ -78,12 +79,12 @@ def _value(content: memoryview, at: int, kind: int) -> tuple[Any, int]:
     return _integer(content, at)
 
 
-def _integer(content: memoryview, at: int) -> tuple[int, int]:
+def _integer(content: bytes, at: int) -> tuple[int, int]:
     value, at = _unsigned(content, at)
     return (value >> 1) ^ -(value & 1), at
 
 
-def _unsigned(content: memoryview, at: int) -> tuple[int, int]:
+def _unsigned(content: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = content[at]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from groundray.data.mapped_features import MappedFeatures
+from groundray.data.local_features import LocalFeatures
 from groundray.data.plan import Cursor, Plan
 from groundray.data.row_groups import read_parts
 from groundray.data.schema import Dataset, arrow_schema
@@ -69,9 +69,9 @@ class Source:
     features: Dataset | None = None
 
     @cached_property
-    def mapped(self) -> MappedFeatures | None:
+    def local_features(self) -> LocalFeatures | None:
         """The features, if their shards are on this machine: `decode` reads them, not `read`."""
-        return MappedFeatures(self.features) if self.features and self.features.folder.local else None
+        return LocalFeatures(self.features) if self.features and self.features.folder.local else None
 
     def with_image_inputs(self, inputs: Any, features: Dataset | None = None) -> Source:
         """Return the source with other image inputs (`image_inputs.py`), and the feature maps that they read, if any.
@@ -177,7 +177,7 @@ def rows_of(plan: Plan, epoch: int, step: int, chunks: range) -> npt.NDArray[np.
 def read(source: Source, window: Window, chunks: range) -> Iterator[tuple[int, pa.Table]]:
     """Read a window. Return an iterator over its steps, each with its encoded, drawn samples and their `row` numbers.
 
-    All rows are read before this returns. Of mapped features the column `image` is empty, and `decode` fills it.
+    All rows are read before this returns. Of local features the column `image` is empty, and `decode` fills it.
     """
     steps = range(window.first, window.last)
     parts = [rows_of(source.plan, window.epoch, step, chunks) for step in steps]
@@ -185,8 +185,8 @@ def read(source: Source, window: Window, chunks: range) -> Iterator[tuple[int, p
         tables = read_parts(source.dataset, parts, source.samples.columns)
     else:
         others = [column for column in source.samples.columns if column != "image"]
-        if source.mapped:
-            source.mapped.read_ahead(parts)
+        if source.local_features:
+            source.local_features.check(parts)
             maps = (pa.table({"image": pa.nulls(len(rows))}) for rows in parts)
         else:
             maps = read_parts(source.features, parts, ["image"])
@@ -198,11 +198,11 @@ def read(source: Source, window: Window, chunks: range) -> Iterator[tuple[int, p
 
 
 def _filled(source: Source, table: pa.Table) -> pa.Table:
-    """Return a table with mapped features, if the source has them."""
-    if not source.mapped:
+    """Return a table with local features, if the source has them."""
+    if not source.local_features:
         return table
     column = table.column_names.index("image")
-    return table.set_column(column, "image", source.mapped.maps(table["row"].to_numpy()))
+    return table.set_column(column, "image", source.local_features.maps(table["row"].to_numpy()))
 
 
 def _with_image(table: pa.Table, maps: pa.Table) -> pa.Table:

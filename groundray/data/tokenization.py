@@ -29,7 +29,7 @@ class WordPieceTokenizer:
         self, texts: Sequence[str]
     ) -> tuple[Int[np.ndarray, "text {self.max_tokens}"], Int[np.ndarray, " text"]]:
         """Return the word piece ids (int32) of each text, padded with 0, and the number of word pieces of each."""
-        encodings = self.backend.encode_batch(list(texts))
+        encodings = self.backend.encode_batch_fast(list(texts))  # without places in the text, which take a quarter
         ids = np.zeros((len(encodings), self.max_tokens), dtype=np.int32)
         for row, encoding in enumerate(encodings):
             ids[row, : len(encoding.ids)] = encoding.ids

@@ -90,7 +90,7 @@ def test_an_undecodable_sample_has_the_message_of_the_synchronous_stream(
 def test_what_is_quickly_decoded_and_feature_maps_stay_in_this_process(world: SmallWorld) -> None:
     train = source(world, "grounding")
     with_maps = replace(train, features=train.dataset)  # the image column of the same shards
-    vars(with_maps)["mapped"] = None  # as if they were in a store
+    vars(with_maps)["local_features"] = None  # as if they were in a store
     for worth, one in ((60.0, train), (0.0, with_maps)):
         before, processes = children(), DecodingProcesses(2, worth_seconds=worth)
         assert_equal(processes.stream(one, Cursor(), 2), stream(one, Cursor(), 2))

@@ -8,23 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
 from conftest import SmallWorld
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.data import DataContext
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util import placement_group, remove_placement_group
 
 from groundray import config
-from groundray.data.captions import CaptionSamples
+from groundray.data.captions import CaptionSamples, drawn_captions
 from groundray.data.plan import Cursor
 from groundray.data.row_groups import read_rows
 from groundray.data.schema import KINDS, Dataset
 from groundray.data.shards import write_shards
 from groundray.data.stream import CachedBatches, Source, Step, assemble, decode, empty_arrays, read, stream, windows
 from groundray.model.pretrained import load_tokenizer
+from groundray.rng import hash_name, pick
 from groundray.runtime.data import ray_stream as runtime
 from groundray.runtime.train import failure_policy
 from groundray.runtime.train.resources import DataCpuBudget
@@ -148,6 +152,16 @@ def test_caption_is_fixed_by_epoch_and_sample(stage: GroundingStage) -> None:
     assert first == captions(0, rows[::-1])  # independent of the other rows
     second = captions(1, rows)
     assert 20 < sum(first[sample] != second[sample] for sample in first) < 72
+
+
+@given(st.lists(st.lists(st.text(max_size=3), min_size=1, max_size=7), max_size=12), st.integers(0, 2**40))
+def test_captions_drawn_together_equal_those_drawn_one_by_one(options: list[list[str]], epoch: int) -> None:
+    names = [f"photo-{number}" for number in range(len(options))]
+    table = pa.table({"id": pa.array(names, pa.string()), "captions": pa.array(options, pa.list_(pa.string()))})
+    # a run goes on with the captions of the version that began it: 3 must never change
+    drawn = [int(pick(len(texts), 7, 3, epoch, hash_name(name))) for name, texts in zip(names, options, strict=True)]
+    expected = [texts[number] for texts, number in zip(options, drawn, strict=True)]
+    assert drawn_captions(table, 7, epoch).to_pylist() == expected
 
 
 def test_validation_takes_the_first_caption(stage: GroundingStage) -> None:

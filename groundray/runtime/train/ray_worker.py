@@ -102,7 +102,7 @@ class RayWorker:
     _notice: str = ""
 
     def batches(self, source: Source, cursor: Cursor, epochs: int) -> Iterator[Step]:
-        if source.mapped:
+        if source.local_features:
             threads = self.cpu_budget.cpus
             steps = feature_stream.stream(source, cursor, epochs, self.rank, self.world_size, threads, self.prefetch)
         else:

@@ -1,11 +1,12 @@
-"""Mapped features: the same maps and steps as through Arrow, and every damage an error."""
+"""Features on this machine: the same maps and steps as through Arrow, and every damage an error."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from groundray import config
 from groundray.data import feature_stream
 from groundray.data.image_inputs import FeatureMaps
-from groundray.data.mapped_features import MappedFeatures
+from groundray.data.local_features import LocalFeatures
 from groundray.data.parquet_pages import pages
 from groundray.data.plan import Cursor
 from groundray.data.row_groups import read_rows
@@ -53,16 +54,20 @@ def write_features(folder: Path, sizes: list[int], rows_per_group: int | None = 
 @pytest.mark.parametrize("rows_per_group", [None, 7])
 def test_maps_are_those_that_arrow_reads(tmp_path: Path, rows_per_group: int | None) -> None:
     dataset = write_features(tmp_path, [40_000, 5, 300], rows_per_group and 7000)  # the first has several pages
-    mapped = MappedFeatures(dataset)
+    features = LocalFeatures(dataset)
     rows = np.random.default_rng(1).integers(0, dataset.rows, 500)
-    mapped.read_ahead([rows[:250], rows[250:]])
+    features.check([rows[:250], rows[250:]])
     expected = read_rows(dataset, rows, ["image"])["image"].combine_chunks()
-    assert mapped.maps(rows).equals(expected)
-    assert pickle.loads(pickle.dumps(mapped)).maps(rows).equals(expected)  # noqa: S301  written above
-    assert len(mapped.maps(rows[:0])) == 0
-    found = FeatureMaps(SHAPE).arrays(pa.table({"image": mapped.maps(rows)}))
+    assert features.maps(rows).equals(expected)
+    assert pickle.loads(pickle.dumps(features)).maps(rows).equals(expected)  # noqa: S301  written above
+    assert len(features.maps(rows[:0])) == 0
+    found = FeatureMaps(SHAPE).arrays(pa.table({"image": features.maps(rows)}))
     assert found.shape == (500, *SHAPE)
     assert found.tobytes() == b"".join(expected.to_pylist())
+
+
+def reader(content: bytes) -> Callable[[int, int], bytes]:
+    return lambda start, size: content[start : start + size]
 
 
 def test_pages_cover_a_column(tmp_path: Path) -> None:
@@ -70,18 +75,18 @@ def test_pages_cover_a_column(tmp_path: Path) -> None:
     content = (tmp_path / FIRST).read_bytes()
     column = pq.read_metadata(tmp_path / FIRST).row_group(0).column(0)
     end = column.data_page_offset + column.total_compressed_size
-    found = list(pages(memoryview(content), column.data_page_offset, end))
+    found = list(pages(reader(content), column.data_page_offset, end))
     assert len(found) > 1
     assert sum(page.rows for page in found) == 40_000
     assert found[-1].start + found[-1].size == end
     with pytest.raises(ValueError, match="where the column ends"):
-        list(pages(memoryview(content), column.data_page_offset, end - 1))
+        list(pages(reader(content), column.data_page_offset, end - 1))
 
 
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_page_are_a_value_error(content: bytes) -> None:
     try:
-        found = list(pages(memoryview(content), 0, len(content)))
+        found = list(pages(reader(content), 0, len(content)))
     except ValueError:
         return
     assert all(page.start + page.size <= len(content) for page in found)
@@ -95,8 +100,8 @@ def test_damaged_and_replaced_parts_are_errors(tmp_path: Path) -> None:
     dataset = write_features(tmp_path / "own", [10, 10])
     other = write_features(tmp_path / "other", [10, 10], seed=1)
     file, whole = tmp_path / "own" / FIRST, (tmp_path / "own" / FIRST).read_bytes()
-    mapped, row = MappedFeatures(dataset), np.array([3])
-    before = mapped.maps(row)
+    features, row = LocalFeatures(dataset), np.array([3])
+    before = features.maps(row)
 
     for content, message in (
         (changed(whole, 100), "another checksum"),
@@ -106,15 +111,15 @@ def test_damaged_and_replaced_parts_are_errors(tmp_path: Path) -> None:
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{FIRST}.*{message}"):
-            mapped.maps(row)
+            features.maps(row)
         with pytest.raises(ValueError, match=message):
-            mapped.read_ahead([row])
+            features.check([row])
     file.unlink()
-    with pytest.raises(ValueError, match=r"cannot be read .*no such file.*delete it, and the run makes it again"):
-        mapped.maps(row)
+    with pytest.raises(ValueError, match=r"cannot be read .*No such file.*delete it, and the run makes it again"):
+        features.maps(row)
     file.write_bytes(whole)
-    assert mapped.maps(row).equals(before)
-    assert not MappedFeatures(other).maps(row).equals(before)
+    assert features.maps(row).equals(before)
+    assert not LocalFeatures(other).maps(row).equals(before)
 
 
 def test_maps_of_different_sizes_are_an_error(tmp_path: Path) -> None:
@@ -123,7 +128,38 @@ def test_maps_of_different_sizes_are_an_error(tmp_path: Path) -> None:
     out.write_bytes(FIRST, encode_shard("trunk_features", {"image": content}, "x").bytes)
     dataset = index_shards(out, "trunk_features", [FIRST], {})
     with pytest.raises(ValueError, match=r"row group 0 cannot be read .*one size"):
-        MappedFeatures(dataset).maps(np.array([0]))
+        LocalFeatures(dataset).maps(np.array([0]))
+
+
+def test_parts_of_different_sizes_are_an_error(tmp_path: Path) -> None:
+    out = Folder.at(tmp_path)
+    for name, content in (("a.parquet", b"ab"), ("b.parquet", b"abcd")):
+        column = pa.array([content], pa.large_binary())
+        out.write_bytes(name, encode_shard("trunk_features", {"image": column}, name).bytes)
+    features = LocalFeatures(index_shards(out, "trunk_features", ["a.parquet", "b.parquet"], {}))
+    assert features.maps(np.array([1, 1])).to_pylist() == [b"abcd", b"abcd"]
+    with pytest.raises(ValueError, match=r"b.parquet, row group 0 cannot be read .*expected maps of 2 bytes, got 4"):
+        features.maps(np.array([1, 0]))
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_part_that_is_truncated_while_it_is_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: bool
+) -> None:
+    dataset = write_features(tmp_path, [100_000])
+    features, row = LocalFeatures(dataset), np.array([99_000])
+    if checked:
+        features.check([row])
+    status = os.fstat
+
+    def truncated_after(file: int) -> os.stat_result:
+        found = status(file)
+        os.truncate(tmp_path / FIRST, 2_000_000)
+        return found
+
+    monkeypatch.setattr(os, "fstat", truncated_after)
+    with pytest.raises(ValueError, match=rf"{FIRST}, row group 0 cannot be read .*delete it, and the run"):
+        features.maps(row)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +174,7 @@ def source(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Sourc
 def through_arrow(source: Source) -> Source:
     """Return the source as if its features were in a store."""
     other = replace(source)
-    vars(other)["mapped"] = None
+    vars(other)["local_features"] = None
     return other
 
 
