@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test contacts a model hub
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and groundray then does too
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs ignore it, and so would all children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the shapes of every public tensor function are checked while the tests run
 install_import_hook(

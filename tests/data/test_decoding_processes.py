@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -149,13 +150,17 @@ def test_a_signal_leaves_no_process_behind(
         [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert parent.stdout is not None
-    started = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-    assert len(started) >= 2
-    if whole_group:
-        os.killpg(parent.pid, number)
-    else:
-        parent.send_signal(number)
-    _, errors = parent.communicate(timeout=60)
-    assert errors.count("Traceback") == (number == signal.SIGINT), errors
-    _, left = psutil.wait_procs(started, timeout=30)
-    assert not left
+    try:
+        started = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert len(started) >= 2
+        if whole_group:
+            os.killpg(parent.pid, number)
+        else:
+            parent.send_signal(number)
+        _, errors = parent.communicate(timeout=60)
+        assert errors.count("Traceback") == (number == signal.SIGINT), errors
+        _, left = psutil.wait_procs(started, timeout=30)
+        assert not left
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
