@@ -8,14 +8,17 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from groundray.data.schema import INDEX, Dataset, Shard
 from groundray.storage.folder import Folder
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
 
 ID = "groundray.id"  # key of a shard's metadata
 FOOTERS = 2048  # that are kept, of about 30 kB each
@@ -24,12 +27,6 @@ REBUILT_BY = {
     "trunk_features": "the run makes it again",
     "image_vectors": "the next search makes it again",
 }
-_FORMAT = pads.ParquetFileFormat(
-    default_fragment_scan_options=pads.ParquetFragmentScanOptions(
-        pre_buffer=True,  # one request for adjacent columns, not one for each
-        page_checksum_verification=True,
-    )
-)
 
 
 class State(NamedTuple):
@@ -94,7 +91,7 @@ def open_shard(dataset: Dataset, shard: Shard) -> pads.ParquetFileFragment:
     """
     folder = dataset.folder
     # with the size, no request asks for it
-    fragment = _FORMAT.make_fragment(folder.locate(shard.file), folder.filesystem, file_size=shard.bytes)
+    fragment = _format().make_fragment(folder.locate(shard.file), folder.filesystem, file_size=shard.bytes)
     fragment.ensure_complete_metadata()
     check_footer(dataset, shard, fragment.metadata)
     return fragment
@@ -173,6 +170,17 @@ def mismatch(dataset: Dataset, shard: Shard, expected: str, got: str) -> ValueEr
     else:
         repair = f"restore the file, or {repair_of(dataset)}"
     return ValueError(f"{dataset.folder}/{shard.file}: expected {expected}, got {got}: {repair}")
+
+
+@lru_cache
+def _format() -> pads.ParquetFileFormat:
+    import pyarrow.dataset as pads  # loads pandas, which takes .3 s, and which processes that only write do not need
+
+    scanning = pads.ParquetFragmentScanOptions(
+        pre_buffer=True,  # one request for adjacent columns, not one for each
+        page_checksum_verification=True,
+    )
+    return pads.ParquetFileFormat(default_fragment_scan_options=scanning)
 
 
 def _fingerprint(folder: Folder) -> str | None:

@@ -2,15 +2,21 @@
 
 Python's `tarfile` takes a damaged header and a missing end for the end of the archive; here both are errors. Tar files
 one after the other in one file are read as one, as `tar --ignore-zeros` does.
+
+Headers of plain files are read here, in a fifth of the time that `tarfile` takes, which was a third of all for small
+images. `tarfile` reads the others, such as links and long names.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
-from tarfile import HeaderError, ReadError, TarFile
+from tarfile import BLOCKSIZE, HeaderError, ReadError, TarFile
 from typing import Any, BinaryIO, NamedTuple, cast
+from zlib import adler32
 
+MAX_SKIP = 2**20  # bytes that are passed over at once
+COMPRESSED = (b"\x1f\x8b\x08", b"BZh", b"\x5d\x00\x00\x80", b"\xfd7zXZ")  # beginnings: gzip, bzip2, lzma, xz
 MAX_HEADER = 2**20  # bytes of an extended header, which tarfile reads at once
 _ERRORS: Any = tarfile  # type stubs lack some of its errors
 EXTENDED = (
@@ -57,7 +63,18 @@ def read_members(stream: BinaryIO, wanted: Callable[[str], bool], max_bytes: int
     whole = 0
     try:
         with _open(stream) as archive:
-            while (member := archive.next()) is not None:
+            source = cast(_Source, archive.fileobj)
+            while True:
+                if (plain := archive.next_plain()) is not None:
+                    name, size = plain
+                    if size > max_bytes:
+                        yield _too_large(name, size, max_bytes)
+                    else:
+                        yield Member(name, source.read_whole(size) if wanted(name) else None)
+                    whole += 1
+                    continue
+                if (member := archive.next()) is None:
+                    return
                 vars(archive)["members"].clear()  # tarfile keeps all that it has read
                 if not member.isdir():
                     yield _read(archive, member, wanted(member.name), max_bytes)
@@ -66,11 +83,39 @@ def read_members(stream: BinaryIO, wanted: Callable[[str], bool], max_bytes: int
         raise TarDamaged(whole, str(error)) from None
 
 
-def _open(stream: BinaryIO) -> _Tar:
+def plain_file(header: bytes) -> tuple[str, int] | None:
+    """Return the name and the size of a plain file with a short name, as `tarfile` reads them from its header.
+
+    None for all other headers, and for damaged ones: `tarfile` is to read them.
+    """
+    size, checksum = header[124:135], header[148:154]
+    # lengths: the header may be cut off
+    if len(header) != BLOCKSIZE or header[156] not in b"0\0" or header[345] or not (size + checksum).isdigit():
+        return None
+    # the low half of Adler-32 is 1 + the sum of the bytes, modulo 65,521, which 256 bytes do not reach; the checksum
+    # counts as eight spaces
+    sums = [adler32(header[start:end]) & 0xFFFF for start, end in ((0, 148), (156, 412), (412, 512))]
     try:
-        return _Tar.open(fileobj=stream, mode="r|*", encoding="utf-8", ignore_zeros=True)
+        if int(checksum, 8) != sum(sums) - len(sums) + 8 * 32 or header[135] not in b" \0" or header[154] not in b" \0":
+            return None
+        name = header[: header.index(0, 0, 101)].decode("utf-8", "surrogateescape")
+        return None if name.endswith("/") else (name, int(size, 8))
+    except ValueError:  # no octal number, or a name of 100 bytes
+        return None
+
+
+def _open(stream: BinaryIO) -> _Tar:
+    source = _Source(stream)
+    start = source.read(BLOCKSIZE)
+    source.unread(start)
+    if not start.startswith(COMPRESSED):
+        return _Tar(fileobj=cast(BinaryIO, source), encoding="utf-8", ignore_zeros=True)
+    try:
+        archive = _Tar.open(fileobj=cast(BinaryIO, source), mode="r|*", encoding="utf-8", ignore_zeros=True)
     except TypeError:  # of tarfile, where gzip's own header is cut off
         raise ReadError("the header of gzip is cut off") from None
+    archive.fileobj = cast(Any, _Source(archive.fileobj, archive.fileobj.tell()))
+    return archive
 
 
 def _read(archive: TarFile, member: tarfile.TarInfo, wanted: bool, max_bytes: int) -> Member:
@@ -78,12 +123,62 @@ def _read(archive: TarFile, member: tarfile.TarInfo, wanted: bool, max_bytes: in
         got = f"a link to {member.linkname!r}" if member.issym() or member.islnk() else "no regular file"
         return Member(member.name, None, ("link", f"expected a file in the tar file, got {got}"))
     if member.size > max_bytes:
-        return Member(member.name, None, ("too large", f"expected at most {max_bytes:,} bytes, got {member.size:,}"))
+        return _too_large(member.name, member.size, max_bytes)
     if not wanted:
         return Member(member.name, None)
     file = archive.extractfile(member)
     assert file is not None  # of a regular file
     return Member(member.name, file.read())
+
+
+def _too_large(name: str, size: int, most: int) -> Member:
+    return Member(name, None, ("too large", f"expected at most {most:,} bytes, got {size:,}"))
+
+
+class _Source:
+    """A stream that is read forward, knows its position, and takes back what was read last."""
+
+    def __init__(self, stream: Any, position: int = 0) -> None:
+        self._stream, self._position, self._back = stream, position, b""
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, which are fewer at the end. What was taken back has at most as many."""
+        content = self._stream.read(size) if not self._back else self._back + self._stream.read(size - len(self._back))
+        self._back = b""
+        self._position += len(content)
+        return content
+
+    def unread(self, content: bytes) -> None:
+        self._back = content
+        self._position -= len(content)
+
+    def read_whole(self, size: int) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            ReadError: the stream ends before.
+        """
+        content = self.read(size)
+        if len(content) < size:
+            raise ReadError("unexpected end of data")
+        return content
+
+    def seek(self, position: int) -> None:
+        """Pass over what is before a position.
+
+        Raises:
+            ReadError: the stream ends before.
+        """
+        if position < self._position:
+            raise _ERRORS.StreamError("seeking backwards is not allowed")
+        while (left := position - self._position) > 0:
+            self.read_whole(min(left, MAX_SKIP))
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class _Header(tarfile.TarInfo):
@@ -115,3 +210,21 @@ class _Header(tarfile.TarInfo):
 class _Tar(TarFile):
     tarinfo = _Header
     at_end = False  # whether the end mark was read
+
+    def next_plain(self) -> tuple[str, int] | None:
+        """Return the name and the size of the next member, at whose content the stream then is.
+
+        None if it is no plain file, or there is none: `next` is to be called.
+        """
+        if vars(self)["firstmember"] is not None or self.pax_headers:  # those hold for all members
+            return None
+        source = cast(_Source, self.fileobj)
+        source.seek(self.offset)
+        header = source.read(BLOCKSIZE)
+        found = plain_file(header)
+        if found is None:
+            source.unread(header)
+            return None
+        self.offset += BLOCKSIZE * (1 + -(-found[1] // BLOCKSIZE))
+        self.at_end = False
+        return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import tarfile
 import tracemalloc
 
 import pytest
 
 from groundray.storage import tar_stream
-from groundray.storage.tar_stream import Member, TarDamaged, read_members
+from groundray.storage.tar_stream import Member, TarDamaged, plain_file, read_members
 
 CONTENTS = {"a.jpg": b"first" * 200, "a.txt": b"x", "b.jpg": b"", "c.txt": b"y" * 512}
 
@@ -66,6 +67,39 @@ def test_a_damaged_header_raises() -> None:
         with pytest.raises(TarDamaged) as caught:
             read(other)
         assert caught.value.whole == 0
+
+
+def test_headers_of_plain_files_are_read_as_tarfile_reads_them() -> None:
+    """All others are left to it: those of folders, of links, of long names and large files, and damaged ones."""
+    draw = random.Random(1)
+    fields = [*range(100), *range(124, 136), *range(148, 157), 345]
+    plain = 0
+    for _ in range(3000):
+        member = tarfile.TarInfo("".join(draw.choices("ab/.ü é", k=draw.randrange(1, 90))))
+        member.size = draw.choice([0, 7, 512, 70_000, 8**11 - 1, 8**11])
+        member.type = draw.choice([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
+        header = bytearray(member.tobuf(tarfile.GNU_FORMAT)[-512:])
+        for _ in range(draw.randrange(3)):
+            header[draw.choice(fields)] = draw.choice(b"\0 07x\xff")
+        if draw.random() < 0.5:
+            header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+        if (found := plain_file(bytes(header))) is not None:
+            expected = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "surrogateescape")
+            assert found == (expected.name, expected.size)
+            assert expected.isreg()
+            plain += 1
+    assert plain > 500
+    assert plain_file(bytes(512)) is plain_file(b"") is plain_file(b"a" * 200) is None
+
+
+def test_a_global_header_holds_for_all_members() -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", pax_headers={"comment": "x", "path": "all.txt"}) as archive:
+        for name in ("a.txt", "b.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            archive.addfile(member, io.BytesIO(b"x"))
+    assert [member.name for member in read(out.getvalue())] == ["all.txt", "all.txt"]
 
 
 def test_links_large_members_and_large_headers_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
