@@ -20,6 +20,7 @@ import joblib
 from rich.console import Console
 
 from groundray.cli.command import CommandFailed
+from groundray.cli.part_progress import PartProgress
 from groundray.cli.progress import Progress
 from groundray.data import part_processes
 from groundray.data.parts import PARTS, PartTask, Record, part_number, samples_of
@@ -165,8 +166,8 @@ class _Preparation:
         self._source, self._options, self._description = source, options, description
         self._rules, self._staging, self._scratch, self._console = rules, staging, scratch, console
         self._progress = Progress(console)
+        self._done = PartProgress(self._progress)
         self._splits: list[_Opened] = []
-        self._read = 0
 
     def write(self) -> list[str]:
         """Write the data sets, and return the lines that describe them."""
@@ -177,9 +178,9 @@ class _Preparation:
                 from groundray.runtime.data import part_tasks
 
                 with cluster.connect(verbose=self._options.verbose):
-                    part_tasks.write_parts(tasks, self._tell)
+                    part_tasks.write_parts(tasks, self._done.tell)
             else:
-                part_processes.write_parts(tasks, joblib.cpu_count(), self._tell)
+                part_processes.write_parts(tasks, joblib.cpu_count(), self._done.tell)
         if next(tasks, None):
             raise RuntimeError("a part was not written")
         return [line for opened in self._splits for line in self._finish(opened)]
@@ -191,6 +192,7 @@ class _Preparation:
         for split in self._source.splits(work):
             opened = _Opened(split, self._staging.new / split.folder, self._staging.records / split.folder)
             self._splits.append(opened)
+            self._done.splits.append(split)
             whole = _whole_parts(opened.folder.make(), opened.records.make())
             if whole:
                 shown = f"{self._options.out}/{split.folder}".removesuffix("/.")
@@ -200,7 +202,7 @@ class _Preparation:
             for part in chain(start, parts):
                 number, opened.parts = opened.parts, opened.parts + 1
                 if number in whole:
-                    self._tell(whole[number])
+                    self._done.tell(whole[number], 1)
                     continue
                 name = "shard-{:05d}.parquet" if len(start) < 2 else f"shard-{number:05d}-{{:03d}}.parquet"
                 yield PartTask(
@@ -216,12 +218,6 @@ class _Preparation:
                     self._options.drop_duplicate_captions,
                     split.total,
                 )
-
-    def _tell(self, read: int) -> None:
-        """Show that more samples were read."""
-        self._read += read
-        totals = [opened.split.total for opened in self._splits]
-        self._progress.update("samples", self._read, None if None in totals else sum(filter(None, totals)))
 
     def _finish(self, opened: _Opened) -> list[str]:
         """Write what describes a data set whose parts are whole, and return the lines that describe it.

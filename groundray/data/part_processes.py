@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from typing import NamedTuple
 
-from groundray.data.parts import PartTask, Tell
+from groundray.data.parts import PartTask, Tell, TellParts
 from groundray.data.processes import WorkerProcess, attempt
 from groundray.data.sources.protocol import ITEMS_PER_PART
 
@@ -17,12 +17,12 @@ WORTH_SAMPLES = 2000  # a process takes about two seconds to start
 MAX_THREADS = 4  # of a process beside others: for the end, when some of them have no part left
 
 
-def write_parts(tasks: Iterator[PartTask], workers: int, tell: Tell) -> None:
+def write_parts(tasks: Iterator[PartTask], workers: int, tell: TellParts) -> None:
     """Write parts with at most `workers` processes; a single part, or few samples, with as many threads of this one.
 
     Args:
         tasks: are taken as they are needed, in this thread.
-        tell: as of `PartTask.write`; called in this thread.
+        tell: is called in this thread, with new numbers of items that were read, and of parts that became whole.
 
     Raises:
         OSError: the processes were killed, or a part cannot be read or written.
@@ -35,7 +35,8 @@ def write_parts(tasks: Iterator[PartTask], workers: int, tell: Tell) -> None:
             break
     if len(first) < 2 or not _are_worth_processes(first):
         for task in chain(first, tasks):  # one worker has more
-            task.write(workers, tell)
+            task.write(workers, lambda read: tell(read, 0))
+            tell(0, 1)
         return
     count = min(workers, len(first))
     threads = max(-(-workers // count), min(workers, MAX_THREADS))
@@ -86,7 +87,7 @@ class _Processes:
         for process in self._processes:
             process.close()
 
-    def write(self, tasks: Iterator[PartTask], tell: Tell) -> None:
+    def write(self, tasks: Iterator[PartTask], tell: TellParts) -> None:
         """Write all parts. The one after those that are being written is made ahead.
 
         The part of a process that was killed is written by another one, so that fewer share the memory.
@@ -103,7 +104,7 @@ class _Processes:
                 ahead.extend(islice(tasks, 1))
             event = self._events.get()
             if event.read is not None:
-                tell(event.read)
+                tell(event.read, 0)
                 continue
             busy -= 1
             if isinstance(event.error, _Killed):
@@ -116,6 +117,7 @@ class _Processes:
             elif event.error:
                 raise event.error
             else:
+                tell(0, 1)
                 idle.append(event.process)
 
     def _write(self, process: WorkerProcess, task: PartTask) -> None:

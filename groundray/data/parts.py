@@ -27,6 +27,7 @@ from groundray.storage.folder import Folder
 PARTS = 1  # version of parts and records; increment it when the same source would give other parts
 ITEMS_TOLD = 50  # between two calls of `tell`
 Tell = Callable[[int], None]  # takes a number of items that were read
+TellParts = Callable[[int, int], None]  # takes a number of items that were read, and of parts that became whole
 
 
 @dataclass(frozen=True)

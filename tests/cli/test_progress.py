@@ -7,7 +7,10 @@ import re
 
 from rich.console import Console
 
+from groundray.cli.part_progress import PartProgress
 from groundray.cli.progress import Progress, Reporter
+from groundray.data.sources.protocol import Split
+from groundray.data.sources.webdataset import TarPart
 from groundray.training.events import (
     Attempted,
     EpochDone,
@@ -118,3 +121,24 @@ def test_several_tasks_have_their_own_progress() -> None:
         now[0] = 12.0
         progress.update("vectors", 2_000, 5_000)
     assert out.getvalue() == "vectors  1,000/5,000  0:44 left\n"
+
+
+def test_prepare_shows_samples_parts_and_what_is_left() -> None:
+    def line(*splits: Split) -> str:
+        now, out = [0.0], io.StringIO()
+        console = Console(file=out, width=80, highlight=False, markup=False)
+        done = PartProgress(Progress(console, lambda: now[0]), list(splits))
+        done.tell(1000, 0)
+        now[0] = 10.0
+        done.tell(10_000, 1)
+        done.tell(1, 0)  # too soon for another line
+        return out.getvalue()
+
+    known = Split("train", "captions", iter([]), total=21_000)
+    # 10,000 samples in 10 s leave 10,000 of 21,000
+    assert line(known) == "samples  11,000/21,000  1/3 parts  0:10 left\n"
+    listed = Split("val", "captions", [TarPart(())] * 4)
+    # 1 part in 10 s leaves 3
+    assert line(listed) == "parts  1/4  11,000 samples  0:30 left\n"
+    assert line(known, listed) == "parts  1/7  11,000 samples  1:00 left\n"
+    assert line(Split("all", "images", iter([]))) == "samples  11,000  1 parts\n"

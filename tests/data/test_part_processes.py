@@ -45,12 +45,12 @@ def tasks(folder: Path, parts: list[Lines]) -> Iterator[PartTask]:
 
 
 def test_the_part_of_a_killed_process_is_written_by_another(tmp_path: Path) -> None:
-    read: list[int] = []
+    read: list[tuple[int, int]] = []
     parts = [Lines(tmp_path, number, kills=number == 1) for number in range(5)]
-    part_processes.write_parts(tasks(tmp_path, parts), 2, read.append)
+    part_processes.write_parts(tasks(tmp_path, parts), 2, lambda *numbers: read.append(numbers))
     records = [Record.read(Folder.at(tmp_path / "records"), number) for number in range(5)]
     assert [record.counts for record in records] == [{"lines": 2}] * 5
-    assert sum(read) == 10
+    assert tuple(map(sum, zip(*read, strict=True))) == (10, 5)
 
 
 def test_errors_of_parts_and_the_loss_of_all_processes_are_raised(tmp_path: Path) -> None:

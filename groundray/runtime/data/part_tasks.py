@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from groundray.data.parts import PartTask, Tell
+from groundray.data.parts import PartTask, TellParts
 from groundray.data.processes import attempt
 
 AHEAD = 2  # parts that wait for a CPU; more would only take memory
@@ -17,12 +17,12 @@ FEW, MAX_THREADS = 16, 8  # parts; threads of each
 RETRIES = 3  # of a task whose process was killed, such as for memory; or whose machine was lost
 
 
-def write_parts(tasks: Iterator[PartTask], tell: Tell) -> None:
+def write_parts(tasks: Iterator[PartTask], tell: TellParts) -> None:
     """Write parts on the cluster, one for each CPU at a time.
 
     Args:
         tasks: are taken as they are needed, in this thread.
-        tell: is called with the number of items of each whole part.
+        tell: is called with the number of items of each whole part, and with 1.
 
     Raises:
         OSError: a part cannot be read or written.
@@ -47,7 +47,7 @@ def write_parts(tasks: Iterator[PartTask], tell: Tell) -> None:
                 ) from None
             if error:
                 raise error
-            tell(items)
+            tell(items, 1)
     finally:
         for task in running:
             ray.cancel(task, force=True)
