@@ -216,6 +216,41 @@ def silhouette(vectors: dict[str, np.ndarray], of: dict[str, set[str]], category
     return sum(scores) / len(scores)
 
 
+def dense_silhouettes(units: np.ndarray, of: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the silhouette of each category from matrices of all words and all categories.
+
+    Args:
+        of: [word category], True where a word belongs to a category.
+    """
+    sizes = of.sum(axis=0)
+    with_each = units @ (of.T.astype(float) @ units).T
+    itself = (units * units).sum(axis=1)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        within = 1 - (with_each - itself) / (sizes - 1)
+        rest = 1 - ((units @ units.sum(axis=0))[:, None] - with_each) / (len(units) - sizes)
+        nearest = np.where(of, np.inf, 1 - with_each / sizes).min(axis=1, keepdims=True)
+        nearest = np.broadcast_to(np.where(np.isfinite(nearest), nearest, np.nan), of.shape)
+        found = {}
+        for form, between in {"rest": rest, "nearest": nearest}.items():
+            larger = np.maximum(within, between)
+            each = np.where(larger == 0, 0.0, (between - within) / larger)
+            found[form] = np.where((sizes < 2) | (sizes == len(units)), np.nan, (of * each).sum(axis=0) / sizes)
+    return found
+
+
+def dense_ranks(
+    cosines: np.ndarray, targets: np.ndarray, own: np.ndarray, rounding: float, neighbours: int
+) -> tuple[list[int], list[int], list[list[int]]]:
+    """Return each phrase's rank of its target with and without its own words, and the nearest words by a whole sort.
+
+    Args:
+        cosines, own: [phrase word]; own is True for a phrase's own words.
+    """
+    near = cosines >= np.take_along_axis(cosines, targets[:, None], axis=1) - rounding
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :neighbours]
+    return near.sum(axis=1).tolist(), (near & ~own).sum(axis=1).tolist(), order.tolist()
+
+
 def logistic(X: np.ndarray, has: np.ndarray, X_new: np.ndarray, strength: float, balanced: bool) -> np.ndarray:
     """Return which new rows have a feature, from the minimum of strength * weighted log loss + |w|^2 / 2."""
     mean, deviation = X.mean(axis=0), X.std(axis=0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from groundray.analysis.measures.directions import Vectors, directions
+from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
 from groundray.analysis.measures.statistics import mean, measure, over_items
 from groundray.analysis.result import Analysis, Table
 
@@ -24,16 +24,19 @@ def neighbours(vectors: Vectors, words: Sequence[str], categories: Sequence[str]
     category = np.array(categories)
     same: dict[str, np.ndarray] = {}
     nearest: dict[str, np.ndarray] = {}
-    for model, units in directions(vectors, words).items():  # vectors at length 1
-        cosines = units @ units.T
-        np.fill_diagonal(cosines, -np.inf)
-        nearest[model] = cosines.argmax(axis=1)
+    check_directions(vectors, words)
+    for model, rows in vectors.items():
+        units, nearest[model] = directions(rows), np.empty(len(words), dtype=np.int64)  # vectors at length 1
+        for block in row_blocks(len(words), len(words)):  # never the cosines of all words with all words
+            cosines = units[block] @ units.T
+            cosines[np.arange(len(cosines)), np.arange(len(words))[block]] = -np.inf  # a word with itself
+            nearest[model][block] = cosines.argmax(axis=1)
         same[model] = (category[nearest[model]] == category).astype(float)
 
     # the resamples of words are the same for every model: a difference of two models is paired, with its own interval
     estimates = over_items(same, mean)
     purity = measure("neighbours/purity", "Nearest neighbour of the same category", len(words), estimates)
-    rows = tuple(
+    table = tuple(
         (word, own, *(words[found[place]] for found in nearest.values()))
         for place, (word, own) in enumerate(zip(words, categories, strict=True))
     )
@@ -41,5 +44,5 @@ def neighbours(vectors: Vectors, words: Sequence[str], categories: Sequence[str]
         "neighbours",
         "Fraction of words whose nearest other word, by cosine, is of the same category. Intervals: bootstrap.",
         (purity,),
-        (Table("Nearest words", ("word", "category", *nearest), rows),),
+        (Table("Nearest words", ("word", "category", *nearest), table),),
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
 from groundray.analysis.exported import (
     Missing,
@@ -35,10 +36,16 @@ from groundray.analysis.measures import (
     relations,
     similarity,
 )
-from groundray.analysis.measures.image_grounded_similarity import similarities
+from groundray.analysis.measures.image_grounded_similarity import (
+    WordsThroughImages,
+    similarities,
+    texts_at_once,
+)
 from groundray.analysis.result import Analysis, Table
+from groundray.data.schema import Dataset
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.model import export
+from groundray.model.heads import GroundingHeads
 from groundray.stage.contrastive import captioned_images
 from groundray.storage.folder import Folder
 
@@ -244,18 +251,25 @@ def _through_images(request: AnalysisRequest) -> AnalysisJob:
         own, words = lexicon.select(phrases.phrase), lexicon.select(vocabulary)
         kept = [vocabulary[row] for row in words.rows]
         exported = export.load(checkpoint, "grounding")
-        S = similarities(
-            exported.model,
-            WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
-            [*(phrases.phrase[row] for row in own.rows), *kept],
-            batches_of(captioned_images(settings, stage, exported.tokenizer, shards, shuffle=False)),
-            stage.similarity,
-            stage.special_tokens,
+
+        def similarities_of(texts: Sequence[str]) -> Float[np.ndarray, "text image"]:
+            return similarities(
+                exported.model,
+                WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+                texts,
+                batches_of(captioned_images(settings, stage, exported.tokenizer, shards, shuffle=False)),
+                stage.similarity,
+                stage.special_tokens,
+            )
+
+        at_once = texts_at_once(
+            Dataset.open(shards, "captions").rows, exported.model.head(GroundingHeads).language.out_features
         )
+        through_images = WordsThroughImages(similarities_of, [phrases.phrase[row] for row in own.rows], kept, at_once)
         model = language_streams(about)["grounding"]
         return composition.composition(
-            {model: S[: len(own.rows)]},
-            {model: S[len(own.rows) :]},
+            {model: through_images.of_phrases},
+            {model: through_images},
             [phrases.phrase[row] for row in own.rows],
             [phrases.target[row] for row in own.rows],
             kept,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from groundray.analysis.inputs import published
 from groundray.analysis.measures.axes import axes
@@ -49,7 +50,7 @@ def features() -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray, list[str]]
     types = {feature: kind for _, feature, _, kind in FEATURES}
     named = {(concept, feature) for concept, feature, _, _ in FEATURES}
     has = np.array([[(concept, feature) in named for feature in types] for concept in concepts])
-    return concepts, tuple(types), has, list(types.values())
+    return concepts, tuple(types), csr_array(has), list(types.values())
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_every_published_figure_has_a_measure(found: dict[str, Analysis]) -> Non
     typed = features()
     kinds = ["visual", "other perceptual", "functional", "encyclopaedic", "taxonomic"]
     has = np.random.default_rng(0).random((len(typed[0]), 5)) < 0.4
-    every = feature_norms(vectors(typed[0]), typed[0], kinds, has, kinds, ONE_PROCESS)
+    every = feature_norms(vectors(typed[0]), typed[0], kinds, csr_array(has), kinds, ONE_PROCESS)
     for analysis in (found["axes"], found["categories"], every):
         keys = {one.key for one in analysis.measures}
         assert {one.key for one in analysis.measures if one.published} == set(published.keys(analysis.name)) <= keys

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
+from scipy.sparse import csr_array
 
 from groundray.analysis.inputs.delimited import (
     Row,
@@ -107,12 +108,13 @@ class Features:
 
     Attributes:
         concepts: distinct words or phrases.
+        has: sparse matrix with a row for each concept and a column for each feature, 1 where the concept has it.
         types: type of each feature; UNTYPED if the file has none.
     """
 
     concepts: tuple[str, ...]
     features: tuple[str, ...]
-    has: Bool[np.ndarray, "concept feature"]
+    has: csr_array
     types: tuple[str, ...]
     left_out: dict[str, int] = field(default_factory=dict)
     source: Source | None = field(default=None, repr=False, compare=False)
@@ -277,10 +279,9 @@ def read_features(url: str | Path, min_people: float = 1) -> Features:
     senses = Counter(map(_word, concepts))
     rows = {concept: row for row, concept in enumerate(name for name in concepts if senses[_word(name)] == 1)}
     columns_of = {feature: column for column, feature in enumerate(types)}
-    has = np.zeros((len(rows), len(types)), dtype=np.bool_)
-    for concept, feature in named:
-        if concept in rows:
-            has[rows[concept], columns_of[feature]] = True
+    places = [(rows[concept], columns_of[feature]) for concept, feature in named if concept in rows]
+    index = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    has = csr_array((np.ones(len(places)), (index[0], index[1])), shape=(len(rows), len(types)))
     commonest = [counts.most_common(1)[0] for counts in types.values()]
     left_out = _nonzero(
         {
@@ -300,7 +301,7 @@ def read_features(url: str | Path, min_people: float = 1) -> Features:
         has,
         tuple(kind for kind, _ in commonest),
         left_out,
-        _source(table, int(has.sum()), left_out),
+        _source(table, has.nnz, left_out),
     )
 
 

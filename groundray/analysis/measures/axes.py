@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from sklearn.decomposition import PCA
 
 from groundray.analysis.inputs import published
-from groundray.analysis.measures.directions import Vectors, checked
-from groundray.analysis.measures.statistics import FEWEST, Estimate, measure, pearson, spearman
+from groundray.analysis.measures.correlation import Kind, correlations
+from groundray.analysis.measures.directions import Vectors, check
+from groundray.analysis.measures.statistics import FEWEST, measure
 from groundray.analysis.result import Analysis, Cell, Measure, Point, Scatter, Table
 
 Level = Literal["words", "categories"]
@@ -21,10 +22,7 @@ FLAT = 1e-12  # of the variance: rounding
 EXTREMES = 5  # words at each end of an axis
 MOST_WORDS = 100  # that a picture shows; of more it shows the categories' means
 MOST_NAMES = 24  # of categories in a picture
-CORRELATIONS: dict[str, tuple[str, Callable[..., dict[str, Estimate]]]] = {
-    "pearson": ("Pearson r", pearson),
-    "spearman": ("Spearman rho", spearman),
-}
+CORRELATIONS: dict[Kind, str] = {"pearson": "Pearson r", "spearman": "Spearman rho"}
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ class Rated:
 
     def means(self, values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "category column"]:
         """Return the mean of each category's rows."""
-        members = self.category == np.arange(len(self.categories))[:, None]
-        return members @ values / members.sum(axis=1, keepdims=True)
+        sums = [np.bincount(self.category, weights=column, minlength=len(self.categories)) for column in values.T]
+        return np.stack(sums, axis=1) / np.bincount(self.category)[:, None]
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,8 @@ def axes(
             vectors fail `checked`.
     """
     rated = Rated.of(words, categories, ratings)
-    found = {model: _axes(model, own, rated, number, fitted_on) for model, own in checked(vectors, words).items()}
+    check(vectors, words)
+    found = {model: _axes(model, own.astype(np.float64), rated, number, fitted_on) for model, own in vectors.items()}
     enough = len(rated.categories) >= FEWEST
     counts = {
         "rows without a concreteness rating": len(words) - len(rated.words),
@@ -187,16 +186,24 @@ def _measures(found: Mapping[str, Axes], rated: Rated, number: int) -> Iterator[
     ratings: dict[Level, Float[np.ndarray, " item"]] = {"words": rated.ratings}
     if len(rated.categories) >= FEWEST:
         ratings["categories"] = rated.category_ratings
+    estimates = {
+        level: correlations(
+            {model: one.scores[level] for model, one in found.items()},
+            of_level,
+            rated.word if level == "words" else None,
+            tuple(CORRELATIONS),
+        )
+        for level, of_level in ratings.items()
+    }
     for axis in range(number):
         for level, of_level in ratings.items():
-            scores = {model: one.scores[level][:, axis] for model, one in found.items()}
-            for kind, (name, correlation) in CORRELATIONS.items():
+            for kind, name in CORRELATIONS.items():
                 key = f"pc{axis + 1}/{level}/{kind}"
                 yield measure(
                     key,
                     f"PC{axis + 1} and concreteness, {level}: {name}",
                     len(of_level),
-                    correlation(scores, of_level, rated.word if level == "words" else None),
+                    estimates[level][axis][kind],
                     published=published.of("axes", key),
                 )
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from groundray.analysis.inputs import published
-from groundray.analysis.measures.directions import Vectors, directions
+from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
 from groundray.analysis.measures.statistics import QUARTILES, measure, over_items, paired_tests
 from groundray.analysis.result import Analysis, Cell, Point, Scatter, Spread, Table
 
@@ -29,14 +30,14 @@ class Membership:
         words: distinct words.
         first: first row of each word.
         categories: categories in the order of their first row.
-        of: True if a word belongs to a category.
+        of: sparse matrix with a row for each word and a column for each category, 1 where the word belongs to it.
         repeated: number of rows that repeat another.
     """
 
     words: tuple[str, ...]
     first: Int[np.ndarray, " word"]
     categories: tuple[str, ...]
-    of: Bool[np.ndarray, "word category"]
+    of: csr_array
     repeated: int
 
     @classmethod
@@ -48,9 +49,19 @@ class Membership:
         names = tuple(dict.fromkeys(categories))
         word = {name: number for number, name in enumerate(distinct)}
         category = {name: number for number, name in enumerate(names)}
-        of = np.zeros((len(distinct), len(names)), dtype=np.bool_)
-        of[[word[one] for one in words], [category[one] for one in categories]] = True
-        return cls(distinct, np.array([rows[one] for one in distinct]), names, of, len(words) - int(of.sum()))
+        pairs = np.unique([[word[one] for one in words], [category[one] for one in categories]], axis=1)
+        of = csr_array((np.ones(pairs.shape[1]), pairs), shape=(len(distinct), len(names)))
+        return cls(distinct, np.array([rows[one] for one in distinct]), names, of, len(words) - of.nnz)
+
+    @property
+    def sizes(self) -> Int[np.ndarray, " category"]:
+        """Return the number of words of each category."""
+        return np.bincount(self.of.indices, minlength=len(self.categories))
+
+    def words_of(self) -> list[Int[np.ndarray, " member"]]:
+        """Return the indices of each category's words, ascending."""
+        columns = self.of.tocsc()
+        return np.split(columns.indices, columns.indptr[1:-1])
 
 
 def categories(
@@ -73,14 +84,14 @@ def categories(
     Raises:
         ValueError: there are fewer than two categories, none has a silhouette, or the vectors fail `directions`.
     """
-    units = directions(vectors, words)
+    check_directions(vectors, words)
     member = Membership.by(words, categories)
     if len(member.categories) < 2:
         raise ValueError(
             f"expected words of at least 2 categories, got {', '.join(member.categories)!r} alone: "
             "a silhouette tells a category from others"
         )
-    sizes = member.of.sum(axis=0)
+    sizes = member.sizes
     single, whole = sizes < 2, sizes == len(member.words)
     kept = ~single & ~whole
     if not kept.any():
@@ -88,11 +99,16 @@ def categories(
             "expected a category of at least 2 words that not all words are of, got none: "
             f"{int(single.sum())} have one word and {int(whole.sum())} have all"
         )
-    own = {model: rows[member.first] for model, rows in units.items()}
-    found = {model: silhouettes(rows, member.of) for model, rows in own.items()}
+    taken = choose_shown(member)
+    shown = [place for of_category in taken.values() for place in of_category]
+    found: dict[str, dict[str, Float[np.ndarray, " category"]]] = {}
+    drawn: dict[str, Float[np.ndarray, "word dim"]] = {}
+    for model, own in vectors.items():
+        units = directions(own[member.first])
+        found[model], drawn[model] = silhouettes(units, member), units[shown]
     scores = {form: {model: one[form][kept] for model, one in found.items()} for form in FORMS}
     names = [name for name, keep in zip(member.categories, kept.tolist(), strict=True) if keep]
-    several = int((member.of.sum(axis=1) > 1).sum())
+    several = int((np.diff(member.of.indptr) > 1).sum())
     counts = {
         "words that stand twice in their category": member.repeated,
         "categories of one word": int(single.sum()),
@@ -111,11 +127,11 @@ def categories(
         (
             name,
             size,
-            *(float(scores[form][model][place]) for form in FORMS for model in units),
+            *(float(scores[form][model][place]) for form in FORMS for model in vectors),
         )
         for place, (name, size) in enumerate(zip(names, sizes[kept].tolist(), strict=True))
     ]
-    columns = ("category", "words", *(f"{about}, {model}" for about in FORMS.values() for model in units))
+    columns = ("category", "words", *(f"{about}, {model}" for about in FORMS.values() for model in vectors))
     return Analysis(
         "categories",
         f"Silhouettes by cosine distance of {len(names)} categories of {len(member.words)} words. {several} words have "
@@ -134,39 +150,44 @@ def categories(
                     for form, about in FORMS.items()
                 },
             ),
-            *_picture(own, member),
+            *_picture(drawn, taken, member),
         ),
         {**(left_out or {}), **{what: count for what, count in counts.items() if count}},
     )
 
 
-def silhouettes(
-    units: Float[np.ndarray, "word dim"], of: Bool[np.ndarray, "word category"]
-) -> dict[str, Float[np.ndarray, " category"]]:
+def silhouettes(units: Float[np.ndarray, "word dim"], member: Membership) -> dict[str, Float[np.ndarray, " category"]]:
     """Return the silhouette of each category, by form; NaN if it has one word only, or all words.
 
     The mean cosine of a word with a set of words is its product with their mean, so that no two words are compared: the
-    cost is O(word · category · dim), instead of 39 million distances for 6,238 words.
+    cost is O(word · category · dim), instead of 39 million distances for 6,238 words. Words are multiplied with all
+    categories a block at a time; only their silhouettes in their own categories are kept.
 
     Args:
         units: vectors of length 1.
     """
-    sizes = of.sum(axis=0)
-    sums = of.T.astype(units.dtype) @ units
-    with_each = units @ sums.T  # sum of a word's cosines with each category
-    with_all = units @ units.sum(axis=0)
-    itself = np.einsum("wd,wd->w", units, units)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        within = 1 - (with_each - itself[:, None]) / (sizes - 1)
-        rest = 1 - (with_all[:, None] - with_each) / (len(units) - sizes)
-        to_each = np.where(of, np.inf, 1 - with_each / sizes)
-        nearest = np.broadcast_to(to_each.min(axis=1, keepdims=True), of.shape)
-        found = {}
-        for form, between in {"rest": rest, "nearest": np.where(np.isfinite(nearest), nearest, np.nan)}.items():
-            larger = np.maximum(within, between)
-            each = np.where(larger == 0, 0.0, (between - within) / larger)
-            found[form] = np.where(of, each, 0.0).sum(axis=0) / sizes
-    return found
+    sizes, of = member.sizes, member.of
+    sums = of.T @ units
+    every = units.sum(axis=0)
+    totals = {form: np.zeros(len(sizes)) for form in FORMS}
+    for block in row_blocks(len(units), len(sizes)):
+        rows = units[block]
+        row, column = of[block].nonzero()  # a word in one of its categories
+        with_each = rows @ sums.T  # sum of a word's cosines with each category
+        with_own = with_each[row, column]
+        itself, with_all = np.einsum("wd,wd->w", rows, rows)[row], (rows @ every)[row]
+        with_each /= sizes
+        with_each[row, column] = -np.inf
+        nearest = 1 - with_each.max(axis=1)[row]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            within = 1 - (with_own - itself) / (sizes[column] - 1)
+            rest = 1 - (with_all - with_own) / (len(units) - sizes[column])
+            for form, between in {"rest": rest, "nearest": np.where(np.isfinite(nearest), nearest, np.nan)}.items():
+                larger = np.maximum(within, between)
+                each = np.where(larger == 0, 0.0, (between - within) / larger)
+                totals[form] += np.bincount(column, weights=each, minlength=len(sizes))
+    whole = (sizes < 2) | (sizes == len(units))
+    return {form: np.where(whole, np.nan, total / sizes) for form, total in totals.items()}
 
 
 def choose_shown(member: Membership) -> dict[str, list[int]]:
@@ -175,14 +196,17 @@ def choose_shown(member: Membership) -> dict[str, list[int]]:
     These are the SHOWN largest categories that share at most a tenth of their words with an earlier one, with at most
     WORDS_SHOWN words each, evenly spaced along its list. A word of two categories is shown in the first.
     """
+    words_of = member.words_of()
     taken: dict[str, list[int]] = {}
     drawn = np.zeros(len(member.words), dtype=np.bool_)
     columns: list[int] = []
-    for column in np.argsort(-member.of.sum(axis=0), kind="stable").tolist():
-        own = member.of[:, column]
-        shared = max(((own & member.of[:, other]).sum() for other in columns), default=0)
-        places = np.flatnonzero(own & ~drawn)
-        if len(columns) == SHOWN or shared > SHARED * own.sum() or not len(places):
+    for column in np.argsort(-member.sizes, kind="stable").tolist():
+        if len(columns) == SHOWN:
+            break
+        own = words_of[column]
+        shared = max((len(np.intersect1d(own, words_of[other], assume_unique=True)) for other in columns), default=0)
+        places = own[~drawn[own]]
+        if shared > SHARED * len(own) or not len(places):
             continue
         columns.append(column)
         spaced = places[np.linspace(0, len(places) - 1, min(WORDS_SHOWN, len(places))).round().astype(int)]
@@ -191,19 +215,22 @@ def choose_shown(member: Membership) -> dict[str, list[int]]:
     return taken
 
 
-def _picture(own: Vectors, member: Membership) -> tuple[Scatter, ...]:
-    """Return the words in a plane by t-SNE (van der Maaten and Hinton 2008); None for fewer than four words."""
-    taken = choose_shown(member)
+def _picture(units: Vectors, taken: Mapping[str, Sequence[int]], member: Membership) -> tuple[Scatter, ...]:
+    """Return the words taken in a plane by t-SNE (van der Maaten and Hinton 2008); none for fewer than four words.
+
+    Args:
+        units: vectors of length 1 of these words.
+    """
     places = [place for of_category in taken.values() for place in of_category]
     groups = [name for name, of_category in taken.items() for _ in of_category]
     if len(places) < 4:
         return ()
     perplexity = min(PERPLEXITY, (len(places) - 1) / 3)
     panels = {}
-    for model, units in own.items():
+    for model, rows in units.items():
         with threadpool_limits(1):  # one thread: sums of several differ between runs; 960 words take 3 s
             tsne = TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=SEED)
-            plane = tsne.fit_transform(units[places])
+            plane = tsne.fit_transform(rows)
         panels[model] = tuple(
             Point(member.words[place], float(x), float(y), group)
             for place, group, (x, y) in zip(places, groups, plane, strict=True)

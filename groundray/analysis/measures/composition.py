@@ -5,14 +5,16 @@ As published, the phrase's own words are ranked like all others; beside that ran
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from groundray.analysis.inputs import published
-from groundray.analysis.measures.directions import Vectors, directions
+from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
 from groundray.analysis.measures.statistics import Scores, mean, measure, median, over_items, paired_tests
 from groundray.analysis.result import Analysis, Cell, Measure, Table
 
@@ -22,6 +24,16 @@ WITHOUT_OWN, LEFT_OUT = "without_own_words", "without the phrase's words"  # in 
 
 
 Paper = Mapping[tuple[str, str], tuple[published.PublishedRank, ...]]  # by phrase and target
+Units = Callable[[Int[np.ndarray, " some"]], Float[np.ndarray, "some dim"]]  # vectors of length 1 of some words
+
+
+@runtime_checkable
+class WordRows(Protocol):
+    """Rows of words, of which some are taken at a time: an array, or rows that are computed when they are taken."""
+
+    def __getitem__(self, words: Any, /) -> Any:
+        """Return the rows of some words, given their indices."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Ranked:
 
 def composition(
     of_phrases: Vectors,
-    of_words: Vectors,
+    of_words: Mapping[str, WordRows],
     phrases: Sequence[str],
     targets: Sequence[str],
     vocabulary: Sequence[str],
@@ -56,7 +68,7 @@ def composition(
 
     Args:
         of_phrases: one row for each phrase.
-        of_words: one row for each word of the vocabulary.
+        of_words: one row for each word of the vocabulary. They are taken in blocks.
         targets: target of each phrase. A target that is not in the vocabulary, or is a word of its phrase, is omitted
             and counted.
         vocabulary: distinct words.
@@ -68,10 +80,6 @@ def composition(
         ValueError: no phrase has a target in the vocabulary, the vocabulary has a word twice, the models of phrases and
             words differ, or the vectors fail `directions` (through images: a text is equally similar to all images).
     """
-    name, about = "composition", "the cosine of their vectors"
-    if through_images:
-        name, about = "composition_through_images", "the correlation of their similarities over the images of a pool"
-        of_phrases, of_words = _centred(of_phrases), _centred(of_words)
     if len(phrases) != len(targets):
         raise ValueError(f"expected a target for each of {len(phrases)} phrases, got {len(targets)}")
     if list(of_phrases) != list(of_words):
@@ -89,11 +97,26 @@ def composition(
         )
     pairs = [(phrases[row], targets[row]) for row in kept]
     numbers = np.array([place[target] for _, target in pairs])
-    own = np.zeros((len(pairs), len(vocabulary)), dtype=np.bool_)
-    for row, (phrase, _) in enumerate(pairs):
-        own[row, [place[word] for word in own_words(phrase) if word in place]] = True
-    P, W = directions(of_phrases, phrases), directions(of_words, vocabulary)
-    found = {model: ranked(P[model][kept], W[model], numbers, own) for model in P}
+    own = [(row, place[word]) for row, (phrase, _) in enumerate(pairs) for word in own_words(phrase) if word in place]
+    name, about = "composition", "the cosine of their vectors"
+    if through_images:
+        name, about = "composition_through_images", "the correlation of their similarities over the images of a pool"
+        of_phrases = {model: _centred(rows) for model, rows in of_phrases.items()}
+    check_directions(of_phrases, phrases)
+    if not through_images:
+        check_directions({model: rows for model, rows in of_words.items() if isinstance(rows, np.ndarray)}, vocabulary)
+
+    def units(model: str, words: Int[np.ndarray, " some"]) -> Float[np.ndarray, "some dim"]:
+        rows = of_words[model][words]
+        if through_images:
+            rows = _centred(rows)
+            check_directions({model: rows}, [vocabulary[int(word)] for word in words])
+        return directions(rows)
+
+    found = {
+        model: ranked(directions(rows[kept]), partial(units, model), len(vocabulary), numbers, own)
+        for model, rows in of_phrases.items()
+    }
     counts = {
         "phrases whose target is not in the vocabulary": sum(missing),
         "phrases that have their target in them": sum(inside),
@@ -111,14 +134,11 @@ def composition(
     )
 
 
-def _centred(rows: Vectors) -> Vectors:
+def _centred(rows: Float[np.ndarray, "text image"]) -> Float[np.ndarray, "text image"]:
     """Subtract the mean of each row; zero for a row that is constant up to rounding."""
-    found = {}
-    for model, values in rows.items():
-        less = values - values.mean(axis=-1, keepdims=True)
-        alike = np.ptp(values, axis=-1, keepdims=True) <= ROUNDING * np.abs(values).max(axis=-1, keepdims=True)
-        found[model] = np.where(alike, 0.0, less)
-    return found
+    less = rows - rows.mean(axis=-1, keepdims=True)
+    alike = np.ptp(rows, axis=-1, keepdims=True) <= ROUNDING * np.abs(rows).max(axis=-1, keepdims=True)
+    return np.where(alike, 0.0, less)
 
 
 def own_words(phrase: str) -> set[str]:
@@ -128,22 +148,66 @@ def own_words(phrase: str) -> set[str]:
 
 def ranked(
     of_phrases: Float[np.ndarray, "phrase dim"],
-    of_words: Float[np.ndarray, "word dim"],
+    of_words: Units,
+    count: int,
     targets: Int[np.ndarray, " phrase"],
-    own: Bool[np.ndarray, "phrase word"],
+    own: Sequence[tuple[int, int]] = (),
 ) -> Ranked:
-    """Rank each phrase's target, with and without the phrase's own words. Vectors have length 1.
+    """Rank each phrase's target, with and without the phrase's own words. Words are compared a block at a time.
 
     Args:
+        of_phrases: vectors of length 1.
+        count: number of words.
         targets: index of each phrase's target, which is not among its own words.
-        own: True for a phrase's own words.
+        own: phrase and word of each of the phrases' own words, by index.
     """
-    cosines = of_phrases @ of_words.T
-    of_target = np.take_along_axis(cosines, targets[:, None], axis=1)
-    as_near = cosines >= of_target - ROUNDING
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS].tolist()
-    nearest = [tuple((word, float(cosines[row, word])) for word in words) for row, words in enumerate(order)]
-    return Ranked(of_target[:, 0], as_near.sum(axis=1), (as_near & ~own).sum(axis=1), tuple(nearest))
+    phrases, dim = of_phrases.shape
+    of_target = np.einsum("pd,pd->p", of_phrases, of_words(targets))
+    rank, own_as_near = np.zeros((2, phrases), dtype=np.int64)
+    of_phrase, own_word = np.array(own, dtype=np.int64).reshape(-1, 2).T
+    nearest = Nearest.none()
+    for block in row_blocks(count, phrases + dim):
+        words = np.arange(block.start, block.stop)
+        cosines = of_phrases @ of_words(words).T
+        as_near = cosines >= of_target[:, None] - ROUNDING
+        rank += as_near.sum(axis=1)
+        here = (own_word >= block.start) & (own_word < block.stop)
+        own_as_near += np.bincount(
+            of_phrase[here], as_near[of_phrase[here], own_word[here] - block.start], phrases
+        ).astype(np.int64)
+        nearest = nearest.among(cosines, block.start)
+    return Ranked(of_target, rank, rank - own_as_near, nearest.by_phrase(phrases))
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The NEIGHBOURS words nearest to each phrase among those seen: by phrase, then nearest first, then by index."""
+
+    phrase: Int[np.ndarray, " near"]
+    word: Int[np.ndarray, " near"]
+    cosine: Float[np.ndarray, " near"]
+
+    @classmethod
+    def none(cls) -> Nearest:
+        return cls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))
+
+    def among(self, cosines: Float[np.ndarray, "phrase word"], first: int) -> Nearest:
+        """Return the nearest of these and of a block's words, the first of which has the index `first`."""
+        place = max(0, cosines.shape[1] - NEIGHBOURS)
+        least = np.partition(cosines, place, axis=1)[:, place, None]  # the lowest cosine that can be kept
+        row, column = np.nonzero(cosines >= least)
+        phrase, word = np.concatenate([self.phrase, row]), np.concatenate([self.word, column + first])
+        cosine = np.concatenate([self.cosine, cosines[row, column]])
+        order = np.lexsort((word, -cosine, phrase))
+        phrase = phrase[order]
+        kept = np.arange(len(phrase)) - np.searchsorted(phrase, phrase) < NEIGHBOURS
+        return Nearest(phrase[kept], word[order][kept], cosine[order][kept])
+
+    def by_phrase(self, phrases: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+        """Return the index and the cosine of the words nearest to each phrase."""
+        ends = np.searchsorted(self.phrase, np.arange(1, phrases))
+        pairs = zip(np.split(self.word, ends), np.split(self.cosine, ends), strict=True)
+        return tuple(tuple(zip(word.tolist(), cosine.tolist(), strict=True)) for word, cosine in pairs)
 
 
 def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], paper: Paper) -> list[Measure]:

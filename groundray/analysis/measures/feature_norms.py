@@ -10,6 +10,7 @@ from typing import Literal
 import joblib
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csc_array, csr_array
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -18,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from groundray.analysis.inputs import published
-from groundray.analysis.measures.directions import Vectors, checked
+from groundray.analysis.measures.directions import Vectors, check
 from groundray.analysis.measures.statistics import QUARTILES, Scores, measure, over_items, paired_tests, slug
 from groundray.analysis.result import Analysis, Measure, Spread, Table
 
@@ -57,7 +58,7 @@ def feature_norms(
     vectors: Vectors,
     concepts: Sequence[str],
     features: Sequence[str],
-    has: Bool[np.ndarray, "concept feature"],
+    has: csr_array,
     types: Sequence[str],
     options: ClassifierOptions = DEFAULT,
     left_out: Mapping[str, int] | None = None,
@@ -65,16 +66,17 @@ def feature_norms(
     """Measure how well each feature is predicted from the vectors of held-out concepts, by type of feature.
 
     Args:
-        has: which concept has which feature.
+        has: sparse matrix with a row for each concept and a column for each feature, 1 where the concept has it.
         types: type of each feature; empty if it has none.
         left_out: counts of what was omitted before; the result repeats them.
 
     Raises:
-        ValueError: no feature has enough concepts, the arguments do not fit each other, or the vectors fail `checked`.
+        ValueError: no feature has enough concepts, the arguments do not fit each other, or the vectors fail `check`.
     """
-    double = checked(vectors, concepts)
+    check(vectors, concepts)
     _check_arguments(concepts, features, has, types, options)
-    positive = has.sum(axis=0)
+    columns = has.tocsc()
+    positive = np.diff(columns.indptr)
     rare, common = positive < options.folds, len(concepts) - positive < options.folds
     usable = np.flatnonzero(~rare & ~common).tolist()
     if not usable:
@@ -83,7 +85,7 @@ def feature_norms(
             f"{len(features)}: the commonest has {max(positive, default=0)} of {len(concepts)} concepts; "
             "use fewer folds"
         )
-    scores = scored(double, has[:, usable], options)
+    scores = scored(vectors, columns[:, usable], options)
     kinds = [types[number].strip() or UNTYPED for number in usable]
     groups = _groups(kinds)
     counts = {
@@ -110,7 +112,7 @@ def feature_norms(
 def _check_arguments(
     concepts: Sequence[str],
     features: Sequence[str],
-    has: Bool[np.ndarray, "concept feature"],
+    has: csr_array,
     types: Sequence[str],
     options: ClassifierOptions,
 ) -> None:
@@ -149,17 +151,31 @@ def _table(
     return Table("F1 of each feature", ("feature", "type", "concepts", "F1 of always yes", *scores), rows)
 
 
-def scored(vectors: Vectors, has: Bool[np.ndarray, "concept feature"], options: ClassifierOptions = DEFAULT) -> Scores:
+def scored(vectors: Vectors, has: csc_array, options: ClassifierOptions = DEFAULT) -> Scores:
     """Return the held-out F1 of each feature, by model."""
-    count, processes = has.shape[1], options.processes
+    count = len(has.indptr) - 1
+    processes = options.processes
     if processes is None:
         processes = joblib.cpu_count() if count * len(vectors) * options.folds >= PARALLEL_FROM else 1
-    tasks = [(model, feature) for model in vectors for feature in range(count)]
-    f1 = joblib.Parallel(n_jobs=processes)(
-        joblib.delayed(held_out_f1)(vectors[model], has[:, feature], options.folds, options.weighting, options.strength)
-        for model, feature in tasks
-    )
-    return dict(zip(vectors, np.array(f1, dtype=np.float64).reshape(len(vectors), count), strict=True))
+
+    scores = {}
+    for model, rows in vectors.items():
+        X = rows.astype(np.float64)
+        f1 = joblib.Parallel(n_jobs=processes)(
+            joblib.delayed(held_out_f1)(
+                X, _column(has, feature, len(X)), options.folds, options.weighting, options.strength
+            )
+            for feature in range(count)
+        )
+        scores[model] = np.array(f1, dtype=np.float64)
+    return scores
+
+
+def _column(has: csc_array, feature: int, concepts: int) -> Bool[np.ndarray, " concept"]:
+    """Return which concepts have a feature."""
+    found = np.zeros(concepts, dtype=np.bool_)
+    found[has.indices[has.indptr[feature] : has.indptr[feature + 1]]] = True
+    return found
 
 
 def held_out_f1(
@@ -176,7 +192,7 @@ def held_out_f1(
         warnings.simplefilter("error", ConvergenceWarning)
         for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=SEED).split(X, has):
             classifier = make_pipeline(
-                StandardScaler(),
+                StandardScaler(copy=False),  # the rows of a fold are copies
                 LogisticRegression(C=strength, class_weight=weights, tol=TOLERANCE, max_iter=10_000),
             )
             try:

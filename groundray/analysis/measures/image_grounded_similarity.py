@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from groundray.data.batches import CaptionBatch
 from groundray.data.tokenization import WordPieceTokenizer
@@ -16,6 +16,54 @@ from groundray.model.heads import GroundingHeads
 from groundray.stage.contrastive import counted_tokens
 
 TEXTS = 512  # encoded at once
+NUMBERS = 2**25  # of the tokens and of the similarities that are held: 128 MB each in float32
+TOKENS_A_TEXT = 4  # about
+
+Similarities = Callable[[Sequence[str]], Float[np.ndarray, "text image"]]
+
+
+class WordsThroughImages:
+    """Similarities of phrases and words to the images of a pool, a part of the texts at a time.
+
+    All are computed together, in one pass over the images, if they take at most NUMBERS numbers. Of more, words are
+    computed in parts when they are taken, with a pass for each part: a table of 100,000 words and 5,000 images would
+    take 2 GB, and the words' tokens .8 GB.
+    """
+
+    def __init__(self, similarities_of: Similarities, phrases: Sequence[str], words: Sequence[str], at_once: int):
+        """Take the texts.
+
+        Args:
+            similarities_of: returns the similarity of some texts to each image.
+            at_once: number of texts that are computed together.
+        """
+        self._similarities_of, self._words, self._at_once = similarities_of, words, max(1, at_once)
+        self._held = range(0)  # words
+        if len(phrases) + len(words) <= at_once:
+            self._held = range(len(words))
+            rows = similarities_of([*phrases, *words])
+            self.of_phrases, self._rows = rows[: len(phrases)], rows[len(phrases) :]
+        else:
+            self.of_phrases = self._rows = self._in_parts(phrases)
+
+    def __getitem__(self, words: Int[np.ndarray, " some"]) -> Float[np.ndarray, "some image"]:
+        """Return the similarities of some words, given their indices. Words in order are computed once."""
+        first, last = int(words.min()), int(words.max())
+        if last - first >= self._at_once:
+            return self._in_parts([self._words[int(word)] for word in words])
+        if first not in self._held or last not in self._held:
+            self._held = range(first, min(first + self._at_once, len(self._words)))
+            self._rows = self._similarities_of(self._words[first : self._held.stop])
+        return self._rows[words - self._held.start]
+
+    def _in_parts(self, texts: Sequence[str]) -> Float[np.ndarray, "text image"]:
+        starts = range(0, len(texts), self._at_once)
+        return np.concatenate([self._similarities_of(texts[start : start + self._at_once]) for start in starts])
+
+
+def texts_at_once(images: int, width: int) -> int:
+    """Return how many texts may be compared with so many images in a space of so many dimensions."""
+    return max(1, NUMBERS // max(images, TOKENS_A_TEXT * width))
 
 
 @torch.no_grad()

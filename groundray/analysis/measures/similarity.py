@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from groundray.analysis.measures.directions import Vectors, directions
-from groundray.analysis.measures.statistics import FEWEST, measure, slug, spearman
+from groundray.analysis.measures.correlation import spearman
+from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
+from groundray.analysis.measures.statistics import FEWEST, measure, slug
 from groundray.analysis.result import Analysis, Cell, Measure, Table
 
 DIGITS = 12  # of a cosine; words beside themselves have all the same
@@ -35,7 +37,7 @@ def similarity(
         ValueError: no set has enough pairs, all scores or cosines of a set are equal, or the vectors fail
             `directions`.
     """
-    units = directions(vectors, words)
+    check_directions(vectors, words)
     place = {word: number for number, word in enumerate(words)}
     if len(place) < len(words):
         raise ValueError(f"expected each word once, got {len(words) - len(place)} again")
@@ -46,15 +48,13 @@ def similarity(
         estimates = {}
         if len(known) >= FEWEST:
             first, second = np.array([(place[one], place[other]) for one, other, _ in known]).T
-            cosines = {
-                model: np.einsum("pd,pd->p", rows[first], rows[second]).round(DIGITS) for model, rows in units.items()
-            }
+            cosines = {model: _cosines(own, first, second).round(DIGITS) for model, own in vectors.items()}
             try:
                 estimates = spearman(cosines, np.array([score for _, _, score in known], dtype=np.float64))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             measures.append(measure(f"{slug(name)}/spearman", f"{name}: Spearman rho", len(known), estimates))
-        values = (estimates[model].value if estimates else None for model in units)
+        values = (estimates[model].value if estimates else None for model in vectors)
         total = (given or {}).get(name, len(pairs))
         rows.append((name, total, len(known), _share(len(known), total), *values))
     if not measures:
@@ -70,8 +70,20 @@ def similarity(
         "similarity",
         "Spearman's rho of the cosine of two words' vectors with human scores. Intervals: bootstrap over pairs.",
         tuple(measures),
-        (Table("Pairs used and correlation", ("set", "pairs", "used", "share used", *units), tuple(rows)),),
+        (Table("Pairs used and correlation", ("set", "pairs", "used", "share used", *vectors), tuple(rows)),),
         left_out={**(left_out or {}), **{what: count for what, count in counts.items() if count}},
+    )
+
+
+def _cosines(
+    rows: Float[np.ndarray, "word dim"], first: Int[np.ndarray, " pair"], second: Int[np.ndarray, " pair"]
+) -> Float[np.ndarray, " pair"]:
+    """Return the cosine of each pair of rows."""
+    return np.concatenate(
+        [
+            np.einsum("pd,pd->p", directions(rows[first[block]]), directions(rows[second[block]]))
+            for block in row_blocks(len(first), 2 * rows.shape[1])
+        ]
     )
 
 

@@ -2,7 +2,8 @@
 
 Intervals are percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) of RESAMPLES resamples. Resample r
 is the same for every model, so that the difference of two models has an interval of its own, narrower than theirs if
-the models agree on the items. Resamples depend on SEED alone: equal items give equal intervals in every run.
+the models agree on the items. Resamples depend on SEED alone: equal items give equal intervals in every run. They are
+drawn in blocks and not kept, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -22,15 +23,13 @@ from groundray.rng import pick
 
 SEED = 801
 RESAMPLES = 1000
-AT_ONCE = 50  # resamples per array: 3 MB for 8,000 items
+# in an array of resamples: 1 MB stays in the caches; 100,000 items take four times the CPU time in arrays of 40 MB
+NUMBERS = 2**17
 ROUNDING = 1e-12  # relative differences and variances below it count as zero
 FEWEST = 3  # minimum number of items for a correlation or an interval
 
 Scores = Mapping[str, Float[np.ndarray, " item"]]  # scores of the same items, by model
-
 Figure = Callable[[Float[np.ndarray, "resample item"]], Float[np.ndarray, " resample"]]
-# a figure of resamples, given how often each item occurs in them
-AsDrawn = Callable[[Float[np.ndarray, "resample item"]], Float[np.ndarray, "resample item"]]
 
 
 @dataclass(frozen=True)
@@ -52,36 +51,6 @@ class Estimate:
         return Value(self.value, low, high)
 
 
-def pearson(
-    scores: Scores, ratings: Float[np.ndarray, " item"], units: Int[np.ndarray, " item"] | None = None
-) -> dict[str, Estimate]:
-    """Compute Pearson's r of each model's scores with the ratings.
-
-    Args:
-        units: unit of each item, numbered from 0. Items of a unit are resampled together, since they are not
-            independent, such as the rows of one word. None: each item is a unit.
-
-    Raises:
-        ValueError: there are too few items, an item is not finite, or all are equal.
-    """
-
-    def standardised(values: Float[np.ndarray, " item"]) -> AsDrawn:
-        standard = (values - values.mean()) / values.std()
-        return lambda counts: np.broadcast_to(standard, counts.shape)
-
-    return _correlations(scores, ratings, units, standardised)
-
-
-def spearman(
-    scores: Scores, ratings: Float[np.ndarray, " item"], units: Int[np.ndarray, " item"] | None = None
-) -> dict[str, Estimate]:
-    """Compute Spearman's rho of each model's scores with the ratings: Pearson's r of ranks, ties at their mean rank.
-
-    Every resample is ranked again. Arguments and errors as for `pearson`.
-    """
-    return _correlations(scores, ratings, units, lambda values: Ranking.of(values).ranks)
-
-
 def over_items(scores: Scores, figure: Figure) -> dict[str, Estimate]:
     """Compute a figure of each model's scores, such as `median`.
 
@@ -94,9 +63,15 @@ def over_items(scores: Scores, figure: Figure) -> dict[str, Estimate]:
     items = _items(scores)
     if items == 0:
         raise ValueError("expected at least one item, got none")
-    _refuse_unfinite(scores)
-    drawn = np.concatenate(list(_draws(items))) if items >= FEWEST else np.empty((0, items), dtype=np.int64)
-    return {model: Estimate(float(figure(values[None])[0]), figure(values[drawn])) for model, values in scores.items()}
+    refuse_unfinite(scores)
+    resampled: dict[str, list[Float[np.ndarray, " resample"]]] = {model: [np.empty(0)] for model in scores}
+    for drawn in draws(items) if items >= FEWEST else ():
+        for model, values in scores.items():
+            resampled[model].append(figure(values[drawn]))
+    return {
+        model: Estimate(float(figure(values[None])[0]), np.concatenate(resampled[model]))
+        for model, values in scores.items()
+    }
 
 
 def mean(values: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, " resample"]:
@@ -130,7 +105,7 @@ def paired_tests(scores: Scores) -> dict[tuple[str, str], float]:
     Raises:
         ValueError: a score is not finite.
     """
-    _refuse_unfinite(scores)
+    refuse_unfinite(scores)
     pairs = list(combinations(scores, 2))
     if _items(scores) < FEWEST:
         return {}
@@ -181,80 +156,12 @@ def measure(
     return Measure(key, name, items, values, differences, dict(published or {}))
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """Items sorted by value, equal values grouped.
-
-    Attributes:
-        order: items sorted by value.
-        starts: index in `order` at which each group of equal values begins.
-        group: group of each item.
-    """
-
-    order: Int[np.ndarray, " item"]
-    starts: Int[np.ndarray, " group"]
-    group: Int[np.ndarray, " item"]
-
-    @classmethod
-    def of(cls, values: Float[np.ndarray, " item"]) -> Ranking:
-        distinct, group = np.unique(values, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        return cls(order, np.searchsorted(group[order], np.arange(len(distinct))), group)
-
-    def ranks(self, counts: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, "resample item"]:
-        """Return the rank from 1 of each item in a resample, given how often it occurs; ties have their mean rank."""
-        sizes = np.add.reduceat(counts[:, self.order], self.starts, axis=1)
-        return (np.cumsum(sizes, axis=1) - sizes / 2 + 0.5)[:, self.group]
-
-
-def _correlations(
-    scores: Scores,
-    ratings: Float[np.ndarray, " item"],
-    units: Int[np.ndarray, " item"] | None,
-    prepare: Callable[[Float[np.ndarray, " item"]], AsDrawn],
-) -> dict[str, Estimate]:
-    """Correlate `prepare` of scores and of ratings, over all items and over each resample."""
-    _check(scores, ratings)
-    y, *X = (prepare(values) for values in (ratings, *scores.values()))
-
-    def found(counts: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, "model resample"]:
-        of_ratings = y(counts)
-        return np.stack([_correlation(counts, x(counts), of_ratings) for x in X])
-
-    numbers = np.arange(len(ratings)) if units is None else units
-    whole = found(np.ones((1, len(ratings))))[:, 0]
-    resampled = np.concatenate([found(counts) for counts in _counts(numbers)], axis=1)
-    return {
-        model: Estimate(float(value), values) for model, value, values in zip(scores, whole, resampled, strict=True)
-    }
-
-
-def _correlation(
-    counts: Float[np.ndarray, "resample item"],
-    x: Float[np.ndarray, "resample item"],
-    y: Float[np.ndarray, "resample item"],
-) -> Float[np.ndarray, " resample"]:
-    """Return Pearson's r with a count for each item; NaN if x or y is constant up to rounding."""
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    x = x - np.einsum("ri,ri->r", shares, x)[:, None]
-    y = y - np.einsum("ri,ri->r", shares, y)[:, None]
-    xx, yy, xy = (np.einsum("ri,ri,ri->r", shares, one, other) for one, other in ((x, x), (y, y), (x, y)))
-    varied = (xx > ROUNDING) & (yy > ROUNDING)
-    return np.where(varied, np.clip(xy / np.sqrt(np.where(varied, xx * yy, 1.0)), -1, 1), np.nan)
-
-
-def _draws(units: int) -> Iterator[Int[np.ndarray, "resample unit"]]:
-    """Return the units of each resample, with repeats."""
-    for start in range(0, RESAMPLES, AT_ONCE):
-        resample = np.arange(start, min(start + AT_ONCE, RESAMPLES), dtype=np.uint64)[:, None]
+def draws(units: int) -> Iterator[Int[np.ndarray, "resample unit"]]:
+    """Yield the units of each resample, with repeats, in arrays of NUMBERS numbers or of one resample."""
+    at_once = max(1, NUMBERS // units)
+    for start in range(0, RESAMPLES, at_once):
+        resample = np.arange(start, min(start + at_once, RESAMPLES), dtype=np.uint64)[:, None]
         yield pick(units, SEED, resample, np.arange(units, dtype=np.uint64))
-
-
-def _counts(units: Int[np.ndarray, " item"]) -> Iterator[Float[np.ndarray, "resample item"]]:
-    """Return how often each item occurs in each resample."""
-    count = int(units.max()) + 1
-    for drawn in _draws(count):
-        yield np.stack([np.bincount(one, minlength=count) for one in drawn]).astype(np.float64)[:, units]
 
 
 def _items(scores: Scores) -> int:
@@ -264,20 +171,8 @@ def _items(scores: Scores) -> int:
     return len(next(iter(scores.values())))
 
 
-def _check(scores: Scores, ratings: Float[np.ndarray, " item"]) -> None:
-    everything = {"the ratings": ratings, **{f"the scores of model {model!r}": one for model, one in scores.items()}}
-    items = _items(scores)
-    if items < FEWEST:
-        raise ValueError(f"expected at least {FEWEST} items for a correlation, got {items}")
-    _refuse_unfinite(everything)
-    for name, values in everything.items():
-        if np.ptp(values) <= ROUNDING * np.abs(values).max():
-            raise ValueError(
-                f"expected {name} to differ, got {values[0]:g} for all {items} items: a constant has no correlation"
-            )
-
-
-def _refuse_unfinite(scores: Scores) -> None:
+def refuse_unfinite(scores: Scores) -> None:
+    """Raise ValueError if a number is NaN or infinite."""
     for name, values in scores.items():
         if bad := int((~np.isfinite(values)).sum()):
             raise ValueError(f"expected finite numbers, got {bad} NaN or infinite of {len(values)} in {name}")

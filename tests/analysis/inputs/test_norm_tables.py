@@ -119,7 +119,7 @@ def test_features(write: Write) -> None:
     found = read_features(file, min_people=2)
     assert found.concepts == ("dog", "cat", "owl")
     assert found.features == ("barks", "is soft")
-    assert found.has.tolist() == [[True, True], [False, True], [False, False]]
+    assert found.has.toarray().tolist() == [[True, True], [False, True], [False, False]]
     assert found.types == ("", "")
     assert found.left_out == {
         "features of concepts that fewer than 2 people named": 1,
@@ -153,7 +153,7 @@ def test_features_as_mcrae_published_them(write: Write) -> None:
         "an appliance": "taxonomic",
         "is expensive": "encyclopaedic",
     }
-    assert found.has[:, found.features.index("beh - flies")].tolist() == [False, False, True]
+    assert found.has.toarray()[:, found.features.index("beh - flies")].tolist() == [False, False, True]
     assert found.left_out == {"concepts that are the same word as another": 2}
 
 
@@ -168,7 +168,7 @@ def test_features_as_buchanan_published_them(write: Write) -> None:
     rows = ("b,dog,barking,bark,12,20,60", "b,dog,barks,bark,8,20,60", "b,cat,meows,meow,4,4,60")
     found = read_features(write(names, *rows), min_people=10)
     assert found.features == ("bark",)
-    assert found.has.tolist() == [[True], [False]]
+    assert found.has.toarray().tolist() == [[True], [False]]
     assert found.left_out == {
         "features of concepts that fewer than 10 people named": 1,
         "features that a concept has twice": 1,
@@ -297,7 +297,7 @@ def test_the_embedded_worlds_norms(world: SmallWorld) -> None:
     found = zip(categories.category, categories.word, categories.concreteness.tolist(), strict=True)
     assert list(found) == list(ground_truth.categories())
     features = read_features(folder / "features.csv")
-    has = {(c, f) for c, row in enumerate(features.has.tolist()) for f, one in enumerate(row) if one}
+    has = {(c, f) for c, row in enumerate(features.has.toarray().tolist()) for f, one in enumerate(row) if one}
     named = {(features.concepts.index(c), features.features.index(f)) for c, f, _, _ in ground_truth.features()}
     assert has == named
     assert dict(zip(features.features, features.types, strict=True)) == {

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 
+from groundray.analysis.measures import directions
 from groundray.analysis.measures.categories import Membership, categories, choose_shown, silhouettes
 
 
@@ -27,7 +28,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def by_form(vectors: np.ndarray, words: list[str], of: list[str]) -> dict[str, np.ndarray]:
     member = Membership.by(words, of)
-    return silhouettes(unit(vectors)[member.first], member.of)
+    return silhouettes(unit(vectors)[member.first], member)
 
 
 def test_silhouettes_are_scikit_learns() -> None:
@@ -63,6 +64,26 @@ def test_silhouettes_are_those_of_all_pairs(data: st.DataObject) -> None:
         if all(any(word not in others for others in members.values()) for word in own):
             naive = reference.silhouette(vectors, members, category, "nearest")
             assert found["nearest"][number] == pytest.approx(naive)
+
+
+@pytest.mark.parametrize("numbers", [1, 40, 2**21])
+def test_silhouettes_in_blocks_are_those_of_whole_matrices(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    """Words of several categories, a category of one word and one of all words."""
+    monkeypatch.setattr(directions, "NUMBERS", numbers)
+    draw = np.random.default_rng(4)
+    of = draw.random((50, 7)) < 0.3
+    of[:, 5], of[:, 6] = np.arange(50) == 3, True
+    rows = np.argwhere(of)
+    member = Membership.by([f"w{word:02d}" for word, _ in rows], [f"c{category}" for _, category in rows])
+    assert np.array_equal(member.of.toarray() > 0, of[:, [int(name[1:]) for name in member.categories]])
+    assert [words.tolist() for words in member.words_of()] == [
+        np.flatnonzero(of[:, int(name[1:])]).tolist() for name in member.categories
+    ]
+    units = unit(draw.normal(size=(50, 6)))
+    found, expected = silhouettes(units, member), reference.dense_silhouettes(units, member.of.toarray() > 0)
+    for form, values in expected.items():
+        np.testing.assert_allclose(found[form], values, rtol=0, atol=1e-12)
+    assert np.isfinite(found["rest"]).sum() == 5
 
 
 def test_a_silhouette_by_hand() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundray.analysis.inputs import published
-from groundray.analysis.measures.composition import composition
+from groundray.analysis.measures import directions
+from groundray.analysis.measures.composition import NEIGHBOURS, ROUNDING, composition, ranked
 from groundray.analysis.result import Analysis
 
 WORDS = ("horse", "zebra", "striped", "mare", "apple")
@@ -83,6 +85,26 @@ def test_ranks_are_those_of_sorting(seed: int, count: int) -> None:
     assert values(found)["rank/within_3"] == pytest.approx(np.mean([rank <= 3 for rank in ranks]))
     others = [row[3] for row in rows(found, "Rank of each target")]
     assert values(found)["without_own_words/rank/median"] == np.median(others)
+
+
+@pytest.mark.parametrize("numbers", [1, 60, 2**21])
+@pytest.mark.parametrize("count", [3, 8, 100])
+def test_words_in_blocks_are_those_of_a_whole_sort(monkeypatch: pytest.MonkeyPatch, numbers: int, count: int) -> None:
+    """Cosines are -1, 0 or 1, so that most words are as near as others: the first of them stand first."""
+    monkeypatch.setattr(directions, "NUMBERS", numbers)
+    draw = np.random.default_rng(count)
+    P, W = (np.eye(3)[draw.integers(3, size=many)] * draw.choice([-1.0, 1.0], (many, 1)) for many in (12, count))
+    targets = draw.integers(count, size=12)
+    own = draw.random((12, count)) < 0.2
+    own[np.arange(12), targets] = False
+    found = ranked(P, W.__getitem__, count, targets, [(phrase, word) for phrase, word in np.argwhere(own).tolist()])
+    ranks, without, order = reference.dense_ranks(P @ W.T, targets, own, ROUNDING, NEIGHBOURS)
+    assert (found.rank.tolist(), found.rank_without_own.tolist()) == (ranks, without)
+    assert [[word for word, _ in near] for near in found.nearest] == order
+    assert [[cosine for _, cosine in near] for near in found.nearest] == [
+        (P @ W.T)[phrase, words].tolist() for phrase, words in enumerate(order)
+    ]
+    assert found.cosine.tolist() == [(P @ W.T)[phrase, word] for phrase, word in enumerate(targets)]
 
 
 def test_through_images_texts_are_near_that_suit_the_same_images() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
+from scipy.sparse import csc_array, csr_array
 from sklearn.model_selection import StratifiedKFold
 
 from groundray.analysis.measures.feature_norms import SEED, ClassifierOptions, feature_norms, held_out_f1, scored
@@ -44,7 +45,7 @@ def test_f1_is_that_of_the_classifier_written_out(weighting, dim: int) -> None:
 
 def test_a_feature_that_the_vectors_tell_scores_and_chance_does_not() -> None:
     vectors, has = made(120)
-    f1 = scored({"m": vectors}, has)["m"]
+    f1 = scored({"m": vectors}, csc_array(has))["m"]
     assert f1[0] > 0.85
     assert f1[1:].max() < 0.6
 
@@ -52,7 +53,7 @@ def test_a_feature_that_the_vectors_tell_scores_and_chance_does_not() -> None:
 def test_processes_do_not_change_the_scores() -> None:
     vectors, has = made()
     models = {"m": vectors, "n": vectors**2}
-    alone, both = (scored(models, has, ClassifierOptions(processes=processes)) for processes in (1, 2))
+    alone, both = (scored(models, csc_array(has), ClassifierOptions(processes=processes)) for processes in (1, 2))
     for model in models:
         np.testing.assert_array_equal(alone[model], both[model])
 
@@ -61,8 +62,8 @@ def test_quartiles_by_type_and_paired_tests() -> None:
     vectors, has = made()
     models = {"m": vectors, "n": np.roll(vectors, 1, axis=0)}
     types = ["visual", "visual", "visual", "taxonomic", "taxonomic", "smell of it"]
-    found = feature_norms(models, names(40, "concept"), names(6, "feature"), has, types)
-    f1 = scored(models, has)
+    found = feature_norms(models, names(40, "concept"), names(6, "feature"), csr_array(has), types)
+    f1 = scored(models, csc_array(has))
     by_key = {one.key: one for one in found.measures}
     assert list(by_key)[::3] == [
         "f1/all/lower_quartile",
@@ -91,12 +92,14 @@ def test_quartiles_by_type_and_paired_tests() -> None:
 
 def test_untyped_features_are_one_group() -> None:
     vectors, has = made()
-    found = feature_norms({"m": vectors}, names(40, "concept"), names(6, "feature"), has, [""] * 6)
+    found = feature_norms({"m": vectors}, names(40, "concept"), names(6, "feature"), csr_array(has), [""] * 6)
     assert {one.key for one in found.measures} == {
         f"f1/all/{name}" for name in ("lower_quartile", "median", "upper_quartile")
     }
     assert {row[1] for row in found.tables[0].rows} == {"untyped"}
-    mixed = feature_norms({"m": vectors}, names(40, "concept"), names(6, "feature"), has, ["", *["visual"] * 5])
+    mixed = feature_norms(
+        {"m": vectors}, names(40, "concept"), names(6, "feature"), csr_array(has), ["", *["visual"] * 5]
+    )
     assert list(mixed.pictures[0].groups) == ["all", "visual", "untyped"]
 
 
@@ -106,7 +109,7 @@ def test_features_of_one_concept_or_of_nearly_all_are_left_out_and_counted() -> 
     has[:, 2] = True
     has[:, 3] = np.arange(40) > 2
     found = feature_norms(
-        {"m": vectors}, names(40, "concept"), names(6, "feature"), has, ["visual"] * 6, left_out={"rare": 2}
+        {"m": vectors}, names(40, "concept"), names(6, "feature"), csr_array(has), ["visual"] * 6, left_out={"rare": 2}
     )
     assert found.left_out == {
         "rare": 2,
@@ -118,7 +121,7 @@ def test_features_of_one_concept_or_of_nearly_all_are_left_out_and_counted() -> 
     with pytest.raises(
         ValueError, match="expected a feature that at least 5 concepts have and 5 do not, got none of 1"
     ):
-        feature_norms({"m": vectors}, names(40, "concept"), ["rare"], one, ["visual"])
+        feature_norms({"m": vectors}, names(40, "concept"), ["rare"], csr_array(one), ["visual"])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_features_of_one_concept_or_of_nearly_all_are_left_out_and_counted() -> 
     [
         ({"vectors": {"m": np.full((40, 12), np.nan)}}, "model 'm': expected finite vectors"),
         ({"vectors": {}}, "the vectors of at least one model"),
-        ({"has": np.zeros((40, 5), dtype=bool)}, r"got \(40, 5\) and 6 types"),
+        ({"has": csr_array((40, 5))}, r"got \(40, 5\) and 6 types"),
         ({"types": ["visual"]}, r"got \(40, 6\) and 1 types"),
         ({"options": ClassifierOptions(folds=1)}, "at least 2 folds"),
         ({"options": ClassifierOptions(strength=0.0)}, "a strength above 0"),
@@ -139,7 +142,7 @@ def test_invalid_input_is_refused(change: dict, message: str) -> None:
         "vectors": {"m": vectors},
         "concepts": names(40, "concept"),
         "features": names(6, "feature"),
-        "has": has,
+        "has": csr_array(has),
         "types": ["visual"] * 6,
     } | change
     with pytest.raises(ValueError, match=message):

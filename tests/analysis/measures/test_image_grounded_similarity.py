@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import reference
@@ -9,7 +11,11 @@ import torch
 from conftest import SmallWorld
 
 from groundray import config
-from groundray.analysis.measures.image_grounded_similarity import similarities
+from groundray.analysis.measures.image_grounded_similarity import (
+    WordsThroughImages,
+    similarities,
+    texts_at_once,
+)
 from groundray.data.batches import CaptionBatch
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.model.grounded import GroundedModel
@@ -62,3 +68,29 @@ def test_one_image_says_nothing(grounded: tuple[GroundedModel, WordPieceTokenize
     model, tokenizer = grounded
     with pytest.raises(ValueError, match="expected at least 2 images, got 1"):
         similarities(model, tokenizer, TEXTS, batches(1), "dot", True)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 7, 13, 100])
+def test_words_in_parts_are_those_of_one_table(at_once: int) -> None:
+    """Three phrases and ten words, each with two numbers that tell which it is."""
+    phrases, words = ["100", "101", "102"], [str(number) for number in range(10)]
+    table = np.array([[float(text), float(text) / 7] for text in (*words, *phrases)])
+    passes: list[int] = []
+
+    def similarities_of(texts: Sequence[str]) -> np.ndarray:
+        passes.append(len(texts))
+        return table[[(*words, *phrases).index(text) for text in texts]]
+
+    rows = WordsThroughImages(similarities_of, phrases, words, at_once)
+    assert np.array_equal(rows.of_phrases, table[10:])
+    for numbers in ([7, 0, 3], [0, 1, 2], [3, 4, 5], [6, 7], [8, 9]):
+        assert np.array_equal(rows[np.array(numbers)], table[numbers])
+    assert max(passes) <= at_once
+    if at_once >= 13:
+        assert passes == [13]
+
+
+def test_texts_at_once_hold_128_mb() -> None:
+    assert texts_at_once(images=5_000, width=768) == 2**25 // 5_000
+    assert texts_at_once(images=200, width=768) == 2**25 // (4 * 768)
+    assert texts_at_once(images=2**30, width=768) == 1

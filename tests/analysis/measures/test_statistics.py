@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundray.analysis.measures import statistics
+from groundray.analysis.measures.correlation import correlations, pearson, spearman
 from groundray.analysis.measures.statistics import (
     SEED,
     Estimate,
@@ -19,9 +20,7 @@ from groundray.analysis.measures.statistics import (
     median,
     over_items,
     paired_tests,
-    pearson,
     slug,
-    spearman,
 )
 
 SCIPY = {pearson: scipy.stats.pearsonr, spearman: scipy.stats.spearmanr}
@@ -65,6 +64,22 @@ def test_resamples_are_those_written_out(correlation, units: np.ndarray) -> None
         naive = reference.resampled(lambda x, y: r(correlation, x, y), values, y, units, SEED, 60)
         np.testing.assert_allclose(found[model].resampled[:60], naive, atol=1e-12)
     assert found["m"].resampled.shape == (statistics.RESAMPLES,)
+
+
+@BOTH
+def test_columns_share_resamples_in_blocks_of_any_size(correlation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns together are those alone; the size of a block changes rounding alone."""
+    x, y = made(30, 0.5)
+    units = np.arange(30) // 2
+    scores = {"a": np.stack([x, -x.round()], axis=1), "b": np.stack([x**2, x + y], axis=1)}
+    together = correlations(scores, y, units)
+    monkeypatch.setattr(statistics, "NUMBERS", 70)
+    for column, found in enumerate(together):
+        alone = correlation({model: table[:, column] for model, table in scores.items()}, y, units)
+        for model, estimate in alone.items():
+            of_column = found[correlation.__name__][model]
+            assert of_column.value == pytest.approx(estimate.value, abs=1e-13)
+            np.testing.assert_allclose(of_column.resampled, estimate.resampled, rtol=0, atol=1e-13)
 
 
 @BOTH
@@ -143,11 +158,13 @@ def test_quartiles_are_numpys(values: list[float]) -> None:
         assert (found.with_interval().low is None) == (len(values) < 3)
 
 
-def test_a_medians_interval_is_that_of_the_resamples_written_out() -> None:
+def test_a_medians_interval_is_that_of_the_resamples_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = made(25, 0.0)
     found = over_items({"m": x, "shifted": x + 1}, median)
     naive = reference.resampled(lambda x, _: float(np.median(x)), x, x, np.arange(25), SEED, 60)
     np.testing.assert_allclose(found["m"].resampled[:60], naive)
+    monkeypatch.setattr(statistics, "NUMBERS", 40)
+    assert np.array_equal(over_items({"m": x}, median)["m"].resampled, found["m"].resampled)
     shift = (found["shifted"] - found["m"]).with_interval()
     assert (shift.low, shift.value, shift.high) == pytest.approx((1, 1, 1))
 
