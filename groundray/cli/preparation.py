@@ -243,7 +243,8 @@ class _Preparation:
                 first = first or record.first
                 record.copy_rejected(opened.records, number, lines)
         if not shards:
-            raise ValueError(f"{shown}: none of the {samples} can be used: {summary(rejected)}")
+            why = f" (the first: {first.what} {first.id}, {first.detail})" if first else ""
+            raise ValueError(f"{shown}: none of the {samples} can be used: {summary(rejected)}{why}")
         if first and self._options.strict:
             raise CommandFailed(
                 f"{summary(rejected)} (the first: {first.what} {first.id}, {first.detail}); "

@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow.fs as pafs
 
-from groundray.credentials import refusal
+from groundray.credentials import redacted, refusal
 from groundray.storage import object_store, seals
 from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 
@@ -75,9 +75,16 @@ class Folder:
             return Folder(pafs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
         if not object_store.is_store(text) and (problem := refusal(text)):
             raise ValueError(problem)
-        filesystem, path = (
-            object_store.open_store(text) if object_store.is_store(text) else pafs.FileSystem.from_uri(text)
-        )
+        if object_store.is_store(text):
+            filesystem, path = object_store.open_store(text)
+        else:
+            try:
+                filesystem, path = pafs.FileSystem.from_uri(text)
+            except ValueError as error:  # such as a web address
+                raise ValueError(
+                    f"{redacted(text)}: expected a path, or a URL s3:// or gs://; download what is on the web first "
+                    f"({redacted(str(error))})"
+                ) from None
         return Folder(filesystem, posixpath.normpath(path))
 
     @staticmethod

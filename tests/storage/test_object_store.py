@@ -46,8 +46,9 @@ def test_url_with_other_parts_raises_without_showing_them(url: str) -> None:
 
 
 def test_unknown_scheme_raises() -> None:
-    with pytest.raises(ValueError, match="ftp"):
-        Folder.at("ftp://host/x")
+    for url in ("ftp://host/x", "https://host/x"):
+        with pytest.raises(ValueError, match=f"{url}: expected a path, or a URL s3:// or gs://"):
+            Folder.at(url)
 
 
 def seconds_to_fail(url: str, what: str) -> float:

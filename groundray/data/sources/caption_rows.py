@@ -1,4 +1,4 @@
-"""Captions and images of tables: rows are joined by image on disk, and parts of them are read."""
+"""Images of tables with captions or a class: rows are joined by image on disk, and parts of them are read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from groundray.credentials import redacted
 from groundray.data.image_decoder import UnusableImage
 from groundray.data.sources.caption_lists import caption_list
 from groundray.data.sources.caption_text import caption_problem, cleaned, short
+from groundray.data.sources.held_out import is_held_out
 from groundray.data.sources.image_files import MAX_BYTES, EncodedImage, read_image
 from groundray.data.sources.json_values import as_integer, is_text
 from groundray.data.sources.protocol import Row, Split, Work, parts_of
@@ -41,7 +42,7 @@ WHERE +split = ? AND {} EXISTS (SELECT 1 FROM captions WHERE image = images.rowi
 
 @dataclass(frozen=True)
 class TableImage:
-    """An image of a table with all of its usable captions, in the order of the rows.
+    """An image of a table with all of its usable captions, in the order of the rows; or with its class alone.
 
     Attributes:
         file: number of the table's file that has its first row.
@@ -76,17 +77,22 @@ class TablePart:
         files: paths or URLs of the table's files.
         column: of the images.
         folder: where the images are that the table names.
+        classes: names of all classes; None of a table of captions.
     """
 
     files: tuple[str, ...]
     column: str
     folder: Folder
     images: tuple[TableImage, ...]
+    classes: tuple[str, ...] | None = None
 
     def rows(self, reading: Reading) -> Iterator[Row]:
         read = partial(_read, self.folder, lru_cache(Folder.at))
+        labels = {name: label for label, name in enumerate(self.classes or ())}
         for cell, checked in reading.images(self._cells(), read):
-            yield {**checked.row(cell.id), "captions": list(cell.image.captions)}
+            texts = cell.image.captions
+            said = {"captions": list(texts)} if self.classes is None else {"label": labels[texts[0]]}
+            yield {**checked.row(cell.id), **said}
 
     def _cells(self) -> Iterator[_Cell]:
         for (number, named), group in groupby(self.images, key=lambda image: (image.file, image.name is not None)):
@@ -139,16 +145,23 @@ class CaptionRows:
         files: paths or URLs of the files.
         folder: of the images that are named.
         splits: names of the data sets.
+        val_fraction: fraction of the images that go to the second of two data sets, whatever their rows say.
 
     Attributes:
         rejected: what cannot be used, for each of the splits; the first has the rows without a split too.
     """
 
     def __init__(
-        self, files: Sequence[str], columns: Columns, folder: Folder, splits: Sequence[str], work: Work
+        self,
+        files: Sequence[str],
+        columns: Columns,
+        folder: Folder,
+        splits: Sequence[str],
+        work: Work,
+        val_fraction: float | None = None,
     ) -> None:
         self._files, self._labels = tuple(files), list(short_names(files, ()))
-        self._columns, self._folder, self._work = columns, folder, work
+        self._columns, self._folder, self._work, self._val_fraction = columns, folder, work, val_fraction
         self._table = Table(work.scratch, SCHEMA)
         self._splits = {name: number for number, name in enumerate(splits)}
         self.rejected = [RejectedLog() for _ in splits]
@@ -161,6 +174,7 @@ class CaptionRows:
             split: of all rows; None where a column says it.
         """
         columns, named = self._columns, self._columns.image not in file.binary
+        classes = file.class_names(columns.label) if columns.label else []
         for row in file.rows(columns.named if named else columns.texts):
             at = f"{self._labels[number]}:{row.number}"
             if row.reason:
@@ -171,33 +185,45 @@ class CaptionRows:
                 detail = f"expected the name of a split as {columns.split}, got {row.values.get(columns.split or '')!r}"
                 self.rejected[0].append(Rejected("row", at, "no split", detail))
                 continue
-            log = self.rejected[self._splits[place]]
-            image = self._image(self._splits[place], number, row, named, at, log)
-            if image is not None:
-                self._add_captions(image, row.values.get(columns.caption), at, log)
+            name = self._name(row.values[columns.image]) if named else None
+            id = self._id(row, name, at)
+            to = self._splits[place]
+            if not is_text(id) or not id or (named and not name):
+                detail = f"expected an image and its id, got {short(row.values)}"
+                self.rejected[to].append(Rejected("row", at, "malformed", detail))
+                continue
+            if self._val_fraction is not None:
+                to = int(is_held_out(id, self._val_fraction))
+            log = self.rejected[to]
+            image = self._image(to, number, row.number, id, name, log)
+            if image is None:
+                continue
+            if columns.label:
+                self._add_class(image, row.values.get(columns.label), classes, at, log)
+            else:
+                self._add_captions(image, row.values.get(columns.caption or ""), at, log)
 
     def reject(self, split: str, item: Rejected) -> None:
         """Add what cannot be used of a split."""
         self.rejected[self._splits[split]].append(item)
 
-    def _image(self, split: int, file: int, row: TableRow, named: bool, at: str, log: Rejections) -> int | None:
-        """Return the number of a row's image, which is added if it is new; None if the row has none."""
-        name = self._name(row.values[self._columns.image]) if named else None
-        id = redacted(name) if name and "://" in name else name if named else at
+    def _id(self, row: TableRow, name: str | None, at: str) -> Any:
+        """Return the id of a row's image, which need not be usable."""
         if self._columns.id:
             value = row.values.get(self._columns.id)
             number = None if isinstance(value, str) else as_integer(value)
-            id = str(number) if number is not None else value
-        if not is_text(id) or not id or (named and not name):
-            log.append(Rejected("row", at, "malformed", f"expected an image and its id, got {short(row.values)}"))
-            return None
+            return str(number) if number is not None else value
+        return redacted(name) if name and "://" in name else name or at
+
+    def _image(self, split: int, file: int, row: int, id: str, name: str | None, log: Rejections) -> int | None:
+        """Return the number of an image, which is added if it is new; None if its id is that of another."""
         found = self._table.row("SELECT rowid, name FROM images WHERE split = ? AND id = ?", split, id)
         if found and found[1] != name:
             detail = f"the id of {redacted(str(found[1]))!r} is repeated at {redacted(str(name))!r}"
             log.append(Rejected("image", id, "duplicate id", detail))
             return None
         if not found:
-            self._table.add("INSERT INTO images VALUES (?, ?, ?, ?, ?)", split, id, file, row.number, name)
+            self._table.add("INSERT INTO images VALUES (?, ?, ?, ?, ?)", split, id, file, row, name)
             found = self._table.row("SELECT last_insert_rowid()")
         return found[0]
 
@@ -217,6 +243,35 @@ class CaptionRows:
             else:
                 self._table.add("INSERT INTO captions VALUES (?, ?)", image, cleaned(caption))
 
+    def _add_class(self, image: int, value: Any, names: Sequence[str], at: str, log: Rejections) -> None:
+        """Add the class of an image, which has one. It is kept as its only caption.
+
+        Args:
+            names: of classes that the column numbers; empty if the column has the names themselves.
+        """
+        number = None if isinstance(value, str) else as_integer(value)
+        if names and number is not None:
+            name = names[number] if 0 <= number < len(names) else ""
+        else:
+            name = str(number) if number is not None else cleaned(value) if is_text(value) else ""
+        found = self._table.row("SELECT caption FROM captions WHERE image = ?", image)
+        if not name:
+            detail = f"expected the name or number of a class, got {short(value)}"
+            log.append(Rejected("row", at, "no class", detail))
+        elif not found:
+            self._table.add("INSERT INTO captions VALUES (?, ?)", image, name)
+        elif found[0] != name:
+            detail = f"its image has the class {found[0]!r} in an earlier row, got {name!r}"
+            log.append(Rejected("row", at, "two classes", detail))
+
+    def _classes(self) -> tuple[str, ...] | None:
+        """Return the classes of all splits, numbers by their value and names in alphabetical order."""
+        if not self._columns.label:
+            return None
+        names = [name for (name,) in self._table.rows("SELECT DISTINCT caption FROM captions ORDER BY caption")]
+        numbers = all(re.fullmatch(r"-?\d{1,18}", name) for name in names)
+        return tuple(sorted(names, key=int) if numbers else names)
+
     def images(self, split: str) -> Iterator[TableImage]:
         """Yield the images of a split that have captions."""
         for image, id, file, row, name in self._table.rows(IN_ORDER.format(""), self._splits[split]):
@@ -232,18 +287,20 @@ class CaptionRows:
         Raises:
             ValueError: a split has no image with a usable caption.
         """
+        classes, what = self._classes(), "class" if self._columns.label else "caption"
         for (name, number), folder in zip(self._splits.items(), folders, strict=True):
             log = self.rejected[number]
             for _, id, *_ in self._table.rows(IN_ORDER.format("NOT"), number):
-                log.append(Rejected("image", id, "no caption", "no row has a usable caption of this image"))
+                log.append(Rejected("image", id, f"no {what}", f"no row has a usable {what} of this image"))
             query = "SELECT count(*) FROM images WHERE split = ? AND rowid IN (SELECT image FROM captions)"
             (count,) = self._table.row(query, number)
             if not count:
                 where = f"split {name!r} of {self._files[0]}" if len(self._splits) > 1 else ", ".join(self._files[:3])
-                raise ValueError(f"{where} has no image with a usable caption: {summary(log.tally)}")
-            make = partial(TablePart, self._files, self._columns.image, self._folder)
+                raise ValueError(f"{where} has no image with a usable {what}: {summary(log.tally)}")
+            make = partial(TablePart, self._files, self._columns.image, self._folder, classes=classes)
             parts = parts_of(self.images(name), make, self._work.limit)
-            yield Split(folder, "captions", parts, total=self._work.limited(count), rejected=log)
+            kind, words = ("captions", {}) if classes is None else ("labelled_images", {"classes": classes})
+            yield Split(folder, kind, parts, words, self._work.limited(count), log)
 
 
 def split_of(value: Any) -> str | None:

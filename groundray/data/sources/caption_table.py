@@ -1,4 +1,5 @@
-"""Tables of captions: CSV, TSV, JSON lines, or Parquet such as a model hub serves, with images as files or as bytes."""
+"""Tables of captions or classes: CSV, TSV, JSON lines, or Parquet such as a model hub serves, with images as files or
+as bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from groundray.data.sources.caption_rows import CaptionRows, split_of
+from groundray.data.sources.held_out import add_val_fraction, val_fraction_of
 from groundray.data.sources.protocol import Inputs, Source, Split, Work
 from groundray.data.sources.table_columns import Columns, add_options, find_columns, has_columns
 from groundray.data.sources.table_files import ENDS, ParquetFile, TableFile, open_table
@@ -27,7 +29,7 @@ class CaptionTable(Source):
         "Write shards from tables of images and captions. A row has an image (a path, a URL s3:// or gs://, or bytes) "
         "and a caption or a list of captions; rows of the same image are joined. Columns have well-known names or are "
         "named by options. A column `split`, or files such as train-00000-of-00012.parquet and test-..., give a data "
-        "set for each split in a folder of its name."
+        "set for each split in a folder of its name. With --label-column a row has an image and a class."
     )
     captions = True
 
@@ -44,6 +46,7 @@ class CaptionTable(Source):
             "--images", metavar="DIR", help="folder or URL of the images that are named (default: that of the files)"
         )
         add_options(parser)
+        add_val_fraction(parser)
         parser.add_argument(
             "--columns", nargs="+", metavar="NAME", help="names of all columns, of text files without a row of names"
         )
@@ -52,25 +55,36 @@ class CaptionTable(Source):
         options = self.options
         choices = {
             name: getattr(options, name)
-            for name in ("image_column", "caption_column", "id_column", "split_column", "columns")
+            for name in ("image_column", "caption_column", "label_column", "id_column", "split_column", "columns")
             if getattr(options, name)
         }
+        if options.label_column and options.drop_duplicate_captions:
+            raise ValueError("--drop-duplicate-captions: expected a table of captions, got --label-column")
+        if (fraction := val_fraction_of(options)) is not None:
+            choices["val_share"] = fraction
         large = [url for url in self._urls if url.lower().endswith(ParquetFile.ENDS)]
         texts = [url for url in self._urls if url not in large]
         images = [options.images] if options.images else []
         return Inputs(texts, images, choices=choices, large_files=short_names(large, ()))
 
     def folders(self) -> Sequence[str]:
+        if self.options.val_fraction is not None:
+            return ["train", "val"]
         return self._splits if len(self._splits) > 1 else ["."]
 
     def splits(self, work: Work) -> Iterable[Split]:
-        columns, names = self._columns, self._splits
+        columns, names, fraction = self._columns, self._splits, self.options.val_fraction
+        if fraction is not None:
+            if len(names) > 1:
+                raise ValueError(f"--val-fraction: expected a table without splits, got {', '.join(names)}")
+            names = ["train", "val"]
         for role, title in vars(columns).items():
             if title:
                 work.tell(f"column {role}: {title}")
-        rows = CaptionRows(self._urls, columns, Folder.at(self._images), names, work)
+        rows = CaptionRows(self._urls, columns, Folder.at(self._images), names, work, fraction)
         for number, file in enumerate(work.track(self._files, "files")):
-            rows.add(number, file, None if columns.split else _split_of_file(file.url))
+            split = None if columns.split else _split_of_file(file.url)
+            rows.add(number, file, split if fraction is None else names[0])
         return rows.splits(self.folders())
 
     @cached_property

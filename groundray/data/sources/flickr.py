@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 from groundray.data.sources.caption_rows import CaptionRows
@@ -72,11 +72,12 @@ class FlickrFile(TableFile):
                     yield TableRow(line.number, {}, "malformed", detail)
 
     def _delimited_rows(self) -> Iterator[TableRow]:
-        options = argparse.Namespace(image_column=None, caption_column=None, id_column=None, split_column=None)
+        options = argparse.Namespace(**{f"{each.name}_column": None for each in fields(Columns)})
         file = DelimitedFile(self.url, None, lambda titles: has_columns(titles, options))
         found = find_columns(file.columns, [], options, self.url)
-        for row in file.rows((found.image, found.caption)):
-            values = {"image": row.values.get(found.image), "caption": row.values.get(found.caption)}
+        image, caption = found.image, found.caption or ""
+        for row in file.rows((image, caption)):
+            values = {"image": row.values.get(image), "caption": row.values.get(caption)}
             yield row if row.reason else row._replace(values=values)
 
 

@@ -1,4 +1,7 @@
-"""Which columns of a table hold images, captions, ids and splits: as options say, or by well-known names."""
+"""Which columns of a table hold images, captions, ids and splits: as options say, or by well-known names.
+
+A column of classes in place of captions is always named by an option.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,15 @@ class Columns:
     """Names of the columns of a table; None for one that it does not have."""
 
     image: str
-    caption: str
+    caption: str | None
     id: str | None
     split: str | None
+    label: str | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
         """The columns other than that of the image."""
-        return tuple(dict.fromkeys(name for name in (self.caption, self.id, self.split) if name))
+        return tuple(dict.fromkeys(name for name in (self.caption, self.label, self.id, self.split) if name))
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -45,15 +49,19 @@ class Columns:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name columns."""
+    either = parser.add_mutually_exclusive_group()
     for role, known in KNOWN.items():
-        parser.add_argument(
+        (either if role == "caption" else parser).add_argument(
             f"--{role}-column", metavar="NAME", help=f"column of the {role}s (default: one of {', '.join(known)})"
         )
+    either.add_argument(
+        "--label-column", metavar="NAME", help="column of a class of each image: writes labelled images, not captions"
+    )
 
 
 def has_columns(titles: Sequence[str], options: argparse.Namespace) -> bool:
     """Return whether there are columns for images and captions, so that a text is split at the right separator."""
-    return all(_candidates(role, titles, options) for role in KNOWN if role not in OPTIONAL)
+    return all(_candidates(role, titles, options) for role in _roles(options) if role not in OPTIONAL)
 
 
 def find_columns(titles: Sequence[str], binary: Sequence[str], options: argparse.Namespace, where: str) -> Columns:
@@ -70,7 +78,7 @@ def find_columns(titles: Sequence[str], binary: Sequence[str], options: argparse
         ValueError: a column is missing, or several may be meant.
     """
     found: dict[str, str | None] = {}
-    for role in KNOWN:
+    for role in _roles(options):
         option, names = f"--{role}-column", _candidates(role, titles, options)
         if role == "image" and not getattr(options, "image_column", None):
             names = [name for name in names if name in binary] or names
@@ -84,7 +92,12 @@ def find_columns(titles: Sequence[str], binary: Sequence[str], options: argparse
         if len(names) > 1:
             raise ValueError(f"{where}: expected one column of {role}s, got {', '.join(names)}: choose with {option}")
         found[role] = names[0]
-    return Columns(found["image"] or "", found["caption"] or "", found["id"], found["split"])
+    return Columns(found["image"] or "", found.get("caption"), found["id"], found["split"], found.get("label"))
+
+
+def _roles(options: argparse.Namespace) -> list[str]:
+    """Return what columns are for: a table has captions or classes."""
+    return ["label" if role == "caption" and options.label_column else role for role in KNOWN]
 
 
 def _candidates(role: str, titles: Sequence[str], options: argparse.Namespace) -> list[str]:

@@ -71,6 +71,10 @@ class TableFile(ABC):
         """The names of columns of bytes, or of Hugging Face's struct of `bytes` and `path`."""
         return []
 
+    def class_names(self, column: str) -> list[str]:
+        """Return the names of the classes that a column numbers, as Hugging Face's `ClassLabel` has them."""
+        return []
+
     @abstractmethod
     def rows(self, columns: Sequence[str]) -> Iterator[TableRow]:
         """Yield the rows with the values of some columns. Memory: some rows."""
@@ -190,6 +194,14 @@ class ParquetFile(TableFile):
                 for values in batch.to_pylist():
                     yield TableRow(number, values)
                     number += 1
+
+    def class_names(self, column: str) -> list[str]:
+        try:
+            described = json.loads((self._schema.metadata or {}).get(b"huggingface", b"{}"))
+            names = described["info"]["features"][column]["names"]
+        except (ValueError, KeyError, TypeError):
+            return []
+        return [str(name) for name in names] if isinstance(names, list) else []
 
     def cells(self, column: str, numbers: Iterable[int]) -> Iterator[Any]:
         """Yield the values of a column at increasing row numbers. Memory: CELLS of them."""

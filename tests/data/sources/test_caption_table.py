@@ -22,6 +22,7 @@ from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
 from groundray.data.sources import protocol
 from groundray.data.sources.caption_lists import caption_list
+from groundray.data.sources.held_out import is_held_out
 from groundray.storage.folder import Folder
 
 HUB_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -119,6 +120,86 @@ def test_a_column_of_splits_gives_data_sets(tmp_path: Path) -> None:
     assert captions_of(tmp_path / "out" / "train") == {"0.png": ["a dog 0"], "2.png": ["a dog 2"]}
     assert captions_of(tmp_path / "out" / "val") == {"1.png": ["a dog 1"], "3.png": ["a dog 3"]}
     assert rejected_of(tmp_path / "out" / "train") == [("row", "c.csv:6", "no split")]
+
+
+def labels_of(out: Path | str) -> dict[str, str]:
+    dataset = Dataset.open(str(out), "labelled_images")
+    rows = read_rows(dataset, np.arange(dataset.rows), ["id", "label"]).to_pylist()
+    return {row["id"]: dataset.vocabulary["classes"][row["label"]] for row in rows}
+
+
+def test_a_column_of_classes_gives_labelled_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path, 7)
+    rows = [
+        ("0.png", " dog", "train"),
+        ("1.png", "cat", "train"),
+        ("1.png", "cat", "train"),  # the same again
+        ("1.png", "dog", "train"),
+        ("2.png", "", "train"),
+        ("3.png", "bird", "test"),
+        ("gone.png", "dog", "test"),
+    ]
+    file = write_table(tmp_path / "c.csv", ["image", "Class", "split"], rows)
+    run(file, tmp_path / "out", "--label-column", "class")
+    assert labels_of(tmp_path / "out" / "train") == {"0.png": "dog", "1.png": "cat"}
+    assert labels_of(tmp_path / "out" / "test") == {"3.png": "bird"}
+    for split in ("train", "test"):  # stages compare them
+        assert Dataset.open(f"{tmp_path}/out/{split}").vocabulary == {"classes": ("bird", "cat", "dog")}
+    assert rejected_of(tmp_path / "out" / "train") == [
+        ("image", "2.png", "no class"),
+        ("row", "c.csv:5", "two classes"),
+        ("row", "c.csv:6", "no class"),
+    ]
+    assert rejected_of(tmp_path / "out" / "test") == [("image", "gone.png", "missing")]
+    capsys.readouterr()
+    for more, message in (
+        (["--label-column", "clas"], "did you mean 'Class'?"),
+        (["--label-column", "class", "--caption-column", "class"], "not allowed with argument"),
+        (["--label-column", "class", "--drop-duplicate-captions"], "expected a table of captions"),
+    ):
+        if "not allowed" in message:
+            with pytest.raises(SystemExit):
+                run(file, tmp_path / "bad", *more)
+        else:
+            run(file, tmp_path / "bad", *more, status=2)
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_numbers_of_classes_have_the_names_that_a_hub_gives_them(tmp_path: Path) -> None:
+    rows = [(picture(number), number) for number in (10, 9, 0)] + [(picture(3), -1)]
+    file = write_table(tmp_path / "c.parquet", ["image", "label"], rows)
+    run(file, tmp_path / "numbers", "--label-column", "label", "--limit", "3")
+    dataset = Dataset.open(f"{tmp_path}/numbers")
+    assert dataset.vocabulary["classes"] == ("-1", "0", "9", "10")
+    assert list(labels_of(tmp_path / "numbers").values()) == ["10", "9", "0"]
+    names = [f"class {number}" for number in range(10)]
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    table = pq.read_table(file).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, file)
+    run(file, tmp_path / "names", "--label-column", "label")
+    assert list(labels_of(tmp_path / "names").values()) == ["class 9", "class 0"]
+    reasons = [reason for _, _, reason in rejected_of(tmp_path / "names")]
+    assert reasons == ["no class"] * 4  # 10 and -1, and their images
+
+
+def test_a_fraction_of_the_images_is_held_out_with_all_of_their_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path, 60)
+    rows = [(f"{number % 60}.png", f"caption {number}") for number in range(120)]
+    file = write_table(tmp_path / "c.csv", ["image", "caption"], [*rows, ("5.png", "...")])
+    run(file, tmp_path / "out", "--val-fraction", "0.3")
+    train, val = (captions_of(tmp_path / "out" / name) for name in ("train", "val"))
+    run(file, tmp_path / "whole")
+    assert train | val == captions_of(tmp_path / "whole")
+    assert not train.keys() & val.keys()
+    assert 8 < len(val) < 30
+    assert set(val) == {id for id in (f"{number}.png" for number in range(60)) if is_held_out(id, 0.3)}
+    assert rejected_of(tmp_path / "out" / ("val" if "5.png" in val else "train")) == [("caption", "c.csv:122", "empty")]
+    run(file, tmp_path / "out", "--val-fraction", "0.2", status=2)  # another source
+    write_table(file, ["image", "caption", "split"], [("0.png", "a", "train"), ("1.png", "a", "val")])
+    run(file, tmp_path / "split", "--val-fraction", "0.3", status=2)
+    assert "expected a table without splits, got train, val" in " ".join(capsys.readouterr().err.split())
 
 
 def test_bad_rows_are_named_and_all_others_read(tmp_path: Path) -> None:

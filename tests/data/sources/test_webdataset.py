@@ -219,16 +219,26 @@ def test_tar_files_are_prepared_anywhere_and_what_is_missing_is_named(
 def test_ranges_need_no_right_to_list(s3: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     s3.use(monkeypatch)
     url = s3.folder()
-    Folder.at(url).write_bytes("0.tar", samples("a"))
+    for number in (0, 2):
+        Folder.at(url).write_bytes(f"{number}.tar", samples("a"))
 
-    def denied(_: Folder) -> list[str]:
-        raise PermissionError("may not list")
+    def denied(name: str) -> None:
+        real = getattr(Folder, name)
 
-    monkeypatch.setattr(Folder, "files", denied)
-    monkeypatch.setattr(Folder, "sizes", denied)
-    part = TarPart((TarFile(f"{url}/0.tar", "0"),))
-    assert [row["id"] for row in part.rows(Reading())] == ["0/a"]
-    assert webdataset.match_files([f"{url}/{{0..1}}.tar"], webdataset.TARS).files == [f"{url}/0.tar", f"{url}/1.tar"]
+        def listing(folder: Folder) -> Any:
+            if folder.local:
+                return real(folder)
+            raise PermissionError("may not list")
+
+        monkeypatch.setattr(Folder, name, listing)
+
+    for name in ("files", "sizes", "states"):
+        denied(name)
+    # among them one that is not there, and one whose bucket is not
+    assert prepare.main(words(tmp_path / "out", f"{url}/{{0..2}}.tar", f"s3://{servers.NO_BUCKET}/9.tar")) == 0
+    assert ids(tmp_path / "out") == ["0/a", "2/a"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["reason"]) for line in lines] == [("1", "missing"), ("9", "missing")]
 
 
 def test_a_store_that_does_not_answer_ends_the_command(
