@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from groundray.benchmarks.measure import Row, interleaved, medians
+from groundray.benchmarks.measure import Row, interleaved, medians, ratios, spread
 from groundray.data import feature_stream
 from groundray.data.image_inputs import FeatureMaps
 from groundray.data.plan import Cursor, Plan
@@ -22,7 +22,8 @@ from groundray.data.shards import encode_shard, index_shards, write_shards
 from groundray.data.stream import Source
 from groundray.storage.folder import Folder
 
-PLAIN, FIRST, LATER = "features: pyarrow alone", "features: first epoch", "features: later epochs"
+PLAIN, VERIFIED = "features: pyarrow alone", "features: pyarrow, checksums"
+FIRST, LATER = "features: first epoch", "features: later epochs"
 SHAPE = (512, 14, 14)  # of VGG16 at 224 pixels, 200 kB
 PART_MAPS, PARTS = 80, 24  # 16 MB a part
 EPOCHS = 4
@@ -61,32 +62,38 @@ def measure(source: Source, cpus: int, repeats: int, max_seconds: float, case: M
     assert source.features
     files = [source.features.folder.locate(shard.file) for shard in source.features.shards]
 
-    def plain() -> int:
+    def plain(verified: bool) -> int:
+        def read(file: str) -> int:
+            return pq.read_table(file, use_threads=False, page_checksum_verification=verified).nbytes
+
         with ThreadPoolExecutor(cpus) as pool:
-            return sum(pool.map(lambda file: pq.read_table(file, use_threads=False).nbytes, files))
+            return sum(pool.map(read, files))
 
     def streamed(source: Source, epochs: int) -> int:
         steps = feature_stream.stream(source, Cursor(), epochs, 0, 1, cpus, prefetch=2)
         return sum(batch.images.nbytes for step in steps for _, batch in step.chunks)
 
     contenders: dict[str, Callable[[], int]] = {
-        PLAIN: plain,
-        FIRST: lambda: streamed(replace(source), 1),  # which maps the files anew
+        PLAIN: lambda: plain(verified=False),
+        VERIFIED: lambda: plain(verified=True),
+        FIRST: lambda: streamed(replace(source), 1),  # which has read none of the files
         LATER: lambda: streamed(source, EPOCHS),
     }
     runs = interleaved({name: _timed(run) for name, run in contenders.items()}, repeats, max_seconds)
-    typical = {name: medians(of) for name, of in runs.items()}
-    plain_rate = typical[PLAIN]["bytes_per_second"]
-    return [
-        Row(case, name, {**figures, "rate_of_plain": figures["bytes_per_second"] / plain_rate}, runs[name])
-        for name, figures in typical.items()
-    ]
+    rows = []
+    for name, figures in runs.items():
+        figures["rate_of_plain"] = ratios(figures["bytes_per_second"], runs[PLAIN]["bytes_per_second"])
+        rows.append(Row(case, name, {**medians(figures), **spread(figures, "rate_of_plain")}, figures))
+    return rows
 
 
 def _timed(run: Callable[[], int]) -> Callable[[], dict[str, float]]:
     def timed() -> dict[str, float]:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         read = run()
-        return {"bytes_per_second": read / (time.perf_counter() - started)}
+        return {
+            "bytes_per_second": read / (time.perf_counter() - started),
+            "cpu_per_gb": (time.process_time() - cpu) / (read / 1e9),
+        }
 
     return timed

@@ -23,7 +23,20 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from groundray.benchmarks import feature_reading
-from groundray.benchmarks.measure import Column, Report, Row, interleaved, machine, medians, seconds, times
+from groundray.benchmarks.measure import (
+    Column,
+    Report,
+    Row,
+    cpu_between,
+    cpu_seconds,
+    interleaved,
+    machine,
+    medians,
+    ratios,
+    seconds,
+    spread,
+    times,
+)
 from groundray.data.captions import CaptionSamples
 from groundray.data.decoding_processes import DecodingProcesses
 from groundray.data.image_inputs import CentreCrop
@@ -42,10 +55,11 @@ PHOTOS, WIDTH, HEIGHT = 1500, 640, 480
 COLUMNS = (
     Column("samples/s", lambda rate: f"{rate:,.0f}", ("samples_per_second",)),
     Column("first batch", seconds, ("first_batch",)),
-    Column(f"samples/s\nof {LOADER}'s", times, ("rate_of_loader",)),
-    Column(f"first batch\nof {LOADER}'s", times, ("first_batch_of_loader",)),
+    Column(f"samples/s of\n{LOADER}'s", times, ("rate_of_loader_least", "rate_of_loader", "rate_of_loader_most")),
+    Column("CPU a sample:\nall, trainer", seconds, ("cpu_per_sample", "trainer_cpu_per_sample")),
     Column("GB/s of\nfeatures", lambda rate: f"{rate / 1e9:.2f}", ("bytes_per_second",)),
-    Column("of pyarrow\nalone", times, ("rate_of_plain",)),
+    Column("of pyarrow\nalone", times, ("rate_of_plain_least", "rate_of_plain", "rate_of_plain_most")),
+    Column("CPU a GB", seconds, ("cpu_per_gb",)),
 )
 
 
@@ -113,20 +127,18 @@ def measure(
             repeats,
             max_seconds,
         )
-    typical = {name: medians(of) for name, of in runs.items()}
+    loader = runs[LOADER]
     rows = []
-    for name, figures in typical.items():
-        ratios = {
-            "rate_of_loader": figures["samples_per_second"] / typical[LOADER]["samples_per_second"],
-            "first_batch_of_loader": figures["first_batch"] / typical[LOADER]["first_batch"],
-        }
-        rows.append(Row(case, name, {**figures, **ratios}, runs[name]))
+    for name, figures in runs.items():
+        figures["rate_of_loader"] = ratios(figures["samples_per_second"], loader["samples_per_second"])
+        rows.append(Row(case, name, {**medians(figures), **spread(figures, "rate_of_loader")}, figures))
     caption = (
         f"Captioned images of {CROP} pixels, batches of {batch_size}, read and decoded on {cpus} CPUs: by Ray Data on "
         f"a running cluster with idle workers, by {cpus} processes of a run without Ray, which start after the first "
         f"batch, and by {cpus} processes of a DataLoader, forked for each run. Samples per second after the first "
-        f"{FIRST_FEW} batches. Features: maps of 200 kB in local shards, with a thread for each CPU; the first epoch "
-        "compares checksums, which pyarrow alone does not."
+        f"{FIRST_FEW} batches, and least, median and greatest ratio to {LOADER}'s of the same round; CPU time of all "
+        "processes, and of the one that trains, from the start on. Features: maps of 200 kB in local shards, with a "
+        "thread for each CPU; the first epoch compares checksums, as pyarrow does where that is said."
     )
     return Report("input", caption, COLUMNS, [*rows, *feature_rows], machine())
 
@@ -163,15 +175,24 @@ def decoded(source: Source, epochs: int, processes: int) -> Iterator[Step]:
 
 
 def timed(begin: Callable[[], Iterator[Step]], steps: int, batch_size: int) -> Callable[[], dict[str, float]]:
-    """Return a run that measures seconds to the first batch, and samples per second, over `steps` steps."""
+    """Return a run of `steps` steps that measures seconds to the first batch, samples per second after the first few
+    batches, and CPU seconds a sample from its start on, of this process and of all that it has started: contenders
+    differ in how much they decode before the first batch."""
 
     def run() -> dict[str, float]:
-        started = time.perf_counter()
-        arrivals = [time.perf_counter() for _ in itertools.islice(begin(), steps)]
+        cpu, own, started = cpu_seconds(), time.process_time(), time.perf_counter()
+        arrivals: list[float] = []
+        cpu_used = own_used = 0.0
+        for _ in itertools.islice(begin(), steps):
+            arrivals.append(time.perf_counter())
+            if len(arrivals) == steps:  # before the processes end
+                cpu_used, own_used = cpu_between(cpu, cpu_seconds()), time.process_time() - own
         rest = arrivals[FIRST_FEW:]
         return {
             "first_batch": arrivals[0] - started,
             "samples_per_second": (len(rest) - 1) * batch_size / (rest[-1] - rest[0]),
+            "cpu_per_sample": cpu_used / (steps * batch_size),
+            "trainer_cpu_per_sample": own_used / (steps * batch_size),
         }
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import platform
@@ -150,6 +151,35 @@ def interleaved(
 def medians(runs: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return the median of each figure."""
     return {name: statistics.median(values) for name, values in runs.items()}
+
+
+def ratios(values: Sequence[float], of: Sequence[float]) -> list[float]:
+    """Return the values of each round as multiples of another contender's in the same round."""
+    return [value / other for value, other in zip(values, of, strict=True)]
+
+
+def spread(runs: Mapping[str, Sequence[float]], name: str) -> dict[str, float]:
+    """Return the least, the median and the greatest value of a figure as `NAME_least`, `NAME` and `NAME_most`."""
+    values = runs[name]
+    return {f"{name}_least": min(values), name: statistics.median(values), f"{name}_most": max(values)}
+
+
+def cpu_seconds() -> dict[int, float]:
+    """Return the CPU time of this process and of all running ones that it has started, directly or not, by number.
+
+    Unlike time that passes, it hardly depends on what else the machine does.
+    """
+    own, found = psutil.Process(), {}
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found
+
+
+def cpu_between(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """Return the CPU time between two results of `cpu_seconds`, of the processes that run at the second one."""
+    return sum(max(0.0, seconds - before.get(process, 0.0)) for process, seconds in after.items())
 
 
 def peak_memory(call: Callable[[], object], device: str) -> Figure:

@@ -20,8 +20,9 @@ def test_every_contender_is_measured(world: SmallWorld, tmp_path: Path, monkeypa
     rows = feature_reading.measure(mapped, 2, 1, 60.0, {"batch": 8})
     assert [row.contender for row in rows] == [
         feature_reading.PLAIN,
+        feature_reading.VERIFIED,
         feature_reading.FIRST,
         feature_reading.LATER,
     ]
-    assert all(row.figures["bytes_per_second"] > 0 for row in rows)
+    assert all(row.figures["bytes_per_second"] > 0 and row.figures["cpu_per_gb"] > 0 for row in rows)
     assert rows[0].figures["rate_of_plain"] == 1

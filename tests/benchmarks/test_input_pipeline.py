@@ -44,10 +44,14 @@ def test_all_streams_bring_the_same_samples_in_the_same_order(world: SmallWorld)
 
 
 def test_a_run_is_timed_after_a_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count()
+    clock, own, every = itertools.count(), itertools.count(step=8), itertools.count(step=16)
     monkeypatch.setattr(streams.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(streams.time, "process_time", lambda: float(next(own)))
+    monkeypatch.setattr(streams, "cpu_seconds", lambda: {1: float(next(every))})
     # a second a step, after the first at second 1
     assert streams.timed(lambda: iter([None] * 9), steps=8, batch_size=10)() == {  # type: ignore[list-item]
         "first_batch": 1.0,
         "samples_per_second": 10.0,
+        "cpu_per_sample": 0.2,
+        "trainer_cpu_per_sample": 0.1,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -114,3 +116,20 @@ def test_the_machine_is_described() -> None:
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
     assert found["cpu"]
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    runs = {"rate": measure.ratios([1.0, 4.0, 9.0], [2.0, 2.0, 3.0])}
+    assert measure.spread(runs, "rate") == {"rate_least": 0.5, "rate": 2.0, "rate_most": 3.0}
+
+
+def test_cpu_seconds_count_those_of_processes_that_were_started() -> None:
+    before, own = measure.cpu_seconds(), time.process_time()
+    busy = "import time\nwhile time.process_time() < 1: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        used = measure.cpu_between(before, measure.cpu_seconds())
+        process.communicate(b"\n")
+    assert used - (time.process_time() - own) > 0.9
+    assert measure.cpu_between({1: 5.0, 2: 3.0}, {2: 4.0, 3: 2.0}) == 3.0
