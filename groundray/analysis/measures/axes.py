@@ -18,6 +18,7 @@ from groundray.analysis.result import Analysis, Cell, Measure, Point, Scatter, T
 
 Level = Literal["words", "categories"]
 
+DIGITS = 12  # of a mean rating; the order in which ratings are added does not break ties
 FLAT = 1e-12  # of the variance: rounding
 EXTREMES = 5  # words at each end of an axis
 MOST_WORDS = 100  # that a picture shows; of more it shows the categories' means
@@ -72,8 +73,8 @@ class Rated:
 
     @property
     def category_ratings(self) -> Float[np.ndarray, " category"]:
-        """Return the mean rating of each category's rows."""
-        return self.means(self.ratings[:, None])[:, 0]
+        """Return the mean rating of each category's rows; means that only rounding tells apart are equal."""
+        return self.means(self.ratings[:, None])[:, 0].round(DIGITS)
 
     def means(self, values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "category column"]:
         """Return the mean of each category's rows."""

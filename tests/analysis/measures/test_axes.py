@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from groundray.analysis.measures.axes import axes
+from groundray.analysis.measures.axes import Rated, axes
 from groundray.analysis.result import Analysis, Measure, Table
 
 NAN = float("nan")
@@ -69,6 +69,13 @@ def test_categories_are_means_of_their_rated_rows() -> None:
     rows = {row[0]: row[1:] for row in table(found, "Mean scores").rows}
     for number, (score, rating) in enumerate(means):
         assert rows[f"c{number}"] == pytest.approx((10, rating, *score[:3]))
+
+
+def test_categories_of_the_same_ratings_in_another_order_are_ties() -> None:
+    ratings = np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1])
+    assert sum(ratings[:3]) != sum(ratings[3:])
+    one, other = Rated.of(list("abcdef"), [*"xxxyyy"], ratings).category_ratings
+    assert one == other == 0.2
 
 
 def test_an_axis_points_to_where_concreteness_rises() -> None:
