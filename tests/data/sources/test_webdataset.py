@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
+import subprocess
+import sys
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +30,9 @@ from groundray.storage.folder import Folder
 from groundray.storage.object_store import RetryPolicy
 
 
-def picture(seed: int = 0) -> bytes:
+def picture(seed: int = 0, side: int = 20) -> bytes:
     out = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 255, (20, 30, 3), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side + 10, 3), np.uint8)
     Image.fromarray(pixels).save(out, "JPEG")
     return out.getvalue()
 
@@ -277,3 +280,27 @@ def test_images_are_held_out_by_file_or_by_id(tmp_path: Path, capsys: pytest.Cap
         assert message in capsys.readouterr().err
     assert prepare.main(words(tmp_path / "bad", f"{tmp_path}/none-{{0..3}}.tar")) == 2
     assert "none of 4 tar files exists" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_keeps_whole_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The processes may write files of 64 kB at most: the kernel refuses the rest, as it does on a full disk."""
+    for name in "01":
+        (tmp_path / f"{name}.tar").write_bytes(samples("a"))
+    (tmp_path / "2.tar").write_bytes(tar(("b.jpg", picture(side=400)), ("b.txt", "a large photo")))
+    script = (
+        "import resource, signal, sys\n"
+        "import joblib\n"
+        "from groundray import prepare\n"
+        "joblib.cpu_count = lambda: 2\n"  # the third part begins when another one is whole
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n"
+        "sys.exit(prepare.main(sys.argv[1:]))\n"
+    )
+    command = words(tmp_path / "out", f"{tmp_path}/{{0..2}}.tar")
+    ended = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert re.search("free space there.* [12] whole parts? (is|are) kept", " ".join(ended.stderr.split()))
+    assert not (tmp_path / "out").exists()
+    assert prepare.main(command) == 0
+    assert "whole from an earlier command" in capsys.readouterr().out
+    assert ids(tmp_path / "out") == ["0/a", "1/a", "2/b"]
