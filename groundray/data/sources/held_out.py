@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import lru_cache
 from typing import Any, Protocol
 
 from groundray.rng import hash64, hash_name
@@ -36,6 +37,7 @@ def val_fraction_of(options: argparse.Namespace) -> float | None:
     return fraction
 
 
+@lru_cache(maxsize=8)  # it is asked for each member of a sample, and a hash takes ten times as long
 def is_held_out(id: str, fraction: float) -> bool:
     """Return True for about a fraction of all ids; the id alone decides."""
     return int(hash64(hash_name(id))) / 2**64 < fraction
