@@ -62,17 +62,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _search(options: argparse.Namespace, console: Console) -> list[dict[str, object]]:
     """Print the answers and return them."""
-    from groundray.image_search.index import Index
     from groundray.image_search.query import Query, Search
 
     if options.text is None and options.image is None:
-        _, spec = image_index.open_index(options, console)
-        console.print(f"index   {spec.source.rows:,} images in {spec.folder}")
+        image_index.open_index(options, console)
         return []
     # a query that cannot be answered fails before anything is loaded
     query = Query(options.text, options.image, tuple(options.alpha), options.k)
     towers, spec = image_index.open_index(options, console)
-    search = Search.over(towers, Index(spec))
+    search = Search.over(towers, spec, lambda line: console.print(f"index   {line}"))
     if options.image is not None and options.image not in search.index and Path(options.image).is_file():
         query = Query(options.text, Path(options.image).read_bytes(), tuple(options.alpha), options.k)
     (answers,) = search.answer([search.prepare(query)])

@@ -42,7 +42,18 @@ install_import_hook(
         "groundray.data.transforms",
         *(
             f"groundray.image_search.{name}"
-            for name in ("towers", "index", "knn", "query", "explain", "word_space", "uploads")
+            for name in (
+                "towers",
+                "index",
+                "image_ids",
+                "compact",
+                "knn",
+                "inverted_file",
+                "query",
+                "explain",
+                "word_space",
+                "uploads",
+            )
         ),
     ],
     "beartype.beartype",

@@ -99,7 +99,8 @@ def test_what_is_in_use_is_kept(anywhere: str, monkeypatch: pytest.MonkeyPatch) 
     storage = Folder.at(anywhere) / "runs"
     for name in ("active", "killed", "complete"):
         run = storage / name
-        write(run, "config.yaml", "stacks/worker-0-1.txt", "index/0123456789abcdef/dataset.json")
+        write(run, "config.yaml", "stacks/worker-0-1.txt")
+        write(run / "index/0123456789abcdef", "dataset.json", "compact.bin", "ivf.data", "making/ivf-0001.json")
         attempt = attempts.Attempt(run, attempts.claim(run))
         attempt.write_begin({})
         token = f"a{attempt.token}"
@@ -141,6 +142,7 @@ def test_what_is_in_use_is_kept(anywhere: str, monkeypatch: pytest.MonkeyPatch) 
     assert storage.exists("complete/model/groundray.json")
     for name in ("active", "killed", "complete"):
         assert len((storage / name / "history").files()) == 2
+        assert (storage / name / "index").files() == []
     assert storage.exists("data/train/shard-00000.parquet")
 
 

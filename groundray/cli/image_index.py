@@ -58,31 +58,38 @@ def check_inputs(options: argparse.Namespace, console: Console) -> None:
 
 
 def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, DerivedDataset]:
-    """Return a model and its index of the images. Builds a missing index on the connected cluster, or starts one.
+    """Return a model and its index of the images. Builds a missing index on the connected cluster, or starts one, and
+    prints how the images are searched.
 
     Raises:
         FileNotFoundError, ValueError: the model cannot search, there are no such images, or the disk is too small.
     """
     from groundray.data.derived import count_missing_rows, damaged_parts, open_derived
     from groundray.image_search.index import default_folder, find_index, open_pool
+    from groundray.image_search.inverted_file import require_faiss
+    from groundray.image_search.neighbours import make_missing_files
     from groundray.image_search.towers import Towers
     from groundray.runtime import cluster
 
     pool, towers = open_pool(options.images), Towers.load(options.checkpoint)
+    require_faiss(pool.rows)
     device = "cuda" if options.use_gpu else "cpu"
     spec = find_index(towers, pool, options.index or default_folder(options.checkpoint), device)
-    if open_derived(spec) is not None:
-        return towers, spec
-    for line in damaged_parts(spec):
-        console.print(line)
-    started, missing = time.monotonic(), count_missing_rows(spec)
-    console.print(f"index   {missing:,} of {pool.rows:,} images, {format_bytes(spec.bytes)} in total, to {spec.folder}")
-    with cluster.connect(verbose=options.verbose), Progress(console) as progress:
-        from groundray.runtime.data.index_tasks import make_index  # imports Ray Data, which `connect` has made quiet
+    if open_derived(spec) is None:
+        for line in damaged_parts(spec):
+            console.print(line)
+        started, missing = time.monotonic(), count_missing_rows(spec)
+        console.print(
+            f"index   {missing:,} of {pool.rows:,} images, {format_bytes(spec.bytes)} in total, to {spec.folder}"
+        )
+        with cluster.connect(verbose=options.verbose), Progress(console) as progress:
+            from groundray.runtime.data.index_tasks import make_index  # imports Ray Data, which `connect` made quiet
 
-        done = 0
-        for rows in make_index(spec, towers, options.use_gpu):
-            done += rows
-            progress.update("index", done, missing)
-    console.print(f"index   done in {time.monotonic() - started:.0f} s")
+            done = 0
+            for rows in make_index(spec, towers, options.use_gpu):
+                done += rows
+                progress.update("index", done, missing)
+        console.print(f"index   done in {time.monotonic() - started:.0f} s")
+    searched = make_missing_files(spec, lambda line: console.print(f"index   {line}"))
+    console.print(f"index   {pool.rows:,} images in {spec.folder}, {searched}")
     return towers, spec

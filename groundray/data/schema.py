@@ -65,13 +65,13 @@ KINDS: dict[str, pa.Schema] = {
     # a trunk's feature map of an image: the bits of bfloat16 numbers, channel by channel, row by row; row numbers are
     # those of the image data set
     "trunk_features": pa.schema([pa.field("image", pa.large_binary(), nullable=False)]),
-    # an image for search: a vector of length 1 and a small JPEG; row numbers are those of the image data set
+    # an image for search: a vector of length 1, rounded, and a small JPEG; row numbers are those of the image data set
     "image_vectors": pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
             pa.field("width", pa.int32(), nullable=False),
             pa.field("height", pa.int32(), nullable=False),
-            _list("vector", pa.float32()),
+            _list("vector", pa.float16()),
             pa.field("thumbnail", pa.binary(), nullable=False),
         ]
     ),

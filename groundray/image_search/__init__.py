@@ -3,7 +3,11 @@
 query.py       Search: start here
 towers.py      pictures and texts as vectors of one space
 index.py       vectors and thumbnails of a pool of images, built once and kept
-knn.py         nearest neighbours of a query: exact, or with FAISS in a large pool
+compact.py     its vectors, sizes and ids in one file that is mapped into memory
+image_ids.py   ids of many images: by row, and the row of an id
+neighbours.py  nearest neighbours of a query: exact, or with FAISS in a large pool
+knn.py         exact search, block by block
+inverted_file.py  approximate search with FAISS
 explain.py     match maps of a text on a picture
 word_space.py  words on their principal axes, before and after grounding
 uploads.py     checks of uploaded pictures

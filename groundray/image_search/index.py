@@ -1,8 +1,9 @@
 """Index of a pool of images: a vector and a thumbnail of each, built once and kept.
 
     FOLDER/KEY/part-00012-003.parquet ...   parts of the images' row groups (`data/derived.py`)
-    FOLDER/KEY/dataset.json                 written last
-    FOLDER/KEY/ivf.faiss, ivf.json          of a large pool (`knn.py`)
+    FOLDER/KEY/dataset.json                 written when all parts are
+    FOLDER/KEY/compact.bin, compact.json    made of the parts: vectors, sizes and ids (`compact.py`)
+    FOLDER/KEY/ivf.*                        of a large pool (`inverted_file.py`)
 
 KEY is a hash of the weights that a picture passes, the crop, the images' fingerprint, the code, the libraries and the
 arithmetic (`storage/cache_key.py`). An index is therefore never stale: another model or other images have another key.
@@ -12,14 +13,16 @@ Unused indexes may be deleted at any time.
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, UInt8
 
 from groundray.data import image_decoder, transforms
 from groundray.data.derived import DerivedDataset, open_derived
@@ -27,18 +30,29 @@ from groundray.data.image_decoder import UnusableImage, decode, size
 from groundray.data.row_groups import read_group
 from groundray.data.schema import KINDS, Dataset
 from groundray.data.transforms import centre_crop
+from groundray.image_search import compact
+from groundray.image_search.compact import Compact, check_compact, open_compact, write_compact
 from groundray.image_search.errors import UnknownImage
+from groundray.image_search.image_ids import DuplicateIds
 from groundray.image_search.towers import Towers
 from groundray.model import heads, relation_module, trunk, visual_stream
 from groundray.stage.contrastive import image_vectors
 from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
+from groundray.storage.made_once import made_once
 
 THUMBNAIL, QUALITY = 192, 85  # longer side in pixels, and JPEG quality
 THUMBNAIL_BYTES = 8_000  # approximate
 ROWS_PER_GROUP = 256  # rows that are read to get one thumbnail: 1 to 2 MB
 KIND = "image_vectors"
+Read = TypeVar("Read")
+Tell = Callable[[str], None]
 POOLS = tuple(kind for kind, schema in KINDS.items() if "width" in schema.names and kind != KIND)
+
+
+def log(line: str) -> None:
+    """Write a line for the user to the log, where no console is at hand."""
+    logging.getLogger(__name__).warning("%s", line)
 
 
 class Decoded(NamedTuple):
@@ -85,14 +99,14 @@ def index_spec(towers: Towers, images: Dataset, folder: str, device: str = "cpu"
         {"images": images.fingerprint, "model": towers.fingerprint(), "thumbnail": (THUMBNAIL, QUALITY)},
         code=(image_decoder, transforms, trunk, visual_stream, relation_module, heads, image_vectors, thumbnail),
         device=device,
-        stored="float32",
+        stored="float16",
     )
     return DerivedDataset(
         images,
         Folder.at(folder) / key[:16],
         key,
         KIND,
-        bytes_per_row=4 * towers.width + THUMBNAIL_BYTES,
+        bytes_per_row=2 * towers.width + THUMBNAIL_BYTES,
         rows_per_group=ROWS_PER_GROUP,
         provenance={"width": towers.width, "resize": towers.crop.resize, "crop": towers.crop.crop},
         title="vectors and thumbnails",
@@ -137,8 +151,8 @@ class IndexEncoder:
         return Decoded(np.stack(pixels), columns)
 
     def encode(self, item: Decoded) -> dict[str, pa.Array]:
-        """Return the columns of the index."""
-        vectors = self.towers.embed_pixels(item.pixels)
+        """Return the columns of the index. Each component of a vector is rounded by 2^-11 of itself at most."""
+        vectors = self.towers.embed_pixels(item.pixels).astype(np.float16)
         starts = np.arange(len(vectors) + 1, dtype=np.int32) * self.towers.width
         vector_type = KINDS[KIND].field("vector").type
         return {**item.columns, "vector": pa.ListArray.from_arrays(starts, vectors.ravel(), type=vector_type)}
@@ -172,43 +186,39 @@ class Index:
     Attributes:
         ids: the images' ids.
         sizes: the images' widths and heights, in pixels.
-        vectors: the images' vectors.
+        vectors: the images' vectors, float16.
         thumbnails: small JPEGs of the images.
         pictures: the encoded images.
     """
 
-    def __init__(self, spec: DerivedDataset):
-        """
-        Raises:
-            FileNotFoundError: the index is not built.
-            ValueError: the index is damaged; the message names the repair.
-        """
-        dataset = open_derived(spec)
-        if dataset is None:
-            raise FileNotFoundError(
-                f"the images at {spec.source.folder} have no index for this model at {spec.folder}: the images or the "
-                "model are new or have changed; `python -m groundray.search` and `python -m groundray.serve` build it"
-            )
+    def __init__(self, spec: DerivedDataset, dataset: Dataset, compact: Compact):
         self.folder, self.dataset, self.images = spec.folder, dataset, spec.source
-        tables = [read_group(dataset, group, ["id", "width", "height"]) for group in range(len(dataset.groups))]
-        rows = pa.concat_tables(tables)
-        self.ids: tuple[str, ...] = tuple(rows["id"].to_pylist())
-        self.sizes: Int32[np.ndarray, "image 2"] = np.stack(
-            [rows["width"].to_numpy(), rows["height"].to_numpy()], axis=1
-        )
-        self._rows = {id: row for row, id in enumerate(self.ids)}
-        if len(self._rows) < len(self.ids):
-            duplicates = len(self.ids) - len(self._rows)
-            raise ValueError(f"{spec.source.folder}: expected unique ids, {duplicates} images have a duplicate id")
-        self.vectors = Column(dataset, "vector", cached_groups=32)
+        self.vectors, self.sizes, self.ids = compact
         self.thumbnails = Column(dataset, "thumbnail", cached_groups=32)
         self.pictures = Column(spec.source, "image", cached_groups=2)
+
+    @staticmethod
+    def open(spec: DerivedDataset, tell: Tell = log, keep_vectors_in_store: bool = False) -> Index:
+        """Open an index whose parts are complete. Its compact file is made if it is missing or damaged.
+
+        Args:
+            tell: receives lines for the user.
+            keep_vectors_in_store: as of `open_compact`.
+
+        Raises:
+            FileNotFoundError: the index is not built.
+            ValueError: the index is damaged, the message names the repair; or two images have the same id.
+        """
+        dataset = _complete(spec)
+        return Index(
+            spec, dataset, _made(spec, dataset, tell, lambda: open_compact(dataset, spec.folder, keep_vectors_in_store))
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __contains__(self, id: str) -> bool:
-        return id in self._rows
+        return id in self.ids
 
     def row(self, id: str) -> int:
         """Return the row of an image.
@@ -216,20 +226,47 @@ class Index:
         Raises:
             UnknownImage: no image has this id.
         """
-        try:
-            return self._rows[id]
-        except KeyError:
+        if (row := self.ids.row(id)) is None:
             raise UnknownImage(
                 f"image: expected an id of one of the {len(self)} images of the pool (such as {self.ids[0]!r}), "
                 f"got {id!r}"
-            ) from None
+            )
+        return row
 
     def vector(self, row: int) -> Float32[np.ndarray, " dim"]:
         """Return the vector of an image."""
-        return np.array(self.vectors[row], np.float32)
+        return np.asarray(self.vectors[row], np.float32)
 
-    def matrix(self) -> Float32[np.ndarray, "image dim"]:
-        """Return the vectors of all images."""
-        groups = range(len(self.dataset.groups))
-        parts = (read_group(self.dataset, group, ["vector"])["vector"].combine_chunks() for group in groups)
-        return np.concatenate([part.values.to_numpy().reshape(len(part), -1) for part in parts])
+
+def make_compact(spec: DerivedDataset, tell: Tell) -> Dataset:
+    """Make the compact file of an index whose parts are complete, unless it is there; return the parts. What is there
+    is not read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Index.open`.
+    """
+    dataset = _complete(spec)
+    _made(spec, dataset, tell, lambda: check_compact(dataset, spec.folder))
+    return dataset
+
+
+def _complete(spec: DerivedDataset) -> Dataset:
+    dataset = open_derived(spec)
+    if dataset is None:
+        raise FileNotFoundError(
+            f"the images at {spec.source.folder} have no index for this model at {spec.folder}: the images or the "
+            "model are new or have changed; `python -m groundray.search` and `python -m groundray.serve` build it"
+        )
+    return dataset
+
+
+def _made(spec: DerivedDataset, dataset: Dataset, tell: Tell, read: Callable[[], Read]) -> Read:
+    """Return what `read` reads of the compact file; it is made first if need be."""
+
+    def make() -> None:
+        try:
+            write_compact(dataset, spec.folder)
+        except DuplicateIds as error:
+            raise ValueError(f"{spec.source.folder}: {error}") from None
+
+    return made_once(spec.folder, "compact", compact.FILES, read, make, tell)

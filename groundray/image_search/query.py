@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from groundray.data.derived import check_room, finalize, make_missing, open_derived
+from groundray.data.derived import DerivedDataset, check_room, finalize, make_missing, open_derived
 from groundray.image_search.errors import BadQuery
-from groundray.image_search.index import Index, IndexEncoder, default_folder, find_index, open_pool
-from groundray.image_search.knn import NearestNeighbours, nearest_neighbours
+from groundray.image_search.index import Index, IndexEncoder, Tell, default_folder, find_index, log, open_pool
+from groundray.image_search.inverted_file import MAX_EXACT, require_faiss
+from groundray.image_search.neighbours import NearestNeighbours, nearest_neighbours
 from groundray.image_search.towers import Towers
 from groundray.image_search.uploads import checked, model_input
 
@@ -109,30 +110,39 @@ class Search:
     nearest: NearestNeighbours
 
     @staticmethod
-    def open(checkpoint: str, images: str, index: str | None = None) -> Search:
-        """Open a pool of images for search with an exported model. A missing index is built in this process.
+    def open(checkpoint: str, images: str, index: str | None = None, tell: Tell = log) -> Search:
+        """Open a pool of images for search with an exported model. A missing index is built in this process; of several
+        processes that do so at once, each makes some of its parts, and one the files that are made of all parts.
 
         Args:
             checkpoint: a run's `model/` folder.
             images: folder or URL of shards with images.
             index: folder of the indexes (default: `index/` beside the model's folder).
+            tell: receives lines for the user.
 
         Raises:
             FileNotFoundError, ValueError: the model lacks the retrieval stage, or the shards do not exist.
         """
         towers, pool = Towers.load(checkpoint), open_pool(images)
+        require_faiss(pool.rows)
         spec = find_index(towers, pool, index or default_folder(checkpoint))
         if open_derived(spec) is None:
             check_room(spec)
             for _ in make_missing(spec, IndexEncoder(towers, str(pool.folder))):
                 pass
             finalize(spec)
-        return Search.over(towers, Index(spec))
+        return Search.over(towers, spec, tell)
 
     @staticmethod
-    def over(towers: Towers, index: Index) -> Search:
-        """Return the search over a complete index."""
-        return Search(towers, index, nearest_neighbours(index.folder, len(index), index.matrix))
+    def over(towers: Towers, spec: DerivedDataset, tell: Tell = log, max_exact: int = MAX_EXACT) -> Search:
+        """Return the search over an index whose parts are complete.
+
+        Args:
+            tell: receives lines for the user.
+            max_exact: number of vectors above which the search is approximate.
+        """
+        index = Index.open(spec, tell, keep_vectors_in_store=spec.source.rows > max_exact)
+        return Search(towers, index, nearest_neighbours(index, tell, max_exact))
 
     def find(
         self, text: str | None = None, image: str | bytes | None = None, alpha: float = DEFAULT_ALPHA, k: int = 10

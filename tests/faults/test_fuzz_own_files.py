@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from conftest import SmallWorld
 from damage import OwnFiles, linear
 from search_fixtures import write_model
+from vector_index import vector_index
 
 from groundray import config
 from groundray.analysis.inputs.embedding import Embedder
@@ -29,7 +31,9 @@ from groundray.data.plan import Cursor
 from groundray.data.row_groups import read_group
 from groundray.data.schema import Dataset, arrow_schema
 from groundray.data.shards import verify_shards, write_shards
-from groundray.image_search import knn
+from groundray.image_search import compact, inverted_file
+from groundray.image_search.index import Index
+from groundray.image_search.neighbours import nearest_neighbours
 from groundray.model import export
 from groundray.model.pretrained import load_tokenizer
 from groundray.model.weights import digest
@@ -55,6 +59,7 @@ CASES = {
     "shards": 700,
     "features": 400,
     "identity": 300,
+    "compact file": 300,
     "inverted file": 300,
     "vector cache": 300,
     "sweep": 200,
@@ -256,20 +261,32 @@ def an_identity(root: Path, world: SmallWorld) -> OwnFiles:
     return OwnFiles("identity", folder, [layout.RUN, layout.CONFIG], read)
 
 
-def an_inverted_file(root: Path, world: SmallWorld) -> OwnFiles:
-    """It is made again without a note: it holds nothing but vectors that are read elsewhere."""
-    pytest.importorskip("faiss")
-    folder = root / "inverted"
-    folder.mkdir(parents=True)
-    vectors = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+def a_compact_file(root: Path, world: SmallWorld) -> OwnFiles:
+    """It is made again of the parts, with a note."""
+    spec = vector_index(root / "compacted", 200, 4)
+    folder = Path(spec.folder.path)
 
     def read(copy: Path, note: Note) -> Any:
-        search = knn.nearest_neighbours(Folder.at(copy), 200, lambda: vectors, max_exact=100)
-        return [found.tolist() for found in search(vectors[:20], 5)]
+        found = Index.open(replace(spec, folder=Folder.at(copy)), note)
+        return np.asarray(found.vectors).tobytes(), found.sizes.tolist(), list(found.ids), found.row("image 7")
 
     read(folder, pytest.fail)
-    return OwnFiles("inverted file", folder, [knn.FILE, knn.ABOUT], read)
+    return OwnFiles("compact file", folder, list(compact.FILES), read)
+
+
+def an_inverted_file(root: Path, world: SmallWorld) -> OwnFiles:
+    """It is made again of the compact file, with a note."""
+    pytest.importorskip("faiss")
+    spec = vector_index(root / "inverted", 200, 4)
+    folder = Path(spec.folder.path)
+
+    def read(copy: Path, note: Note) -> Any:
+        opened = Index.open(replace(spec, folder=Folder.at(copy)), note)
+        search = nearest_neighbours(opened, note, max_exact=100)
+        return [found.tolist() for found in search(np.asarray(opened.vectors)[:20].astype(np.float32), 5)]
+
+    read(folder, lambda line: None)
+    return OwnFiles("inverted file", folder, list(inverted_file.FILES), read)
 
 
 def a_vector_cache(root: Path, world: SmallWorld) -> OwnFiles:
@@ -310,6 +327,7 @@ MAKERS = (
     some_shards,
     some_features,
     an_identity,
+    a_compact_file,
     an_inverted_file,
     a_vector_cache,
     a_sweep,

@@ -6,11 +6,13 @@ import asyncio
 import io
 import threading
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
@@ -19,7 +21,8 @@ from PIL import Image
 from groundray.data.image_decoder import UnusableImage
 from groundray.image_search import query
 from groundray.image_search.http.app import create_app, plotly_script
-from groundray.image_search.http.pool_routes import for_browser
+from groundray.image_search.http.pool_routes import for_browser, sample
+from groundray.image_search.image_ids import ImageIds
 from groundray.image_search.query import Query
 from groundray.image_search.service import Service
 
@@ -60,6 +63,7 @@ def test_healthz_reports_what_is_served(client: TestClient) -> None:
         "words": 74,
         "model": "demo",
         "stages": ["grounding", "relational", "retrieval"],
+        "recall": 1.0,
     }
 
 
@@ -137,6 +141,53 @@ def test_pool_sample_is_fixed_by_the_seed(client: TestClient) -> None:
     assert len(client.get("/pool").json()["results"]) == 20
 
 
+def test_pool_sample_takes_no_time_for_the_pool() -> None:
+    """A sample of 10^18 rows: a permutation would not fit in any memory."""
+    for count in (10_001, 5_000_000, 10**18):
+        rows = sample(count, query.MAX_RESULTS, 3)
+        assert len(set(rows)) == query.MAX_RESULTS
+        assert rows == sample(count, query.MAX_RESULTS, 3) != sorted(rows)
+        assert 0 <= min(rows) <= max(rows) < count
+    assert sorted(sample(20, 24, 0)) == [*range(20)]
+    counts = np.bincount(np.ravel([sample(30, 3, seed) for seed in range(3000)]), minlength=30)
+    assert abs(counts - 300).max() < 5 * 300**0.5
+
+
+def test_nothing_reads_the_whole_pool(service: Service, page: Path) -> None:
+    """The ids and sizes are only read by row."""
+
+    class ByRow:
+        def __init__(self, values: Any):
+            self.values, self.row = values, getattr(values, "row", None)
+            self.read = 0
+
+        def __len__(self) -> int:
+            return len(self.values)
+
+        def __getitem__(self, rows: Any) -> Any:
+            self.read += len(rows) if isinstance(rows, list) else 1
+            return self.values[rows]
+
+        def __iter__(self) -> Any:
+            raise AssertionError("all of the pool is read")
+
+    index = copy(service.search.index)
+    index.ids, index.sizes = ByRow(index.ids), ByRow(index.sizes)  # type: ignore[assignment]
+    watched = replace(service, search=replace(service.search, index=index))
+    with TestClient(create_app(watched, page=page), URL) as client:
+        for path in (
+            "/healthz",
+            "/pool?k=3",
+            "/search?text=red&k=3",
+            "/search?image=80&k=3",
+            "/thumbnails/80",
+            "/words",
+        ):
+            index.ids.read = index.sizes.read = 0  # type: ignore[attr-defined]
+            assert client.get(path).status_code == 200
+            assert max(index.ids.read, index.sizes.read) <= 3  # type: ignore[attr-defined]
+
+
 def test_pictures_are_revalidated_by_etag(client: TestClient, service: Service) -> None:
     for path, column in (("thumbnails", service.search.index.thumbnails), ("images", service.search.index.pictures)):
         response = client.get(f"/{path}/80")
@@ -151,8 +202,8 @@ def test_pictures_are_revalidated_by_etag(client: TestClient, service: Service) 
 def test_ids_may_be_paths(service: Service, page: Path) -> None:
     """As those of an image folder are."""
     index = service.search.index
-    renamed = object.__new__(type(index))
-    renamed.__dict__ = {**index.__dict__, "_rows": {"dog/1 a.jpg": 3}}
+    renamed = copy(index)
+    renamed.ids = ImageIds.of(pa.chunked_array([[*index.ids[:3], "dog/1 a.jpg", *index.ids[4:]]]))
     client = TestClient(create_app(replace(service, search=replace(service.search, index=renamed)), page=page), URL)
     for id in ("dog/1%20a.jpg", "dog%2F1%20a.jpg"):
         assert client.get(f"/thumbnails/{id}").content == index.thumbnails[3]

@@ -1,8 +1,6 @@
-"""The nearest vectors: exactly, as a loop finds them, and by an inverted file, whose recall is told."""
+"""The nearest vectors are those that a loop finds."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from groundray.image_search import knn
-from groundray.image_search.knn import ExactSearch, InvertedFileSearch, Neighbours, inverted_file, recall
-from groundray.storage.folder import Folder
+from groundray.image_search.knn import ExactSearch, Neighbours, recall
 
 
 def drawn(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -39,14 +36,24 @@ def test_exact_search_equals_a_loop(count: int, asked: int, k: int, seed: int) -
             assert rows.tolist().index(0) < rows.tolist().index(count // 2)
 
 
-@given(some.integers(1, 30), some.integers(1, 12), some.integers(1, 40), some.integers(1, 200), some.integers(0, 2**16))
-def test_blocks_of_any_size_give_the_same_answer(count: int, asked: int, k: int, block: int, seed: int) -> None:
-    """Scores and rows are equal to those of a loop, bit for bit: products of small integers are exact in float32, and
-    many of them tie."""
+@given(
+    some.integers(1, 30),
+    some.integers(1, 12),
+    some.integers(1, 40),
+    some.integers(1, 200),
+    some.integers(1, 60),
+    some.sampled_from([np.float16, np.float32]),
+    some.integers(0, 2**16),
+)
+def test_blocks_of_any_size_give_the_same_answer(
+    count: int, asked: int, k: int, scores_block: int, values_block: int, dtype: type, seed: int
+) -> None:
+    """Scores and rows are equal to those of a loop, bit for bit: products of small integers are exact in float16 and
+    float32, and many of them tie."""
     generator = np.random.default_rng(seed)
-    vectors = generator.integers(-2, 3, (count, 4)).astype(np.float32)
+    vectors = generator.integers(-2, 3, (count, 4)).astype(dtype)
     queries = generator.integers(-2, 3, (asked, 4)).astype(np.float32)
-    found = ExactSearch(vectors, block)(queries, k)
+    found = ExactSearch(vectors, values_block, scores_block)(queries, k)
     for query, scores, rows in zip(queries, found.scores, found.rows, strict=True):
         products = [sum(float(x * y) for x, y in zip(vector, query, strict=True)) for vector in vectors]
         expected = sorted(range(count), key=lambda row: (-products[row], row))[:k]
@@ -54,14 +61,35 @@ def test_blocks_of_any_size_give_the_same_answer(count: int, asked: int, k: int,
         assert scores.tolist() == [products[row] for row in expected]
 
 
-def test_scores_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of 16 queries of 101 mixes each is compared block by block; a larger pool has smaller blocks."""
+def test_many_queries_are_compared_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = drawn(50, 8).astype(np.float16), drawn(11, 8, 1)
+    whole = ExactSearch(vectors)(queries, 5)
+    monkeypatch.setattr(knn, "BLOCK_QUERIES", 4)
+    found = ExactSearch(vectors)(queries, 5)
+    np.testing.assert_array_equal(found.rows, whole.rows)
+    np.testing.assert_allclose(found.scores, whole.scores, atol=1e-6)
+    assert ExactSearch(vectors)(queries[:0], 5).rows.shape == (0, 5)
+
+
+def test_float16_finds_what_float32_finds() -> None:
+    """Each component is rounded by 2^-11 of itself at most, so a cosine is by 2^-11; independent roundings of 768
+    components cancel to a few times 2^-11 / sqrt(3 * 768), 1e-5."""
+    generator = np.random.default_rng(0)
+    vectors, queries = drawn(5000, 768), drawn(100, 768, 1)
+    queries[:50] = vectors[generator.integers(0, 5000, 50)]
+    exact, found = ExactSearch(vectors)(queries, 10), ExactSearch(vectors.astype(np.float16))(queries, 10)
+    assert recall(found, exact) > 0.99
+    np.testing.assert_allclose(found.scores, exact.scores, atol=1e-4)
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of 16 queries of 101 mixes each is compared block by block, in a pool of any size."""
     sizes: list[int] = []
     computed = ExactSearch._scores
 
-    def scores(self: ExactSearch, queries: np.ndarray) -> np.ndarray:
-        sizes.append(len(self.vectors) * len(queries))
-        return computed(self, queries)
+    def scores(self: ExactSearch, queries: np.ndarray, first: int, stop: int) -> np.ndarray:
+        sizes.append((stop - first) * len(queries))
+        return computed(self, queries, first, stop)
 
     monkeypatch.setattr(ExactSearch, "_scores", scores)
     for count in (100, 700):
@@ -75,37 +103,3 @@ def test_recall_is_the_fraction_found() -> None:
     exact = Neighbours(np.zeros((2, 3), np.float32), np.array([[1, 2, 3], [4, 5, 6]]))
     found = Neighbours(np.zeros((2, 3), np.float32), np.array([[3, 1, 9], [6, 5, 4]]))
     assert recall(found, exact) == pytest.approx(5 / 6)
-
-
-def test_an_inverted_file_reaches_its_recall(tmp_path: Path) -> None:
-    """On queries that it has not been measured with."""
-    vectors, queries = np.split(drawn(4050, 16), [4000])
-    found = inverted_file(vectors)
-    assert found.recall >= knn.RECALL
-    assert found.index.nprobe < found.index.nlist  # it is no search of everything
-    assert recall(found(queries, 10), ExactSearch(vectors)(queries, 10)) > 0.9
-
-
-def test_a_large_pool_builds_its_inverted_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, folder = drawn(600, 8), Folder.at(tmp_path)
-    small = knn.nearest_neighbours(folder, 600, lambda: vectors, max_exact=600)
-    assert isinstance(small, ExactSearch)
-    assert folder.names() == []
-    made = knn.nearest_neighbours(folder, 600, lambda: vectors, max_exact=599)
-    assert folder.names() == [knn.FILE, knn.ABOUT]
-    again = knn.nearest_neighbours(folder, 600, lambda: pytest.fail("the vectors are in the file"), max_exact=599)
-    assert isinstance(made, InvertedFileSearch)
-    assert isinstance(again, InvertedFileSearch)
-    assert again.recall == made.recall
-    np.testing.assert_array_equal(again(vectors[:5], 3).rows, made(vectors[:5], 3).rows)
-
-    whole = {name: folder.read_bytes(name) for name in folder.names()}
-    for name, content in whole.items():
-        for changed in (b"", content[:-9], content.replace(content[20:24], b"\xff\x00\xff\x7f")):
-            folder.write_bytes(name, changed)
-            knn.nearest_neighbours(folder, 600, lambda: vectors, max_exact=599)
-            assert {name: folder.read_bytes(name) for name in folder.names()} == whole  # made again
-
-    monkeypatch.setattr(knn.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    with pytest.raises(ValueError, match=r"1,000,000 .*FAISS.*groundray\[search\]"):
-        knn.nearest_neighbours(folder, 600, lambda: vectors, max_exact=599)

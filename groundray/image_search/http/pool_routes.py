@@ -31,17 +31,17 @@ def router(backend: Backend) -> APIRouter:
             words=len(backend.service.space.words.shown),
             model=search.towers.run_name,
             stages=list(search.towers.stages),
+            recall=search.nearest.recall,
         )
 
     @routes.get("/pool", responses=REFUSALS)
     async def pool(fields: Annotated[PoolFields, Query()]) -> Pool:
         """Return a random sample of the pool, fixed by the seed."""
-        rows = np.random.default_rng(fields.seed).permutation(len(index))[: fields.k].tolist()
-        sizes = [index.sizes[row].tolist() for row in rows]
+        rows = sample(len(index), fields.k, fields.seed)
         return Pool(
             results=[
                 PoolImage(id=index.ids[row], width=width, height=height)
-                for row, (width, height) in zip(rows, sizes, strict=True)
+                for row, (width, height) in zip(rows, index.sizes[rows].tolist(), strict=True)
             ]
         )
 
@@ -58,6 +58,12 @@ def router(backend: Backend) -> APIRouter:
         return await _cacheable(request, f"{index.folder.name}-{row}", lambda: for_browser(index.pictures[row]))
 
     return routes
+
+
+def sample(count: int, k: int, seed: int) -> list[int]:
+    """Return `k` of `count` rows in random order, or all if there are fewer. Takes time for `k`, not for `count`."""
+    # Floyd's algorithm, unless k is more than a fiftieth of more than 10,000 rows: MAX_RESULTS is not
+    return np.random.default_rng(seed).choice(count, min(k, count), replace=False).tolist()
 
 
 def for_browser(encoded: bytes) -> tuple[bytes, str]:

@@ -53,7 +53,7 @@ class WordsFields(Fields):
 
 class PoolFields(Fields):
     k: int = Field(default=24, ge=1, le=MAX_RESULTS, description="number of images")
-    seed: int = Field(default=0, ge=0, description="seed of the sample")
+    seed: int = Field(default=0, ge=0, description="seed of the sample; versions may draw different ones")
 
 
 # responses
@@ -65,6 +65,7 @@ class Health(BaseModel):
     words: int = Field(description="words on the axes")
     model: str = Field(description="name of the run that trained the model")
     stages: list[str]
+    recall: float = Field(description="fraction of the 10 nearest images that a search finds: 1 if it is exact")
 
 
 class PoolImage(BaseModel):

@@ -1,4 +1,4 @@
-"""Makes the index of a pool of images with an actor pool on the whole cluster."""
+"""Makes the parts of the index of a pool of images with an actor pool on the whole cluster."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Arguments(BaseModel):
 def app(arguments: Arguments) -> serve.Application:
     """Return the application. Each replica builds its own FastAPI app: an app with mounts cannot be pickled.
 
-    Replicas make a missing index, and share its parts.
+    Replicas make a missing index: they share its parts, and one of them makes the files of the whole.
     """
 
     def build_in_replica() -> FastAPI:
