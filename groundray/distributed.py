@@ -164,6 +164,12 @@ def gather_strings(text: str) -> list[str]:
     return [bytes(part.tolist()).decode() for part in _gather(data, sizes).split(sizes)]
 
 
+def broadcast(x: Tensor, source: int) -> None:
+    """Replace a contiguous tensor by that of one rank, in place. It has the same shape and type on every rank."""
+    if world_size() > 1:
+        _run(dist.broadcast, x, source)
+
+
 def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over ranks, in place, with one all-reduce for each dtype.
 

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from groundray import distributed
 
-CHECKED = ("all_reduce", "all_gather", "reduce_scatter_tensor")
-UNCHECKED = ("all_gather_into_tensor", "all_to_all", "all_to_all_single", "barrier", "broadcast", "reduce", "scatter")
+CHECKED = ("all_reduce", "all_gather", "reduce_scatter_tensor", "broadcast")
+UNCHECKED = ("all_gather_into_tensor", "all_to_all", "all_to_all_single", "barrier", "reduce", "scatter")
 TYPES = {torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64}
 TYPES |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 

@@ -51,6 +51,35 @@ def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:
     return total / count
 
 
+def matched_ranks(S: list[list[float]], image_of: list[int]) -> tuple[list[int], list[int]]:
+    """Return the rank of each caption's image, and that of the best caption of each image that has one.
+
+    Args:
+        S: similarity of each image (row) and each caption (column).
+        image_of: image of each caption.
+    """
+    images, captions = range(len(S)), range(len(image_of))
+    text_to_image = [sum(not S[i][j] < S[image_of[j]][j] for i in images) for j in captions]
+    image_to_text = []
+    for i in images:
+        own, others = ([S[i][j] for j in captions if (image_of[j] == i) == mine] for mine in (True, False))
+        if own:
+            image_to_text.append(min(1 + sum(not other < score for other in others) for score in own))
+    return text_to_image, image_to_text
+
+
+def recalls(S: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Return the metrics of a matrix whose diagonal belongs together."""
+    ranks = matched_ranks(S.tolist(), list(range(len(S))))
+    metrics = {}
+    for direction, of_queries in zip(("text_to_image", "image_to_text"), ranks, strict=True):
+        for k in at:
+            metrics[f"{direction}/recall@{k}"] = sum(rank <= k for rank in of_queries) / len(of_queries)
+        metrics[f"{direction}/mean_rank"] = sum(of_queries) / len(of_queries)
+        metrics[f"{direction}/median_rank"] = float(np.median(of_queries))
+    return metrics
+
+
 def attention_block(x: Tensor, positions: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
     """Return the spatial attention of one image [position width], head by head and position by position."""
     count, width = x.shape

@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import spawn
 
 from groundray.distributed import (
     barrier,
+    broadcast,
     communication,
     gather_rows,
     gather_strings,
@@ -132,6 +133,7 @@ def on_a_rank(rank: int, size: int, folder: str) -> None:
         outputs = [results(case, slice((0, *case.cuts)[rank], case.cuts[rank])) for case in CASES[size]]
         assert on_every_rank(rank, -rank) == (tuple(range(size)), tuple(range(0, -size, -1)))
         assert gather_strings("é" * rank) == ["é" * other for other in range(size)]
+        assert [received(rank, source) for source in range(size)] == [[source, -source] for source in range(size)]
         assert timed_collectives() == {"forward": 3, "backward": 2}
         assert gradient_of_halves(rank, size) == 1 + 2**-7
         assert len(collectives) > 5 * len(CASES[size])
@@ -172,6 +174,13 @@ def test_many_processes_give_the_loss_and_gradients_of_one(ranks: tuple[int, Pat
         if case.dtype == torch.float64:
             for tensor, naive in zip(single, naive_results(case), strict=True):
                 assert (tensor - naive).abs().max() <= 1e-12 * naive.abs().max().clamp(min=1), case
+
+
+def received(rank: int, source: int) -> list[float]:
+    """Return what a rank has after the broadcast of another rank's number and its negative."""
+    x = torch.tensor([rank, -rank], dtype=torch.bfloat16)
+    broadcast(x, source)
+    return x.tolist()
 
 
 def timed_collectives() -> dict[str, int]:
@@ -223,6 +232,7 @@ def test_every_collective_is_the_identity_on_one_rank() -> None:
     assert gather_strings("text") == ["text"]
     barrier()
     sum_over_ranks([x])
+    broadcast(x, 0)
     assert x.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -248,6 +258,7 @@ def seconds_waited(rank: int, folder: str) -> dict[str, float]:
         "rows of known number": lambda: gather_rows(x, (3, 3)),
         "gradient": lambda: sum_gradient_over_ranks(x).sum().backward(),
         "reduction": lambda: sum_over_ranks([x.detach()]),
+        "broadcast": lambda: broadcast(x.detach(), 0),
     }.items():
         if rank == 0:
             time.sleep(LATE)
@@ -280,7 +291,8 @@ def broken_rules(rank: int) -> dict[str, str]:
         "short": lambda: dist.all_reduce(single.short()),
         "outputs": lambda: dist.all_gather([single], single),
         "parts": lambda: dist.reduce_scatter_tensor(single, square),
-        "unknown": lambda: dist.broadcast(single, 0),
+        "source": lambda: dist.broadcast(single, rank),
+        "unknown": lambda: dist.reduce(single, 0),
     }.items():
         with nccl_rules():
             try:
@@ -294,7 +306,8 @@ def broken_rules(rank: int) -> dict[str, str]:
 def test_every_broken_rule_of_nccl_is_found(ranks: tuple[int, Path]) -> None:
     first, second = (torch.load(ranks[1] / f"rules-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert list(first) == [
-        *("order", "shape", "type", "operation", "contiguous", "device", "short", "outputs", "parts", "unknown")
+        *("order", "shape", "type", "operation", "contiguous", "device", "short", "outputs", "parts", "source"),
+        "unknown",
     ]
     assert {**first, "order": ""} == {**second, "order": ""}  # each rank names its own collective
     assert "rank 0: all_gather(float32[1]" in first["order"]

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from groundray.device_copy import to_device
 from groundray.distributed import (
     gather_rows,
     gather_words,
@@ -71,25 +70,11 @@ def global_similarity(
     valid: Bool[Tensor, "own_sample token"],
     kind: Kind = "dot",
 ) -> Float[Tensor, "sample sample"]:
-    """Return the similarity of each image (row) and each caption (column) of all ranks, on every rank, for recall@k."""
-    return gather_rows(_own_rows(V, W, valid, kind, [len(V)]))
+    """Return the similarity of each image (row) and each caption (column) of all ranks, on every rank.
 
-
-def pool_similarity(
-    images: Sequence[Float[Tensor, "_ position dim"]],
-    W: Float[Tensor, "own_sample token dim"],
-    valid: Bool[Tensor, "own_sample token"],
-    kind: Kind = "dot",
-) -> Float[Tensor, "sample sample"]:
-    """Return `global_similarity` of a pool whose images need not fit into a GPU's memory.
-
-    Args:
-        images: embeddings of this rank's images in parts, on the host or on the device of W. One part is on the device
-            at a time.
+    For losses that compare all pairs otherwise than NT-Xent. Each rank computes the same loss from it.
     """
-    words, valid = gather_words(normalised(W, kind), valid)
-    parts = (normalised(to_device(part, W.device), kind) for part in images)
-    return gather_rows(torch.cat([similarity_to_words(part, words, valid) for part in parts]))
+    return gather_rows(_own_rows(V, W, valid, kind, [len(V)]))
 
 
 def _own_rows(V: Tensor, W: Tensor, valid: Tensor, kind: Kind, chunks: Sequence[int]) -> Tensor:

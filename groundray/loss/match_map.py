@@ -103,6 +103,12 @@ def normalised(x: Tensor, kind: Kind) -> Tensor:
     return F.normalize(x.to(_wide(x)), dim=-1).to(x.dtype) if kind == "cosine" else x
 
 
+def images_at_a_time(device: str, positions: int) -> int:
+    """Return the number of images whose positions are multiplied with a tile's tokens in one product."""
+    sizes = sizes_on(device)
+    return max(1, sizes.tile // (sizes.tokens * max(1, positions)))
+
+
 def position_type(positions: int) -> torch.dtype:
     """Return the smallest integer type that holds the indices of so many positions."""
     return next(kind for kind in (torch.uint8, torch.int16, torch.int32) if positions - 1 <= torch.iinfo(kind).max)
@@ -127,21 +133,26 @@ def _best_matches(V: Tensor, words: Tensor, valid: Tensor, block: int, keep: boo
     images, positions, _ = V.shape
     S = V.new_zeros(images, len(tokens.ends), dtype=_wide(V))
     best = V.new_empty(images, len(tokens.caption) if keep else 0, dtype=position_type(positions))
+    if positions == 1:
+        best.zero_()
     sizes, multiplied = sizes_on(V.device.type), _multiplied(V)
-    group = max(1, sizes.tile // (sizes.tokens * max(1, positions)))
+    group = images_at_a_time(V.device.type, positions)
     with torch.autocast(V.device.type, enabled=False):
         for captions, span in tokens.tiles(sizes.tokens):
             W, count = tokens.rows_of(span, multiplied), span.stop - span.start
             highest = S.new_empty(images, count)
-            tile = S.new_empty(min(group, block, images) * positions, count)
+            tile = S.new_empty(min(group, block, images) * positions if positions > 1 else 0, count)
             for part in _blocks(images, block, group):
                 rows = _aligned(V[part].flatten(0, 1).to(multiplied))
+                if positions == 1:
+                    _product(rows, W.T, highest[part])
+                    continue
                 matches = _product(rows, W.T, tile[: len(rows)]).unflatten(0, (-1, positions))
                 if keep:
                     highest[part], best[part, span] = matches.max(dim=1)
                 else:
                     highest[part] = matches.amax(dim=1)
-            S[:, captions] = _means(highest, tokens.counts[captions])
+            S[:, captions] = highest if tokens.one_each(captions) else _means(highest, tokens.counts[captions])
     return S, best
 
 
@@ -238,6 +249,12 @@ class _Tokens(NamedTuple):
         """Return the embeddings of some tokens in a type."""
         rows = self.words[span] if self.rows is None else self.words.index_select(0, self.rows[span])
         return _aligned(rows.to(dtype).contiguous())
+
+    def one_each(self, captions: slice) -> bool:
+        """Return True if each caption of a range has one token: its mean is that token's match."""
+        before = self.ends[captions.start - 1] if captions.start else 0
+        ends = self.ends[captions]
+        return ends[-1] - before == len(ends) and ends == list(range(before + 1, before + 1 + len(ends)))
 
     def tiles(self, size: int) -> Iterator[tuple[slice, slice]]:
         """Yield ranges of captions and of their tokens: each the fewest captions that have `size` tokens together."""

@@ -23,7 +23,6 @@ from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
 from groundray.data.tokenization import WordPieceTokenizer
 from groundray.distributed import on_every_rank
-from groundray.loss.grounding_loss import pool_similarity
 from groundray.loss.match_map import Kind
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads, RetrievalHeads
@@ -31,6 +30,7 @@ from groundray.model.relation_module import RelationalModule
 from groundray.model.visual_stream import Images
 from groundray.stage.metrics import recalls
 from groundray.stage.protocol import Metrics, Scalars, centre_crop, source
+from groundray.stage.recall import matched_ranks
 
 
 class Encoded(NamedTuple):
@@ -43,6 +43,10 @@ class Encoded(NamedTuple):
     V: Float[Tensor, "sample position dim"]
     W: Float[Tensor, "sample token dim"]
     valid: Bool[Tensor, "sample token"]
+
+    def on_host(self) -> Encoded:
+        """Return the same embeddings on the host."""
+        return Encoded(self.V.cpu(), self.W.cpu(), self.valid)
 
 
 def captioned_images(
@@ -160,7 +164,7 @@ def validate(
 ) -> Metrics:
     """Return the training loss, as a mean over samples, and recall@k among all validation images.
 
-    The embeddings of the images are kept on the host meanwhile, as those of a large validation set fill a GPU.
+    The embeddings are kept on the host meanwhile, as those of a large validation set fill a GPU.
 
     Args:
         training_loss: the stage's `loss`. Negatives come from the step's batch, as in training.
@@ -171,9 +175,19 @@ def validate(
         encoded = [encode(batch) for _, batch in step.chunks]
         losses.append(training_loss(encoded)[0])
         own_counts.append(sum(len(chunk.V) for chunk in encoded))
-        pool += [chunk._replace(V=chunk.V.cpu()) for chunk in encoded]
+        pool += [chunk.on_host() for chunk in encoded]
     counts = [sum(of_ranks) for of_ranks in on_every_rank(*own_counts)]
     total = sum(loss * count for loss, count in zip(torch.stack(losses).tolist(), counts, strict=True))
-    images, W, valid = zip(*pool, strict=True)
-    S = pool_similarity(images, _cat_padded(W), _cat_padded(valid), kind)
-    return {"loss": total / sum(counts), **recalls(S)}
+    return {"loss": total / sum(counts), **pool_recalls(pool, kind, losses[0].device)}
+
+
+def pool_recalls(pool: Sequence[Encoded], kind: Kind, device: torch.device) -> Metrics:
+    """Return recall@k, mean and median rank of the images and captions of all ranks, each with its first caption.
+
+    Args:
+        pool: embeddings of this rank's samples, on the host.
+        kind: similarity by which images and captions are ranked.
+        device: where similarities are computed.
+    """
+    images, captions, valid = zip(*pool, strict=True)
+    return recalls(matched_ranks(images, captions, valid, kind, device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,24 +12,31 @@ from torch import Tensor
 TOP_K = (1, 5, 10)
 
 
+class MatchedRanks(NamedTuple):
+    """Ranks from 1, in the order of processes; the same on every process, on the host.
+
+    Attributes:
+        text_to_image: rank of each caption's image among all images.
+        image_to_text: rank of the best of each image's captions. Images without a caption are left out.
+    """
+
+    text_to_image: Int[Tensor, " caption"]
+    image_to_text: Int[Tensor, " image"]
+
+
 def ranks(scores: Float[Tensor, "query candidate"], own: Int[Tensor, " query"]) -> Int[Tensor, " query"]:
-    """Return the rank of each query's own candidate, from 1: the number of candidates that score at least as high.
+    """Return the rank of each query's own candidate, from 1: the number of candidates that do not score lower.
 
-    A model that gives all n candidates the same score has rank n, not 1.
+    A model that gives all n candidates the same score, or NaN, has rank n, not 1.
     """
-    return (scores >= scores.gather(1, own[:, None])).sum(dim=1)
+    return (~(scores < scores.gather(1, own[:, None]))).sum(dim=1)
 
 
-def recalls(S: Float[Tensor, "sample sample"], at: Sequence[int] = TOP_K) -> dict[str, float]:
-    """Return recall@k (fraction of queries with rank <= k), mean and median rank, in both directions.
-
-    Args:
-        S: similarity of each image (row) and each caption (column); image i and caption i belong together.
-    """
+def recalls(matched: MatchedRanks, at: Sequence[int] = TOP_K) -> dict[str, float]:
+    """Return recall@k (fraction of queries with rank <= k), mean and median rank, in both directions."""
     metrics: dict[str, Tensor] = {}
-    own = torch.arange(len(S), device=S.device)
-    for direction, similarity in (("text_to_image", S.T), ("image_to_text", S)):
-        rank = ranks(similarity, own).to(torch.float64)
+    for direction, of_queries in matched._asdict().items():
+        rank = of_queries.to(torch.float64)
         for k in at:
             metrics[f"{direction}/recall@{k}"] = (rank <= k).double().mean()
         metrics[f"{direction}/mean_rank"] = rank.mean()
@@ -36,7 +44,7 @@ def recalls(S: Float[Tensor, "sample sample"], at: Sequence[int] = TOP_K) -> dic
     return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
 
-RECALL_NAMES = tuple(recalls(torch.ones(1, 1)))
+RECALL_NAMES = tuple(recalls(MatchedRanks(torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))))
 
 
 def top_k_counts(

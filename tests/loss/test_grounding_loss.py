@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import reference
 import torch
-from pretend_gpu import PretendGpu
 from test_match_map import KINDS, embeddings, larger
 
-from groundray.loss.grounding_loss import global_similarity, grounding_loss, pool_similarity
+from groundray.loss.grounding_loss import global_similarity, grounding_loss
 from groundray.loss.match_map import Kind, similarity
 
 
@@ -41,15 +40,3 @@ def test_empty_batch_has_loss_zero(kind: Kind) -> None:
 def test_global_similarity_on_one_rank_is_the_similarity(kind: Kind) -> None:
     V, W, valid = larger()
     assert torch.equal(global_similarity(V, W, valid, kind), similarity(V, W, valid, kind))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_pool_in_parts_on_the_host_has_the_similarity_of_the_whole(kind: Kind) -> None:
-    V, W, valid = (x.detach() for x in larger())
-    expected = global_similarity(V, W, valid, kind)
-    parts = V.split([7, 0, 5, 12])
-    torch.testing.assert_close(pool_similarity(parts, W, valid, kind), expected)
-    with PretendGpu():
-        S = pool_similarity(parts, W.to("cuda"), valid, kind)
-        assert S.is_cuda
-    torch.testing.assert_close(S, expected)

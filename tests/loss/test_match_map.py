@@ -161,6 +161,23 @@ def test_gradient_of_words_is_the_sum_over_blocks(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(sum(separate), together)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_have_the_bits_of_a_plain_product(dtype: torch.dtype) -> None:
+    """Also beside a caption of two tokens, whose mean is computed."""
+    generator = torch.Generator().manual_seed(0)
+    V = torch.randn(30, 1, 64, generator=generator, dtype=dtype)
+    W = torch.randn(40, 2, 64, generator=generator, dtype=dtype)
+    valid = torch.ones(40, 2, dtype=torch.bool)
+    valid[:, 1] = False
+    product = V[:, 0] @ W[:, 0].T
+    assert torch.equal(similarity_to_words(V, W[:, 0], valid), product)
+    valid[7, 1], valid[8, 0] = True, False
+    S = similarity(V, W, valid)
+    product[:, 7] = (product[:, 7] + V[:, 0] @ W[7, 1]) / 2
+    product[:, 8] = 0
+    torch.testing.assert_close(S, product)
+
+
 def test_similarity_is_the_same_without_gradient() -> None:
     V, W, valid = larger()
     with torch.no_grad():

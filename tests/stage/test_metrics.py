@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+import reference
 import torch
 
-from groundray.stage.metrics import ranks, recalls, top_k_counts
+from groundray.stage.metrics import MatchedRanks, ranks, recalls, top_k_counts
 
 # rows are images, columns captions; the diagonal belongs together
 S = torch.tensor(
@@ -26,13 +28,27 @@ def test_ties_count_against_the_query() -> None:
     assert ranks(torch.zeros(4, 4), torch.arange(4)).tolist() == [4, 4, 4, 4]
 
 
+def test_a_score_that_is_not_a_number_has_the_last_rank_and_is_before_all_others() -> None:
+    scores = torch.tensor([[torch.nan, 2.0, 1.0], [3.0, torch.nan, 4.0]])
+    assert ranks(scores, torch.tensor([0, 0])).tolist() == [3, 3]
+    assert ranks(scores, torch.tensor([1, 2])).tolist() == [2, 2]
+
+
 def test_recalls_of_both_directions() -> None:
-    metrics = recalls(S, at=(1, 2))
+    metrics = recalls(MatchedRanks(torch.tensor([1, 2, 2, 1]), torch.tensor([1, 3, 2])), at=(1, 2))
     assert metrics["image_to_text/recall@1"] == 1 / 3
     assert metrics["image_to_text/recall@2"] == 2 / 3
     assert metrics["text_to_image/recall@2"] == 1.0
     assert metrics["image_to_text/mean_rank"] == 2.0
-    assert metrics["text_to_image/median_rank"] == 2.0
+    assert metrics["text_to_image/median_rank"] == 1.5
+
+
+@pytest.mark.parametrize("samples", [1, 10, 37])
+def test_recalls_are_those_of_the_whole_matrix(samples: int) -> None:
+    scores = torch.randint(0, 50, (samples, samples), generator=torch.Generator().manual_seed(0)) / 4
+    own = torch.arange(samples)
+    ours = recalls(MatchedRanks(ranks(scores.T, own), ranks(scores, own)))
+    assert ours == pytest.approx(reference.recalls(scores), rel=1e-15)
 
 
 def test_top_k_counts_for_each_k() -> None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from groundray.analysis.measures.proportion import proportion_of
 from groundray.analysis.result import Analysis, Cell, Measure, Table
 from groundray.data.batches import CaptionBatch
-from groundray.loss.match_map import Kind, similarity
+from groundray.loss.match_map import Kind
 from groundray.model.grounded import GroundedModel
-from groundray.stage.contrastive import Encoded, concatenate, encode_for_match_map, encode_for_retrieval
-from groundray.stage.metrics import recalls
+from groundray.stage.contrastive import Encoded, encode_for_match_map, encode_for_retrieval, pool_recalls
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,18 @@ HOW = {"grounding": "match map", "retrieval": "retrieval heads"}
 
 def by_match_map(model: GroundedModel, batches: Iterable[CaptionBatch], kind: Kind, special_tokens: bool) -> Retrieval:
     """Measure retrieval by the match map of the grounding stage, over all images of the batches."""
-    return _retrieval([encode_for_match_map(model, batch, special_tokens) for batch in batches], kind)
+    return _retrieval(model, (encode_for_match_map(model, batch, special_tokens) for batch in batches), kind)
 
 
 def by_heads(model: GroundedModel, batches: Iterable[CaptionBatch], special_tokens: bool) -> Retrieval:
     """Measure retrieval by the vectors of the retrieval stage, over all images of the batches."""
-    return _retrieval([encode_for_retrieval(model, batch, special_tokens) for batch in batches], "cosine")
+    return _retrieval(model, (encode_for_retrieval(model, batch, special_tokens) for batch in batches), "cosine")
 
 
-def _retrieval(encoded: list[Encoded], kind: Kind) -> Retrieval:
-    S = similarity(*concatenate(encoded), kind)
-    return Retrieval(len(S), recalls(S), min(1.0, 10 / len(S)))
+def _retrieval(model: GroundedModel, encoded: Iterable[Encoded], kind: Kind) -> Retrieval:
+    pool = [batch.on_host() for batch in encoded]
+    images = sum(len(batch.V) for batch in pool)
+    return Retrieval(images, pool_recalls(pool, kind, next(model.parameters()).device), min(1.0, 10 / images))
 
 
 def analysis(found: Mapping[str, Retrieval], models: Mapping[str, str]) -> Analysis:
