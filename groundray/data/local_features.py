@@ -10,7 +10,6 @@ The files are not mapped: one that is truncated while it is read would end the p
 from __future__ import annotations
 
 import os
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from zlib_ng import zlib_ng
 
 from groundray.data.footers import State, check_footer, check_size, repair_of
 from groundray.data.parquet_pages import PLAIN, Page, pages
@@ -173,7 +173,7 @@ def _checked_size(file: int, page: Page) -> int:
     for first in range(0, page.rows, len(block)):
         part = block[: page.rows - first]
         _read_into(file, part, page.start + first * stride)
-        checksum = zlib.crc32(part.data, checksum)
+        checksum = zlib_ng.crc32(part.data, checksum)  # ten times as fast as zlib's
         if np.any(part[:, :LENGTH_BYTES].copy().view("<u4") != stride - LENGTH_BYTES):
             raise _Unreadable("expected maps of one size")
     if page.checksum is not None and checksum != page.checksum & 0xFFFFFFFF:
