@@ -1,4 +1,4 @@
-"""Ids of the images of a pool: by row, and the row of an id. They stay UTF-8 bytes, five million in about 150 MB."""
+"""Ids of the images of a pool: by row, and the row of an id. They stay UTF-8 bytes, with 12 bytes more for each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DuplicateIds(ValueError):
 
 
 class ImageIds(Sequence[str]):
-    """The ids, by row number. An id is found by bisection: 50 microseconds among five million.
+    """The ids, by row number. An id is found by bisection: in 230 microseconds among five million.
 
     Args:
         text: all ids, one after another, in UTF-8.

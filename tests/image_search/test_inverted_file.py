@@ -54,7 +54,13 @@ def test_a_search_of_all_cells_is_exact_search(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(inverted_file, "BLOCK_BYTES", 20 * 2 * 16)
     vectors, queries = np.split(drawn(1030, 16), [1000])
     queries = queries.astype(np.float32)
+    blocks: list[int] = []
+    converted = inverted_file._converted
+    monkeypatch.setattr(
+        inverted_file, "_converted", lambda some, rows: (blocks.append(len(rows)), converted(some, rows))[1]
+    )
     write_inverted_file(vectors, Folder.at(tmp_path), "a")
+    assert blocks[1:] == [20] * 50  # after the sample of k-means
     found = open_inverted_file(Folder.at(tmp_path), "a")
     assert found.index.nlist == 15
     found.index.nprobe = found.index.nlist
