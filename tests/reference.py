@@ -240,9 +240,12 @@ def silhouette(vectors: dict[str, np.ndarray], of: dict[str, set[str]], category
         if form == "rest":
             b = mean_distance(word, [other for other in vectors if other not in of[category]])
         else:
-            b = min(mean_distance(word, sorted(words)) for words in of.values() if word not in words)
+            others = [mean_distance(word, sorted(words)) for words in of.values() if word not in words]
+            if not others:  # the word is of all categories
+                continue
+            b = min(others)
         scores.append((b - a) / max(a, b))
-    return sum(scores) / len(scores)
+    return sum(scores) / len(scores) if scores else math.nan
 
 
 def dense_silhouettes(units: np.ndarray, of: np.ndarray) -> dict[str, np.ndarray]:
@@ -263,7 +266,9 @@ def dense_silhouettes(units: np.ndarray, of: np.ndarray) -> dict[str, np.ndarray
         for form, between in {"rest": rest, "nearest": nearest}.items():
             larger = np.maximum(within, between)
             each = np.where(larger == 0, 0.0, (between - within) / larger)
-            found[form] = np.where((sizes < 2) | (sizes == len(units)), np.nan, (of * each).sum(axis=0) / sizes)
+            counted = of & ~np.isnan(between) if form == "nearest" else of
+            mean = np.where(counted, each, 0).sum(axis=0) / counted.sum(axis=0)
+            found[form] = np.where((sizes < 2) | (sizes == len(units)), np.nan, mean)
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
@@ -58,6 +58,16 @@ class Membership:
         """Return the number of words of each category."""
         return np.bincount(self.of.indices, minlength=len(self.categories))
 
+    @property
+    def common(self) -> Bool[np.ndarray, " word"]:
+        """Return which words are of all categories."""
+        return np.diff(self.of.indptr) == len(self.categories)
+
+    @property
+    def sizes_without_common(self) -> Int[np.ndarray, " category"]:
+        """Return the number of words of each category that are not of all categories."""
+        return self.sizes - self.common.sum()
+
     def words_of(self) -> list[Int[np.ndarray, " member"]]:
         """Return the indices of each category's words, ascending."""
         columns = self.of.tocsc()
@@ -75,7 +85,8 @@ def categories(
     A word's silhouette in a category is (b − a) / max(a, b), where a is its mean distance to the category's other
     words and b that to others: to all words outside the category (`rest`, as in the paper), or to those of the nearest
     category without the word (`nearest`, the usual silhouette). Distance is 1 − cosine. A word of several categories
-    has a silhouette in each of them, and counts in none of them as one of the others.
+    has a silhouette in each of them, and counts in none of them as one of the others. A word of all categories has none
+    of the form `nearest`, nor has a category of such words alone.
 
     Args:
         vectors: one row for each word of each category; rows of one word have equal vectors.
@@ -106,30 +117,41 @@ def categories(
     for model, own in vectors.items():
         units = directions(own[member.first])
         found[model], drawn[model] = silhouettes(units, member), units[shown]
-    scores = {form: {model: one[form][kept] for model, one in found.items()} for form in FORMS}
+    compared = {"rest": kept, "nearest": kept & (member.sizes_without_common > 0)}
+    scores = {
+        form: {model: one[form][compared[form]] for model, one in found.items()}
+        for form in FORMS
+        if compared[form].any()
+    }
     names = [name for name, keep in zip(member.categories, kept.tolist(), strict=True) if keep]
     several = int((np.diff(member.of.indptr) > 1).sum())
     counts = {
         "words that stand twice in their category": member.repeated,
+        "words of all categories, for the nearest category": int(member.common.sum()),
         "categories of one word": int(single.sum()),
         "categories that all words are of": int(whole.sum()),
     }
     measures = []
-    for form, about in FORMS.items():
-        tests = paired_tests(scores[form])
+    for form, of_models in scores.items():
+        tests = paired_tests(of_models)
         for name, figure in QUARTILES.items():
             key = f"silhouette/{form}/{name}"
-            estimates = over_items(scores[form], figure)
-            label = f"Silhouette {about}: {name.replace('_', ' ')}"
+            estimates = over_items(of_models, figure)
+            label = f"Silhouette {FORMS[form]}: {name.replace('_', ' ')}"
             tested = tests if name == "median" else {}
-            measures.append(measure(key, label, len(names), estimates, tested, published.of("categories", key)))
+            count = int(compared[form].sum())
+            measures.append(measure(key, label, count, estimates, tested, published.of("categories", key)))
     rows: list[tuple[Cell, ...]] = [
         (
             name,
             size,
-            *(float(scores[form][model][place]) for form in FORMS for model in vectors),
+            *(
+                float(found[model][form][place]) if compared[form][place] else None
+                for form in FORMS
+                for model in vectors
+            ),
         )
-        for place, (name, size) in enumerate(zip(names, sizes[kept].tolist(), strict=True))
+        for place, name, size in zip(np.flatnonzero(kept).tolist(), names, sizes[kept].tolist(), strict=True)
     ]
     columns = ("category", "words", *(f"{about}, {model}" for about in FORMS.values() for model in vectors))
     return Analysis(
@@ -146,8 +168,8 @@ def categories(
                 "Silhouettes of categories",
                 "silhouette",
                 {
-                    about: {model: tuple(values.tolist()) for model, values in scores[form].items()}
-                    for form, about in FORMS.items()
+                    FORMS[form]: {model: tuple(values.tolist()) for model, values in of_models.items()}
+                    for form, of_models in scores.items()
                 },
             ),
             *_picture(drawn, taken, member),
@@ -157,7 +179,8 @@ def categories(
 
 
 def silhouettes(units: Float[np.ndarray, "word dim"], member: Membership) -> dict[str, Float[np.ndarray, " category"]]:
-    """Return the silhouette of each category, by form; NaN if it has one word only, or all words.
+    """Return the silhouette of each category, by form; NaN if it has one word only, or all words. In the form
+    `nearest`, words of all categories do not count; NaN for a category of such words alone.
 
     The mean cosine of a word with a set of words is its product with their mean, so that no two words are compared: the
     cost is O(word · category · dim), instead of 39 million distances for 6,238 words. Words are multiplied with all
@@ -182,12 +205,15 @@ def silhouettes(units: Float[np.ndarray, "word dim"], member: Membership) -> dic
         with np.errstate(divide="ignore", invalid="ignore"):
             within = 1 - (with_own - itself) / (sizes[column] - 1)
             rest = 1 - (with_all - with_own) / (len(units) - sizes[column])
-            for form, between in {"rest": rest, "nearest": np.where(np.isfinite(nearest), nearest, np.nan)}.items():
+            for form, between in {"rest": rest, "nearest": nearest}.items():
                 larger = np.maximum(within, between)
                 each = np.where(larger == 0, 0.0, (between - within) / larger)
+                each = np.where(between == np.inf, 0.0, each)  # of a word of all categories
                 totals[form] += np.bincount(column, weights=each, minlength=len(sizes))
     whole = (sizes < 2) | (sizes == len(units))
-    return {form: np.where(whole, np.nan, total / sizes) for form, total in totals.items()}
+    counts = {"rest": sizes, "nearest": member.sizes_without_common}
+    with np.errstate(invalid="ignore"):  # no words
+        return {form: np.where(whole, np.nan, total / counts[form]) for form, total in totals.items()}
 
 
 def choose_shown(member: Membership) -> dict[str, list[int]]:

@@ -61,9 +61,8 @@ def test_silhouettes_are_those_of_all_pairs(data: st.DataObject) -> None:
         if not 2 <= len(own) < count:
             continue
         assert found["rest"][number] == pytest.approx(reference.silhouette(vectors, members, category, "rest"))
-        if all(any(word not in others for others in members.values()) for word in own):
-            naive = reference.silhouette(vectors, members, category, "nearest")
-            assert found["nearest"][number] == pytest.approx(naive)
+        naive = reference.silhouette(vectors, members, category, "nearest")
+        assert found["nearest"][number] == pytest.approx(naive, nan_ok=True)
 
 
 @pytest.mark.parametrize("numbers", [1, 40, 2**21])
@@ -180,6 +179,28 @@ def test_a_category_of_all_words_is_left_out() -> None:
     assert found.left_out == {"categories that all words are of": 1}
     assert [row[0] for row in found.tables[0].rows] == ["c0", "c1"]
     assert all(np.isfinite(row[2]) for row in found.tables[0].rows)
+
+
+def test_words_of_all_categories_have_no_nearest_one() -> None:
+    """w0 and w1 are of all three categories, and c2 has no other words."""
+    vectors, words, _ = made(8, 2)
+    by_word = dict(zip(words, vectors, strict=True))
+    members = {"c0": {*words[::2], "w1"}, "c1": {*words[1::2], "w0"}, "c2": {"w0", "w1"}}
+    rows = [(word, name) for name, own in members.items() for word in sorted(own)]
+    found = categories({"m": np.stack([by_word[word] for word, _ in rows])}, *zip(*rows, strict=True))
+    assert found.left_out == {"words of all categories, for the nearest category": 2}
+    table = {name: values for name, _, *values in found.tables[0].rows}
+    for name in members:
+        expected = [reference.silhouette(by_word, members, name, form) for form in ("rest", "nearest")]
+        assert table[name] == pytest.approx([value if np.isfinite(value) else None for value in expected])
+    assert table["c2"][1] is None
+    items = {one.key: one.items for one in found.measures}
+    assert (items["silhouette/rest/median"], items["silhouette/nearest/median"]) == (3, 2)
+    alone = {"c0": {"w0", "w1"}, "all": {"w0", "w1", "w2"}}
+    rows = [(word, name) for name, own in alone.items() for word in sorted(own)]
+    found = categories({"m": np.stack([by_word[word] for word, _ in rows])}, *zip(*rows, strict=True))
+    assert {one.key.split("/")[1] for one in found.measures} == {"rest"}
+    assert found.tables[0].rows[0][3] is None
 
 
 @pytest.mark.parametrize(
