@@ -79,10 +79,12 @@ def encode_for_match_map(model: GroundedModel, batch: CaptionBatch, special_toke
     Args:
         special_tokens: whether [CLS] and [SEP] are valid tokens.
     """
-    if len(batch) == 0:
-        V = model.visual.empty()
-        return Encoded(V, V.new_zeros(0, 0, model.width), batch.attention_mask)
     heads = model.head(GroundingHeads)
+    if len(batch) == 0:
+        # through the heads too, whose type depends on autocast: ranks exchange words of one type
+        empty = model.visual.empty()
+        words = empty.new_zeros(0, 0, model.width)
+        return Encoded(heads.visual(empty), heads.language(words), batch.attention_mask)
     V = heads.visual(model.visual(batch.images))
     W = heads.language(model.language(batch.tokens, batch.attention_mask))
     return Encoded(V, W, counted_tokens(batch.attention_mask, special_tokens))

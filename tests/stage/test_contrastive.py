@@ -1,20 +1,33 @@
-"""Shared code of the contrastive stages: counted tokens, concatenation, and validation by the training loss."""
+"""Shared code of the contrastive stages: counted tokens, empty batches, concatenation, and validation."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import reference
 import torch
+from conftest import SmallWorld
 from pretend_gpu import PretendGpu
 from torch import Tensor
 
+from groundray import config
+from groundray.arithmetic import Precision, autocast, weight_type
+from groundray.data.batches import CaptionBatch
 from groundray.data.stream import Step
 from groundray.loss.grounding_loss import grounding_loss
 from groundray.loss.match_map import Kind
-from groundray.stage.contrastive import Encoded, concatenate, counted_tokens, validate
+from groundray.model.build import build_head, build_model
+from groundray.stage.contrastive import (
+    Encoded,
+    concatenate,
+    counted_tokens,
+    encode_for_match_map,
+    encode_for_retrieval,
+    validate,
+)
 from groundray.stage.protocol import Metrics
 
 
@@ -37,6 +50,29 @@ def test_concatenated_captions_are_padded_to_the_longest() -> None:
     assert (V.shape, W.shape) == ((3, 5, 6), (3, 4, 6))
     assert torch.equal(W[:2, :3], first.W)
     assert valid.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32", "float64"])
+def test_an_empty_batch_is_encoded_in_the_type_of_others(world: SmallWorld, precision: Precision) -> None:
+    """Ranks exchange embeddings of one type, and one may have no samples of the last batch of a validation."""
+    settings = config.load("demo", world.settings()).model
+    model = build_model(settings).to(weight_type(precision))
+    words = {"predicates": ("left of",), "classes": ("heart", "ring")}
+    for stage in ("grounding", "relational", "retrieval"):
+        model.heads[stage] = build_head(stage, settings, model, words)
+
+    def batch(count: int) -> CaptionBatch:
+        pixels = np.zeros((count, 3, settings.image_size, settings.image_size), np.uint8)
+        return CaptionBatch.of(["a"] * count, pixels, np.ones((count, 6), np.int32), np.full(count, 4))
+
+    for encode in (encode_for_match_map, encode_for_retrieval):
+        with autocast(precision, "cpu"), torch.no_grad():
+            some, none = (encode(model, batch(count), special_tokens=False) for count in (2, 0))
+        assert (some.V.dtype, some.W.dtype) == (none.V.dtype, none.W.dtype)
+        assert (len(none.V), len(none.W), some.V.shape[1:]) == (0, 0, none.V.shape[1:])
+        together = concatenate([none, some])
+        assert torch.equal(together.W, some.W)
+        assert together.W.dtype == some.W.dtype
 
 
 @pytest.mark.parametrize("kind", ["dot", "cosine"])
