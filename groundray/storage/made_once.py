@@ -3,17 +3,19 @@
     FOLDER/making/NAME-0001.json            claim: the process that makes NAME; a higher number takes over
     FOLDER/making/NAME-9f3a01cc/owner.json  heartbeat of a process that makes it, or waits to (storage/owner.py)
 
-A process that is killed leaves its claim. Another one that sees that it has ended claims the next number. What is made
-must be written whole or not at all: a process that was suspended for longer than `owner.STALE_SECONDS` may go on beside
-the one that took over.
+Both are deleted when it is made, and the folder `making` with the last of them. A process that is killed leaves its
+claim. Another one that sees that it has ended claims the next number. What is made must be written whole or not at all:
+a process that was suspended for longer than `owner.STALE_SECONDS` may go on beside the one that took over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from groundray.storage import owner
@@ -55,7 +57,7 @@ def made_once(
     work, waited = folder / MAKING, False
     own = work / f"{name}-{uuid.uuid4().hex[:8]}"
     try:
-        with owner.owned(own.make()):
+        with owner.owned(_make(own)):
             while not _claim(work, name, own.name, tell):
                 if not waited:
                     tell(f"waiting for the process that makes {folder}/{files[0]}")
@@ -69,6 +71,14 @@ def made_once(
                 return read()
     finally:
         _withdraw(work, name, own.name)
+
+
+def _make(own: Folder) -> Folder:
+    """Make the folder for a heartbeat, and return it."""
+    try:
+        return own.make()
+    except FileNotFoundError:  # another process has ended and deleted `making`, which was empty
+        return own.make()
 
 
 def _claim(work: Folder, name: str, own: str, tell: Callable[[str], None]) -> bool:
@@ -118,6 +128,9 @@ def _withdraw(work: Folder, name: str, own: str) -> None:
             work.delete(holder)
             work.delete(f"{name}-{number:04d}.json")
     work.delete(own)
+    if work.local:
+        with contextlib.suppress(OSError):  # others make or wait, or have deleted it
+            Path(work.path).rmdir()
 
 
 def _delete_unfinished(folder: Folder, files: Sequence[str]) -> None:

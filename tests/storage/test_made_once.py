@@ -57,7 +57,7 @@ def test_one_of_many_makes_it(anywhere: str) -> None:
     assert results == [b"made"] * 4
     assert times == [1]
     assert 1 <= sum("waiting" in note for note in notes) <= 3
-    assert (folder / MAKING).files() == []
+    assert folder.names() == ["x"]
     assert made(folder, times, notes) == b"made"
     assert times == [1]
 
@@ -73,7 +73,7 @@ def test_a_killed_process_is_replaced_and_its_rest_deleted(tmp_path: Path) -> No
     times, notes = list[int](), list[str]()
     assert made(folder, times, notes) == b"made"
     assert (times, notes) == ([1], [])
-    assert folder.files() == ["x"]
+    assert folder.names() == ["x"]
 
 
 def test_a_process_elsewhere_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_what_is_damaged_is_made_again_with_a_note(tmp_path: Path) -> None:
     folder.write_bytes("x", b"bad")
     with pytest.raises(Damaged):
         made_once(folder, "x", ["x"], read, lambda: None, notes.append)
-    assert (folder / MAKING).files() == []
+    assert folder.names() == ["x"]
 
 
 def test_a_failure_is_raised_and_leaves_no_claim(tmp_path: Path) -> None:
@@ -134,4 +134,23 @@ def test_a_failure_is_raised_and_leaves_no_claim(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="no room"):
             made_once(folder, "x", ["x"], lambda: folder.read_bytes("x"), fail, pytest.fail)
-    assert folder.files() == []
+    assert folder.names() == []
+
+
+def test_a_process_begins_while_another_deletes_the_folder_of_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the folder's creation and that of the folder in it."""
+    folder, times, notes, make = Folder.at(tmp_path), list[int](), list[str](), Folder.make
+    interrupted: list[str] = []
+
+    def interrupt(own: Folder) -> Folder:
+        if own.parent.name == MAKING and not interrupted:
+            interrupted.append(own.name)
+            raise FileNotFoundError(own.path)
+        return make(own)
+
+    monkeypatch.setattr(Folder, "make", interrupt)
+    assert made(folder, times, notes) == b"made"
+    assert len(interrupted) == 1
+    assert folder.names() == ["x"]
