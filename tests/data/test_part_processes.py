@@ -1,10 +1,11 @@
-"""Parts in processes that are killed: others write them, and only if all are killed is it an error."""
+"""Parts are written by processes at the same time; those of a process that is killed by others."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,23 @@ from groundray.data.parts import PartTask, Record
 from groundray.data.sources.protocol import Row
 from groundray.data.sources.reading import Reading
 from groundray.storage.folder import Folder
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A part of a line of text whose reader waits until another part's has begun too."""
+
+    folder: Path
+    number: int
+
+    def rows(self, reading: Reading) -> Iterator[Row]:
+        (self.folder / f"begun-{self.number}").touch()
+        yield {"id": f"{self.number}", "text": "first"}
+        end = time.monotonic() + 60
+        while len(list(self.folder.glob("begun-*"))) < 2:
+            if time.monotonic() > end:
+                raise OSError("no other part was begun")
+            time.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -37,11 +55,18 @@ class Lines:
         yield {"id": f"{self.number}.1", "text": "second"}
 
 
-def tasks(folder: Path, parts: list[Lines]) -> Iterator[PartTask]:
+def tasks(folder: Path, parts: Sequence[Lines | Meeting]) -> Iterator[PartTask]:
     new, records = (Folder.at(folder / name).make() for name in ("new", "records"))
     for part in parts:
         name = f"shard-{part.number:05d}-{{:03d}}.parquet"
         yield PartTask(part, part.number, new, records, name, "text", {}, 2**20)
+
+
+def test_two_processes_write_two_parts_at_the_same_time(tmp_path: Path) -> None:
+    whole: list[int] = []
+    parts = [Meeting(tmp_path, number) for number in range(2)]
+    part_processes.write_parts(tasks(tmp_path, parts), 2, lambda _, parts: whole.append(parts))
+    assert sum(whole) == 2
 
 
 def test_the_part_of_a_killed_process_is_written_by_another(tmp_path: Path) -> None:
