@@ -119,8 +119,10 @@ def measure(
         case: dict[str, int | str] = {"samples": steps * batch_size, "batch": batch_size, "cpus": cpus}
         with tempfile.TemporaryDirectory(prefix="groundray-bench-") as features:
             note("input: writing trunk features")
-            mapped = feature_reading.with_features(source, *feature_reading.write_features(Path(features)), batch_size)
-            feature_rows = feature_reading.measure(mapped, cpus, repeats, max_seconds, case)
+            featured = feature_reading.with_features(
+                source, *feature_reading.write_features(Path(features)), batch_size
+            )
+            feature_rows = feature_reading.measure(featured, cpus, repeats, max_seconds, case)
         note(f"input: {steps} batches of {batch_size} from {data}")
         runs = interleaved(
             {name: timed(begin, steps, batch_size) for name, begin in streams(source, epochs, cpus).items()},

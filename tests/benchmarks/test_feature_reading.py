@@ -16,8 +16,8 @@ def test_every_contender_is_measured(world: SmallWorld, tmp_path: Path, monkeypa
     monkeypatch.setattr(feature_reading, "SHAPE", (2, 3, 3))
     source = training_source(Dataset.open(str(world.shards / "captions" / "train"), "captions"), 8)
     captions, features = feature_reading.write_features(tmp_path, parts=2, shape=(2, 3, 3))
-    mapped = feature_reading.with_features(source, captions, features, 8)
-    rows = feature_reading.measure(mapped, 2, 1, 60.0, {"batch": 8})
+    featured = feature_reading.with_features(source, captions, features, 8)
+    rows = feature_reading.measure(featured, 2, 1, 60.0, {"batch": 8})
     assert [row.contender for row in rows] == [
         feature_reading.PLAIN,
         feature_reading.VERIFIED,

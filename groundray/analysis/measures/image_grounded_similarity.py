@@ -47,7 +47,8 @@ class WordsThroughImages:
             self.of_phrases = self._rows = self._in_parts(phrases)
 
     def __getitem__(self, words: Int[np.ndarray, " some"]) -> Float[np.ndarray, "some image"]:
-        """Return the similarities of some words, given their indices. Words in order are computed once."""
+        """Return the similarities of some words, given their indices. Words that are taken in order are
+        computed once, and a few of them twice."""
         first, last = int(words.min()), int(words.max())
         if last - first >= self._at_once:
             return self._in_parts([self._words[int(word)] for word in words])
