@@ -10,22 +10,25 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+import servers
 import torch
 import yaml
 from conftest import STAGES, SmallWorld
 from pyarrow.parquet import read_table
 
 from groundray import analyse, config, train
+from groundray.data import feature_stream
 from groundray.runtime.data.feature_tasks import make_features
-from groundray.runtime.train import launch
+from groundray.runtime.train import launch, ray_worker
 from groundray.storage.folder import Folder
-from groundray.training import preflight, progression
+from groundray.training import attempts, history, preflight, progression
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Checkpointer
 from groundray.training.events import EpochDone, Event, FeaturesDone, Notice, StepDone
@@ -121,6 +124,64 @@ def test_an_actor_pool_makes_the_features_of_a_frozen_trunk(world: SmallWorld, t
         maps = (np.frombuffer(b"".join(rows), np.uint16) for rows in (ours, theirs))
         one, other = (torch.from_numpy(bits.copy()).view(torch.bfloat16).float() for bits in maps)
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)  # on another number of threads
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(900)  # on a busy machine
+def test_local_features_give_the_losses_of_those_in_a_store_although_a_worker_is_killed(
+    world: SmallWorld, tmp_path: Path, s3: servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads of each worker read the local ones; those in a store come through Ray Data."""
+    s3.use(monkeypatch)
+    train_worker, killed = launch._train_worker, tmp_path / "killed"
+
+    def watched(config: dict[str, Any]) -> None:  # in the worker's process
+        import ray.train
+
+        name, rank = config["settings"]["run"]["name"], ray.train.get_context().get_world_rank()
+        step_done = Checkpointer.step_done
+
+        def recorded(way: str, stream: Callable[..., Any]) -> Callable[..., Any]:
+            def streamed(*arguments: Any) -> Any:
+                (tmp_path / f"{name}-rank{rank}.{way}").touch()
+                return stream(*arguments)
+
+            return streamed
+
+        def killing(checkpointer: Checkpointer, *arguments: Any) -> None:
+            # the checkpoint after step 13 waits for that of the epoch, after step 9
+            if name == "local" and rank == 1 and checkpointer.state.done == 13 and not killed.exists():
+                killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            step_done(checkpointer, *arguments)
+
+        feature_stream.stream = recorded("threads", feature_stream.stream)
+        ray_worker.stream = recorded("ray", ray_worker.stream)
+        Checkpointer.step_done = killing  # type: ignore[method-assign]
+        train_worker(config)
+
+    monkeypatch.setattr(launch, "_train_worker", watched)
+    words = world.settings(
+        *("--grounding.trains.trunk=false", "--grounding.dropout=0.3", "--data.window=24"),
+        *("--checkpoints.every_steps=4", f"--run.storage={tmp_path}"),
+    )
+
+    def trained(*more: str) -> tuple[list[tuple[int, float]], list[dict[str, Any]]]:
+        run = preflight.check(config.load("demo", [*words, *more]))
+        launch.fit(run, lambda _: None)
+        steps = (event for event, _ in history.read(run.folder) if isinstance(event, StepDone))
+        begun = attempts.begun(run.folder)
+        return [(step.step, step.metrics["loss"]) for step in steps], [begun[token] for token in sorted(begun)]
+
+    expected, _ = trained("--run.name=store", f"--features.folder={s3.folder()}")
+    found, (first, second) = trained("--run.name=local")
+    assert [step for step, _ in expected] == list(range(1, 19))
+    assert found == expected
+    assert (first["ended"], second["ended"], second["stage"]) == ("", "killed", "grounding")
+    assert second["done"] in (9, 13)
+    ways = {f"{name}-rank{rank}.{way}" for name, way in (("store", "ray"), ("local", "threads")) for rank in range(2)}
+    assert {path.name for path in tmp_path.glob("*-rank?.*")} == ways
 
 
 @pytest.mark.ray
