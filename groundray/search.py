@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +20,9 @@ from rich.table import Table
 from groundray.cli import image_index
 from groundray.cli.command import run_command, table_console
 from groundray.cli.workdir import open_paths, write_json
+
+if TYPE_CHECKING:
+    from groundray.image_search.query import Answer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,16 +79,21 @@ def _search(options: argparse.Namespace, console: Console) -> list[dict[str, obj
     if options.image is not None and options.image not in search.index and Path(options.image).is_file():
         query = Query(options.text, Path(options.image).read_bytes(), tuple(options.alpha), options.k)
     (answers,) = search.answer([search.prepare(query)])
+    console.print(table_of(answers))
+    return [asdict(answer) for answer in answers]
+
+
+def table_of(answers: Sequence[Answer]) -> Table:
+    """Return the answers side by side, a row for each rank. FAISS may find fewer images for one than for another."""
     table = Table()
     table.add_column("rank", justify="right")
     for answer in answers:
         table.add_column(f"alpha {answer.alpha:g}" if len(answers) > 1 else "image", justify="left")
         table.add_column("cosine", justify="right")
-    for hits in zip(*(answer.hits for answer in answers), strict=True):
-        cells = [cell for hit in hits for cell in (hit.id, f"{hit.score:.3f}")]
-        table.add_row(str(hits[0].rank), *cells)
-    console.print(table)
-    return [asdict(answer) for answer in answers]
+    for rank, hits in enumerate(zip_longest(*(answer.hits for answer in answers)), start=1):
+        cells = [cell for hit in hits for cell in ((hit.id, f"{hit.score:.3f}") if hit else ("", ""))]
+        table.add_row(str(rank), *cells)
+    return table
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from search_fixtures import SearchPaths
 from groundray import search as command
 from groundray.data.image_decoder import UnusableImage
 from groundray.image_search.errors import BadQuery, UnknownImage
-from groundray.image_search.query import Answer, Query, Search, mix_vectors
+from groundray.image_search.query import Answer, Hit, Query, Search, mix_vectors
 from groundray.image_search.service import Service
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
@@ -204,6 +204,20 @@ def test_the_command_prints_ranks_and_writes_json(
     assert first["hits"][0]["id"] == search.index.ids[5]
     assert [hit["id"] for hit in second["hits"]] == [hit.id for hit in search.find("red", picture.read_bytes(), k=3)]
     assert all(hit["id"] in shown for hit in second["hits"])
+
+
+def test_answers_of_different_lengths_are_shown_whole() -> None:
+    some = [Hit(rank, f"image {rank}", 1 / rank, 10, 10) for rank in (1, 2, 3)]
+    table = command.table_of([Answer(0.0, tuple(some[:1])), Answer(0.5, ()), Answer(1.0, tuple(some))])
+    assert [list(column.cells) for column in table.columns] == [
+        ["1", "2", "3"],
+        ["image 1", "", ""],
+        ["1.000", "", ""],
+        ["", "", ""],
+        ["", "", ""],
+        ["image 1", "image 2", "image 3"],
+        ["1.000", "0.500", "0.333"],
+    ]
 
 
 def test_without_a_query_the_command_builds_the_index(
