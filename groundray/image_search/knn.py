@@ -76,8 +76,13 @@ class ExactSearch:
         nearest = [Nearest(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
         step = max(1, self.block_scores // len(queries))
         for first in range(0, len(self.vectors), step):
-            scores = self._scores(queries, first, min(len(self.vectors), first + step))
-            nearest = [found.merge(some, first, k) for found, some in zip(nearest, scores, strict=True)]
+            # not named: the scores of one block would stay in memory while the next are computed
+            nearest = [
+                found.merge(some, first, k)
+                for found, some in zip(
+                    nearest, self._scores(queries, first, min(len(self.vectors), first + step)), strict=True
+                )
+            ]
         return nearest
 
     def _scores(

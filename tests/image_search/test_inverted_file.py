@@ -168,8 +168,8 @@ print((most - before) * 1024)
 
 @pytest.mark.slow
 def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
-    """600,000 more vectors of width 64 would take 154 MB in float32, and 82 MB in FAISS's lists; a cell's number for
-    each and what the allocator does not reuse take 54 MB, for a process that takes 150 MB for a third of them."""
+    """600,000 more vectors of width 64 would take 154 MB in float32, and 82 MB in FAISS's lists; what is kept of them
+    takes 5 MB. What the allocator does not reuse differs by some blocks of scores, of 16 MB each."""
     memory = []
     for count in (200_000, 800_000):
         vectors, folder = tmp_path / f"{count}.vectors", tmp_path / str(count)
@@ -180,4 +180,5 @@ def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
         arguments = [sys.executable, "-c", MEMORY, str(vectors), str(folder)]
         ended = subprocess.run(arguments, capture_output=True, text=True, check=True)
         memory.append(int(ended.stdout.split()[-1]))
-    assert memory[1] - memory[0] < 100_000_000
+    print(f"200,000 vectors: {memory[0] / 1e6:.0f} MB; 800,000: {memory[1] / 1e6:.0f} MB")
+    assert memory[1] - memory[0] < 50_000_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import reference
@@ -85,11 +87,15 @@ def test_float16_finds_what_float32_finds() -> None:
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of 16 queries of 101 mixes each is compared block by block, in a pool of any size."""
     sizes: list[int] = []
+    alive: list[weakref.ref[np.ndarray]] = []
     computed = ExactSearch._scores
 
     def scores(self: ExactSearch, queries: np.ndarray, first: int, stop: int) -> np.ndarray:
         sizes.append((stop - first) * len(queries))
-        return computed(self, queries, first, stop)
+        assert all(block() is None for block in alive)  # those of other blocks are gone
+        found = computed(self, queries, first, stop)
+        alive.append(weakref.ref(found))
+        return found
 
     monkeypatch.setattr(ExactSearch, "_scores", scores)
     for count in (100, 700):

@@ -133,5 +133,5 @@ def test_two_processes_share_the_work_and_add_little_to_it(tar: Path, tmp_path: 
         f"{TARS * IMAGES:,} images: {alone:.1f} s of CPU time in one process, {both:.1f} s with two, of which they "
         f"take {shares[0]:.1f} and {shares[1]:.1f}: {2 * alone / both:.2f} times the speed on two cores"
     )
-    assert 2 * alone / both > 1.5  # their start too
+    assert 2 * alone / both > 1.5  # their start too; 1.66 beside other work
     assert shares[0] > shares[1] / 2
