@@ -106,7 +106,7 @@ def test_memory_grows_no_faster_than_words(
     assert peaks[1] < 8_000 * 1_000  # a table of one byte for each word and category
 
 
-WORDS, CATEGORIES, PHRASES, WIDTH = 100_000, 2_000, 1_000, 256
+WORDS, CATEGORIES, PHRASES, CONCEPTS, WIDTH = 100_000, 2_000, 1_000, 5_000, 256
 COMMAND = """
 import resource, sys
 from groundray import analyse
@@ -116,7 +116,8 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, code, file=sys
 
 
 def write_norms(folder: Path) -> None:
-    """Write norms of 100,000 words in 2,000 categories, all rated; 1,000 phrases; 5,000 pairs; two features."""
+    """Write norms of 100,000 words in 2,000 categories, all rated; 1,000 phrases; 5,000 pairs; two features of 5,000
+    concepts, ten times as many as in McRae's norms: a classifier is fitted for each."""
     (folder / "similarity").mkdir(parents=True)
     draw = np.random.default_rng(0)
     words = [f"{number:05d}" for number in range(WORDS)]
@@ -130,7 +131,7 @@ def write_norms(folder: Path) -> None:
     (folder / "composition.csv").write_text("\n".join(["phrase,target", *phrases]) + "\n")
     pairs = [f"{words[number]}\t{words[-1 - number]}\t{number * 7919 % 5000}" for number in range(5_000)]
     (folder / "similarity" / "made.tsv").write_text("\n".join(["word1\tword2\tscore", *pairs]) + "\n")
-    features = [f"{word},f{number % 97 % 2},5" for number, word in enumerate(words)]
+    features = [f"{word},f{number % 97 % 2},5" for number, word in enumerate(words[:CONCEPTS])]
     (folder / "features.csv").write_text("\n".join(["concept,feature,production_frequency", *features]) + "\n")
 
 

@@ -33,6 +33,7 @@ SLOT = "{}"
 MODULES = "modules.json"  # file of sentence-transformers
 # On two cores, MiniLM takes 4,200 word pieces a CPU second in batches of 16,384, 3,500 in 4,096 and 1,800 in 1,024
 PIECES_A_BATCH = 16_384
+TEXTS_A_BLOCK = 4_096  # that are cut into word pieces at once: the library's encodings take some kB each
 SHOWN = 5
 POOLER = (
     "pooler"  # output for the first token: unused here, and randomly initialised by transformers if a folder lacks it
@@ -126,7 +127,7 @@ class Embedder:
     def known(self, texts: Sequence[str]) -> Bool[np.ndarray, " text"]:
         """Return which texts the model knows: those with at least one piece, none of them the unknown token."""
         unknown = self._tokenizer.unk_token_id
-        found = [one.ids for one in self._pieces.encode_batch(list(texts), add_special_tokens=False)]
+        found = (one.ids for one in self._encodings(texts, add_special_tokens=False))
         return np.array([len(ids) > 0 and unknown not in ids for ids in found], dtype=np.bool_)
 
     def embed(self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, of: None) -> Vectors:
@@ -164,18 +165,23 @@ class Embedder:
 
     def _batches(self, texts: Sequence[str], template: str) -> Iterator[Batch]:
         start = template.index(SLOT)
-        sentences = self._pieces.encode_batch([template.replace(SLOT, text) for text in texts])
-        lengths = np.array([len(sentence) for sentence in sentences])
+        sentences = self._encodings([template.replace(SLOT, text) for text in texts], add_special_tokens=True)
+        ids, counted = [], []
+        for sentence, text in zip(sentences, texts, strict=True):
+            ids.append(np.array(sentence.ids, dtype=np.int32))
+            counted.append(np.array(self._counted(sentence, start, start + len(text)), dtype=np.bool_))
+        lengths = np.array([len(pieces) for pieces in ids])
         self._refuse(texts, (lengths <= self._most).tolist(), f"sentences of at most {self._most} word pieces")
-        counted = [
-            self._counted(sentence, start, start + len(text)) for sentence, text in zip(sentences, texts, strict=True)
-        ]
-        self._refuse(texts, [any(pieces) for pieces in counted], f"word pieces of the text in {template!r}")
+        self._refuse(texts, [bool(pieces.any()) for pieces in counted], f"word pieces of the text in {template!r}")
         for length in np.unique(lengths).tolist():
             places = np.flatnonzero(lengths == length)
             for some in np.array_split(places, -(-len(places) * length // PIECES_A_BATCH)):
-                tokens = np.array([sentences[one].ids for one in some], dtype=np.int32)
-                yield Batch(some, tokens, np.array([counted[one] for one in some]))
+                yield Batch(some, np.stack([ids[one] for one in some]), np.stack([counted[one] for one in some]))
+
+    def _encodings(self, texts: Sequence[str], add_special_tokens: bool) -> Iterator[Encoding]:
+        for first in range(0, len(texts), TEXTS_A_BLOCK):
+            block = list(texts[first : first + TEXTS_A_BLOCK])
+            yield from self._pieces.encode_batch(block, add_special_tokens=add_special_tokens)
 
     def _counted(self, sentence: Encoding, start: int, stop: int) -> list[bool]:
         """Return which pieces of a sentence count, for a text from character `start` to before `stop`."""

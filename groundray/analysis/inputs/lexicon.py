@@ -85,6 +85,12 @@ class Lexicon:
         counts = {f"words out of vocabulary ({name})": len(absent & unknown) for name, unknown in self.unknown.items()}
         return Selection(
             rows,
-            {name: vectors[lexicon_rows] for name, vectors in self.vectors.items()},
+            {name: vectors[_as_slice(lexicon_rows)] for name, vectors in self.vectors.items()},
             {what: count for what, count in counts.items() if count},
         )
+
+
+def _as_slice(rows: Int[np.ndarray, " row"]) -> Int[np.ndarray, " row"] | slice:
+    """Return rows that follow one another as a slice, which copies no vector: a vocabulary in the order of its file."""
+    together = len(rows) > 0 and bool(np.all(np.diff(rows) == 1))
+    return slice(int(rows[0]), int(rows[-1]) + 1) if together else rows

@@ -115,7 +115,7 @@ def categories(
     found: dict[str, dict[str, Float[np.ndarray, " category"]]] = {}
     drawn: dict[str, Float[np.ndarray, "word dim"]] = {}
     for model, own in vectors.items():
-        units = directions(own[member.first])
+        units = directions(own, member.first)
         found[model], drawn[model] = silhouettes(units, member), units[shown]
     compared = {"rest": kept, "nearest": kept & (member.sizes_without_common > 0)}
     scores = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 # by model; rows are the same texts for all models, whose widths may differ
 Vectors = Mapping[str, Float[np.ndarray, "_text _dim"]]
@@ -57,10 +57,17 @@ def refuse_zeros(model: str, lengths: Float[np.ndarray, " text"], texts: Sequenc
         )
 
 
-def directions(rows: Float[np.ndarray, "text dim"]) -> Float[np.ndarray, "text dim"]:
-    """Return vectors in double precision, scaled to length 1, so that their products are cosines."""
-    units = rows.astype(np.float64)
+def directions(
+    rows: Float[np.ndarray, "_text dim"], at: Int[np.ndarray, " text"] | None = None
+) -> Float[np.ndarray, "text dim"]:
+    """Return vectors in double precision, scaled to length 1, so that their products are cosines.
+
+    Args:
+        at: rows to take; None for all.
+    """
+    units = np.empty((len(rows) if at is None else len(at), rows.shape[1]))
     for block in row_blocks(*units.shape):
+        units[block] = rows[block if at is None else at[block]]
         units[block] /= _lengths(units[block])[:, None]
     return units
 
