@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -59,7 +60,7 @@ def matched_ranks(
         )
     matched, kept = _matched_scores(blocks, tiles, image_of, device)
     worst_if_nan = matched.where(~matched.isnan(), -torch.inf)  # nothing is lower
-    best = matched.new_full((blocks.count,), -torch.inf).scatter_reduce_(0, image_of, worst_if_nan, "amax")
+    best = _highest(worst_if_nan, image_of, blocks.count)
 
     of_captions = to_device(gather_rows(worst_if_nan, tiles.on), device)
     of_images = to_device(best, device)[:, None]
@@ -74,8 +75,8 @@ def matched_ranks(
                 lower_images[tile.place] += (of_captions[tile.place] > S).sum(dim=0)
                 lower_captions[block] += (of_images[block] > S).sum(dim=1)
 
-    own = image_of.bincount(minlength=blocks.count)
-    own_lower = image_of[matched < best[image_of]].bincount(minlength=blocks.count)
+    own = _counts(image_of, blocks.count)
+    own_lower = _counts(image_of[matched < best[image_of]], blocks.count)
     others_lower = lower_captions.cpu() - own_lower
     queries = own > 0
     image_to_text = 1 + sum(tiles.on) - own - others_lower
@@ -109,3 +110,20 @@ def _matched_scores(
                 kept[block.start, tile.place.start] = S.clone()
                 room -= S.numel()
     return matched.cpu(), kept
+
+
+# On the host, by numpy: of torch, a GPU would refuse both where results must have the same bits.
+
+
+def _highest(
+    scores: Float[Tensor, " caption"], image_of: Int[Tensor, " caption"], images: int
+) -> Float[Tensor, " image"]:
+    """Return the highest score of each image's captions; minus infinity if it has none."""
+    highest = np.full(images, -np.inf)
+    np.maximum.at(highest, image_of.numpy(), scores.numpy())
+    return torch.from_numpy(highest)
+
+
+def _counts(image_of: Int[Tensor, " caption"], images: int) -> Int[Tensor, " image"]:
+    """Return the number of captions of each image."""
+    return torch.from_numpy(np.bincount(image_of.numpy(), minlength=images))

@@ -99,5 +99,5 @@ def test_open_search_finds_an_image_of_the_pool(place: SearchPaths) -> None:
     search = groundray.open_search(place.checkpoint, place.images, place.index)
     (hit, *others) = search.find(image=search.index.ids[0], k=3)
     assert hit.id == search.index.ids[0]
-    assert hit.score == pytest.approx(1, abs=1e-5)
+    assert hit.score == pytest.approx(1, abs=2**-11)  # a vector of the index is rounded to float16
     assert len(others) == 2
