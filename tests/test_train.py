@@ -128,6 +128,7 @@ def test_an_actor_pool_makes_the_features_of_a_frozen_trunk(world: SmallWorld, t
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow  # minutes: two makings of features and three groups of workers start
 @pytest.mark.timeout(900)  # on a busy machine
 def test_local_features_give_the_losses_of_those_in_a_store_although_a_worker_is_killed(
     world: SmallWorld, tmp_path: Path, s3: servers.Server, monkeypatch: pytest.MonkeyPatch
