@@ -15,7 +15,6 @@ be the data set that was opened.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from groundray.data.footers import check_unchanged
 from groundray.data.row_groups import read_group
 from groundray.data.schema import INDEX, Dataset
 from groundray.data.shards import READS, Footer, describe_damage, encode_shard, index_shards, read_footer
-from groundray.storage.folder import Folder, format_bytes
+from groundray.storage.folder import Folder
 from groundray.storage.seals import FileSeal
 
 SEALS = "seals"  # folder of the parts' seals
@@ -193,15 +192,9 @@ def check_room(spec: DerivedDataset) -> None:
     Raises:
         ValueError: it has not; the message has both sizes and the repair. Object stores are not checked.
     """
-    if not spec.folder.local:
-        return
-    free = shutil.disk_usage(spec.folder.make().path).free
-    needed = count_missing_rows(spec) * spec.bytes_per_row
-    if needed > free:
-        raise ValueError(
-            f"{spec.title} of {spec.source.folder} take {format_bytes(needed)} more, {format_bytes(free)} are free "
-            f"at {spec.folder}: {spec.out_of_space_hint}"
-        )
+    if spec.folder.local:
+        needed = count_missing_rows(spec) * spec.bytes_per_row
+        spec.folder.check_room(needed, f"{spec.title} of {spec.source.folder} still take", spec.out_of_space_hint)
 
 
 def make_parts(

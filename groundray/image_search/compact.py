@@ -11,7 +11,6 @@ have them: 1.5 kB an image at width 768.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from groundray.data.schema import Dataset
 from groundray.data.shards import READS
 from groundray.image_search.image_ids import ImageIds
 from groundray.storage.block_seals import BlockSeals, SealingWriter, check_size, map_sealed, read_sealed_bytes
-from groundray.storage.folder import Folder, format_bytes
+from groundray.storage.folder import Folder
 
 FILE, ABOUT = "compact.bin", "compact.json"
 FILES = (FILE, ABOUT)
@@ -36,6 +35,7 @@ FORMAT = 1  # of the compact file; increment it when its content changes
 ALIGNED = 64  # bytes; sections begin at multiples
 CACHED_VECTORS = 4096  # of a store
 REPAIR = "delete it, and the next search makes it again"
+ANOTHER_FOLDER = "free space there, or choose a folder on a larger disk with --index"
 
 
 class Compact(NamedTuple):
@@ -94,7 +94,7 @@ def write_compact(dataset: Dataset, folder: Folder) -> None:
         ValueError: two images have the same id, a part is damaged, or the disk has no room.
     """
     rows, width = dataset.rows, int(dataset.source["width"])
-    _check_room(folder, rows * (2 * width + 60))
+    folder.check_room(rows * (2 * width + 60), "the compact file of the index takes", ANOTHER_FOLDER)
     columns: list[pa.Table] = []
     with folder.open_output(FILE) as file:
         writer, sections = SealingWriter(file), dict[str, Section]()
@@ -178,12 +178,4 @@ def _groups(dataset: Dataset) -> Iterator[pa.Table]:
             lambda group: read_group(dataset, group, ["id", "width", "height", "vector"]),
             range(len(dataset.groups)),
             2 * READS,
-        )
-
-
-def _check_room(folder: Folder, needed: int) -> None:
-    if folder.local and (free := shutil.disk_usage(folder.path).free) < needed:
-        raise ValueError(
-            f"the compact file of the index takes {format_bytes(needed)}, {format_bytes(free)} are free at {folder}: "
-            "free space there, or choose a folder on a larger disk with --index"
         )

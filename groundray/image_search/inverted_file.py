@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -23,9 +22,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
+from groundray.image_search.compact import ANOTHER_FOLDER
 from groundray.image_search.knn import ExactSearch, Neighbours, recall
 from groundray.storage.block_seals import BlockSeals, check_size, map_sealed
-from groundray.storage.folder import Folder, format_bytes
+from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged, FileSeal
 
 MAX_EXACT = 1_000_000  # vectors; a larger pool needs an inverted file
@@ -35,9 +35,11 @@ FORMAT = 1  # of the files; increment it when their content changes
 RECALL = 0.97  # target recall@10
 PROBE_QUERIES = 500  # that measure the recall
 MAX_CELLS = 4096
-VECTORS_PER_CELL = 40  # that k-means learns from, on average
+MIN_VECTORS_PER_CELL = 64  # on average
+TRAINED_PER_CELL = 40  # vectors that k-means learns from, on average
 ITERATIONS = 10  # of k-means
 MAX_PROBED = 4  # of so many cells, a query visits one at most
+FEW_CELLS = 8  # that a query may visit all the same
 BLOCK_BYTES = 2**27  # of vectors that are put in order at once
 ROW_BYTES = 8
 REPAIR = "delete it, and the next search makes it again"
@@ -85,7 +87,7 @@ def require_faiss(count: int) -> None:
 
 def cells_of(count: int) -> int:
     """Return the number of cells for a number of vectors."""
-    return max(1, min(count // (VECTORS_PER_CELL + 24), 4 * round(count**0.5), MAX_CELLS))
+    return max(1, min(count // MIN_VECTORS_PER_CELL, 4 * round(count**0.5), MAX_CELLS))
 
 
 def write_inverted_file(vectors: Float16[np.ndarray, "image dim"], folder: Folder, made_of: str) -> Measured:
@@ -153,14 +155,14 @@ def _write_local(vectors: Float16[np.ndarray, "image dim"], folder: Folder, made
     faiss = _faiss()
     count, width = vectors.shape
     row_bytes = 2 * width + ROW_BYTES
-    _check_room(folder, count * row_bytes)
+    repair = f"{ANOTHER_FOLDER} (TMPDIR for an index in a store)"
+    folder.check_room(count * row_bytes, "the inverted file of the index takes", repair)
     cells = cells_of(count)
-    drawn = np.random.default_rng(0).choice(
-        count, min(count, max(VECTORS_PER_CELL * cells, PROBE_QUERIES)), replace=False
-    )
+    sample = min(count, max(TRAINED_PER_CELL * cells, PROBE_QUERIES))
+    drawn = np.random.default_rng(0).choice(count, sample, replace=False)
     quantizer = faiss.IndexFlatIP(width)
     kmeans = faiss.Kmeans(width, cells, niter=ITERATIONS, spherical=True, seed=0)
-    kmeans.train(_converted(vectors, np.sort(drawn[: VECTORS_PER_CELL * cells])))
+    kmeans.train(_converted(vectors, np.sort(drawn[: TRAINED_PER_CELL * cells])))
     quantizer.add(kmeans.centroids)
 
     cell_of, sizes = np.empty(count, np.int32), np.zeros(cells, np.int64)
@@ -245,7 +247,8 @@ def _mapped(faiss: Any, content: np.ndarray, data: str) -> Any:
 
 def _tune(index: Any, vectors: Float[np.ndarray, "image dim"], rows: Int64[np.ndarray, " row"]) -> Measured:
     """Visit more cells until the recall reaches RECALL, and return what was measured."""
-    queries, limit = _probes(vectors, rows), max(1, index.nlist // MAX_PROBED)
+    queries = _probes(vectors, rows)
+    limit = min(index.nlist, max(FEW_CELLS, index.nlist // MAX_PROBED))
     exact = ExactSearch(vectors)(queries, 10)
     index.nprobe = 1
     while True:
@@ -279,14 +282,6 @@ def _blocks(count: int, width: int, bytes: int) -> list[range]:
     """Return ranges of rows of about so many bytes of float16."""
     step = max(1, bytes // (2 * width))
     return [range(start, min(count, start + step)) for start in range(0, count, step)]
-
-
-def _check_room(folder: Folder, needed: int) -> None:
-    if (free := shutil.disk_usage(folder.path).free) < needed:
-        raise ValueError(
-            f"the inverted file of the index takes {format_bytes(needed)}, {format_bytes(free)} are free at {folder}: "
-            "free space there, or choose a folder on a larger disk with --index (TMPDIR for an index in a store)"
-        )
 
 
 def _faiss() -> Any:

@@ -120,7 +120,7 @@ def read_sealed_bytes(folder: Folder, name: str, seals: BlockSeals, start: int, 
     first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
     begin, end = first * BLOCK_BYTES, min(seals.bytes, last * BLOCK_BYTES)
     content = np.empty(max(0, end - begin), np.uint8)
-    with folder._readable_errors(), folder.filesystem.open_input_file(folder.locate(name)) as file:
+    with folder.readable_errors(), folder.filesystem.open_input_file(folder.locate(name)) as file:
 
         def read(at: int) -> None:
             part = file.read_at(min(READ_BYTES, end - at), at)

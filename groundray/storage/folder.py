@@ -20,6 +20,7 @@ import math
 import os
 import posixpath
 import random
+import shutil
 import tempfile
 import time
 import uuid
@@ -133,7 +134,7 @@ class Folder:
         return posixpath.normpath(posixpath.join(self.path, clean))
 
     def exists(self, name: str = ".") -> bool:
-        with self._readable_errors():
+        with self.readable_errors():
             return self.filesystem.get_file_info(self.locate(name)).type != pafs.FileType.NotFound
 
     def names(self) -> list[str]:
@@ -145,20 +146,20 @@ class Folder:
 
     def files(self) -> list[str]:
         """Return the sorted names of all files at any depth; empty if the folder does not exist."""
-        with self._readable_errors():
+        with self.readable_errors():
             infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
         return sorted(posixpath.relpath(info.path, self.path) for info in infos if info.is_file)
 
     def states(self) -> list[tuple[str, int, int]]:
         """Return name, size in bytes and time in ns of all files at any depth, sorted."""
-        with self._readable_errors():
+        with self.readable_errors():
             infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=True))
         files = (info for info in infos if info.is_file)
         return sorted((posixpath.relpath(info.path, self.path), info.size or 0, info.mtime_ns or 0) for info in files)
 
     def sizes(self) -> dict[str, int]:
         """Return the size in bytes of each file directly inside; empty if the folder does not exist."""
-        with self._readable_errors():
+        with self.readable_errors():
             infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
         return {info.base_name: info.size for info in infos if info.is_file}
 
@@ -175,19 +176,19 @@ class Folder:
         return self
 
     def read_bytes(self, name: str) -> bytes:
-        with self._readable_errors(), self.filesystem.open_input_stream(self.locate(name), compression=None) as file:
+        with self.readable_errors(), self.filesystem.open_input_stream(self.locate(name), compression=None) as file:
             return file.read()
 
     @contextlib.contextmanager
     def open_input(self, name: str = ".") -> Iterator[BinaryIO]:
         """Yield a file, to read from any position."""
-        with self._readable_errors(), self.filesystem.open_input_file(self.locate(name)) as file:
+        with self.readable_errors(), self.filesystem.open_input_file(self.locate(name)) as file:
             yield io.BufferedReader(cast(Any, file), BLOCK_BYTES)  # of a store, each is a request
 
     def state(self) -> str:
         """Return the size and time of the file at this path as text, which changes when it is written; empty if there
         is none."""
-        with self._readable_errors():
+        with self.readable_errors():
             info = self.filesystem.get_file_info(self.path)
         return f"{info.size} {info.mtime_ns}" if info.is_file else ""
 
@@ -206,7 +207,7 @@ class Folder:
         Raises:
             OSError: the file cannot be written.
         """
-        with self._readable_errors(writes=True):
+        with self.readable_errors(writes=True):
             if self.local:
                 with _open_local(Path(self.locate(name)), flush) as file:
                     yield file
@@ -331,7 +332,7 @@ class Folder:
     def seal(self, name: str) -> FileSeal:
         """Return the size and checksum of a file, which is read in blocks."""
         digest, size = hashlib.sha256(), 0
-        with self._readable_errors(), self.filesystem.open_input_stream(self.locate(name), compression=None) as file:
+        with self.readable_errors(), self.filesystem.open_input_stream(self.locate(name), compression=None) as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
                 size += len(block)
@@ -387,7 +388,7 @@ class Folder:
         """Delete a file, or a folder with its content. Do nothing if it does not exist."""
         path = self.locate(name)
         # on Google's store, deleting the content of a folder deletes the folder too
-        with self._readable_errors(), contextlib.suppress(FileNotFoundError):
+        with self.readable_errors(), contextlib.suppress(FileNotFoundError):
             kind = self.filesystem.get_file_info(path).type
             if kind == pafs.FileType.Directory:
                 self.filesystem.delete_dir(path)
@@ -418,10 +419,10 @@ class Folder:
 
     def _copy(self, name: str, other: Folder, flush: bool) -> None:
         if self.filesystem == other.filesystem and not other.local:
-            with self._readable_errors(writes=True):
+            with self.readable_errors(writes=True):
                 self.filesystem.copy_file(self.locate(name), other.locate(name))
             return
-        with self._readable_errors():
+        with self.readable_errors():
             reading = self.filesystem.open_input_stream(self.locate(name), compression=None)
         with reading, other.open_output(name, flush) as writing:
             while block := reading.read(BLOCK_BYTES):
@@ -437,8 +438,21 @@ class Folder:
             self.download(Path(local))
             yield Path(local)
 
+    def check_room(self, needed: int, what: str, repair: str) -> None:
+        """Check that a local folder's disk has room for so many bytes, and create the folder. Stores are not checked.
+
+        Args:
+            what: the subject of the message: what takes them.
+            repair: what to do, as the end of the message.
+
+        Raises:
+            ValueError: it has not; the message has both sizes.
+        """
+        if self.local and (free := shutil.disk_usage(self.make().path).free) < needed:
+            raise ValueError(f"{what} {format_bytes(needed)}, {format_bytes(free)} are free at {self}: {repair}")
+
     @contextlib.contextmanager
-    def _readable_errors(self, writes: bool = False) -> Iterator[None]:
+    def readable_errors(self, writes: bool = False) -> Iterator[None]:
         """Replace errors of a store by readable ones. A missing file that was to be read stays FileNotFoundError."""
         try:
             yield

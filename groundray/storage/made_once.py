@@ -11,6 +11,7 @@ a process that was suspended for longer than `owner.STALE_SECONDS` may go on bes
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import time
 import uuid
@@ -23,6 +24,7 @@ from groundray.storage.folder import WRITING, Folder
 from groundray.storage.seals import Damaged
 
 MAKING = "making"
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 WAIT_SECONDS = 1.0  # about, between looks at the process that makes it
 Made = TypeVar("Made")
 
@@ -47,6 +49,7 @@ def made_once(
 
     Raises:
         FileNotFoundError, Damaged: `read` raises it although the files were just made.
+        OSError: the folder cannot be written to.
     """
     try:
         return read()
@@ -57,7 +60,7 @@ def made_once(
     work, waited = folder / MAKING, False
     own = work / f"{name}-{uuid.uuid4().hex[:8]}"
     try:
-        with owner.owned(_make(own)):
+        with owner.owned(_make(own, f"{folder}/{files[0]}")):
             while not _claim(work, name, own.name, tell):
                 if not waited:
                     tell(f"waiting for the process that makes {folder}/{files[0]}")
@@ -73,12 +76,27 @@ def made_once(
         _withdraw(work, name, own.name)
 
 
-def _make(own: Folder) -> Folder:
-    """Make the folder for a heartbeat, and return it."""
+def _make(own: Folder, what: str) -> Folder:
+    """Make the folder for a heartbeat, and return it.
+
+    Args:
+        what: the file that is to be made, for a message.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
     try:
         return own.make()
     except FileNotFoundError:  # another process has ended and deleted `making`, which was empty
         return own.make()
+    except OSError as error:
+        if error.errno in READ_ONLY:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {what} is missing and is made there: allow writing, or choose another folder",
+                error.filename or str(own),
+            ) from None
+        raise
 
 
 def _claim(work: Folder, name: str, own: str, tell: Callable[[str], None]) -> bool:

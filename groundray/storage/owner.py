@@ -73,8 +73,8 @@ def has_ended(folder: Folder) -> bool:
 
 
 def watch(folder: Folder, tell: Callable[[str], None]) -> bool:
-    """Return True if the owner of a folder has ended. An owner on another machine, of which only its heartbeat is
-    known, is watched until the next heartbeat, or for WATCH_SECONDS.
+    """Return True if the owner of a folder has ended. Only the heartbeat of a process on another machine can be
+    seen: it is watched until the next heartbeat, or for WATCH_SECONDS.
 
     Args:
         tell: is called with a line for the user before a wait.

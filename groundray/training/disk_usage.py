@@ -88,7 +88,7 @@ class _Files:
     @staticmethod
     def of(folder: Folder) -> _Files:
         selector = pafs.FileSelector(folder.path, allow_not_found=True, recursive=True)
-        with folder._readable_errors():
+        with folder.readable_errors():
             infos = [info for info in folder.filesystem.get_file_info(selector) if info.is_file]
         names = {posixpath.relpath(info.path, folder.path): info for info in infos}
         return _Files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,9 +77,9 @@ def test_a_file_of_other_parts_or_another_format_is_made_again(spec: DerivedData
 
 
 def test_a_full_disk_is_named(spec: DerivedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = compact.shutil.disk_usage(spec.folder.path)
+    usage = shutil.disk_usage(spec.folder.path)
     with monkeypatch.context() as patches:
-        patches.setattr(compact.shutil, "disk_usage", lambda path: usage._replace(free=100))
+        patches.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
         with pytest.raises(ValueError, match=r"compact file of the index takes 13.6 kB, 100 B are free at .*--index"):
             Index.open(spec, pytest.fail)
 

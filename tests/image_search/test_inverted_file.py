@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_the_number_of_cells_is_bounded() -> None:
 
 def test_a_missed_target_is_told(tmp_path: Path) -> None:
     """Vectors without any structure: no few cells have the nearest ones."""
-    noise = np.random.default_rng(0).standard_normal((2000, 64))
+    noise = np.random.default_rng(0).standard_normal((4000, 64))
     vectors = (noise / np.linalg.norm(noise, axis=1, keepdims=True)).astype(np.float16)
     measured = write_inverted_file(vectors, Folder.at(tmp_path), "a")
     assert measured.probed == measured.cells // inverted_file.MAX_PROBED
@@ -108,9 +109,9 @@ def test_faiss_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str])
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, usage = Folder.at(tmp_path), inverted_file.shutil.disk_usage(tmp_path)
+    folder, usage = Folder.at(tmp_path), shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patches:
-        patches.setattr(inverted_file.shutil, "disk_usage", lambda path: usage._replace(free=100))
+        patches.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
         with pytest.raises(ValueError, match=r"inverted file of the index takes 3.2 kB, 100 B are free at .*--index"):
             write_inverted_file(drawn(200, 4), folder, "a")
 

@@ -99,7 +99,7 @@ def test_tars_are_prepared_almost_as_fast_as_they_are_read(tar: Path, tmp_path: 
     plain, prepared = least(out, 5, lambda: read_and_check(tar), write)
     kb = tar.stat().st_size / IMAGES / 1000
     print(f"{kb:.0f} kB a sample: {plain / IMAGES * 1e6:.0f} us to read, {prepared / IMAGES * 1e6:.0f} us to prepare")
-    assert plain / prepared > 0.8  # .87 to 1.07 beside other work
+    assert plain / prepared > 0.9  # 1.09 and .97 on idle cores, .87 beside other work
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -74,6 +75,22 @@ def test_a_killed_process_is_replaced_and_its_rest_deleted(tmp_path: Path) -> No
     assert made(folder, times, notes) == b"made"
     assert (times, notes) == ([1], [])
     assert folder.names() == ["x"]
+
+
+def test_a_read_only_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder.at(tmp_path)
+
+    def refused(self: Folder) -> Folder:
+        raise OSError(errno.EROFS, "Read-only file system", self.path)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Folder, "make", refused)
+        with pytest.raises(OSError, match="allow writing") as caught:
+            made(folder, [], [])
+    assert caught.value.errno == errno.EROFS
+    assert f"{folder}/x" in str(caught.value)
+    assert caught.value.filename.startswith(str(tmp_path))
+    assert made(folder, [], []) == b"made"
 
 
 def test_a_process_elsewhere_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

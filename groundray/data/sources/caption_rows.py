@@ -14,7 +14,7 @@ from groundray.credentials import redacted
 from groundray.data.image_decoder import UnusableImage
 from groundray.data.sources.caption_lists import caption_list
 from groundray.data.sources.caption_text import caption_problem, cleaned, short
-from groundray.data.sources.held_out import is_held_out
+from groundray.data.sources.held_out import is_held_out, part_of
 from groundray.data.sources.image_files import MAX_BYTES, EncodedImage, read_image
 from groundray.data.sources.json_values import as_integer, is_text
 from groundray.data.sources.protocol import Row, Split, Work, parts_of
@@ -296,6 +296,7 @@ class CaptionRows:
             (count,) = self._table.row(query, number)
             if not count:
                 where = f"split {name!r} of {self._files[0]}" if len(self._splits) > 1 else ", ".join(self._files[:3])
+                where += part_of(self._val_fraction)
                 raise ValueError(f"{where} has no image with a usable {what}: {summary(log.tally)}")
             make = partial(TablePart, self._files, self._columns.image, self._folder, classes=classes)
             parts = parts_of(self.images(name), make, self._work.limit)

@@ -37,6 +37,11 @@ def val_fraction_of(options: argparse.Namespace) -> float | None:
     return fraction
 
 
+def part_of(fraction: float | None) -> str:
+    """Return the end of a message about a split that is empty; of no split, nothing."""
+    return f" at --val-fraction {fraction:g}" if fraction else ""
+
+
 @lru_cache(maxsize=8)  # it is asked for each member of a sample, and a hash takes ten times as long
 def is_held_out(id: str, fraction: float) -> bool:
     """Return True for about a fraction of all ids; the id alone decides."""

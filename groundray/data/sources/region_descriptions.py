@@ -12,7 +12,7 @@ from typing import Any
 
 from groundray.data.sources.caption_text import caption_problem, cleaned, distinct, short
 from groundray.data.sources.coco import CaptionedImage, CaptionedPart
-from groundray.data.sources.held_out import add_val_fraction, is_held_out, val_fraction_of
+from groundray.data.sources.held_out import add_val_fraction, is_held_out, part_of, val_fraction_of
 from groundray.data.sources.json_values import as_integer, read_json_list
 from groundray.data.sources.protocol import Inputs, Source, Split, Work, parts_of
 from groundray.data.sources.rejected import Rejected, RejectedLog, summary
@@ -156,7 +156,7 @@ class RegionDescriptions(Source):
             if not count:
                 raise ValueError(
                     f"{options.regions}: expected images with usable phrases for {name}, got none of "
-                    f"{found.counts.total()}: {summary(log.tally)}"
+                    f"{found.counts.total()}{part_of(options.val_fraction)}: {summary(log.tally)}"
                 )
             parts = parts_of(found.images(held_out), partial(CaptionedPart, images), work.limit)
             yield Split(name, "captions", parts, {}, work.limited(count), log, dict(found.left_out[held_out]))

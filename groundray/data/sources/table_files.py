@@ -244,7 +244,7 @@ def _parquet(url: str) -> Iterator[pq.ParquetFile]:
     folder = Folder.at(above or ("/" if url.startswith("/") else "."))
     try:
         with (
-            folder._readable_errors(),
+            folder.readable_errors(),
             folder.filesystem.open_input_file(folder.locate(name)) as content,
             # pages are read as they are needed, since a row group of images may be large
             pq.ParquetFile(content, pre_buffer=False, buffer_size=2**20) as file,

@@ -197,6 +197,9 @@ def test_a_fraction_of_the_images_is_held_out_with_all_of_their_rows(
     assert set(val) == {id for id in (f"{number}.png" for number in range(60)) if is_held_out(id, 0.3)}
     assert rejected_of(tmp_path / "out" / ("val" if "5.png" in val else "train")) == [("caption", "c.csv:122", "empty")]
     run(file, tmp_path / "out", "--val-fraction", "0.2", status=2)  # another source
+    capsys.readouterr()
+    run(file, tmp_path / "none", "--val-fraction", "1e-9", status=2)
+    assert f"split 'val' of {file} at --val-fraction 1e-09 has no image" in capsys.readouterr().err
     write_table(file, ["image", "caption", "split"], [("0.png", "a", "train"), ("1.png", "a", "val")])
     run(file, tmp_path / "split", "--val-fraction", "0.3", status=2)
     assert "expected a table without splits, got train, val" in " ".join(capsys.readouterr().err.split())
