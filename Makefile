@@ -82,7 +82,7 @@ audit: setup
 # Newest versions that fit pyproject.toml, for every platform, without addresses.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev --extra docs --extra pretrained --extra postgres \
-		--extra search --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+		--extra search --extra models --extra trackers --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf .venv data runs mlruns mlflow.db site
