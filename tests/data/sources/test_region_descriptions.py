@@ -94,7 +94,7 @@ def test_regions_are_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for more, message in (
         (("--max-captions", "0"), "--max-captions: expected at least 1"),
         (("--val-fraction", "1"), "a fraction between 0 and 1"),
-        (("--val-fraction", "1e-9"), "for val, got none of 40 at --val-fraction 1e-09"),
+        (("--val-fraction", "1e-9"), "for val, got none of 41 at --val-fraction 1e-09"),
     ):
         assert prepare.main([*command, "--out", f"{tmp_path}/bad", *more]) == 2
         assert message in capsys.readouterr().err
