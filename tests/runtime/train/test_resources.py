@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -25,14 +26,26 @@ def test_tasks_fit_on_a_node_with_a_worker() -> None:
 
 def test_two_workers_share_a_machine_of_two_cores_and_leave_room_for_their_validation() -> None:
     cpu_budget = DataCpuBudget.of(["a", "a"], 0.5, [Node("a", 2)])
-    assert task_sizes(cpu_budget) == (0.5 * 15 / 16, 1, 0.125 * 15 / 16, None, 0.375 * 15 / 16)
+    found = task_sizes(cpu_budget)
+    assert found[:4] == (0.5 * 15 / 16, 1, 0.125 * 15 / 16, None)
+    assert found.decoding == pytest.approx(0.375 * 15 / 16, abs=1e-6)
     assert task_sizes(cpu_budget, training=False) == (0.5 / 16, 1, 0.25 / 16, 1, 0.25 / 16)
 
 
-def test_a_large_node_decodes_a_cpu_at_a_time() -> None:
+def test_more_tasks_decode_than_there_are_cpus() -> None:
+    """After each, its place is empty for a moment."""
     found = task_sizes(DataCpuBudget.of(["a"], 1.0, [Node("a", 16), Node("b", 16)]))
     assert (found.readers, found.reading) == (7, 0.25)
-    assert found.decoding == pytest.approx((31 * 15 / 16 - 7 * 0.25) / 31)
+    assert found.decoding == pytest.approx((31 * 15 / 16 - 7 * 0.25) / 39, abs=1e-6)
+    two = task_sizes(DataCpuBudget(2, 2))
+    assert two.readers * two.reading + 3 * two.decoding <= two.cpus < two.readers * two.reading + 4 * two.decoding
+
+
+@given(st.floats(0.05, 64.0))
+def test_all_tasks_of_a_rank_fit_into_its_limit(cpus: float) -> None:
+    found = task_sizes(DataCpuBudget(cpus, cpus))
+    tasks = max(1, math.ceil(1.25 * int(cpus)))
+    assert sum([found.reading] * found.readers + [found.decoding] * tasks) <= found.cpus
 
 
 def test_a_share_of_the_cluster_leaves_the_rest_to_other_trials() -> None:
