@@ -33,7 +33,8 @@ from groundray.model.build import build_head, build_model
 from groundray.model.grounded import GroundedModel
 from groundray.stage.grounding import GroundingStage
 from groundray.storage.folder import Folder
-from groundray.training.loop import make_optimizer, update
+from groundray.training.loop import update
+from groundray.training.optimizer import make_optimizer
 from groundray.training.peak_flops import peak_flops
 from groundray.training.timing import StepTimer, flop_counter
 from groundray.training.trunk_features import map_shape

@@ -44,6 +44,13 @@ Precision = Literal["float32", "tf32", "bf16", "float64"]
 OperatorInitialization = Literal["normal", "xavier"]
 
 
+class Added:
+    """Marks a setting that earlier versions lack. At its default it is no part of a run's identity."""
+
+
+ADDED = Added()
+
+
 class SettingsError(ValueError):
     """Raised for settings that cannot be used. The message names the setting, what was expected, and a repair. It hides
     secrets."""
@@ -307,27 +314,74 @@ class Model(Section):
 
 
 class Optimizer(Section):
-    """The optimizer and its learning rate, which halves at a fixed interval."""
+    """The optimizer, the learning rates of the model's parts, and their course over the stage."""
 
-    kind: Literal["adam", "sgd"] = Field(default="adam", description="Adam, or SGD with momentum")
+    kind: Literal["adam", "adamw", "sgd"] = Field(
+        default="adam", description="Adam, AdamW (Adam with decoupled weight decay), or SGD with momentum"
+    )
     lr: Positive = Field(default=5e-5, description="learning rate, more than 0")
+    trunk_lr: Annotated[Positive | None, ADDED] = Field(
+        default=None, description="learning rate of the visual trunk, where it is trained, more than 0; null: `lr`"
+    )
     language_lr: Positive | None = Field(
         default=None,
         description="learning rate of the language stream, more than 0, for a pretrained one beside new modules; "
         "null: `lr`",
     )
+    head_lr: Annotated[Positive | None, ADDED] = Field(
+        default=None, description="learning rate of the stage's head, more than 0; null: `lr`"
+    )
     betas: tuple[Fraction, Fraction] = Field(
         default=(0.9, 0.999), description="Adam's decay rates of both moment estimates, each in [0, 1)"
     )
     momentum: Fraction = Field(default=0.9, description="momentum of SGD, in [0, 1)")
-    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty, added to the gradient, at least 0")
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        description="adam, sgd: L2 penalty, added to the gradient of all parameters but scalars (a temperature); "
+        "adamw: fraction of the learning rate by which weights shrink at each step, but for parameters of fewer than "
+        "two dimensions (biases, norms, a temperature). At least 0",
+    )
+    schedule: Annotated[Literal["halve", "cosine", "linear", "step", "constant"], ADDED] = Field(
+        default="halve",
+        description="course of the learning rates after the warm-up: halved every `halve_every` epochs, a fall to "
+        "`final_fraction` along half a cosine or a line, a step down at each of `milestones`, or constant",
+    )
     halve_every: Count = Field(default=15, description="epochs between halvings of the learning rate, at least 1")
     first_epoch: Literal[0, 1] = Field(
         default=0,
         description="number of the first epoch: epochs `halve_every`, 2 x `halve_every`, ... halve the learning rate. "
         "Counted from 0, the first halving follows `halve_every` epochs; from 1, one epoch less",
     )
+    final_fraction: Annotated[float, Field(ge=0, le=1), ADDED] = Field(
+        default=0.0,
+        description="cosine, linear: fraction of the learning rate that the stage's end would reach, in [0, 1]",
+    )
+    milestones: Annotated[tuple[Positive, ...], ADDED] = Field(
+        default=(),
+        description="step: epochs after which the learning rate is multiplied by `factor`, ascending, such as 30,60 or "
+        "0.5",
+    )
+    factor: Annotated[float, Field(gt=0, le=1), ADDED] = Field(
+        default=0.1, description="step: factor of the learning rate at each milestone, in (0, 1]"
+    )
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up to the learning rate, at least 0")
+
+    @model_validator(mode="after")
+    def _fits_the_schedule(self) -> Self:
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError(
+                f"milestones: expected at least one epoch with schedule step, and none with another, got "
+                f"{list(self.milestones)} with {self.schedule}: set both, or neither"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: expected ascending epochs, got {list(self.milestones)}")
+        if self.final_fraction and self.schedule not in ("cosine", "linear"):
+            raise ValueError(
+                f"final_fraction: expected schedule cosine or linear with it, got {self.schedule}: set one of them, or "
+                "leave final_fraction out"
+            )
+        return self
 
 
 class TrainedVisual(Section):
@@ -374,6 +428,15 @@ class Stage(Section):
     new_head: bool = Field(
         default=False, description="initialize the stage's head, even if the `run.start_from` model has one"
     )
+
+    @model_validator(mode="after")
+    def _reaches_its_milestones(self) -> Self:
+        if late := [epoch for epoch in self.optimizer.milestones if epoch >= self.epochs]:
+            raise ValueError(
+                f"optimizer.milestones: expected epochs before the end of the stage's {self.epochs}, got {late[0]:g}: "
+                "give earlier milestones, or more epochs"
+            )
+        return self
 
     @property
     def trains_trunk(self) -> bool:
@@ -697,12 +760,23 @@ class Settings(BaseSettings):
                 "analysis.",
             ),
         )
-        identity = {key: value for key, value in flat.items() if not key.startswith(changeable)}
+        added = set(_added_at_default(self))
+        identity = {key: value for key, value in flat.items() if not key.startswith(changeable) and key not in added}
         del identity["data.window"]  # what counts is each stage's
         identity |= {f"{name}.window": self.window(name) for name in self.stages}
         compiled = {"scaling.compile": True} if self.scaling.compile else {}  # rounds otherwise
         decoded = {"data.jpeg_decoding": "gpu"} if self.data.jpeg_decoding == "gpu" else {}  # other pixels
         return identity | {"scaling.chunks": self.chunks} | compiled | decoded
+
+
+def _added_at_default(section: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of settings that earlier versions lack (`ADDED`) and that have their default."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if ADDED in field.metadata and value == field.default:
+            yield prefix + name
+        elif isinstance(value, BaseModel):
+            yield from _added_at_default(value, f"{prefix}{name}.")
 
 
 def _texts(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ def freeze(model: GroundedModel, head: str, trains: TrainedVisual | TrainedLangu
         part.requires_grad_(True)
         part.train()
     if isinstance(trains, TrainedLanguage) and not trains.query_key:
-        for layer in _layers(model):
+        for layer in language_layers(model):
             layer.attention.self.query.requires_grad_(False)
             layer.attention.self.key.requires_grad_(False)
 
@@ -52,7 +52,7 @@ def set_language_dropout(model: GroundedModel, rate: float | None) -> None:
         rate: None for the rates of the stream's own configuration, which stays unchanged.
     """
     bert = model.language.bert
-    weights = {id(layer.attention.self.dropout) for layer in _layers(model)}
+    weights = {id(layer.attention.self.dropout) for layer in language_layers(model)}
     for module in bert.modules():
         if isinstance(module, nn.Dropout):
             own = bert.config.attention_probs_dropout_prob if id(module) in weights else bert.config.hidden_dropout_prob
@@ -75,12 +75,13 @@ def trainable_counts(model: GroundedModel) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _layers(model: GroundedModel) -> list[Any]:
+def language_layers(model: GroundedModel) -> list[Any]:
+    """Return the layers of the language stream, first to last."""
     return list(model.language.bert.encoder.layer)
 
 
 def _language_parts(model: GroundedModel, trains: TrainedLanguage) -> list[nn.Module]:
-    layers = _layers(model)
+    layers = language_layers(model)
     if trains.language_layers == "all":
         return [model.language.bert.embeddings, *layers]
     if trains.language_layers > len(layers):

@@ -57,21 +57,21 @@ class Checkpointer:
         self,
         batch: Step,
         scalars: Readback,
-        learning_rate: float,
+        learning_rates: Metrics,
         times: StepTimes,
         samples: list[list[str]] | None = None,
     ) -> None:
         """Report a step and write a checkpoint if one is due; on a GPU, report the step before it.
 
         Args:
-            samples: as `TakenStep.samples`.
+            learning_rates: as `TakenStep.learning_rates`, like `samples`.
 
         Raises:
             NotFinite: its loss or gradient is not finite, and `run.on_nan` is `stop`.
             Stopped: the worker was asked to stop; a checkpoint is written.
         """
         self.state.step_done(batch)
-        before, step = self._unjudged, TakenStep(batch, self.state.done, scalars, learning_rate, times, samples)
+        before, step = self._unjudged, TakenStep(batch, self.state.done, scalars, learning_rates, times, samples)
         self._unjudged = step
         if before:
             self._judge(before)

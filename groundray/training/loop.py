@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils import _pytree as trees
 
-from groundray import config
 from groundray.arithmetic import autocast
 from groundray.config import Settings
 from groundray.data.plan import Cursor
@@ -25,6 +24,7 @@ from groundray.training.events import StageStarted
 from groundray.training.gradient_sums import GradientSums
 from groundray.training.history import gather_sample_ids
 from groundray.training.non_finite import NotFinite, step_if_finite
+from groundray.training.optimizer import make_optimizer, set_learning_rates
 from groundray.training.profiling import profiled
 from groundray.training.recovery import Start
 from groundray.training.taken_step import Readback
@@ -60,11 +60,11 @@ def train_stage(
     if worker.rank == 0:
         steps = profiled(steps, store.attempt.run, stage.name, worker.device, settings.run.profile)
     for batch in timer.timed_batches(steps):
-        learning_rate = set_learning_rate(optimizer, stage_settings.optimizer, batch.epoch, state.done)
+        learning_rates = set_learning_rates(optimizer, stage_settings, state.done, state.steps_per_epoch)
         with timer.step():
             scalars = update(stage, model, optimizer, batch, settings.run.seed, settings.scaling.accumulate, timer)
             samples = gather_sample_ids(batch) if settings.run.log_samples else None
-        checkpointer.step_done(batch, scalars, learning_rate, timer.end_step(stage_settings.batch_size), samples)
+        checkpointer.step_done(batch, scalars, learning_rates, timer.end_step(stage_settings.batch_size), samples)
         if batch.ends_epoch:
             end_epoch()
 
@@ -168,41 +168,6 @@ def validate(stage: Stage, model: GroundedModel, steps: Iterable[Step], blind: b
     for module in training:
         module.training = True
     return scores
-
-
-def make_optimizer(model: GroundedModel, settings: config.Optimizer) -> optim.Optimizer:
-    """Returns the optimizer of the trained parameters, with a learning rate of its own for the language stream.
-
-    On a GPU it is fused: one launch for all parameters.
-    """
-    language = {id(parameter) for parameter in model.language.parameters()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) not in language], "initial_lr": settings.lr},
-        {"params": [p for p in trained if id(p) in language], "initial_lr": settings.language_lr or settings.lr},
-    ]
-    fused = next(model.parameters()).is_cuda or None  # None: as torch chooses
-    if settings.kind == "sgd":
-        momentum, decay = settings.momentum, settings.weight_decay
-        return optim.SGD(groups, lr=settings.lr, momentum=momentum, weight_decay=decay, fused=fused)
-    return optim.Adam(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused)
-
-
-def set_learning_rate(optimizer: optim.Optimizer, settings: config.Optimizer, epoch: int, step: int) -> float:
-    """Set the learning rate of each group for a step, and return that of the streams other than language.
-
-    It rises linearly over the first `warmup` steps and halves every `halve_every` epochs.
-
-    Args:
-        epoch: counted from the stage's first, which is 0.
-        step: counted from the stage's first, which is 0.
-    """
-    factor = min(1.0, (step + 1) / (settings.warmup + 1)) * 0.5 ** (
-        (epoch + settings.first_epoch) // settings.halve_every
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-    return settings.lr * factor
 
 
 def load_best(

@@ -157,8 +157,19 @@ def check(settings: Settings) -> CheckedRun:
     for stage in stages:
         if start and stage.name in start_heads and not stage.settings.new_head:
             _check_start_vocabulary(stage, start.vocabulary[stage.name], str(settings.run.start_from))
+        _check_warmup(stage)
     settings = settings.with_windows({stage.name: stage.train.plan.window for stage in stages})
     return CheckedRun(settings, folder_of(settings), tokenizer, stages)
+
+
+def _check_warmup(stage: Stage) -> None:
+    """Raise SettingsError if a stage ends before its learning rates have warmed up."""
+    warmup, steps = stage.settings.optimizer.warmup, stage.settings.epochs * stage.train.plan.steps
+    if warmup >= steps:
+        raise SettingsError(
+            f"{stage.name}.optimizer.warmup: expected fewer than the stage's {steps} steps, got {warmup}: shorten the "
+            "warm-up, or train for more epochs"
+        )
 
 
 def _with_recorded_windows(settings: Settings) -> Settings:
@@ -216,10 +227,11 @@ def still_operators(settings: Settings) -> str | None:
     if "relational" not in settings.stages or settings.model.relational.operator_initialization != "normal":
         return None
     optimizer = settings.stage("relational").optimizer
-    if optimizer.kind != "adam" or optimizer.lr >= LEAST_OPERATOR_LR:
+    name, rate = ("head_lr", optimizer.head_lr) if optimizer.head_lr else ("lr", optimizer.lr)
+    if optimizer.kind == "sgd" or rate >= LEAST_OPERATOR_LR:
         return None
     return (
-        f"relational.optimizer.lr: at {optimizer.lr:g}, predicate operators of standard deviation 1 hardly move: set "
+        f"relational.optimizer.{name}: at {rate:g}, predicate operators of standard deviation 1 hardly move: set "
         f"--model.relational.operator_initialization xavier, or a learning rate of at least {LEAST_OPERATOR_LR:g}"
     )
 

@@ -39,7 +39,7 @@ class TakenStep:
     Attributes:
         number: steps of the stage, with this one.
         scalars: its loss, the norm of its gradient and the stage's other metrics.
-        learning_rate: of the streams other than language.
+        learning_rates: `learning_rate`, and `learning_rate/PART` of the parts that have another.
         times: how long its parts took.
         samples: the ids of its samples on all ranks, chunk by chunk; None if they are not recorded.
     """
@@ -47,7 +47,7 @@ class TakenStep:
     batch: Step
     number: int
     scalars: Readback
-    learning_rate: float
+    learning_rates: Metrics
     times: StepTimes
     samples: list[list[str]] | None = None
 
@@ -55,7 +55,7 @@ class TakenStep:
     def metrics(self) -> Metrics:
         """All metrics of the step; waits for its end."""
         times = self.times.metrics()
-        return self.scalars.read() | {"learning_rate": self.learning_rate} | times
+        return self.scalars.read() | self.learning_rates | times
 
     @property
     def is_finite(self) -> bool:

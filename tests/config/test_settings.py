@@ -83,6 +83,14 @@ def test_runs_of_earlier_versions_have_the_same_identity(preset: str) -> None:
     assert config.Settings(**stored).identity() == settings.identity()
 
 
+def test_identity_lacks_what_was_added_later_unless_it_is_set(minimal: Path) -> None:
+    """A run's, a sweep's and an attempt's record of it were written without."""
+    before = load(minimal).identity()
+    assert not [name for name in before if name.endswith(("schedule", "final_fraction", "head_lr"))]
+    cosine = load(minimal, ["--grounding.optimizer.schedule=cosine"]).identity()
+    assert cosine == before | {"grounding.optimizer.schedule": "cosine"}
+
+
 def test_a_run_of_the_earlier_preset_paper_is_told_what_differs() -> None:
     """Its stored settings lack what the preset now sets: it resumes with these settings, or another run begins."""
     now = load("paper")

@@ -15,7 +15,8 @@ from torch import Tensor
 from groundray import config
 from groundray.arithmetic import Precision, using
 from groundray.config import Settings
-from groundray.training.loop import make_optimizer, update
+from groundray.training.loop import update
+from groundray.training.optimizer import make_optimizer
 from groundray.training.timing import StepTimer
 
 # relative errors of a stage's gradient in float32: the visual stage trains maxima and ReLUs, whose gradients jump

@@ -32,7 +32,7 @@ from groundray.stage.protocol import HIGHEST_PREDICATE_TOP1, HIGHEST_TOP1, LOWES
 from groundray.stage.relational import RelationalStage
 from groundray.stage.retrieval import RetrievalStage
 from groundray.stage.visual import VisualStage
-from groundray.training.loop import make_optimizer, set_learning_rate
+from groundray.training.optimizer import make_optimizer, set_learning_rates
 from groundray.training.preflight import still_operators
 
 STAGES: dict[str, Any] = {
@@ -208,12 +208,14 @@ def test_optimizers(paper: config.Settings, model: GroundedModel, name: str) -> 
 def test_learning_rate_of_every_epoch(paper: config.Settings, name: str, first_epoch: int, every: int) -> None:
     """It halves at epochs 15, 30, ... counted from 1 (retrieval: 30, 60, ...); at 20, 40, ... from 0 (visual)."""
     settings = paper.stage(name)
-    optimizer = optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "initial_lr": settings.optimizer.lr}])
+    weights = {"params": [nn.Parameter(torch.zeros(1))], "part": "visual", "initial_lr": settings.optimizer.lr}
+    optimizer = optim.SGD([weights])
     rate = settings.optimizer.lr
     for number in range(first_epoch, first_epoch + settings.epochs):
         if number and number % every == 0:
             rate /= 2
-        assert set_learning_rate(optimizer, settings.optimizer, number - first_epoch, step=1000) == rate
+        rates = set_learning_rates(optimizer, settings, step=1000 * (number - first_epoch), steps_per_epoch=1000)
+        assert rates == {"learning_rate": rate}
         assert optimizer.param_groups[0]["lr"] == rate
     assert settings.epochs < every or rate < settings.optimizer.lr
 
