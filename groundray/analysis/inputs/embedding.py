@@ -32,7 +32,7 @@ from groundray.storage.seals import Damaged
 SLOT = "{}"
 MODULES = "modules.json"  # file of sentence-transformers
 # On two cores, MiniLM takes 4,200 word pieces a CPU second in batches of 16,384, 3,500 in 4,096 and 1,800 in 1,024
-PIECES_A_BATCH = 16_384
+PIECES_A_BATCH = 4_096
 TEXTS_A_BLOCK = 4_096  # that are cut into word pieces at once: the library's encodings take some kB each
 SHOWN = 5
 POOLER = (
