@@ -37,7 +37,6 @@ from groundray.training.loop import update
 from groundray.training.optimizer import make_optimizer
 from groundray.training.peak_flops import peak_flops
 from groundray.training.timing import StepTimer, flop_counter
-from groundray.training.trunk_features import map_shape
 
 MEAN_TOKENS, SHORTEST = 14, 5  # of a caption, with [CLS] and [SEP]
 STEPS = 5  # of a round
@@ -173,7 +172,7 @@ def random_step(settings: Settings, model: GroundedModel) -> Step:
     """Return a random global batch of trunk features and captions, the same at every call."""
     numbers = np.random.default_rng(0)
     batch, longest = settings.stage("grounding").batch_size, settings.stage("grounding").max_tokens
-    shape = map_shape(model.visual.trunk, settings.model.image_size)
+    shape = model.visual.trunk.shape
     chunks = []
     for chunk, rows in enumerate(np.array_split(np.arange(batch), settings.chunks)):
         maps = numbers.standard_normal((len(rows), *shape), np.float32).clip(0)

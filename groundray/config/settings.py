@@ -239,15 +239,23 @@ class Features(Section):
     )
 
 
-class Trunk(Section):
-    """The convolutional network of the visual stream."""
+def _trunk(name: str) -> str:
+    if name in ("vgg16", "efficientnet_lite0", "tiny") or (name.startswith("timm/") and name != "timm/"):
+        return name
+    raise ValueError(f"expected vgg16, efficientnet_lite0, tiny or timm/NAME, a model of timm, got {name!r}")
 
-    name: Literal["vgg16", "efficientnet_lite0", "tiny"] = Field(
+
+class Trunk(Section):
+    """The network of the visual stream, from pixels to a grid of features."""
+
+    name: Annotated[str, AfterValidator(_trunk)] = Field(
         default="vgg16",
-        description="architecture; efficientnet_lite0 needs the extra `pretrained`, tiny is for the embedded world",
+        description="`vgg16`, `efficientnet_lite0` (needs the extra `pretrained`), `tiny` (for the embedded world), or "
+        "`timm/NAME`, a convolutional model or vision transformer of timm (needs the extra `models`)",
     )
     weights: str = Field(
-        default="published", description="`published`, `none` (random initialization), or the path of a weight file"
+        default="published",
+        description="`published`, `none` (random initialization), or the path or URL of a weight file",
     )
 
 

@@ -60,14 +60,15 @@ class Match:
         words: the words of the text, up to the model's token limit.
         similarity: S(image, caption), on which the grounding stage was trained.
         crop: part of the picture that the model sees: left, top, right, bottom, as fractions of its width and height.
-        first: centre of the first row and column of the maps within the crop, as a fraction of its side; the others
-            follow at equal distances.
+        first, step: centre of the first row and column of the maps within the crop, and the distance from one to the
+            next, as fractions of its side.
     """
 
     words: tuple[WordMap, ...]
     similarity: float
     crop: tuple[float, float, float, float]
     first: float
+    step: float
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,14 @@ class Matcher:
         ids, lengths = self.tokenizer.encode([text])
         batch = CaptionBatch.of([""], picture.pixels[None], ids, lengths)
         V, W, valid = encode_for_match_map(self.model, batch, self.special_tokens)
-        side = round(V.shape[1] ** 0.5)
-        maps = match_map(V[0], W[0], self.kind).T.unflatten(1, (side, side)).numpy()
+        grid = self.model.visual.trunk.grid
+        maps = match_map(V[0], W[0], self.kind).T.unflatten(1, (grid.side, grid.side)).numpy()
         return Match(
             tuple(WordMap(text[start:end], start, end, maps[tokens].mean(axis=0)) for start, end, tokens in words),
             similarity(V, W, valid, self.kind).item(),
             picture.crop,
-            self.model.visual.trunk.first / self.crop.crop,
+            grid.first / self.crop.crop,
+            grid.stride / self.crop.crop,
         )
 
     def _visible(self, encoded: bytes) -> tuple[float, float, float, float]:

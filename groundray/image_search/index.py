@@ -35,7 +35,7 @@ from groundray.image_search.compact import Compact, check_compact, open_compact,
 from groundray.image_search.errors import UnknownImage
 from groundray.image_search.image_ids import DuplicateIds
 from groundray.image_search.towers import Towers
-from groundray.model import heads, relation_module, trunk, visual_stream
+from groundray.model import heads, relation_module, timm_trunk, trunk, visual_stream
 from groundray.stage.contrastive import image_vectors
 from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
@@ -97,7 +97,10 @@ def index_spec(towers: Towers, images: Dataset, folder: str, device: str = "cpu"
     """
     key = cache_key(
         {"images": images.fingerprint, "model": towers.fingerprint(), "thumbnail": (THUMBNAIL, QUALITY)},
-        code=(image_decoder, transforms, trunk, visual_stream, relation_module, heads, image_vectors, thumbnail),
+        code=(
+            *(image_decoder, transforms, trunk, timm_trunk, visual_stream, relation_module, heads),
+            *(image_vectors, thumbnail),
+        ),
         device=device,
         stored="float16",
     )

@@ -74,13 +74,13 @@ class Towers:
         return replace(self, model=self.model.to(device))
 
     def fingerprint(self) -> str:
-        """Return a hash of all that a picture's vector depends on: the weights it passes, and its crop."""
+        """Return a hash of what a picture's vector depends on: the weights it passes, its crop, and whose code."""
         modules = (
             self.model.visual,
             self.model.head(RelationalModule).attention.key,
             self.model.head(RetrievalHeads).image,
         )
-        parts = [*map(digest, modules), self.crop.resize, self.crop.crop]
+        parts = [*map(digest, modules), self.crop.resize, self.crop.crop, self.model.visual.trunk.origin]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @torch.no_grad()

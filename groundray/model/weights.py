@@ -37,15 +37,8 @@ def read_tensors(file: Path, repair: str) -> dict[str, Tensor]:
         raise Damaged(str(file), f"it cannot be read ({error})", repair) from None
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load a state dict into a module.
-
-    Args:
-        origin: where the weights come from, for the error.
-
-    Raises:
-        ValueError: weights are missing, unexpected or of another shape; the message lists them.
-    """
+def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Return which weights are missing from a state dict, unexpected or of another shape; empty if it fits."""
     own = module.state_dict()
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
@@ -60,9 +53,26 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
         for what, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", reshaped))
         if names
     ]
-    if problems:
-        raise ValueError(f"weights of {origin} do not fit the model: {'; '.join(problems)}")
+    return "; ".join(problems)
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load a state dict into a module.
+
+    Args:
+        origin: where the weights come from, for the error.
+
+    Raises:
+        ValueError: weights are missing, unexpected or of another shape; the message lists them.
+    """
+    check_fit(module, weights, origin)
     module.load_state_dict(dict(weights), strict=True)
+
+
+def check_fit(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Raise ValueError if weights are missing, unexpected or of another shape; the message lists them."""
+    if problem := misfit(module, weights):
+        raise ValueError(f"weights of {origin} do not fit the model: {problem}")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -27,7 +27,8 @@ from groundray.model.build import build_head, build_model
 from groundray.model.freezing import freeze, trainable_counts
 from groundray.model.heads import Vocabulary
 from groundray.model.pretrained import load_tokenizer
-from groundray.model.trunk import build_trunk
+from groundray.model.timm_trunk import TIMM
+from groundray.model.trunk import build_trunk, check_trunk
 from groundray.stage.protocol import Stage, vocabulary_of
 from groundray.stage.stages import NEEDS, STAGES
 from groundray.storage.folder import Folder, format_bytes
@@ -39,8 +40,8 @@ from groundray.training.compilation import check_compiler
 from groundray.training.identity import Identity
 from groundray.training.jpeg_decoding import check_decoder
 from groundray.training.layout import CHECKPOINTS, features_folder, folder_of
-from groundray.training.trunk_features import map_shape, refusal
-from groundray.versions import code_version, library_versions
+from groundray.training.trunk_features import refusal
+from groundray.versions import code_version, library_versions, version_of
 
 LEAST_OPERATOR_LR = 1e-4  # of Adam, for operators of standard deviation 1: 3,000 steps change entries by up to 0.3
 
@@ -86,10 +87,11 @@ class CheckedRun:
     @property
     def made_with(self) -> dict[str, Any]:
         """What results depend on: a hash of settings and data, the version of the code, and those of libraries."""
+        trunk = self.settings.model.trunk.name
         return {
             "settings": self.settings_hash,
             "code": code_version(),
-            "versions": library_versions(),
+            "versions": library_versions() | ({"timm": version_of("timm")} if trunk.startswith(TIMM) else {}),
         }
 
 
@@ -144,6 +146,8 @@ def check(settings: Settings) -> CheckedRun:
     check_decoder(settings)
     settings = _with_recorded_windows(settings)
     tokenizer = load_tokenizer(settings.model.language)
+    trunk = settings.model.trunk
+    check_trunk(trunk.name, "none" if settings.run.start_from else trunk.weights, settings.model.image_size)
     start = export.about(settings.run.start_from) if settings.run.start_from else None
     start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()
     for index, name in enumerate(settings.stages):
@@ -354,7 +358,7 @@ def _describe_features(stage: Stage, settings: Settings) -> str:
     if reason := refusal(stage, settings):
         return f"trunk features: not used, {reason}"
     with torch.device("meta"):
-        shape = map_shape(build_trunk(settings.model.trunk.name), settings.model.image_size)
+        shape = build_trunk(settings.model.trunk.name, image_size=settings.model.image_size).shape
     images = stage.train.dataset.rows + stage.val.dataset.rows
     bytes = 2 * prod(shape) * images
     size = format_bytes(bytes)

@@ -43,6 +43,7 @@ from groundray.data.image_inputs import CentreCrop, EncodedCrops, FeatureMaps
 from groundray.data.schema import INDEX, Dataset
 from groundray.data.stream import Source
 from groundray.distributed import gather_strings
+from groundray.model import timm_trunk
 from groundray.model import trunk as trunks
 from groundray.model.trunk import Trunk
 from groundray.model.weights import digest
@@ -135,12 +136,26 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
         is_encoded = settings.data.jpeg_decoding == "gpu"
         decoded = {"jpeg_decoding": "gpu", "cuda": torch.version.cuda} if is_encoded else {}
         key = cache_key(
-            {"data": source.dataset.fingerprint, "trunk": trunk_digest, "crop": asdict(crop), **decoded},
-            code=(image_decoder, transforms, trunks, feature_maps, _binary_rows, *[device_decoding] * is_encoded),
+            {
+                "data": source.dataset.fingerprint,
+                "trunk": trunk_digest,
+                "origin": trunk.origin,
+                "crop": asdict(crop),
+                **decoded,
+            },
+            code=(
+                image_decoder,
+                transforms,
+                trunks,
+                timm_trunk,
+                feature_maps,
+                _binary_rows,
+                *[device_decoding] * is_encoded,
+            ),
             device="cuda" if settings.scaling.use_gpu else "cpu",
             stored="bfloat16",
         )
-        shape = map_shape(trunk, crop.crop)
+        shape = trunk.shape
         spec = DerivedDataset(
             source.dataset,
             features_folder(settings) / key[:16],
@@ -153,11 +168,6 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
         )
         features[split] = TrunkFeatures(spec, EncodedCrops(crop) if is_encoded else crop, shape)
     return features
-
-
-def map_shape(trunk: Trunk, size: int) -> tuple[int, int, int]:
-    """Return the shape of the feature map of an image of `size` pixels a side."""
-    return trunk.channels, size // trunk.stride, size // trunk.stride
 
 
 def prepare_cache(

@@ -67,8 +67,8 @@ def teach(folder: Path, world: SmallWorld) -> None:
         writer = export.Writer(folder, settings, tokenizer, model, heads)
         for name, head in heads.items():
             model.heads[name] = head
-        trunk = model.visual.trunk
-        lessons = _lessons(trunk.first + trunk.stride * np.arange(settings.model.image_size // trunk.stride))
+        grid = model.visual.trunk.grid
+        lessons = _lessons(grid.first + grid.stride * np.arange(grid.side))
         tokens = tokenizer(lessons.words, return_tensors="pt", padding=True)
         ids, mask = tokens["input_ids"], tokens["attention_mask"].bool()
         _teach(model, lessons, ids, mask)

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from groundray.model.trunk import build_trunk
+from groundray.model.trunk import TRUNKS, build_trunk
 
 
 @pytest.mark.parametrize(
@@ -17,11 +17,12 @@ from groundray.model.trunk import build_trunk
     [("tiny", 112, (160, 7, 7)), ("efficientnet_lite0", 224, (1280, 7, 7)), ("vgg16", 224, (512, 14, 14))],
 )
 def test_feature_map_has_the_trunks_channels_and_stride(name: str, size: int, shape: tuple[int, ...]) -> None:
-    trunk = build_trunk(name)
+    trunk = build_trunk(name, image_size=size)
     with torch.no_grad():
         features = trunk(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     assert features.shape == (1, *shape)
-    assert (trunk.channels, size // trunk.stride) == shape[:2]
+    assert trunk.shape == shape
+    assert size // trunk.grid.stride == shape[1]
 
 
 @pytest.mark.parametrize("size", [32, 63, 100, 112, 124])
@@ -51,7 +52,7 @@ def test_hypercolumns_hold_late_and_pooled_early_features_of_the_same_position(s
     ],
 )
 def test_centre_of_the_first_positions_receptive_field(name: str, first: float) -> None:
-    assert build_trunk(name).first == first
+    assert build_trunk(name).grid.first == first
 
 
 def test_receptive_field_is_centred_on_its_position() -> None:
@@ -68,7 +69,21 @@ def test_receptive_field_is_centred_on_its_position() -> None:
     assert pixels.grad is not None
     rows, columns = (pixels.grad[0].sum(dim=0) > 0).nonzero().T
     for seen, index in ((rows, 3), (columns, 2)):
-        assert (seen.min() + seen.max() + 1).item() / 2 == trunk.first + index * trunk.stride
+        assert (seen.min() + seen.max() + 1).item() / 2 == trunk.grid.first + index * trunk.grid.stride
+
+
+@pytest.mark.parametrize(("name", "size"), [("vgg16", 225), ("tiny", 100), ("timm/vit_tiny_patch16_224", 225)])
+def test_size_that_leaves_out_pixels_is_named(name: str, size: int) -> None:
+    with pytest.raises(ValueError, match=f"expected a multiple of 16 pixels for trunk {name}, got {size}"):
+        build_trunk(name, image_size=size)
+
+
+def test_grid_is_found_without_random_numbers() -> None:
+    torch.manual_seed(0)
+    expected = TRUNKS["tiny"][0]().state_dict()
+    torch.manual_seed(0)
+    trunk = build_trunk("tiny")
+    assert all(torch.equal(expected[name], tensor) for name, tensor in trunk.layers.state_dict().items())
 
 
 def test_published_weights_are_loaded() -> None:
@@ -99,7 +114,7 @@ def test_weights_from_a_file_are_loaded_strictly(tmp_path: Path) -> None:
     state = safetensors.torch.load_file(file)
     del state["first.0.0.bias"]
     safetensors.torch.save_file(state | {"other": torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match=r"(?s)trunk tiny.*Missing.*0\.0\.bias.*Unexpected.*other") as caught:
+    with pytest.raises(ValueError, match=r"trunk tiny.*missing first\.0\.0\.bias; unexpected other") as caught:
         build_trunk("tiny", str(file))
     assert str(file) in str(caught.value)
 

@@ -100,8 +100,10 @@ def test_input_and_trunk(paper: config.Settings, model: GroundedModel) -> None:
 
 
 def test_pixels_are_normalised_by_imagenets_mean_and_sd(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = nn.Sequential(nn.Conv2d(3, 512, 1), nn.MaxPool2d(2))
-    monkeypatch.setattr(torchvision.models, "vgg16", lambda weights: SimpleNamespace(features=features))
+    def small(weights: None) -> SimpleNamespace:
+        return SimpleNamespace(features=nn.Sequential(nn.Conv2d(3, 512, 1), nn.MaxPool2d(2)))
+
+    monkeypatch.setattr(torchvision.models, "vgg16", small)
     trunk = build_trunk("vgg16", "none")
     torch.testing.assert_close(trunk.mean.flatten() / 255, torch.tensor([0.485, 0.456, 0.406]))
     torch.testing.assert_close(trunk.sd.flatten() / 255, torch.tensor([0.229, 0.224, 0.225]))

@@ -62,4 +62,5 @@ async def _match_map(backend: Backend, fields: MatchFields, upload: bytes | None
         similarity=match.similarity,
         crop=match.crop,
         first=match.first,
+        step=match.step,
     )

@@ -116,10 +116,8 @@ class MatchMap(BaseModel):
     crop: tuple[float, float, float, float] = Field(
         description="part of the picture that the model sees: left, top, right, bottom, as fractions of the picture"
     )
-    first: float = Field(
-        description="centre of the first row and column within the crop, as a fraction of its side; the others follow "
-        "at equal distances"
-    )
+    first: float = Field(description="centre of the first row and column within the crop, as a fraction of its side")
+    step: float = Field(description="distance from one row or column to the next, as a fraction of the crop's side")
 
 
 class ModelAxes(BaseModel):

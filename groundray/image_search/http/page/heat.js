@@ -33,18 +33,19 @@ function ramp() {
  * Paint a map over the whole canvas.
  *
  * @param {HTMLCanvasElement} canvas it gets the size that the map needs
- * @param {{values: ArrayLike<number>, rows: number, columns: number, first: number, low: number, high: number}} map
- *   row by row; `first` is where the first row and column lie, as a fraction of the canvas; `low` and `high` are the ends
- *   of the colours
+ * @param {{values: ArrayLike<number>, rows: number, columns: number, first: number, step: number, low: number,
+ *   high: number}} map row by row; `first` is where the first row and column lie and `step` how far the next ones are, as
+ *   fractions of the canvas; `low` and `high` are the ends of the colours
  */
-export function paint(canvas, { values, rows, columns, first, low, high }) {
+export function paint(canvas, { values, rows, columns, first, step, low, high }) {
   const [height, width] = [rows * FINE, columns * FINE];
   if (canvas.width !== width) canvas.width = width;
   if (canvas.height !== height) canvas.height = height;
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
-  const wide = stretched(values, first, rows, columns, 1, columns);
-  const fine = stretched(wide, first, width, rows, width, 1);
+  const place = (count) => (fine) => ((fine + 0.5) / (count * FINE) - first) / step;
+  const wide = stretched(values, place(columns), rows, columns, 1, columns);
+  const fine = stretched(wide, place(rows), width, rows, width, 1);
   const scale = high > low ? 1 / (high - low) : 0;
   fine.forEach((value, index) => {
     const share = Math.min(1, Math.max(0, (value - low) * scale));
@@ -62,16 +63,16 @@ export function paint(canvas, { values, rows, columns, first, low, high }) {
  * Lines of numbers, each stretched FINE times by cubic convolution (Keys 1981, a = -1/2), which goes through the values
  * where they lie.
  *
- * @param {number} first where the first number lies, as a fraction of the whole; the others follow at equal distances
+ * @param {(fine: number) => number} at the place among the numbers of each of those that they become
  * @param {number} lines how many, @param {number} length of each
  * @param {number} step from one number of a line to the next, @param {number} next from one line to the next
  */
-function stretched(values, first, lines, length, step, next) {
+function stretched(values, at, lines, length, step, next) {
   const result = new Float32Array(lines * length * FINE);
   const outNext = step === 1 ? length * FINE : 1;
   const outStep = step === 1 ? 1 : step;
   for (let fine = 0; fine < length * FINE; fine += 1) {
-    const place = (fine + 0.5) / FINE - first * length;
+    const place = at(fine);
     const cell = Math.floor(place);
     const weights = cubic(place - cell);
     const cells = [-1, 0, 1, 2].map((offset) => step * Math.min(length - 1, Math.max(0, cell + offset)));

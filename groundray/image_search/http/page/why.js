@@ -191,8 +191,8 @@ export function openWhy(root, app) {
     part.high.textContent = figure(ends.high);
     const [row, column] = token.peak;
     Object.assign(part.peak.style, {
-      left: percent(answer.first + column / answer.columns),
-      top: percent(answer.first + row / answer.rows),
+      left: percent(answer.first + column * answer.step),
+      top: percent(answer.first + row * answer.step),
     });
     part.heat.setAttribute(
       "aria-label",
@@ -310,8 +310,8 @@ export function openWhy(root, app) {
   part.crop.addEventListener("pointermove", (event) => {
     if (!answer) return;
     const box = part.crop.getBoundingClientRect();
-    const nearest = (share, count) => Math.round((share - answer.first) * count);
-    const cell = (share, count) => Math.min(count - 1, Math.max(0, nearest(share, count)));
+    const nearest = (share) => Math.round((share - answer.first) / answer.step);
+    const cell = (share, count) => Math.min(count - 1, Math.max(0, nearest(share)));
     place = {
       row: cell((event.clientY - box.top) / box.height, answer.rows),
       column: cell((event.clientX - box.left) / box.width, answer.columns),
