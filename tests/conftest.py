@@ -84,6 +84,19 @@ STAGES = "visual,language,grounding,relational,retrieval"
 # grounding with small steps, which do not amplify rounding errors
 CALM = ("--grounding.temperature=0.1", "--grounding.optimizer.lr=1e-4", "--grounding.optimizer.language_lr=1e-4")
 
+# all of a stage's state besides weights and moments: a schedule, the average of the weights, adapters and theirs
+OPTIMISED = (
+    "--grounding.optimizer.kind=adamw",
+    "--grounding.optimizer.weight_decay=0.1",
+    "--grounding.optimizer.schedule=cosine",
+    "--grounding.optimizer.warmup=3",
+    "--grounding.optimizer.layer_decay=0.7",
+    "--grounding.optimizer.ema=0.9",
+    "--grounding.trains.lora.rank=3",
+    "--grounding.trains.lora.dropout=0.2",
+    "--scaling.gradient_checkpointing=true",
+)
+
 
 @dataclass(frozen=True)
 class SmallWorld:

@@ -79,6 +79,8 @@ def rows(model: Any, prefix: str, section: Any = None) -> Iterator[tuple[str, st
         inner = _section(field.annotation)
         if inner is not None:
             if prefix:
+                if default is None:
+                    yield dotted, "the settings below", "none", field.description or ""
                 yield from rows(inner, dotted, default)
             continue
         default = getattr(section, name, default)

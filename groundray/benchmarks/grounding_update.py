@@ -31,6 +31,7 @@ from groundray.data.batches import CaptionBatch
 from groundray.data.stream import Source, Step
 from groundray.model.build import build_head, build_model
 from groundray.model.grounded import GroundedModel
+from groundray.model.lora import add_adapters
 from groundray.stage.grounding import GroundingStage
 from groundray.storage.folder import Folder
 from groundray.training.loop import update
@@ -79,6 +80,7 @@ class Update:
         self._stage = GroundingStage(stage, no_data, no_data)
         self._model = copy.deepcopy(model).to(device)
         self._stage.prepare(self._model)
+        add_adapters(self._model, self._stage.name, stage.trains)
         self._batch = random_step(settings, model).to(device)
         self._optimizer = make_optimizer(self._model, stage.optimizer)
         with self._arithmetic(), (counter := flop_counter()):

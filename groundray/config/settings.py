@@ -142,6 +142,11 @@ class Scaling(Section):
         description="compile the spatial attention and the language encoder (torch.compile) at the start: fewer, "
         "larger operations, other rounding; needs a C++ compiler on every node",
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep only the inputs of the spatial attention and of each language layer, and compute the rest "
+        "again in the backward pass: less memory, the same bits",
+    )
     accumulate: bool = Field(
         default=False,
         description="keep the autograd graph of one chunk at a time: needs the memory of one chunk, and a second "
@@ -336,6 +341,11 @@ class Optimizer(Section):
         description="learning rate of the language stream, more than 0, for a pretrained one beside new modules; "
         "null: `lr`",
     )
+    layer_decay: Annotated[float, Field(gt=0, le=1), ADDED] = Field(
+        default=1.0,
+        description="factor of the learning rate from each layer of the language stream to the one below it, in (0, "
+        "1]: the last one has `language_lr`, the embeddings below all layers the lowest rate",
+    )
     head_lr: Annotated[Positive | None, ADDED] = Field(
         default=None, description="learning rate of the stage's head, more than 0; null: `lr`"
     )
@@ -374,6 +384,11 @@ class Optimizer(Section):
         default=0.1, description="step: factor of the learning rate at each milestone, in (0, 1]"
     )
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up to the learning rate, at least 0")
+    ema: Annotated[float | None, Field(gt=0, lt=1), ADDED] = Field(
+        default=None,
+        description="decay of a moving average of the weights, in (0, 1), such as 0.999: the average is validated, "
+        "handed on and exported in place of the weights, which are trained on; null: none",
+    )
 
     @model_validator(mode="after")
     def _fits_the_schedule(self) -> Self:
@@ -399,6 +414,22 @@ class TrainedVisual(Section):
     attention: bool = Field(default=True, description="train the embedder and the spatial attention")
 
 
+class Lora(Section):
+    """Low-rank adapters (LoRA) of the language stream's trained layers, whose own weights stay frozen. They are merged
+    into these weights at the end of the stage. Needs the extra `models`."""
+
+    rank: Count = Field(default=8, description="rank of the adapters, at least 1")
+    alpha: Positive = Field(
+        default=16.0, description="scale of the adapters, more than 0: their product is multiplied by alpha / rank"
+    )
+    dropout: Fraction = Field(default=0.0, description="dropout of the adapters' input, in [0, 1)")
+    targets: tuple[str, ...] = Field(
+        default=(),
+        description="linear maps that get an adapter, by the ends of their names in the encoder, as query,value or "
+        "output.dense; none: all linear maps of the trained layers",
+    )
+
+
 class TrainedLanguage(Section):
     """The parts of the language stream that a stage trains. Other parts are frozen and run in eval mode."""
 
@@ -408,6 +439,20 @@ class TrainedLanguage(Section):
         "embeddings",
     )
     query_key: bool = Field(default=False, description="train the query and key projections of those layers too")
+    lora: Annotated[Lora | None, ADDED] = Field(
+        default=None,
+        description="train adapters of those layers in place of their weights and of the word embeddings: of the maps "
+        "in `targets`, whatever `query_key` says; null: none",
+    )
+
+    @model_validator(mode="after")
+    def _has_layers_to_adapt(self) -> Self:
+        if self.lora and self.language_layers == 0:
+            raise ValueError(
+                "lora: expected layers of the language stream that are trained, got language_layers 0: raise it, or "
+                "set lora null"
+            )
+        return self
 
 
 class Trained(TrainedVisual, TrainedLanguage):
@@ -446,10 +491,25 @@ class Stage(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_layers_to_decay(self) -> Self:
+        trains = self.trained
+        if self.optimizer.layer_decay < 1 and not (isinstance(trains, TrainedLanguage) and trains.language_layers):
+            raise ValueError(
+                f"optimizer.layer_decay: expected a stage that trains layers of the language stream, got "
+                f"{self.optimizer.layer_decay:g} and a frozen one: leave it out, or set trains.language_layers"
+            )
+        return self
+
+    @property
+    def trained(self) -> TrainedVisual | TrainedLanguage | None:
+        """The parts of the streams that the stage trains; None for none."""
+        return getattr(self, "trains", None)
+
     @property
     def trains_trunk(self) -> bool:
         """True when the stage changes the trunk's weights."""
-        trains = getattr(self, "trains", None)
+        trains = self.trained
         return isinstance(trains, TrainedVisual) and trains.trunk
 
 
@@ -692,6 +752,11 @@ class Settings(BaseSettings):
             stage = getattr(self, name)
             if stage is None:
                 raise ValueError(f"stages names {name!r}: expected a section {name!r} with at least train and val")
+            if stage.optimizer.ema and self.run.on_nan == "skip":
+                raise ValueError(
+                    f"{name}.optimizer.ema: expected run.on_nan stop with it, got skip: a skipped step would count the "
+                    "weights before it twice in the average. Set run.on_nan stop, or ema null"
+                )
             if stage.batch_size < self.chunks:
                 raise ValueError(
                     f"{name}.batch_size: expected at least a sample for each of {self.chunks} chunks (scaling.chunks), "

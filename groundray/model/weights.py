@@ -39,7 +39,10 @@ def read_tensors(file: Path, repair: str) -> dict[str, Tensor]:
 
 def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
     """Return which weights are missing from a state dict, unexpected or of another shape; empty if it fits."""
-    own = module.state_dict()
+    return _misfit(module.state_dict(), weights)
+
+
+def _misfit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
     reshaped = [
@@ -67,6 +70,14 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
     """
     check_fit(module, weights, origin)
     module.load_state_dict(dict(weights), strict=True)
+
+
+def fill_tensors(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], origin: str) -> None:
+    """Copy tensors into others of the same names; arguments and errors are those of `fill`."""
+    if problem := _misfit(own, weights):
+        raise ValueError(f"weights of {origin} do not fit the model: {problem}")
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
 
 
 def check_fit(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

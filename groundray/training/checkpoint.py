@@ -1,7 +1,9 @@
 """Checkpoints on storage: a folder each of safetensors and JSON, written by rank 0 and read by every rank.
 
     RUN/checkpoints/grounding-00003-000012-a0002-3f9a81c0/   stage, cursor (epoch, step) to resume at, attempt
-        model.safetensors  optimizer.safetensors
+        model.safetensors                                    what the stage hands on: averaged weights, merged adapters
+        optimizer.safetensors
+        training.safetensors                                 weights of the training itself where they are others
         manifest.json                                        written last: a folder without it is no checkpoint
     RUN/checkpoints/grounding-done-a0002-3f9a81c0.json       a finished stage, which is not trained again
     RUN/history/grounding-00003-000012-a0002-3f9a81c0.jsonl  the steps since the previous checkpoint: history.py
@@ -26,17 +28,20 @@ import safetensors.torch
 from torch import Tensor, nn, optim
 
 from groundray.data.plan import Cursor
+from groundray.model.lora import merged_weights, plain_name
 from groundray.model.weights import fill
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 from groundray.training import history
 from groundray.training.attempts import Attempt, latest, token_of
 from groundray.training.layout import CHECKPOINTS
+from groundray.training.weight_average import WeightAverage, averaged
 from groundray.versions import version_of
 
 FORMAT = 3
 MANIFEST, DAMAGED = "manifest.json", "damaged.json"
-MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+MODEL, OPTIMIZER, TRAINING = "model.safetensors", "optimizer.safetensors", "training.safetensors"
+AVERAGE = "average/"  # begins the names of averaged adapters in TRAINING; other averages are in MODEL
 KEEP_LAST = 2  # checkpoints of a stage, besides its best
 FIELDS = ("stage", "done", "best", "metrics", "skipped", "saved_at", "epoch", "step", "files")  # of a manifest
 
@@ -243,15 +248,35 @@ class CheckpointStore:
             )
         return not damage
 
-    def load(self, checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:
-        """Load a checkpoint into a model, strictly, and into its optimizer.
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        model: nn.Module,
+        optimizer: optim.Optimizer | None = None,
+        average: WeightAverage | None = None,
+    ) -> None:
+        """Load what a stage hands on into a model, strictly; given its optimizer too, load the state of training.
+
+        Args:
+            average: of the model's trained weights, where the stage has one.
 
         Raises:
             ValueError: a file is damaged, or its tensors do not fit the model; the message names them.
         """
-        fill(model, self.weights(checkpoint), f"checkpoint {self.folder}/{checkpoint.name}")
-        if optimizer is not None:
-            _fill_optimizer(optimizer, self._tensors(checkpoint, OPTIMIZER))
+        origin = f"checkpoint {self.folder}/{checkpoint.name}"
+        weights = self.weights(checkpoint)
+        if optimizer is None:
+            fill(model, weights, origin)
+            return
+        others = self._tensors(checkpoint, TRAINING) if self._has(checkpoint, TRAINING) else {}
+        averages = {name.removeprefix(AVERAGE): x for name, x in others.items() if name.startswith(AVERAGE)}
+        training = {name: x for name, x in others.items() if not name.startswith(AVERAGE)}
+        if average is not None:
+            known = weights | averages
+            average.load({name: known[name] for name in average.names if name in known}, origin)
+        replaced = {plain_name(name) for name in training}
+        fill(model, {name: x for name, x in weights.items() if name not in replaced} | training, origin)
+        _fill_optimizer(optimizer, self._tensors(checkpoint, OPTIMIZER))
 
     def weights(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """Returns the model weights of a checkpoint, by name.
@@ -324,6 +349,9 @@ class CheckpointStore:
             raise OtherFormat(f"{self.folder}/{name}", f"no {', '.join(missing)}")
         return record
 
+    def _has(self, checkpoint: Checkpoint, file: str) -> bool:
+        return file in self._manifest(checkpoint.name)["files"]
+
     def _tensors(self, checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
         folder = self.folder / checkpoint.name
         expected = FileSeal.parse(self._manifest(checkpoint.name)["files"][file])
@@ -361,22 +389,36 @@ def _describe_format(other: OtherVersion) -> str:
 
 
 def take_snapshot(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer, lines: tuple[str, ...]
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    lines: tuple[str, ...],
+    average: WeightAverage | None = None,
 ) -> Snapshot:
     """Copy a model and its optimizer for a checkpoint that is written while training continues.
 
     Frozen parameters are not copied: they change only after the stage is over, when all checkpoints are written.
+
+    Args:
+        average: of the model's trained weights, which the stage hands on in their place.
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    weights = {
-        name: tensor.detach().contiguous() if name in frozen else _copy(tensor)
-        for name, tensor in model.state_dict().items()
-    }
+
+    def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: x.detach().contiguous() if name in frozen else _copy(x) for name, x in tensors.items()}
+
+    with averaged(average):
+        own, handed_on = model.state_dict(), merged_weights(model)
+    adapters = {name: tensor for name, tensor in own.items() if name not in handed_on}  # and what they adapt
+    trained = average.trained() if average else {}
+    averages = {f"{AVERAGE}{name}": adapters[name] for name in trained if name in adapters}
+    training = copies({**adapters, **trained, **averages})
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     moments = {
         f"{number}/{name}": _copy(tensor) for number, tensors in state.items() for name, tensor in tensors.items()
     }
-    return Snapshot(checkpoint, {MODEL: weights, OPTIMIZER: moments}, lines)
+    others = {TRAINING: training} if training else {}
+    return Snapshot(checkpoint, {MODEL: copies(handed_on), OPTIMIZER: moments, **others}, lines)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ class Checkpointer:
         self.wait()
         state = self.state
         checkpoint = state.checkpoint(self.store)
-        snapshot = take_snapshot(checkpoint, state.model, state.optimizer, tuple(self._history))
+        snapshot = take_snapshot(checkpoint, state.model, state.optimizer, tuple(self._history), state.average)
         self._writing = self._pool.submit(self.store.save, snapshot)
         self._history.clear()
         self._saved_at, self._saved_steps = time.monotonic(), state.done

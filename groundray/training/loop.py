@@ -16,6 +16,7 @@ from groundray.data.plan import Cursor
 from groundray.data.stream import CachedBatches, Step
 from groundray.distributed import barrier
 from groundray.model.grounded import GroundedModel
+from groundray.model.lora import add_adapters, remove_adapters
 from groundray.rng import hash64, hash_name
 from groundray.stage.protocol import Metrics, Scalars, Stage
 from groundray.training.checkpoint import CheckpointStore
@@ -30,6 +31,7 @@ from groundray.training.recovery import Start
 from groundray.training.taken_step import Readback
 from groundray.training.timing import StepTimer
 from groundray.training.train_state import TrainState
+from groundray.training.weight_average import WeightAverage, averaged
 from groundray.training.worker import Worker
 
 
@@ -42,16 +44,20 @@ def train_stage(
     """
     stage_settings = stage.settings
     stage.prepare(model)
+    add_adapters(model, stage.name, stage_settings.trained, settings.run.seed)
     optimizer = make_optimizer(model, stage_settings.optimizer)
     held_out = CachedBatches(lambda: worker.batches(stage.val, Cursor(), epochs=1))
     timer = StepTimer(worker.device, worker.world_size, stage_settings.precision, settings.scaling.peak_tflops)
-    state = TrainState(stage, model, optimizer)
+    decay = stage_settings.optimizer.ema
+    state = TrainState(stage, model, optimizer, average=WeightAverage(model, decay) if decay else None)
     state.restore(store, start)
     checkpointer = Checkpointer(state, worker, store, start, settings)
     worker.emit(StageStarted(stage.name, state.done, state.total_steps, stage_settings.epochs))
 
     def end_epoch() -> None:
-        checkpointer.epoch_done(validate(stage, model, checkpointer.stoppable(held_out)))
+        with averaged(state.average):
+            scores = validate(stage, model, checkpointer.stoppable(held_out))
+        checkpointer.epoch_done(scores)
         timer.restart()
 
     if state.validation_is_due:
@@ -63,6 +69,8 @@ def train_stage(
         learning_rates = set_learning_rates(optimizer, stage_settings, state.done, state.steps_per_epoch)
         with timer.step():
             scalars = update(stage, model, optimizer, batch, settings.run.seed, settings.scaling.accumulate, timer)
+            if state.average:
+                state.average.update(state.done + 1)
             samples = gather_sample_ids(batch) if settings.run.log_samples else None
         checkpointer.step_done(batch, scalars, learning_rates, timer.end_step(stage_settings.batch_size), samples)
         if batch.ends_epoch:
@@ -188,6 +196,7 @@ def load_best(
             "best: start another run (--run.name) with a lower learning rate or clip_norm"
         )
     name, metrics = state.best
+    remove_adapters(state.model)
     store.load(store.get(name), state.model)
     if state.skipped:
         metrics = metrics | {"skipped_steps": float(state.skipped)}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn, optim
 
 from groundray import config
+from groundray.model.freezing import language_layers
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Metrics
 
@@ -30,15 +31,34 @@ def parameter_groups(model: GroundedModel, settings: config.Optimizer) -> list[d
     """Return torch's groups of the trained parameters: those of a part with the same learning rate and weight decay.
 
     Each has the name of its `part` and its `initial_lr`, before the schedule. Parameters keep the model's order, those
-    of the language stream last: checkpoints number them so. With decoupled decay each group falls in two.
+    of the language stream last: checkpoints number them so. Decoupled decay cuts each group in two, layer-wise decay
+    that of the language stream into one for each layer.
     """
-    rates = _rates(settings)
-    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    rates, above = _rates(settings), layers_above(model)
+    groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     for part, parameter in _trained(model):
+        rate = rates[part] * settings.layer_decay ** above.get(id(parameter), 0)
         decay = settings.weight_decay if _decays(parameter, settings.kind) else 0.0
-        group = {"params": [], "part": part, "initial_lr": rates[part], "weight_decay": decay}
-        groups.setdefault((part, decay), group)["params"].append(parameter)
+        group = {"params": [], "part": part, "initial_lr": rate, "weight_decay": decay}
+        groups.setdefault((part, rate, decay), group)["params"].append(parameter)
     return list(groups.values())
+
+
+def layers_above(model: GroundedModel) -> dict[int, int]:
+    """Return the number of layers above each parameter of the language stream, by its id.
+
+    It is that of all layers for the embeddings, which the model has before its first layer, and 0 for what follows one
+    (a last norm).
+    """
+    layers = language_layers(model)
+    above = {
+        id(parameter): len(layers) - 1 - index for index, layer in enumerate(layers) for parameter in layer.parameters()
+    }
+    outside = len(layers)
+    for parameter in model.language.parameters():
+        outside = 0 if id(parameter) in above else outside
+        above.setdefault(id(parameter), outside)
+    return above
 
 
 def set_learning_rates(optimizer: optim.Optimizer, stage: config.Stage, step: int, steps_per_epoch: int) -> Metrics:

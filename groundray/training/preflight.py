@@ -16,7 +16,7 @@ from typing import Any, get_args
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from groundray.config import Settings, SettingsError, StageName, flatten
+from groundray.config import Settings, SettingsError, StageName, TrainedLanguage, flatten
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
 from groundray.data.shards import verify_shards
@@ -26,6 +26,7 @@ from groundray.model import export
 from groundray.model.build import build_head, build_model
 from groundray.model.freezing import freeze, trainable_counts
 from groundray.model.heads import Vocabulary
+from groundray.model.lora import add_adapters
 from groundray.model.pretrained import load_tokenizer
 from groundray.model.timm_trunk import TIMM
 from groundray.model.trunk import build_trunk, check_trunk
@@ -162,6 +163,7 @@ def check(settings: Settings) -> CheckedRun:
         if start and stage.name in start_heads and not stage.settings.new_head:
             _check_start_vocabulary(stage, start.vocabulary[stage.name], str(settings.run.start_from))
         _check_warmup(stage)
+        _check_adapters(stage, settings)
     settings = settings.with_windows({stage.name: stage.train.plan.window for stage in stages})
     return CheckedRun(settings, folder_of(settings), tokenizer, stages)
 
@@ -174,6 +176,19 @@ def _check_warmup(stage: Stage) -> None:
             f"{stage.name}.optimizer.warmup: expected fewer than the stage's {steps} steps, got {warmup}: shorten the "
             "warm-up, or train for more epochs"
         )
+
+
+def _check_adapters(stage: Stage, settings: Settings) -> None:
+    """Raise SettingsError if the language stream lacks what a stage adapts, or peft is not installed. Loads no
+    weights."""
+    trains = stage.settings.trained
+    if isinstance(trains, TrainedLanguage) and trains.lora:
+        with torch.device("meta"):
+            model = build_model(settings.model, pretrained=False)
+        try:
+            add_adapters(model, stage.name, trains)
+        except ValueError as error:
+            raise SettingsError(f"{stage.name}: {error}") from None
 
 
 def _with_recorded_windows(settings: Settings) -> Settings:
@@ -382,5 +397,6 @@ def _count_trainable(settings: Settings, name: str, vocabulary: Vocabulary | Non
     with torch.device("meta"):
         model = build_model(settings.model, pretrained=False)
         model.heads[name] = build_head(name, settings.model, model, {**expected, **(vocabulary or {})})
-    freeze(model, name, getattr(stage, "trains", None))
+    freeze(model, name, stage.trained)
+    add_adapters(model, name, stage.trained)
     return trainable_counts(model)

@@ -27,6 +27,7 @@ from groundray.training.allocator import keep_freed_memory
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.compilation import compile_parts
 from groundray.training.events import Notice
+from groundray.training.gradient_checkpointing import checkpoint_gradients
 from groundray.training.jpeg_decoding import with_encoded_crops
 from groundray.training.layout import MODEL, RESULT, read_result
 from groundray.training.loop import train_stage
@@ -50,6 +51,8 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
     model.to(worker.device)
     if run.settings.scaling.compile:
         compile_parts(model)
+    if run.settings.scaling.gradient_checkpointing:
+        checkpoint_gradients(model)
     if worker.device.startswith("cuda") and not run.settings.scaling.deterministic:
         worker.emit(Notice("scaling.deterministic is false: if the run is killed, it ends with other weights"))
 

@@ -13,6 +13,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Metrics, Stage
 from groundray.training.checkpoint import Checkpoint, CheckpointStore
 from groundray.training.recovery import Start
+from groundray.training.weight_average import WeightAverage
 
 
 @dataclass
@@ -24,6 +25,7 @@ class TrainState:
         done: steps of the stage so far.
         best: name and metrics of the best checkpoint so far; None before the first validation.
         skipped: steps left out because their loss or gradient was not finite.
+        average: of the trained weights; None for a stage without (`optimizer.ema`).
     """
 
     stage: Stage
@@ -33,6 +35,7 @@ class TrainState:
     done: int = 0
     best: tuple[str, Metrics] | None = None
     skipped: int = 0
+    average: WeightAverage | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,7 +55,7 @@ class TrainState:
         if start.stage != self.stage.name or start.checkpoint is None:
             return
         checkpoint = store.get(start.checkpoint)
-        store.load(checkpoint, self.model, self.optimizer)
+        store.load(checkpoint, self.model, self.optimizer, self.average)
         self.cursor, self.done, self.skipped = checkpoint.cursor, checkpoint.done, checkpoint.skipped
         self.best = (checkpoint.best, checkpoint.metrics) if checkpoint.best else None
 

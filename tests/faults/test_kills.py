@@ -22,7 +22,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import SmallWorld
+from conftest import OPTIMISED, SmallWorld
 
 from groundray.storage.folder import Folder
 from groundray.training import attempts, history
@@ -202,6 +202,26 @@ def test_resume_after_sigkill_gives_equal_weights(saboteur: Saboteur, unharmed: 
     assert [note["ended"] for note in notes(saboteur)] == ["", "killed"]
     assert saboteur.ended() == unharmed
     assert_one_whole_run(saboteur)
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.parametrize(("who", "when"), [("worker", "step"), ("worker", "validation"), ("driver", "step")])
+def test_resume_within_a_schedule_an_average_and_adapters_gives_equal_weights(
+    world: SmallWorld, tmp_path: Path, who: str, when: str
+) -> None:
+    """On two workers, which have the same average."""
+    saboteur = saboteur_in(tmp_path, world, "grounding")
+    words = (*OPTIMISED, "--grounding.precision=float64")
+    alone = saboteur.run(*words, "--run.name=alone", "--scaling.num_workers=2", sabotaged=False)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    saboteur.plan(who=who, when=when, count={"step": 7, "validation": 1}[when])
+    ran = saboteur.run(*words)
+    assert saboteur.happened, ran.stdout + ran.stderr
+    if who == "driver":
+        ran = saboteur.run(*words)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert saboteur.ended() == saboteur.ended("alone")
 
 
 def assert_one_whole_run(saboteur: Saboteur, stages: Mapping[str, int] = BOTH, attempts: int = 2) -> None:

@@ -14,6 +14,7 @@ from groundray.model.build import build_model
 from groundray.model.grounded import GroundedModel
 from groundray.training import preflight
 from groundray.training.compilation import compile_parts
+from groundray.training.gradient_checkpointing import checkpoint_gradients
 
 
 def gradients(model: GroundedModel, image_size: int) -> dict[str, Tensor]:
@@ -32,13 +33,16 @@ def gradients(model: GroundedModel, image_size: int) -> dict[str, Tensor]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("default")  # the compiler looks at `.grad` of tensors that have none, and hides the warning
-def test_compiled_parts_have_the_gradients_and_names_of_the_others(world: SmallWorld) -> None:
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_parts_have_the_gradients_and_names_of_the_others(world: SmallWorld, checkpointed: bool) -> None:
     settings = config.load("demo", world.settings()).model
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build_model(settings)
     names, expected = list(model.state_dict()), gradients(model, settings.image_size)
     compile_parts(model)
+    if checkpointed:
+        checkpoint_gradients(model)
     found = gradients(model, settings.image_size)
     assert list(model.state_dict()) == names
     assert found.keys() == expected.keys()

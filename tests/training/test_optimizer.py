@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from groundray.model.freezing import freeze
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
 from groundray.training import preflight
-from groundray.training.optimizer import make_optimizer, set_learning_rates
+from groundray.training.optimizer import layers_above, make_optimizer, set_learning_rates
 
 
 @pytest.mark.parametrize("language_layers", ["all", "1", "0"])
@@ -172,6 +173,22 @@ def test_adamw_decays_matrices_only_and_apart_from_the_gradient() -> None:
     assert {parameter.ndim for parameter in parameters} == {0, 1, 2}
 
 
+def test_each_layer_below_the_last_has_a_lower_rate(world: SmallWorld) -> None:
+    """Rates by hand: two layers, and the embeddings below them."""
+    settings = config.load("demo", world.settings())
+    model = build_model(settings.model)
+    model.heads["grounding"] = GroundingHeads(2)
+    freeze(model, "grounding", config.Trained(language_layers="all", query_key=True))
+    optimizer = make_optimizer(model, config.Optimizer(lr=1.0, language_lr=0.5, layer_decay=0.1))
+    rates = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    expected = {"bert.encoder.layer.1.": 0.5, "bert.encoder.layer.0.": 0.05, "bert.embeddings.": 0.005}
+    for name, parameter in model.language.named_parameters():
+        (rate,) = (rate for prefix, rate in expected.items() if name.startswith(prefix))
+        assert rates[id(parameter)] == pytest.approx(rate), name
+    assert all(rates[id(parameter)] == 1.0 for parameter in model.heads.parameters())
+    assert {above for id_, above in layers_above(model).items() if id_ in rates} == {0, 1, 2}
+
+
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_l2_penalty_spares_scalars(kind: str) -> None:
     model = model_of_heads()
@@ -188,14 +205,34 @@ def test_l2_penalty_spares_scalars(kind: str) -> None:
         (("schedule=step", "milestones=2,1"), r"milestones: expected ascending epochs, got \[2.0, 1.0\]"),
         (("schedule=step", "milestones=1,9"), r"milestones: expected epochs before the end of the stage's 2, got 9"),
         (("final_fraction=0.5",), "final_fraction: expected schedule cosine or linear with it, got halve"),
+        (("layer_decay=0.9", "trains.language_layers=0"), "layer_decay: expected a stage that trains layers"),
+        (("trains.lora.rank=2", "trains.language_layers=0"), "lora: expected layers of .* got language_layers 0"),
+        (("trains.lora.rank=2", "trains.language_layers=3"), "trains.language_layers: expected at most 2, got 3"),
+        (
+            ("trains.lora.targets=query,q_lin",),
+            r"grounding: trains.lora.targets: .* no linear map 'q_lin': give some of dense, key, query, value, or none",
+        ),
         (("warmup=18",), r"grounding.optimizer.warmup: expected fewer than the stage's 18 steps, got 18"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_named_before_training(
+def test_what_cannot_be_trained_is_named_before_training(
     world: SmallWorld, words: tuple[str, ...], message: str
 ) -> None:
+    named = [f"--grounding.{word if word.startswith('trains') else f'optimizer.{word}'}" for word in words]
     with pytest.raises(config.SettingsError, match=message):
-        preflight.check(config.load("demo", world.settings(*(f"--grounding.optimizer.{word}" for word in words))))
+        preflight.check(config.load("demo", world.settings(*named)))
+
+
+def test_adapters_without_peft_are_refused_before_training(world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(config.SettingsError, match=r"grounding: trains.lora needs .*pip install groundray\[models\]"):
+        preflight.check(config.load("demo", world.settings("--grounding.trains.lora.rank=2")))
+
+
+def test_the_dry_run_counts_adapters(world: SmallWorld) -> None:
+    preview = preflight.preview(config.load("demo", world.settings("--grounding.trains.lora.rank=2")))
+    assert not preview.problems
+    assert preview.stages[0].trainable["language stream"] == 2 * 2 * (4 * 256 + 2 * 640)
 
 
 def test_sgd_has_momentum_and_weight_decay() -> None:

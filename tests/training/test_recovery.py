@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SmallWorld
+from conftest import OPTIMISED, SmallWorld
+from safetensors.torch import load_file
 
 from groundray import config
 from groundray.stage.grounding import GroundingStage
@@ -123,6 +124,74 @@ def test_resume_after_a_kill_gives_equal_weights_and_samples(
     train(mine)
     assert weights(tmp_path / "demo") == weights(whole)
     assert used(tmp_path / "demo") == used(whole)
+
+
+@pytest.fixture(scope="module")
+def optimised(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Returns the arguments of a run with AdamW, a cosine, an average and adapters, and the folder of a whole one.
+
+    The next stage trains the language stream into which the adapters were merged.
+    """
+    storage, mine = tmp_path_factory.mktemp("optimised"), [*words, *OPTIMISED]
+    train([*mine, f"--run.storage={storage}"])
+    return mine, storage / "demo"
+
+
+@pytest.mark.parametrize(
+    ("place", "count"),
+    [
+        *(("mid-step", count) for count in (2, 8, 14, 20)),
+        *((place, 1) for place in ("validation", "epoch's edge", "stage's edge")),
+    ],
+)
+def test_resume_within_a_schedule_an_average_and_adapters_gives_equal_weights(
+    optimised: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, count: int
+) -> None:
+    words, whole = [*optimised[0], f"--run.storage={tmp_path}"], optimised[1]
+    kill_at(place, count, monkeypatch)
+    with pytest.raises(Killed):
+        train(words)
+    monkeypatch.undo()
+    train(words)
+    assert weights(tmp_path / "demo") == weights(whole)
+    assert used(tmp_path / "demo") == used(whole)
+    assert rates(tmp_path / "demo") == rates(whole)
+
+
+def rates(folder: Path) -> list[float]:
+    events = history.read(Folder.at(folder))
+    return [event.metrics["learning_rate"] for event, _ in events if isinstance(event, StepDone)]
+
+
+def test_stop_within_a_validation_of_averages_keeps_the_weights(
+    optimised: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is written while the averages are in the model."""
+    words, whole = [*optimised[0], f"--run.storage={tmp_path}", "--checkpoints.every_steps=1000"], optimised[1]
+    done = [0]
+
+    def observe(event: Event) -> None:
+        done[0] += isinstance(event, StepDone)
+
+    real = Checkpointer.step_done
+    monkeypatch.setattr(Checkpointer, "step_done", lambda *args: without_stopping(real, *args))
+    with pytest.raises(Stopped, match="preempted"):
+        train(words, observe, get_stop_reason=lambda: "preempted" if done[0] == STEPS else "")
+    monkeypatch.undo()
+    train(words)
+    assert weights(tmp_path / "demo") == weights(whole)
+
+
+def test_a_stage_starts_from_the_merged_averages_of_the_one_before(optimised: tuple[list[str], Path]) -> None:
+    """The exported stream after grounding has plain names, and differs from the start in adapted maps alone."""
+    folder = optimised[1] / "model"
+    before, after = (
+        load_file(folder / f"language-{name}" / "model.safetensors") for name in ("ungrounded", "grounded")
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert {name.rpartition(".")[2] for name in changed} == {"weight"}
+    assert len(changed) == 2 * 6  # query, key, value, and three maps called dense, in two layers
 
 
 def test_resume_after_up_to_thirty_kills_gives_equal_weights_and_samples(
