@@ -39,7 +39,34 @@ def max_match(image: Tensor, token: Tensor, kind: str) -> Tensor:
     return best
 
 
-def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:
+def pooled_similarity(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
+    """Return the cosine of the mean over positions and the mean over valid tokens, pair by pair."""
+    rows = []
+    for image in V:
+        row = []
+        for caption, mask in zip(W, valid, strict=True):
+            tokens = [token for token, counts in zip(caption, mask, strict=True) if counts]
+            mean = sum(tokens) / len(tokens) if tokens else caption.sum(dim=0) * 0
+            own = sum(image) / len(image)
+            length = mean.square().sum().sqrt() if tokens else 1
+            row.append((own * mean).sum() / (own.square().sum().sqrt() * length))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def sigmoid_loss(S: Tensor, temperature: float | Tensor, bias: float | Tensor) -> Tensor:
+    """Return the sum over pairs of -log sigmoid(z x), z = 1 for the pairs that match and -1 for others, divided by the
+    number of samples."""
+    total = torch.zeros((), dtype=S.dtype)
+    count = len(S)
+    for i in range(count):
+        for j in range(count):
+            z = 1 if i == j else -1
+            total = total - torch.log(1 / (1 + torch.exp(-z * (S[i, j] / temperature + bias))))
+    return total / count
+
+
+def two_way_nt_xent(S: Tensor, temperature: float | Tensor) -> Tensor:
     """Return the mean over pairs of -log softmax over captions - log softmax over images, softmax written out."""
     total = torch.zeros((), dtype=S.dtype)
     count = len(S)

@@ -48,7 +48,7 @@ def test_the_analysis_counts_nearest_neighbours(example: ModuleType) -> None:
     assert found.tables[0].rows[4] == ("e", "y", "b")
 
 
-@pytest.mark.parametrize("example", ["sigmoid_stage"], indirect=True)
+@pytest.mark.parametrize("example", ["hardest_negative_stage"], indirect=True)
 def test_the_stage_trains(
     example: ModuleType, world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,11 +57,11 @@ def test_the_stage_trains(
     from groundray.training import preflight, progression
     from groundray.training.worker import InProcess
 
-    monkeypatch.setitem(STAGES, "grounding", example.SigmoidStage.open)
+    monkeypatch.setitem(STAGES, "grounding", example.HardestNegativeStage.open)
     argv = world.settings(f"--run.storage={tmp_path}", "--scaling.num_workers=0", "--grounding.temperature=0.1")
     events: list[object] = []
     progression.run_stages(preflight.check(config.load("demo", argv)), InProcess(events.append))
-    steps = [event.metrics for event in events if "positive_probability" in getattr(event, "metrics", {})]
+    steps = [event.metrics for event in events if "violated" in getattr(event, "metrics", {})]
     assert len(steps) == 2 * (72 // 8)
     first, last = (np.mean([step["loss"] for step in part]) for part in (steps[:3], steps[-3:]))
     assert last < first

@@ -47,7 +47,9 @@ def measure_retrieval(
         )
         with torch.no_grad():
             results[name] = (
-                image_text_retrieval.by_match_map(exported.model, batches, stage.similarity, stage.special_tokens)
+                image_text_retrieval.by_grounding(
+                    exported.model, batches, stage.similarity, stage.special_tokens, stage.alignment
+                )
                 if name == "grounding"
                 else image_text_retrieval.by_heads(exported.model, batches, stage.special_tokens)
             )

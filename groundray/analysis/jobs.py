@@ -255,11 +255,12 @@ def _through_images(request: AnalysisRequest) -> AnalysisJob:
         def similarities_of(texts: Sequence[str]) -> Float[np.ndarray, "text image"]:
             return similarities(
                 exported.model,
-                WordPieceTokenizer.of(exported.tokenizer, stage.max_tokens),
+                WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
                 texts,
                 batches_of(captioned_images(settings, stage, exported.tokenizer, shards, shuffle=False)),
                 stage.similarity,
                 stage.special_tokens,
+                stage.alignment,
             )
 
         at_once = texts_at_once(

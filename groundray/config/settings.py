@@ -42,6 +42,7 @@ AcceleratorType = Literal[
 ]  # fmt: skip
 Precision = Literal["float32", "tf32", "bf16", "float64"]
 OperatorInitialization = Literal["normal", "xavier"]
+LEAST_LEARNED_TEMPERATURE = 0.01  # CLIP's: a logit scale of at most 100
 
 
 class Added:
@@ -582,11 +583,31 @@ class MaskedLanguage(Stage):
 
 
 class Grounding(CentreCropped):
-    """Grounding of captions in images: match maps and symmetric NT-Xent over the global batch."""
+    """Grounding of captions in images: a contrastive loss over the global batch, of match maps or of pooled vectors."""
 
-    temperature: Positive = Field(default=0.1, description="temperature of NT-Xent, more than 0")
+    alignment: Literal["match_map", "pooled"] = Field(
+        default="match_map",
+        description="what an image and a caption are compared by. match_map: every position and every token; pooled: "
+        "one vector each, the mean over positions or counted tokens at length 1, as in CLIP and ALIGN",
+    )
+    loss: Literal["nt_xent", "sigmoid"] = Field(
+        default="nt_xent",
+        description="nt_xent: of all captions an image's own, and of all images a caption's own; sigmoid: whether an "
+        "image and a caption match, for each pair, with a learned bias that begins at -10, as in SigLIP",
+    )
+    temperature: Positive = Field(
+        default=0.1,
+        description="divisor of similarities in the loss, more than 0; initial value of a learned one, at least 0.01",
+    )
+    learn_temperature: bool | None = Field(
+        default=None,
+        description="learn the temperature, bounded below by 0.01 as in CLIP; null: with the sigmoid loss, not with "
+        "nt_xent",
+    )
     similarity: Literal["dot", "cosine"] = Field(
-        default="dot", description="similarity of a position and a token in the match map"
+        default="dot",
+        description="similarity of a position and a token in the match map; with alignment pooled cosine, also by "
+        "default",
     )
     special_tokens: bool = Field(default=True, description="treat [CLS] and [SEP] as tokens of the caption")
     max_tokens: int = Field(
@@ -596,6 +617,32 @@ class Grounding(CentreCropped):
     language_dropout: Fraction | None = Field(default=None, description=LANGUAGE_DROPOUT)
     channel_dropout: Fraction = Field(default=0.0, description=CHANNEL_DROPOUT)
     trains: Trained = Trained()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cosine_of_pooled(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("alignment") == "pooled":
+            return {"similarity": "cosine", **tree}
+        return tree
+
+    @model_validator(mode="after")
+    def _has_an_objective(self) -> Self:
+        if self.alignment == "pooled" and self.similarity != "cosine":
+            raise ValueError(
+                f"similarity: expected cosine with alignment pooled, whose vectors have length 1, got "
+                f"{self.similarity}: set similarity cosine"
+            )
+        if self.learns_temperature and self.temperature < LEAST_LEARNED_TEMPERATURE:
+            raise ValueError(
+                f"temperature: expected at least {LEAST_LEARNED_TEMPERATURE}, the bound of a learned one, got "
+                f"{self.temperature:g}: raise it, or set learn_temperature false"
+            )
+        return self
+
+    @property
+    def learns_temperature(self) -> bool:
+        """True when the temperature is a parameter of the loss."""
+        return self.loss == "sigmoid" if self.learn_temperature is None else self.learn_temperature
 
 
 class RelationalWeights(Section):

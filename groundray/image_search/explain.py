@@ -7,19 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from tokenizers import Encoding
 
 from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.image_decoder import size
 from groundray.data.image_inputs import CentreCrop
-from groundray.data.tokenization import WordPieceTokenizer, words_of
+from groundray.data.tokenization import WordPieceTokenizer
 from groundray.data.transforms import centre_box
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.uploads import model_input
 from groundray.loss.match_map import Kind, match_map, similarity
 from groundray.model import export
 from groundray.model.grounded import GroundedModel
-from groundray.stage.contrastive import encode_for_match_map
+from groundray.stage.contrastive import Alignment, encode_for_match_map, pooled
 from groundray.stage.protocol import centre_crop
 
 STAGE = "grounding"
@@ -57,7 +58,7 @@ class Match:
 
     Attributes:
         words: the words of the text, up to the model's token limit.
-        similarity: S(image, caption), on which the grounding stage was trained.
+        similarity: S(image, caption), on which the grounding stage was trained: of the maps, or of pooled vectors.
         crop: part of the picture that the model sees: left, top, right, bottom, as fractions of its width and height.
         first, step: centre of the first row and column of the maps within the crop, and the distance from one to the
             next, as fractions of its side.
@@ -85,7 +86,7 @@ class Matcher:
     Attributes:
         crop: part of a picture that the model sees.
         tokenizer: turns texts into word piece ids.
-        kind, special_tokens: as the grounding stage was trained.
+        kind, special_tokens, alignment: as the grounding stage was trained.
     """
 
     model: GroundedModel
@@ -93,6 +94,7 @@ class Matcher:
     tokenizer: WordPieceTokenizer
     kind: Kind
     special_tokens: bool
+    alignment: Alignment = "match_map"
 
     @staticmethod
     def load(checkpoint: str) -> Matcher | None:
@@ -102,9 +104,9 @@ class Matcher:
         exported = export.load(checkpoint, STAGE)
         settings = exported.about.settings
         stage, image_size = config.Grounding(**settings[STAGE]), settings["model"]["image_size"]
-        tokenizer = WordPieceTokenizer.of(exported.tokenizer, stage.max_tokens)
+        tokenizer = WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
         crop = centre_crop(stage, image_size, training=False)
-        return Matcher(exported.model, crop, tokenizer, stage.similarity, stage.special_tokens)
+        return Matcher(exported.model, crop, tokenizer, stage.similarity, stage.special_tokens, stage.alignment)
 
     def match(self, text: str, encoded: bytes) -> Match:
         """Compute the match maps of a text on an encoded picture.
@@ -131,14 +133,15 @@ class Matcher:
             BadQuery: the text has no words.
         """
         encoding = self.tokenizer.backend.encode(text)
-        words = words_of(text, encoding)
+        words = _words(encoding)
         if not words:
             raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no words")
         ids, lengths = self.tokenizer.encode([text])
         batch = CaptionBatch.of([""], picture.pixels[None], ids, lengths)
-        V, W, valid = encode_for_match_map(self.model, batch, self.special_tokens)
+        encoded = encode_for_match_map(self.model, batch, self.special_tokens)
         grid = self.model.visual.trunk.grid
-        maps = match_map(V[0], W[0], self.kind).T.unflatten(1, (grid.side, grid.side)).numpy()
+        maps = match_map(encoded.V[0], encoded.W[0], self.kind).T.unflatten(1, (grid.side, grid.side)).numpy()
+        V, W, valid, *_ = pooled(encoded) if self.alignment == "pooled" else encoded
         return Match(
             tuple(WordMap(text[start:end], start, end, maps[tokens].mean(axis=0)) for start, end, tokens in words),
             similarity(V, W, valid, self.kind).item(),
@@ -152,3 +155,12 @@ class Matcher:
         width, height = size(encoded)
         left, top, right, bottom = centre_box(width, height, self.crop.resize, self.crop.crop)
         return max(0.0, left / width), max(0.0, top / height), min(1.0, right / width), min(1.0, bottom / height)
+
+
+def _words(encoding: Encoding) -> list[tuple[int, int, list[int]]]:
+    """Return (start, end, tokens) of each word: its range in the text and its pieces. [CLS] and [SEP] are not words."""
+    tokens_of: dict[int, list[int]] = {}
+    for token, word in enumerate(encoding.word_ids):
+        if word is not None:
+            tokens_of.setdefault(word, []).append(token)
+    return [(encoding.offsets[tokens[0]][0], encoding.offsets[tokens[-1]][1], tokens) for tokens in tokens_of.values()]

@@ -1,4 +1,4 @@
-"""The loss of the grounding and retrieval stages: two-way NT-Xent over the global batch, with negatives of all ranks.
+"""Two-way NT-Xent over the global batch, with negatives of all ranks: a loss of the grounding and retrieval stages.
 
 Images stay on their rank, words are sent: each rank compares all captions with its own images and so computes the
 rows of the similarity matrix S of its own images. Image-to-text terms need one row each. Text-to-image terms need a
@@ -29,7 +29,7 @@ def grounding_loss(
     V: Float[Tensor, "own_sample position dim"],
     W: Float[Tensor, "own_sample token dim"],
     valid: Bool[Tensor, "own_sample token"],
-    temperature: float,
+    temperature: float | Float[Tensor, " own_sample"],
     kind: Kind = "dot",
     chunks: Sequence[int] | None = None,
 ) -> Float[Tensor, ""]:
@@ -45,7 +45,8 @@ def grounding_loss(
         V: embeddings of this rank's images.
         W: embeddings of this rank's captions, padded.
         valid: True for the tokens that the similarity averages over.
-        temperature: positive.
+        temperature: positive; a learned one as the same number for each of this rank's samples, whose gradients are the
+            parts of its gradient.
         kind: similarity of a position and a token.
         chunks: number of samples of each of this rank's chunks, of which some may be empty; None for a single chunk.
             The same chunks give a loss of the same bits on any number of ranks.
@@ -56,7 +57,7 @@ def grounding_loss(
     if samples == 0:
         return S.sum()
     samples_of, chunks_of = on_every_rank(own, len(sizes))
-    x = S / temperature
+    x = S / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
     matched = x.diagonal(sum(samples_of[: rank()]))[:own]
     rows, all_matched = x - matched[:, None], sum_gradient_over_ranks(gather_rows(matched, samples_of))
     images = sum_over_chunks([part.logsumexp(dim=1).sum() for part in rows.split(sizes)], chunks_of)

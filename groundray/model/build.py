@@ -13,11 +13,13 @@ from groundray import config
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Classifier, GroundingHeads, MaskedLanguageHead, RetrievalHeads, Vocabulary
 from groundray.model.language_stream import LanguageStream
-from groundray.model.pretrained import load_encoder, load_encoder_config, load_tokenizer, random_encoder
+from groundray.model.pretrained import load_bert, load_bert_config, load_tokenizer
 from groundray.model.relation_module import RelationalModule
 from groundray.model.trunk import build_trunk
 from groundray.model.visual_stream import VisualStream
 from groundray.rng import hash64, hash_name
+
+INITIAL_BIAS = -10.0  # of the sigmoid loss: nearly all pairs do not match (Zhai et al. 2023, SigLIP)
 
 
 def build_model(settings: config.Model, pretrained: bool = True) -> GroundedModel:
@@ -57,14 +59,13 @@ def build_language(settings: config.Language, pretrained: bool = True) -> Langua
     """Build the language stream.
 
     Raises:
-        ValueError: the model cannot be loaded, or it is no encoder.
+        ValueError: the model cannot be loaded, or it is no BERT.
     """
     if settings.name == "tiny":
         return LanguageStream(_tiny_bert(settings))
     if pretrained and settings.weights != "none":
-        load_encoder_config(settings)  # checks that the weights are of its architecture
-        return LanguageStream(load_encoder(settings))
-    return LanguageStream(random_encoder(settings))
+        return LanguageStream(load_bert(settings))
+    return LanguageStream(BertModel(load_bert_config(settings.name), add_pooling_layer=False))
 
 
 def _tiny_bert(settings: config.Language) -> BertModel:
@@ -107,6 +108,16 @@ def build_head(
     return head.to(parameter.device, parameter.dtype)
 
 
+def learn_logits(head: nn.Module, stage: config.Stage) -> None:
+    """Give the grounding heads the parameters that the loss of their stage learns, and no others; leave other heads.
+
+    Parameters that the heads have already keep their values.
+    """
+    if isinstance(head, GroundingHeads) and isinstance(stage, config.Grounding):
+        temperature = stage.temperature if stage.learns_temperature else None
+        head.logits.learn(temperature, INITIAL_BIAS if stage.loss == "sigmoid" else None)
+
+
 HEADS: dict[str, Callable[[config.Model, GroundedModel, Vocabulary], nn.Module]] = {
     "visual": lambda settings, model, vocabulary: Classifier(
         model.width,
@@ -115,7 +126,7 @@ HEADS: dict[str, Callable[[config.Model, GroundedModel, Vocabulary], nn.Module]]
         len(vocabulary["classes"]),
         settings.initialization,
     ),
-    "language": lambda settings, model, vocabulary: MaskedLanguageHead(model.language.encoder.config),
+    "language": lambda settings, model, vocabulary: MaskedLanguageHead(model.language.bert.config),
     "grounding": lambda settings, model, vocabulary: GroundingHeads(model.width, settings.initialization),
     "relational": lambda settings, model, vocabulary: RelationalModule(
         model.width,

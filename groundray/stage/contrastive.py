@@ -2,18 +2,20 @@
 
 Two encoders give `Encoded` embeddings, whose similarity (`loss.match_map.similarity`) the contrastive loss compares:
 
-    encode_for_match_map   an embedding for each image position and each token, from the grounding heads
+    encode_for_grounding   an embedding for each image position and each token, from the grounding heads; or, pooled,
+                           one unit vector for each image and each caption, their mean
     encode_for_retrieval   one unit vector for each image and each caption, from the retrieval heads
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from groundray import config
@@ -25,13 +27,14 @@ from groundray.data.tokenization import WordPieceTokenizer
 from groundray.distributed import on_every_rank
 from groundray.loss.match_map import Kind
 from groundray.model.grounded import GroundedModel
-from groundray.model.heads import GroundingHeads, RetrievalHeads
+from groundray.model.heads import GroundingHeads, RetrievalHeads, mean_of_valid
 from groundray.model.relation_module import RelationalModule
 from groundray.model.visual_stream import Images
-from groundray.special_tokens import BERT, SpecialTokens
 from groundray.stage.metrics import recalls
 from groundray.stage.protocol import Metrics, Scalars, centre_crop, source
 from groundray.stage.recall import matched_ranks
+
+Alignment = Literal["match_map", "pooled"]
 
 
 class Encoded(NamedTuple):
@@ -39,14 +42,18 @@ class Encoded(NamedTuple):
 
     Attributes:
         valid: True for the tokens that the similarity averages over; on the host.
+        temperature, bias: those of the loss, if it learns them; one number, once for each sample, so that its gradient
+            goes the way of the embeddings' and is as exact over chunks and ranks.
     """
 
     V: Float[Tensor, "sample position dim"]
     W: Float[Tensor, "sample token dim"]
     valid: Bool[Tensor, "sample token"]
+    temperature: Float[Tensor, " sample"] | None = None
+    bias: Float[Tensor, " sample"] | None = None
 
     def on_host(self) -> Encoded:
-        """Return the same embeddings on the host."""
+        """Return the embeddings on the host, without what the loss learns."""
         return Encoded(self.V.cpu(), self.W.cpu(), self.valid)
 
 
@@ -67,7 +74,7 @@ def captioned_images(
         FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch.
     """
     samples = CaptionSamples(
-        tokenizer=WordPieceTokenizer.of(tokenizer, stage.max_tokens),
+        tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
         image_inputs=centre_crop(stage, settings.model.image_size, training=shuffle),
         seed=settings.run.seed if shuffle else None,
     )
@@ -78,7 +85,7 @@ def encode_for_match_map(model: GroundedModel, batch: CaptionBatch, special_toke
     """Return an embedding for each image position and each token of a batch, which may be empty.
 
     Args:
-        special_tokens: whether special tokens, such as [CLS] and [SEP], are valid tokens.
+        special_tokens: whether [CLS] and [SEP] are valid tokens.
     """
     heads = model.head(GroundingHeads)
     if len(batch) == 0:
@@ -88,7 +95,35 @@ def encode_for_match_map(model: GroundedModel, batch: CaptionBatch, special_toke
         return Encoded(heads.visual(empty), heads.language(words), batch.attention_mask)
     V = heads.visual(model.visual(batch.images))
     W = heads.language(model.language(batch.tokens, batch.attention_mask))
-    return Encoded(V, W, counted_tokens(batch.attention_mask, special_tokens, model.language.special_tokens))
+    return Encoded(V, W, counted_tokens(batch.attention_mask, special_tokens))
+
+
+def encode_for_grounding(
+    model: GroundedModel, batch: CaptionBatch, special_tokens: bool, alignment: Alignment
+) -> Encoded:
+    """Return the embeddings that the grounding stage compares, for the match map or pooled."""
+    encoded = encode_for_match_map(model, batch, special_tokens)
+    return pooled(encoded) if alignment == "pooled" else encoded
+
+
+def pooled(encoded: Encoded) -> Encoded:
+    """Return embeddings for the match map as images of one position and captions of one token: unit vectors."""
+    texts, valid = pooled_texts(encoded.W, encoded.valid)
+    return Encoded(pooled_images(encoded.V), texts, valid)
+
+
+def pooled_images(V: Float[Tensor, "image position dim"]) -> Float[Tensor, "image 1 dim"]:
+    """Return the mean over positions, at length 1, in at least float32."""
+    wide = torch.promote_types(V.dtype, torch.float32)
+    return F.normalize(V.mean(dim=1, keepdim=True, dtype=wide), dim=-1)
+
+
+def pooled_texts(
+    W: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]
+) -> tuple[Float[Tensor, "text 1 dim"], Bool[Tensor, "text 1"]]:
+    """Return the mean over valid tokens, at length 1, in at least float32, as a single token; 0 for a text without."""
+    means = mean_of_valid(at_least_float32(W), valid)
+    return F.normalize(means, dim=-1)[:, None], torch.ones(len(W), 1, dtype=torch.bool)
 
 
 def encode_for_retrieval(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> Encoded:
@@ -97,7 +132,7 @@ def encode_for_retrieval(model: GroundedModel, batch: CaptionBatch, special_toke
     Their match map then holds one number, the cosine of the two vectors.
 
     Args:
-        special_tokens: whether the mean over a caption includes special tokens, such as [CLS] and [SEP].
+        special_tokens: whether the mean over a caption includes [CLS] and [SEP].
     """
     if len(batch) == 0:
         empty = model.visual.empty()[:, :1]
@@ -122,12 +157,11 @@ def text_vectors(
     Args:
         tokens: ids of word pieces.
         mask: True for the tokens of the text, False for padding.
-        special_tokens: whether the mean over a text includes special tokens, such as [CLS] and [SEP].
+        special_tokens: whether the mean over a text includes [CLS] and [SEP].
     """
     with torch.no_grad():
         queries = model.head(RelationalModule).attention.query(model.language(tokens, mask))
-    counted = counted_tokens(mask, special_tokens, model.language.special_tokens)
-    return at_least_float32(model.head(RetrievalHeads).texts(queries, counted))
+    return at_least_float32(model.head(RetrievalHeads).texts(queries, counted_tokens(mask, special_tokens)))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -135,24 +169,19 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
-def counted_tokens(
-    mask: Bool[Tensor, "text token"], special_tokens: bool, added: SpecialTokens = BERT
-) -> Bool[Tensor, "text token"]:
-    """Return the mask of each text's tokens, with or without special tokens.
-
-    Args:
-        added: the special tokens that the tokenizer adds; BERT's are [CLS], a text's first token, and [SEP], its last.
-    """
+def counted_tokens(mask: Bool[Tensor, "text token"], special_tokens: bool) -> Bool[Tensor, "text token"]:
+    """Return the mask of each text's tokens, with or without [CLS], its first token, and [SEP], its last."""
     if special_tokens:
         return mask
     positions = torch.arange(mask.shape[1], device=mask.device)
-    return mask & (positions >= added.before) & (positions < mask.sum(dim=1, keepdim=True) - added.after)
+    return mask & (positions > 0) & (positions < mask.sum(dim=1, keepdim=True) - 1)
 
 
 def concatenate(encoded: list[Encoded]) -> Encoded:
     """Return the embeddings of several chunks as one; captions are padded to the longest."""
-    V, W, valid = zip(*encoded, strict=True)
-    return Encoded(torch.cat(V), _cat_padded(W), _cat_padded(valid))
+    V, W, valid, *learned = zip(*encoded, strict=True)
+    rows = [None if parts[0] is None else torch.cat(parts) for parts in learned]
+    return Encoded(torch.cat(V), _cat_padded(W), _cat_padded(valid), *rows)
 
 
 def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
@@ -199,5 +228,5 @@ def pool_recalls(pool: Sequence[Encoded], kind: Kind, device: torch.device) -> M
         kind: similarity by which images and captions are ranked.
         device: where similarities are computed.
     """
-    images, captions, valid = zip(*pool, strict=True)
+    images, captions, valid = zip(*(part[:3] for part in pool), strict=True)
     return recalls(matched_ranks(images, captions, valid, kind, device))

@@ -1,4 +1,4 @@
-"""The grounding stage: captions are matched with their images by match maps (paper, stage 2)."""
+"""The grounding stage: captions are matched with their images, by match maps (paper, stage 2) or pooled vectors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.stream import Source, Step
 from groundray.loss.grounding_loss import grounding_loss
+from groundray.loss.sigmoid_loss import sigmoid_loss
 from groundray.model.freezing import freeze, set_dropout, set_language_dropout
 from groundray.model.grounded import GroundedModel
-from groundray.model.heads import Vocabulary
-from groundray.stage.contrastive import Encoded, captioned_images, concatenate, encode_for_match_map, validate
+from groundray.model.heads import GroundingHeads, Vocabulary
+from groundray.stage.contrastive import Encoded, captioned_images, concatenate, encode_for_grounding, validate
 from groundray.stage.metrics import RECALL_NAMES
 from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics, Scalars
 
 
 @dataclass(frozen=True)
 class GroundingStage:
-    """Two-way NT-Xent of match map similarities over the global batch, on captioned images."""
+    """A contrastive loss of all pairs of the global batch, on captioned images: two-way NT-Xent, or a sigmoid."""
 
     settings: config.Grounding
     train: Source
@@ -53,11 +54,20 @@ class GroundingStage:
         set_language_dropout(model, self.settings.language_dropout)
 
     def encode(self, model: GroundedModel, batch: CaptionBatch) -> Encoded:
-        return encode_for_match_map(model, batch, self.settings.special_tokens)
+        encoded = encode_for_grounding(model, batch, self.settings.special_tokens, self.settings.alignment)
+        temperature, bias = model.head(GroundingHeads).logits(len(batch))
+        return encoded._replace(temperature=temperature, bias=bias)
 
     def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Scalars]:
-        chunks = [len(chunk.V) for chunk in encoded]
-        return grounding_loss(*concatenate(encoded), self.settings.temperature, self.settings.similarity, chunks), {}
+        V, W, valid, temperature, bias = concatenate(encoded)
+        learned = {"temperature": temperature, "bias": bias}
+        metrics = {name: rows.detach().mean() for name, rows in learned.items() if rows is not None}
+        chunks, kind = [len(chunk.V) for chunk in encoded], self.settings.similarity
+        temperature = self.settings.temperature if temperature is None else temperature
+        if self.settings.loss == "sigmoid":
+            assert bias is not None, "the heads lack the bias of the sigmoid loss (build.learn_logits)"
+            return sigmoid_loss(V, W, valid, temperature, bias, kind, chunks), metrics
+        return grounding_loss(V, W, valid, temperature, kind, chunks), metrics
 
     def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
         return validate(encode, steps, self.loss, self.settings.similarity)

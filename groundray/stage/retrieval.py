@@ -56,7 +56,8 @@ class RetrievalStage:
 
     def loss(self, encoded: list[Encoded]) -> tuple[Tensor, Scalars]:
         chunks = [len(chunk.V) for chunk in encoded]
-        return grounding_loss(*concatenate(encoded), self.settings.temperature, "cosine", chunks), {}
+        V, W, valid, *_ = concatenate(encoded)
+        return grounding_loss(V, W, valid, self.settings.temperature, "cosine", chunks), {}
 
     def validate(self, encode: Callable[[CaptionBatch], Encoded], steps: Iterable[Step]) -> Metrics:
         return validate(encode, steps, self.loss, "cosine")

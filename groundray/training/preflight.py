@@ -23,7 +23,7 @@ from groundray.data.shards import verify_shards
 from groundray.data.truncation import Truncation, count_truncation
 from groundray.data.window import describe_window
 from groundray.model import export
-from groundray.model.build import build_head, build_model
+from groundray.model.build import build_head, build_model, learn_logits
 from groundray.model.freezing import freeze, trainable_counts
 from groundray.model.heads import Vocabulary
 from groundray.model.lora import add_adapters
@@ -38,7 +38,6 @@ from groundray.training import identity
 from groundray.training.attempts import Attempt
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.compilation import check_compiler
-from groundray.training.encoder_check import check_encoder
 from groundray.training.identity import Identity
 from groundray.training.jpeg_decoding import check_decoder
 from groundray.training.layout import CHECKPOINTS, features_folder, folder_of
@@ -150,7 +149,6 @@ def check(settings: Settings) -> CheckedRun:
     tokenizer = load_tokenizer(settings.model.language)
     trunk = settings.model.trunk
     check_trunk(trunk.name, "none" if settings.run.start_from else trunk.weights, settings.model.image_size)
-    check_encoder(settings, tokenizer)
     start = export.about(settings.run.start_from) if settings.run.start_from else None
     start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()
     for index, name in enumerate(settings.stages):
@@ -399,6 +397,7 @@ def _count_trainable(settings: Settings, name: str, vocabulary: Vocabulary | Non
     with torch.device("meta"):
         model = build_model(settings.model, pretrained=False)
         model.heads[name] = build_head(name, settings.model, model, {**expected, **(vocabulary or {})})
+        learn_logits(model.heads[name], stage)
     freeze(model, name, stage.trained)
     add_adapters(model, name, stage.trained)
     return trainable_counts(model)

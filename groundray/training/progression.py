@@ -13,12 +13,11 @@ from groundray import arithmetic
 from groundray.config import Settings
 from groundray.data.schema import Dataset
 from groundray.model import export
-from groundray.model.build import build_head, build_model
+from groundray.model.build import build_head, build_model, learn_logits
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead
 from groundray.model.pretrained import load_masked_language_head
 from groundray.model.weights import fill
-from groundray.special_tokens import SpecialTokens
 from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS
 from groundray.storage.folder import Folder
@@ -49,7 +48,6 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
     keep_freed_memory()
     store, start = recovery.begin(run.folder, [stage.name for stage in run.stages], worker, run.made_with)
     model, heads = initial_model(run.settings)
-    model.language.special_tokens = SpecialTokens.of(run.tokenizer.backend_tokenizer)
     model.to(worker.device)
     if run.settings.scaling.compile:
         compile_parts(model)
@@ -126,6 +124,7 @@ def attach_heads(stage: Stage, model: GroundedModel, heads: dict[str, nn.Module]
         if from_published and (published := load_masked_language_head(settings.model.language)):
             fill(head, published, "the published masked language head")
         heads[stage.name] = head
+    learn_logits(heads[stage.name], stage.settings)
     model.heads = nn.ModuleDict({name: heads[name] for name in (*NEEDS.get(stage.name, ()), stage.name)})
     parameter = next(model.parameters())
     model.to(parameter.device, arithmetic.weight_type(stage.settings.precision))

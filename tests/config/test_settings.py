@@ -66,7 +66,7 @@ def test_runs_of_earlier_versions_have_the_same_identity(preset: str) -> None:
         ("model",): ("initialization",),
         ("model", "relational"): ("operator_initialization",),
         ("language",): ("language_dropout",),
-        ("grounding",): ("language_dropout", "val_resize"),
+        ("grounding",): ("language_dropout", "val_resize", "alignment", "loss", "learn_temperature"),
         ("relational",): ("language_dropout", "val_resize"),
         ("retrieval",): ("val_resize",),
         **{(stage, "optimizer"): ("first_epoch",) for stage in ("visual", "language", "grounding", "relational")},

@@ -46,7 +46,7 @@ def test_counted_tokens_leave_out_the_first_and_the_last() -> None:
 
 def test_concatenated_captions_are_padded_to_the_longest() -> None:
     first, second = chunk(2, 3, seed=1), chunk(1, 4, seed=2)
-    V, W, valid = concatenate([first, second])
+    V, W, valid, *_ = concatenate([first, second])
     assert (V.shape, W.shape) == ((3, 5, 6), (3, 4, 6))
     assert torch.equal(W[:2, :3], first.W)
     assert valid.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
@@ -85,16 +85,16 @@ def test_validation_loss_is_the_training_loss_averaged_over_samples(kind: Kind) 
     ]
 
     def loss(encoded: list[Encoded]) -> tuple[Tensor, Metrics]:
-        return grounding_loss(*concatenate(encoded), 0.2, kind, [len(chunk.V) for chunk in encoded]), {}
+        return grounding_loss(*concatenate(encoded)[:3], 0.2, kind, [len(chunk.V) for chunk in encoded]), {}
 
     def encode(encoded: Any) -> Encoded:
         return encoded
 
     metrics = validate(encode, steps, loss, kind)
     batches = [concatenate(batch) for batch in chunks]
-    twins = [reference.two_way_nt_xent(reference.similarity(*batch, kind), 0.2).item() for batch in batches]
+    twins = [reference.two_way_nt_xent(reference.similarity(*batch[:3], kind), 0.2).item() for batch in batches]
     assert metrics["loss"] == pytest.approx((8 * twins[0] + 3 * twins[1]) / 11, rel=1e-5)
-    S = reference.similarity(*concatenate(batches), kind)
+    S = reference.similarity(*concatenate(batches)[:3], kind)
     assert metrics == {"loss": metrics["loss"], **reference.recalls(S)}
 
 
@@ -102,15 +102,15 @@ def test_validation_keeps_embeddings_on_the_host_and_reads_its_losses_once() -> 
     """Otherwise the embeddings of a large validation set fill a GPU."""
 
     def encode(number: int) -> Encoded:
-        V, W, valid = chunk(3, 4, number)
+        V, W, valid, *_ = chunk(3, 4, number)
         return Encoded(V.to("cuda", non_blocking=True), W.to("cuda", non_blocking=True), valid)
 
     steps = [Step(0, number, number == 3, ((0, number),)) for number in range(4)]
     with PretendGpu() as gpu:
-        metrics = validate(encode, steps, lambda encoded: (grounding_loss(*concatenate(encoded), 0.2), {}), "dot")
+        metrics = validate(encode, steps, lambda encoded: (grounding_loss(*concatenate(encoded)[:3], 0.2), {}), "dot")
     waits = Counter({line: count for line, count in gpu.waits.items() if "contrastive.py" in line})
     copies = sum(count for line, count in waits.items() if line.startswith("blocking copy to the host"))
     assert (copies, waits.total() - copies) == (2 * len(steps), 1)  # images and captions
     on_host = [chunk(3, 4, number) for number in range(4)]
-    S = reference.similarity(*concatenate(on_host), "dot")
+    S = reference.similarity(*concatenate(on_host)[:3], "dot")
     assert metrics["image_to_text/recall@1"] == reference.recalls(S)["image_to_text/recall@1"]

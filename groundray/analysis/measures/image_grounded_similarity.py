@@ -13,7 +13,7 @@ from groundray.data.tokenization import WordPieceTokenizer
 from groundray.loss.match_map import Kind, normalised, similarity_to_words
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
-from groundray.stage.contrastive import counted_tokens
+from groundray.stage.contrastive import Alignment, counted_tokens, pooled_images, pooled_texts
 
 TEXTS = 512  # encoded at once
 NUMBERS = 2**25  # of the tokens and of the similarities that are held: 128 MB each in float32
@@ -75,8 +75,9 @@ def similarities(
     batches: Iterable[CaptionBatch],
     kind: Kind,
     special_tokens: bool,
+    alignment: Alignment = "match_map",
 ) -> Float[np.ndarray, "text image"]:
-    """Return the similarity of each text to each image by the grounding stage's match map.
+    """Return the similarity of each text to each image as the grounding stage compares them.
 
     Phrases of the same meaning are similar to the same images, whatever their words.
 
@@ -89,17 +90,19 @@ def similarities(
         ids, lengths = tokenizer.encode(texts[start : start + TEXTS])
         tokens = torch.from_numpy(ids.astype(np.int64))
         mask = torch.arange(tokens.shape[1]) < torch.from_numpy(lengths)[:, None]
-        counts = counted_tokens(mask, special_tokens, model.language.special_tokens)
-        longest = int(lengths.max())
+        counts, longest = counted_tokens(mask, special_tokens), int(lengths.max())
         hidden = heads.language(model.language(tokens[:, :longest], mask[:, :longest]))
+        if alignment == "pooled":
+            (hidden, counts), longest = pooled_texts(hidden, counts[:, :longest]), 1
         kept.append(hidden[counts[:, :longest]])
         counted.append(counts)
     words, valid = normalised(torch.cat(kept), kind), torch.cat(counted)
     found = []
     for batch in batches:
         if len(batch):
-            V = normalised(heads.visual(model.visual(batch.images)), kind)
-            found.append(similarity_to_words(V, words, valid))
+            V = heads.visual(model.visual(batch.images))
+            V = pooled_images(V) if alignment == "pooled" else V
+            found.append(similarity_to_words(normalised(V, kind), words, valid))
     images = sum(map(len, found))
     if images < 2:
         raise ValueError(f"expected at least 2 images, got {images}")

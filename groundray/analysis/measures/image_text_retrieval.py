@@ -10,7 +10,7 @@ from groundray.analysis.result import Analysis, Cell, Measure, Table
 from groundray.data.batches import CaptionBatch
 from groundray.loss.match_map import Kind
 from groundray.model.grounded import GroundedModel
-from groundray.stage.contrastive import Encoded, encode_for_match_map, encode_for_retrieval, pool_recalls
+from groundray.stage.contrastive import Alignment, Encoded, encode_for_grounding, encode_for_retrieval, pool_recalls
 
 
 @dataclass(frozen=True)
@@ -21,32 +21,38 @@ class Retrieval:
         images: number of images in the pool.
         metrics: `text_to_image/recall@1` and so on: fractions from 0 to 1, and ranks from 1.
         chance: recall@10 of random ranks.
+        how: what images and captions are compared by.
     """
 
     images: int
     metrics: dict[str, float]
     chance: float
+    how: str
 
 
 WAYS = {"text_to_image": "caption to image", "image_to_text": "image to caption"}
 ROWS = ("recall@1", "recall@5", "recall@10", "mean_rank", "median_rank")
-HOW = {"grounding": "match map", "retrieval": "retrieval heads"}
+HOW: dict[Alignment, str] = {"match_map": "match map", "pooled": "pooled vectors"}
 
 
-def by_match_map(model: GroundedModel, batches: Iterable[CaptionBatch], kind: Kind, special_tokens: bool) -> Retrieval:
-    """Measure retrieval by the match map of the grounding stage, over all images of the batches."""
-    return _retrieval(model, (encode_for_match_map(model, batch, special_tokens) for batch in batches), kind)
+def by_grounding(
+    model: GroundedModel, batches: Iterable[CaptionBatch], kind: Kind, special_tokens: bool, alignment: Alignment
+) -> Retrieval:
+    """Measure retrieval as the grounding stage was trained, over all images of the batches."""
+    encoded = (encode_for_grounding(model, batch, special_tokens, alignment) for batch in batches)
+    return _retrieval(model, encoded, kind, HOW[alignment])
 
 
 def by_heads(model: GroundedModel, batches: Iterable[CaptionBatch], special_tokens: bool) -> Retrieval:
     """Measure retrieval by the vectors of the retrieval stage, over all images of the batches."""
-    return _retrieval(model, (encode_for_retrieval(model, batch, special_tokens) for batch in batches), "cosine")
+    encoded = (encode_for_retrieval(model, batch, special_tokens) for batch in batches)
+    return _retrieval(model, encoded, "cosine", "retrieval heads")
 
 
-def _retrieval(model: GroundedModel, encoded: Iterable[Encoded], kind: Kind) -> Retrieval:
+def _retrieval(model: GroundedModel, encoded: Iterable[Encoded], kind: Kind, how: str) -> Retrieval:
     pool = [batch.on_host() for batch in encoded]
     images = sum(len(batch.V) for batch in pool)
-    return Retrieval(images, pool_recalls(pool, kind, next(model.parameters()).device), min(1.0, 10 / images))
+    return Retrieval(images, pool_recalls(pool, kind, next(model.parameters()).device), min(1.0, 10 / images), how)
 
 
 def analysis(found: Mapping[str, Retrieval], models: Mapping[str, str]) -> Analysis:
@@ -59,14 +65,14 @@ def analysis(found: Mapping[str, Retrieval], models: Mapping[str, str]) -> Analy
     measures = tuple(
         Measure(
             key=f"{stage}/{way}/recall_at_10",
-            name=f"{WAYS[way]}, {HOW[stage]}: recall@10",
+            name=f"{WAYS[way]}, {one.how}: recall@10",
             items=one.images,
             values={models[stage]: proportion_of(one.metrics[f"{way}/recall@10"], one.images)},
         )
         for stage, one in found.items()
         for way in WAYS
     )
-    columns = {f"{HOW[stage]}, {WAYS[way]}": (one, way) for stage, one in found.items() for way in WAYS}
+    columns = {f"{one.how}, {WAYS[way]}": (one, way) for one in found.values() for way in WAYS}
     rows: list[tuple[Cell, ...]] = [
         (name.replace("_", " "), *(one.metrics[f"{way}/{name}"] for one, way in columns.values())) for name in ROWS
     ]
