@@ -1,6 +1,7 @@
-"""Time and memory of the grounding loss against other implementations of the same loss.
+"""Time and memory of the grounding losses against other implementations of the same losses.
 
-The contenders differ in how they compute S, the similarities of all images and captions; NT-Xent on S is the same.
+The contenders differ in how they compute S, the similarities of all images and captions; NT-Xent on S is the same. Two
+of them compute the sigmoid loss of S instead, whose time groundray's NT-Xent is compared with.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from groundray.benchmarks.product_rate import SIDES, product_rate
 from groundray.benchmarks.published_losses import OURS, PARTS, Contender, Problem, columns, compare
 from groundray.loss.grounding_loss import grounding_loss
 from groundray.loss.match_map import position_type, sizes_on
+from groundray.loss.sigmoid_loss import sigmoid_loss
 
 BASELINE, COMPILED = "einsum + max", "einsum + max, compiled"
+SIGMOID, SIGMOID_BASELINE = "groundray, sigmoid", "einsum + max, sigmoid"
 KERNELS = ("flash-maxsim", "late-interaction-kernels")  # packages
 GPU_ONLY = (COMPILED, *KERNELS)
-TEMPERATURE = 0.1
+TEMPERATURE, BIAS = 0.1, -10.0
 FLOAT = 4  # bytes
 WORKSPACE = 2**25  # bytes, of the libraries that multiply matrices
 # relative, of the loss from groundray's: TF32 rounds factors to 10 bits, bfloat16 rounds all to 8
@@ -57,9 +60,21 @@ def ours(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
     return grounding_loss(V, W, valid, TEMPERATURE)
 
 
+def our_sigmoid(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
+    """Compute the sigmoid loss, with gradients of a learned temperature and bias too."""
+    wide = torch.promote_types(V.dtype, torch.float32)
+    temperature, bias = (V.new_full((len(V),), value, dtype=wide).requires_grad_() for value in (TEMPERATURE, BIAS))
+    return sigmoid_loss(V, W, valid, temperature, bias)
+
+
 def einsum_and_max(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
     """Compute the match maps of all pairs with one einsum, and gradients with autograd."""
-    return _contrast(torch.einsum("ipd,ctd->ictp", V, W), valid)
+    return two_way_nt_xent(_similarities(torch.einsum("ipd,ctd->ictp", V, W), valid), TEMPERATURE)
+
+
+def einsum_and_sigmoid(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
+    """Compute the sigmoid loss of the same match maps."""
+    return sigmoid(_similarities(torch.einsum("ipd,ctd->ictp", V, W), valid), TEMPERATURE, BIAS)
 
 
 def compiled_einsum(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
@@ -76,7 +91,7 @@ def published_form(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
     """Repeat images and captions for every pair, and multiply pair by pair, as the paper's code does."""
     images = V[:, None].expand(-1, len(W), -1, -1)
     captions = W[None].expand(len(V), -1, -1, -1)
-    return _contrast(captions @ images.transpose(2, 3), valid)
+    return two_way_nt_xent(_similarities(captions @ images.transpose(2, 3), valid), TEMPERATURE)
 
 
 def late_interaction(V: Tensor, W: Tensor, valid: Tensor) -> Tensor:
@@ -109,16 +124,22 @@ def _contrast_of_sums(maxsim: Callable[[Tensor, Tensor], Tensor], V: Tensor, W: 
     return two_way_nt_xent(sums.T / valid.sum(dim=-1), TEMPERATURE)
 
 
-def _contrast(M: Tensor, valid: Tensor) -> Tensor:
-    """Return the loss of match maps M [image caption token position]."""
-    S = (M.max(dim=-1).values * valid).sum(dim=-1) / valid.sum(dim=-1)
-    return two_way_nt_xent(S, TEMPERATURE)
+def _similarities(M: Tensor, valid: Tensor) -> Tensor:
+    """Return the similarities [image caption] of match maps M [image caption token position]."""
+    return (M.max(dim=-1).values * valid).sum(dim=-1) / valid.sum(dim=-1)
 
 
 def two_way_nt_xent(S: Tensor, temperature: float) -> Tensor:
     """Return the mean over i of  -log softmax_j(S_ij / temperature)[i] - log softmax_j(S_ji / temperature)[i]."""
     logits = S / temperature
     return (-F.log_softmax(logits, dim=1).diagonal() - F.log_softmax(logits, dim=0).diagonal()).mean()
+
+
+def sigmoid(S: Tensor, temperature: float, bias: float) -> Tensor:
+    """Return the sum over all i and j of -log sigmoid(z_ij (S_ij / temperature + bias)) / images, z_ij = 1 if i = j
+    else -1."""
+    signs = 2 * torch.eye(len(S), dtype=S.dtype, device=S.device) - 1
+    return -F.logsigmoid(signs * (S / temperature + bias)).sum() / len(S)
 
 
 def contenders(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, Contender]:
@@ -130,6 +151,8 @@ def contenders(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.flo
         OURS: Contender(ours, our_needs(shape, device, dtype)),
         # all match maps and their gradients
         BASELINE: Contender(einsum_and_max, 2 * matches * dtype.itemsize),
+        SIGMOID: Contender(our_sigmoid, our_needs(shape, device, dtype), computes=SIGMOID),
+        SIGMOID_BASELINE: Contender(einsum_and_sigmoid, 2 * matches * dtype.itemsize, computes=SIGMOID),
         COMPILED: Contender(compiled_einsum, 2 * matches * dtype.itemsize, _only_on_a_gpu(device)),
         # both embeddings for each pair, the images' gradient, and match maps or their gradients
         "published form": Contender(

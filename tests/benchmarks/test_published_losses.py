@@ -47,7 +47,12 @@ def test_each_form_of_the_grounding_loss_is_its_twin(name: str) -> None:
     if contender.absent:
         pytest.skip(contender.absent.reason)
     found = contender.loss(*problem.arguments)
-    twin = reference.two_way_nt_xent(reference.similarity(*problem.arguments, "dot"), contrastive_loss.TEMPERATURE)
+    S, temperature = reference.similarity(*problem.arguments, "dot"), contrastive_loss.TEMPERATURE
+    twin = (
+        reference.sigmoid_loss(S, temperature, contrastive_loss.BIAS)
+        if contender.computes == contrastive_loss.SIGMOID
+        else reference.two_way_nt_xent(S, temperature)
+    )
     # sentence-transformers adds up in float32
     tolerance = 1e-5 if name == "sentence-transformers" else 1e-10
     torch.testing.assert_close(found.double(), twin, rtol=tolerance, atol=tolerance)
@@ -135,6 +140,16 @@ def test_a_comparison_has_times_ratios_memory_and_error() -> None:
 def test_another_loss_is_no_contender() -> None:
     forms = {OURS: Contender(lambda x: x.sum()), "other": Contender(lambda x: 1.01 * x.sum())}
     with pytest.raises(Disagreement, match=r"other computes the loss 6.06, groundray 6: .* at most 0.001, got 0.01"):
+        list(compare({}, forms, numbers(), numbers(), baseline=OURS, repeats=1))
+
+
+def test_contenders_of_another_loss_are_compared_with_each_other() -> None:
+    forms = {
+        OURS: Contender(lambda x: x.sum()),
+        "ours, square": Contender(lambda x: x.square().sum(), computes="square"),
+        "their square": Contender(lambda x: 1.01 * (x * x).sum(), computes="square"),
+    }
+    with pytest.raises(Disagreement, match=r"their square computes the loss 14.14, ours, square 14: .* got 0.01"):
         list(compare({}, forms, numbers(), numbers(), baseline=OURS, repeats=1))
 
 

@@ -80,6 +80,22 @@ def test_the_grounding_loss_is_that_of_float64_on_the_cpu(
     assert max(distance(a, b) for a, b in zip(found[1:], truth[1:], strict=True)) < of_gradients
 
 
+@pytest.mark.parametrize(
+    ("dtype", "of_loss", "of_gradients"),
+    [(torch.float32, 2e-5, 2e-4), (torch.bfloat16, 2e-5, 4e-3), (torch.float64, 1e-11, 1e-11)],
+)
+@EVERYWHERE
+def test_the_sigmoid_loss_is_that_of_float64_on_the_cpu(
+    machine: Machine, dtype: torch.dtype, of_loss: float, of_gradients: float
+) -> None:
+    shape = shape_of(machine)
+    V, W, valid = exact_problem(shape)
+    naive = with_gradients(contrastive_loss.einsum_and_sigmoid, (V, W), (valid,), "cpu", torch.float64)
+    found = with_gradients(contrastive_loss.our_sigmoid, (V, W), (valid,), machine.device, dtype)
+    assert distance(found[0], naive[0]) < of_loss
+    assert max(distance(a, b) for a, b in zip(found[1:], naive[1:], strict=True)) < of_gradients
+
+
 @EVERYWHERE
 def test_the_check_sees_another_best_position(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     V, W, valid = exact_problem(shape_of(machine))
