@@ -259,6 +259,11 @@ def test_a_dead_cluster_is_named_before_anything_starts(
         (["--grounding.train", "/no/such/shards"], "expected shards at /no/such/shards"),
         (["--grounding.batch_size", "400"], "got a data set of 72"),
         (["--model.language.tokenizer", "/no/such/tokenizer"], "there is no folder /no/such/tokenizer"),
+        (["--model.trunk.name", "vgg19"], "expected vgg16, efficientnet_lite0, tiny or timm/NAME, a model of timm"),
+        (["--model.trunk.name", "timm/vit_tinny_patch16_224"], "did you mean timm/vit_tiny_patch16_224"),
+        (["--model.trunk.name", "timm/crossvit_tiny_240", "--model.image_size=240"], "gives no grid of positions"),
+        (["--model.trunk.name", "timm/vit_tiny_patch16_224", "--model.image_size=120"], "a multiple of 16 pixels"),
+        (["--model.trunk.weights", "/no/such/file"], "model.trunk.weights: there is no file /no/such/file"),
     ],
 )
 def test_invalid_settings_or_data_fail_before_anything_starts(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import torch
+from conftest import SmallWorld
 from PIL import Image
-from search_fixtures import SearchPaths
+from search_fixtures import SearchPaths, write_model
 
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import BadQuery
@@ -57,7 +59,20 @@ def test_crop_of_a_wide_picture_is_its_middle(matcher: Matcher) -> None:
     Image.new("RGB", (400, 200)).save(file, "PNG")
     match = matcher.match("red", file.getvalue())
     assert match.crop == pytest.approx((0.25, 0, 0.75, 1))
-    assert match.first == pytest.approx(4.5 / 112)  # of the tiny trunk
+    assert (match.first, match.step) == pytest.approx((4.5 / 112, 16 / 112))  # of the tiny trunk
+
+
+def test_positions_of_a_map_are_as_far_from_each_other_as_the_trunks(world: SmallWorld, tmp_path: Path) -> None:
+    """ResNet-18 looks at pixels 0, 32, 64 and 96 of 100."""
+    pytest.importorskip("timm", reason="extra `models` is not installed")
+    options = ("--model.trunk.name=timm/resnet18", "--model.image_size=100")
+    matcher = Matcher.load(write_model(tmp_path, world, ["grounding"], options=options))
+    assert matcher is not None
+    file = io.BytesIO()
+    Image.new("RGB", (120, 120)).save(file, "PNG")
+    match = matcher.match("red", file.getvalue())
+    assert match.words[0].map.shape == (4, 4)
+    assert (match.first, match.step) == pytest.approx((0.005, 0.32))
 
 
 def test_words_beyond_max_tokens_have_no_map(service: Service) -> None:

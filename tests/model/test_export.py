@@ -161,10 +161,14 @@ def test_language_streams_of_the_starting_model_are_kept(settings: config.Settin
     assert torch.equal(control[name], states["grounding"][f"language.bert.{name}"])
 
 
-@pytest.mark.parametrize("trunk", ["vgg16", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "trunk", ["vgg16", "efficientnet_lite0", "timm/resnet18", "timm/vit_tiny_patch16_224", "timm/convnext_atto"]
+)
 def test_export_of_each_trunk_loads_with_equal_weights(world: SmallWorld, tmp_path: Path, trunk: str) -> None:
     if trunk == "efficientnet_lite0":
         pytest.importorskip("efficientnet_lite_pytorch", reason="extra `pretrained` is not installed")
+    if trunk.startswith("timm/"):
+        pytest.importorskip("timm", reason="extra `models` is not installed")
     words = [f"--model.trunk.name={trunk}", "--model.image_size=32"]
     settings = config.load("demo", world.settings(*words))
     model = build_model(settings.model).double()  # exported as float32

@@ -216,9 +216,13 @@ def test_no_stage_calls_an_operator_that_a_gpu_refuses(world: SmallWorld, tmp_pa
             assert not called & REFUSED, stage.name
 
 
-@pytest.mark.parametrize("name", ["vgg16", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name", ["vgg16", "efficientnet_lite0", "timm/vit_tiny_patch16_224", "timm/convnext_atto", "timm/resnet18"]
+)
 def test_no_trunk_calls_an_operator_that_a_gpu_refuses(name: str) -> None:
-    trunk = build_trunk(name)
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="extra `models` is not installed")
+    trunk = build_trunk(name, image_size=64)
     called = operators(lambda: trunk(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).sum().backward())
     assert "aten::convolution_backward" in called
     assert not called & REFUSED

@@ -87,6 +87,21 @@ def test_a_stage_reads_what_the_trunk_makes_of_its_pictures(
                     torch.testing.assert_close(blank, one.expand_as(blank), **BITS)
 
 
+def test_features_of_a_timm_trunk_have_its_shape_and_its_name_in_their_key(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ResNet-18 gives three positions a side of 72 pixels, rounded up."""
+    pytest.importorskip("timm", reason="extra `models` is not installed")
+    words = ("--model.trunk.name=timm/resnet18", "--model.image_size=72")
+    features, model, settings, stage = wanted(world, tmp_path, *words)
+    assert features.shape == (512, 3, 3)
+    cached = with_features(stage, settings, model.visual.trunk, InProcess(lambda _: None))
+    (_, batch), *_ = next(stream(cached.train, Cursor(), 1)).chunks
+    assert batch.images.shape[1:] == (512, 3, 3)
+    monkeypatch.setattr(model.visual.trunk, "origin", {"timm": "another", "name": "resnet18"})
+    assert features_of(stage, settings, model.visual.trunk)["train"].spec.key != features.spec.key
+
+
 def test_the_loss_is_the_same_within_bfloat16(world: SmallWorld, tmp_path: Path) -> None:
     """Seven bits of a number remain; nothing is random about what they do, so steps and epochs stay close."""
     words = [*world.settings(FROZEN, *CALM, "--grounding.dropout=0.3"), f"--run.storage={tmp_path}"]
