@@ -72,10 +72,11 @@ class _SigmoidLoss(torch.autograd.Function):
         first, samples = sum(samples_of[: rank()]), len(valid)
         keep = keep and any(ctx.needs_input_grad)
         sources = (V, words, temperature, bias) if keep else ()
-        gradients = [torch.zeros_like(x, dtype=wide) for x in sources]
         words = words.to(wide)  # the gradient of words is summed over blocks, in their type
         losses = [V.new_zeros((), dtype=wide) for _ in sizes]
-        for chunk, rows in _blocks(sizes, max(1, sizes_on(V.device.type).tile // samples)):
+        blocks = list(_blocks(sizes, max(1, sizes_on(V.device.type).tile // samples)))
+        gradients = [torch.zeros_like(x, dtype=wide) for x in sources] if len(blocks) != 1 else []
+        for chunk, rows in blocks:
             block = rows.stop - rows.start
             S, best = torch.ops.groundray.best_matches(V[rows], words, valid, block, keep)
             scale = temperature[rows, None]
@@ -90,9 +91,11 @@ class _SigmoidLoss(torch.autograd.Function):
                     to_x / scale, V[rows], words, valid, best, block
                 )
                 parts = to_V, to_words, -(to_x * S).sum(dim=1) / temperature[rows] ** 2, to_x.sum(dim=1)
-                for whole, part, place in zip(gradients, parts, (rows, slice(None), rows, rows), strict=True):
-                    whole[place] += part
-        ctx.save_for_backward(*(whole.to(x.dtype) for whole, x in zip(gradients, sources, strict=True)))
+                gradients = gradients or list(parts)
+                if len(blocks) > 1:
+                    for whole, part, place in zip(gradients, parts, (rows, slice(None), rows, rows), strict=True):
+                        whole[place] += part
+        ctx.gradients = [whole.to(x.dtype) for whole, x in zip(gradients, sources, strict=True)]
         return sum_over_chunks(losses, chunks_of) / samples
 
     @staticmethod
@@ -101,7 +104,8 @@ class _SigmoidLoss(torch.autograd.Function):
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return *(gradient.to(x.dtype) * x for x in ctx.saved_tensors), None, None, None
+        found, ctx.gradients = ctx.gradients, ()  # multiplied in place, once: V's takes as much memory as V
+        return *(x.mul_(gradient) for x in found), None, None, None
 
 
 def _blocks(sizes: Sequence[int], most: int) -> Iterator[tuple[int, slice]]:

@@ -104,6 +104,28 @@ def test_a_run_of_the_earlier_preset_paper_is_told_what_differs() -> None:
     ]
 
 
+def test_objectives_that_make_no_sense_are_refused(minimal: Path) -> None:
+    for words, message in {
+        ("--grounding.alignment=pooled", "--grounding.similarity=dot"): "expected cosine with alignment pooled, .*dot",
+        ("--grounding.learn_temperature=true", "--grounding.temperature=0.009"): "at least 0.01, .* got 0.009: raise",
+        ("--grounding.loss=sigmoid", "--grounding.temperature=0.001"): "or set learn_temperature false",
+        ("--grounding.loss=siglip",): "'nt_xent' or 'sigmoid', got 'siglip'",
+    }.items():
+        with pytest.raises(config.SettingsError, match=message):
+            load(minimal, list(words))
+
+
+def test_an_objective_is_one_setting(minimal: Path) -> None:
+    """Pooled vectors are compared by cosine, and the sigmoid loss learns its temperature, unless told otherwise."""
+    pooled = load(minimal, ["--grounding.alignment=pooled"]).stage("grounding")
+    assert (pooled.similarity, pooled.learns_temperature) == ("cosine", False)
+    sigmoid = load(minimal, ["--grounding.loss=sigmoid"]).stage("grounding")
+    assert (sigmoid.similarity, sigmoid.learns_temperature) == ("dot", True)
+    fixed = ["--grounding.loss=sigmoid", "--grounding.learn_temperature=false", "--grounding.temperature=0.001"]
+    assert not load(minimal, fixed).stage("grounding").learns_temperature
+    assert config.Settings(**load(minimal, ["--grounding.alignment=pooled"]).model_dump()).stage("grounding") == pooled
+
+
 def test_types_of_gpus_are_named_as_by_ray(minimal: Path) -> None:
     from ray.util.accelerators import accelerators
 
