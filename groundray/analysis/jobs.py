@@ -255,7 +255,7 @@ def _through_images(request: AnalysisRequest) -> AnalysisJob:
         def similarities_of(texts: Sequence[str]) -> Float[np.ndarray, "text image"]:
             return similarities(
                 exported.model,
-                WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+                WordPieceTokenizer.of(exported.tokenizer, stage.max_tokens),
                 texts,
                 batches_of(captioned_images(settings, stage, exported.tokenizer, shards, shuffle=False)),
                 stage.similarity,

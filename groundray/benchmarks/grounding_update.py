@@ -179,7 +179,7 @@ def random_step(settings: Settings, model: GroundedModel) -> Step:
     for chunk, rows in enumerate(np.array_split(np.arange(batch), settings.chunks)):
         maps = numbers.standard_normal((len(rows), *shape), np.float32).clip(0)
         bits = (maps.view(np.uint32) >> 16).astype(np.uint16)  # of bfloat16
-        tokens = numbers.integers(1, model.language.bert.config.vocab_size, (len(rows), longest), np.int32)
+        tokens = numbers.integers(1, model.language.encoder.config.vocab_size, (len(rows), longest), np.int32)
         lengths = numbers.integers(SHORTEST, 2 * MEAN_TOKENS - SHORTEST + 1, len(rows)).clip(max=longest)
         chunks.append((chunk, CaptionBatch.of([str(row) for row in rows], bits, tokens, lengths)))
     return Step(0, 0, False, tuple(chunks))

@@ -112,7 +112,7 @@ def embed(model: Exported | str | Path, texts: Sequence[str]) -> Float[np.ndarra
 
     Args:
         model: a model from `open_model`; or the path, URL or name of any language model that transformers can load.
-        texts: words or phrases, each embedded on its own, without [CLS] and [SEP].
+        texts: words or phrases, each embedded on its own, without special tokens.
 
     Raises:
         ValueError: there is no such model, or it does not know all words of a text.
@@ -123,7 +123,7 @@ def embed(model: Exported | str | Path, texts: Sequence[str]) -> Float[np.ndarra
         return Embedder.load(model).embed(texts)
     name = f"{model.about.settings['run']['name']} ({model.stage.name})"
     # the embedder switches off the padding and truncation of its tokenizer
-    return Embedder(name, model.model.language.bert, copy.deepcopy(model.tokenizer)).embed(texts)
+    return Embedder(name, model.model.language.encoder, copy.deepcopy(model.tokenizer)).embed(texts)
 
 
 def analyse_model(

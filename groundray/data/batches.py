@@ -2,7 +2,7 @@
 
 A batch may be empty at the end of a validation epoch. Images are pixels 0-255, resized and cropped but not normalised,
 or a frozen trunk's feature maps of them in bfloat16, or packed crops that a device is about to decode. Tokens are word
-piece ids, padded to the longest text of the chunk, [CLS] and [SEP] included. An attention mask is True on word pieces
+piece ids, padded to the longest text of the chunk, special tokens included. An attention mask is True on word pieces
 and False on padding.
 
 What decides the shapes of a model's tensors stays on the host (`Batch.on_host`), where reading it waits for no device.

@@ -26,8 +26,8 @@ IGNORE_INDEX = -100  # the target of word pieces that are not predicted (torch's
 class TextSamples:
     """Samples of kind `text` or `captions`, with some of their word pieces masked (Devlin et al. 2019).
 
-    Of the selected word pieces 80% become [MASK], 10% a random word piece, and 10% are unchanged; the model predicts
-    the original. [CLS] and [SEP] are never selected.
+    Of the selected word pieces 80% become the mask token, 10% a random word piece, and 10% are unchanged; the model
+    predicts the original. Special tokens, as [CLS] and [SEP], are never selected.
 
     Attributes:
         kind: `text`, or `captions` (their images are not read).
@@ -59,7 +59,8 @@ class TextSamples:
         tokens, lengths = self.tokenizer.encode(table["text"].to_pylist())
         positions = np.arange(tokens.shape[1], dtype=np.uint64)
         keys = table["mask"].to_numpy()[:, None]
-        inner = (positions > 0) & (positions < lengths[:, None].astype(np.uint64) - np.uint64(1))
+        before, after = map(np.uint64, self.tokenizer.special_tokens)
+        inner = (positions >= before) & (positions + after < lengths[:, None].astype(np.uint64))
         selected = inner & (_uniform(hash64(keys, positions)) < self.mask_fraction)
         action = _uniform(hash64(keys, _ACTION, positions))
         other = self._words[pick(len(self._words), keys, _REPLACEMENT, positions)]
@@ -79,9 +80,9 @@ class TextSamples:
 
     @cached_property
     def _mask(self) -> int:
-        id = self.tokenizer.backend.token_to_id("[MASK]")
+        id = self.tokenizer.mask_id
         if id is None:
-            raise ValueError("masked language modelling: expected a tokenizer with [MASK], got one without")
+            raise ValueError("masked language modelling: expected a tokenizer with a mask token, got one without")
         return id
 
     @cached_property

@@ -26,9 +26,9 @@ class Truncation:
         what: `captions`, `lines` or `phrases`.
         texts: number of texts counted.
         cut: number of them with more than `max_tokens` word pieces.
-        pieces: number of word pieces, without [CLS] and [SEP].
+        pieces: number of word pieces, without special tokens.
         lost: number of word pieces beyond `max_tokens`.
-        longest: word pieces of the longest text, [CLS] and [SEP] included.
+        longest: word pieces of the longest text, special tokens included.
         max_tokens: as the stage sets it.
         rows, of_rows: number of rows counted, and of the data set.
     """

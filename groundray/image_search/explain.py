@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
-from tokenizers import Encoding
 
 from groundray import config
 from groundray.data.batches import CaptionBatch
 from groundray.data.image_decoder import size
 from groundray.data.image_inputs import CentreCrop
-from groundray.data.tokenization import WordPieceTokenizer
+from groundray.data.tokenization import WordPieceTokenizer, words_of
 from groundray.data.transforms import centre_box
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.uploads import model_input
@@ -104,7 +103,7 @@ class Matcher:
         exported = export.load(checkpoint, STAGE)
         settings = exported.about.settings
         stage, image_size = config.Grounding(**settings[STAGE]), settings["model"]["image_size"]
-        tokenizer = WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
+        tokenizer = WordPieceTokenizer.of(exported.tokenizer, stage.max_tokens)
         crop = centre_crop(stage, image_size, training=False)
         return Matcher(exported.model, crop, tokenizer, stage.similarity, stage.special_tokens, stage.alignment)
 
@@ -133,7 +132,7 @@ class Matcher:
             BadQuery: the text has no words.
         """
         encoding = self.tokenizer.backend.encode(text)
-        words = _words(encoding)
+        words = words_of(text, encoding)
         if not words:
             raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no words")
         ids, lengths = self.tokenizer.encode([text])
@@ -155,12 +154,3 @@ class Matcher:
         width, height = size(encoded)
         left, top, right, bottom = centre_box(width, height, self.crop.resize, self.crop.crop)
         return max(0.0, left / width), max(0.0, top / height), min(1.0, right / width), min(1.0, bottom / height)
-
-
-def _words(encoding: Encoding) -> list[tuple[int, int, list[int]]]:
-    """Return (start, end, tokens) of each word: its range in the text and its pieces. [CLS] and [SEP] are not words."""
-    tokens_of: dict[int, list[int]] = {}
-    for token, word in enumerate(encoding.word_ids):
-        if word is not None:
-            tokens_of.setdefault(word, []).append(token)
-    return [(encoding.offsets[tokens[0]][0], encoding.offsets[tokens[-1]][1], tokens) for tokens in tokens_of.values()]

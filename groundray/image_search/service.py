@@ -35,5 +35,5 @@ class Service:
             FileNotFoundError, ValueError: the model, the images or the norms cannot be used.
         """
         search = Search.open(checkpoint, images, index)
-        space = WordSpace.open(checkpoint, norms, search.towers.tokenizer.backend.get_vocab())
+        space = WordSpace.open(checkpoint, norms, search.towers.tokenizer.backend)
         return Service(search, Matcher.load(checkpoint), space)

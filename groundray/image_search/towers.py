@@ -32,7 +32,7 @@ class Towers:
     Attributes:
         crop: part of a picture that the model sees.
         tokenizer: turns texts into word piece ids.
-        special_tokens: count [CLS] and [SEP] in the mean over a text.
+        special_tokens: count special tokens, such as [CLS] and [SEP], in the mean over a text.
         run_name: name of the run that trained the model.
         stages: the stages that the model was trained in.
     """
@@ -58,7 +58,7 @@ class Towers:
         return Towers(
             exported.model,
             centre_crop(stage, size, training=False),
-            WordPieceTokenizer(exported.tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+            WordPieceTokenizer.of(exported.tokenizer, stage.max_tokens),
             stage.special_tokens,
             settings["run"]["name"],
             tuple(trained.name for trained in exported.about.stages),
@@ -99,8 +99,8 @@ class Towers:
             return text_vectors(self.model, tokens.to(self._device), mask, self.special_tokens).cpu().numpy()
 
     def check_text(self, text: str) -> None:
-        """Raise BadQuery if a text has no word pieces besides [CLS] and [SEP]."""
-        if len(self.tokenizer.backend.encode(text).ids) <= 2:
+        """Raise BadQuery if a text has no word pieces besides special tokens."""
+        if self.tokenizer.is_empty(text):
             raise BadQuery(f"text: expected a word or a phrase, got {text!r}, which has no words")
 
     @property

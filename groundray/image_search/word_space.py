@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from sklearn.decomposition import PCA
+from tokenizers import Tokenizer
 
 from groundray.analysis.inputs.catalog import CATEGORIES, CONCRETENESS, Norms
 from groundray.analysis.inputs.embedding import Embedder
 from groundray.analysis.inputs.norm_tables import read_categories, read_phrases, read_ratings
+from groundray.data.tokenization import whole_words
 from groundray.image_search.errors import BadQuery
 from groundray.model import export
 from groundray.storage.folder import Folder
@@ -86,11 +88,10 @@ class Words:
         return Words(tuple(words.values())[:MAX_WORDS], max(0, len(words) - MAX_WORDS), examples, norms.passed_over)
 
     @staticmethod
-    def of_vocabulary(pieces: Mapping[str, int]) -> Words:
+    def of_vocabulary(tokenizer: Tokenizer) -> Words:
         """Return the whole words among a tokenizer's pieces, ordered by id: the most frequent first."""
-        ordered = sorted(pieces, key=lambda piece: pieces[piece])
-        whole = [piece for piece in ordered if len(piece) > 1 and piece.isalpha()]
-        return Words(tuple(Word(piece) for piece in whole[:VOCABULARY_WORDS]), max(0, len(whole) - VOCABULARY_WORDS))
+        whole = whole_words(tokenizer)
+        return Words(tuple(map(Word, whole[:VOCABULARY_WORDS])), max(0, len(whole) - VOCABULARY_WORDS))
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class WordSpace:
     models: dict[str, WordModel]
 
     @staticmethod
-    def open(checkpoint: str, norms: str | None, pieces: Mapping[str, int]) -> WordSpace:
+    def open(checkpoint: str, norms: str | None, tokenizer: Tokenizer) -> WordSpace:
         """Open the word space of an exported model: the words of the norms, or else of its tokenizer.
 
         Raises:
@@ -164,7 +165,7 @@ class WordSpace:
         """
         streams = {name: stream for name, stream in STREAMS.items() if Folder.at(checkpoint).exists(stream)}
         embedders = {name: Embedder.load(f"{checkpoint}/{stream}") for name, stream in streams.items()}
-        words = Words.of_norms(norms) if norms else Words.of_vocabulary(pieces)
+        words = Words.of_norms(norms) if norms else Words.of_vocabulary(tokenizer)
         texts = [word.text for word in words.shown]
         known = np.all([embedder.known(texts) for embedder in embedders.values()], axis=0)
         shown = tuple(word for word, is_known in zip(words.shown, known.tolist(), strict=True) if is_known)

@@ -13,7 +13,7 @@ from groundray import config
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Classifier, GroundingHeads, MaskedLanguageHead, RetrievalHeads, Vocabulary
 from groundray.model.language_stream import LanguageStream
-from groundray.model.pretrained import load_bert, load_bert_config, load_tokenizer
+from groundray.model.pretrained import load_encoder, load_encoder_config, load_tokenizer, random_encoder
 from groundray.model.relation_module import RelationalModule
 from groundray.model.trunk import build_trunk
 from groundray.model.visual_stream import VisualStream
@@ -59,13 +59,14 @@ def build_language(settings: config.Language, pretrained: bool = True) -> Langua
     """Build the language stream.
 
     Raises:
-        ValueError: the model cannot be loaded, or it is no BERT.
+        ValueError: the model cannot be loaded, or it is no encoder.
     """
     if settings.name == "tiny":
         return LanguageStream(_tiny_bert(settings))
     if pretrained and settings.weights != "none":
-        return LanguageStream(load_bert(settings))
-    return LanguageStream(BertModel(load_bert_config(settings.name), add_pooling_layer=False))
+        load_encoder_config(settings)  # checks that the weights are of its architecture
+        return LanguageStream(load_encoder(settings))
+    return LanguageStream(random_encoder(settings))
 
 
 def _tiny_bert(settings: config.Language) -> BertModel:
@@ -126,7 +127,7 @@ HEADS: dict[str, Callable[[config.Model, GroundedModel, Vocabulary], nn.Module]]
         len(vocabulary["classes"]),
         settings.initialization,
     ),
-    "language": lambda settings, model, vocabulary: MaskedLanguageHead(model.language.bert.config),
+    "language": lambda settings, model, vocabulary: MaskedLanguageHead(model.language.encoder.config),
     "grounding": lambda settings, model, vocabulary: GroundingHeads(model.width, settings.initialization),
     "relational": lambda settings, model, vocabulary: RelationalModule(
         model.width,

@@ -28,7 +28,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import BertModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundray import config
 from groundray.model.build import build_head, build_visual, learn_logits
@@ -36,8 +36,9 @@ from groundray.model.card import card
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
 from groundray.model.language_stream import LanguageStream
-from groundray.model.pretrained import load_bert, load_tokenizer, quiet
+from groundray.model.pretrained import load_encoder, load_tokenizer, quiet
 from groundray.model.weights import fill, read_tensors
+from groundray.special_tokens import SpecialTokens
 from groundray.storage.folder import SEALS, Folder
 from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 
@@ -167,7 +168,10 @@ def load(url: str | Path, stage: str | None = None) -> Exported:
 
 def _load(folder: Path, description: About, stage: StageModel) -> Exported:
     settings = config.Model(**description.settings["model"])
-    language = LanguageStream(load_bert(config.Language(name=str(folder / stage.language))))
+    tokenizer = load_tokenizer(config.Language(name=str(folder / stage.language)))
+    language = LanguageStream(
+        load_encoder(config.Language(name=str(folder / stage.language))), SpecialTokens.of(tokenizer.backend_tokenizer)
+    )
     model = GroundedModel(build_visual(settings, language.width, pretrained=False), language)
     _fill(model.visual, folder / stage.visual)
     for name, file in stage.heads.items():
@@ -176,7 +180,6 @@ def _load(folder: Path, description: About, stage: StageModel) -> Exported:
             learn_logits(head, config.Grounding(**description.settings[name]))
         _fill(head, folder / file)
         model.heads[name] = head
-    tokenizer = load_tokenizer(config.Language(name=str(folder / stage.language)))
     return Exported(model.eval(), tokenizer, description, stage)
 
 
@@ -202,7 +205,7 @@ class Writer:
         model: GroundedModel,
         heads: Mapping[str, nn.Module],
     ):
-        self._folder, self._tokenizer, self._bert = folder, tokenizer, model.language.bert
+        self._folder, self._tokenizer, self._encoder = folder, tokenizer, model.language.encoder
         self._settings = settings.model_dump(mode="json")
         self._written: dict[str, tuple[Tensors, str]] = {}
         self._stages: list[StageModel] = []
@@ -263,7 +266,7 @@ class Writer:
             return file
         if part == "language":
             file = f"{LANGUAGE}-{self._labels.get(stage, stage)}"
-            save_language(self._bert, self._tokenizer, self._folder / file, tensors)
+            save_language(self._encoder, self._tokenizer, self._folder / file, tensors)
         else:
             name = f"{part.removeprefix('heads.')}-head" if part.startswith("heads.") else part
             file = f"stages/{stage}/{name}.safetensors"
@@ -281,16 +284,16 @@ class Writer:
         self._labels[START] = start.language.removeprefix(f"{LANGUAGE}-")
 
 
-def save_language(bert: BertModel, tokenizer: PreTrainedTokenizerFast, folder: Path, weights: Tensors) -> None:
+def save_language(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, weights: Tensors) -> None:
     """Write a language stream for `transformers` and `sentence-transformers` (mean pooling).
 
     Args:
-        bert: model whose configuration is written.
+        encoder: model whose configuration is written.
         weights: state dict of the language stream.
     """
     shutil.rmtree(folder, ignore_errors=True)
     with quiet():
-        bert.save_pretrained(
+        encoder.save_pretrained(
             folder, state_dict={name.removeprefix("bert."): weight for name, weight in weights.items()}
         )
         tokenizer.save_pretrained(folder)
@@ -298,7 +301,7 @@ def save_language(bert: BertModel, tokenizer: PreTrainedTokenizerFast, folder: P
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]
-    pooling = {"word_embedding_dimension": bert.config.hidden_size, "pooling_mode_mean_tokens": True}
+    pooling = {"word_embedding_dimension": encoder.config.hidden_size, "pooling_mode_mean_tokens": True}
     (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n", encoding="utf-8")

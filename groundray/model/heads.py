@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, BertConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from groundray.device_copy import to_device
@@ -72,15 +74,24 @@ class Classifier(nn.Module):
 
 
 class MaskedLanguageHead(nn.Module):
-    """Masked language head (Devlin et al. 2019). Its output matrix is tied to the word embeddings."""
+    """Masked language head (Devlin et al. 2019). Its output matrix is tied to the word embeddings.
 
-    def __init__(self, bert: BertConfig):
+    Args:
+        encoder: configuration of the language stream, whose own head it is.
+
+    Raises:
+        ValueError: the encoder has no masked language head.
+    """
+
+    def __init__(self, encoder: PreTrainedConfig):
         super().__init__()
-        self.transform = BertPredictionHeadTransform(bert)
-        self.bias = nn.Parameter(torch.zeros(bert.vocab_size))
+        # BERT's has the names of earlier checkpoints
+        bert = isinstance(encoder, BertConfig)
+        self.transform = BertPredictionHeadTransform(encoder) if bert else OwnTransform(encoder)
+        self.bias = nn.Parameter(torch.zeros(encoder.vocab_size))
 
     def forward(
-        self, hidden: Float[Tensor, "token dim"], embeddings: Float[Tensor, "word dim"]
+        self, hidden: Float[Tensor, "token hidden"], embeddings: Float[Tensor, "word dim"]
     ) -> Float[Tensor, "token word"]:
         """Return the logits of all word pieces at some tokens.
 
@@ -89,6 +100,63 @@ class MaskedLanguageHead(nn.Module):
             embeddings: word embeddings of the language stream.
         """
         return F.linear(self.transform(hidden), embeddings, self.bias)
+
+
+class OwnTransform(nn.Module):
+    """The masked language head of an encoder of `transformers`, up to its output matrix.
+
+    It is the encoder's own code: its class for masked language modelling, with given hidden states in place of the
+    encoder and nothing in place of the output matrix.
+
+    Raises:
+        ValueError: the encoder has no such class, or its head has another form.
+    """
+
+    def __init__(self, encoder: PreTrainedConfig):
+        super().__init__()
+        kind = masked_language_class(encoder)
+        with torch.device("meta"):
+            whole: Any = kind(encoder)
+        setattr(whole, whole.base_model_prefix, _GivenHiddenStates())
+        output = whole.get_output_embeddings()
+        name = next((name for name, module in whole.named_modules() if module is output), "")
+        if not name or len(output.weight) != encoder.vocab_size:
+            raise ValueError(f"expected an output matrix of the word pieces in {kind.__name__}, found none")
+        owner, _, last = name.rpartition(".")
+        setattr(whole.get_submodule(owner), last, nn.Identity())
+        if getattr(whole.get_submodule(owner), "bias", None) is not None:
+            whole.get_submodule(owner).register_parameter("bias", None)  # the output's: the head has its own
+        whole.to_empty(device=torch.get_default_device())
+        for module in whole.modules():
+            if isinstance(module, nn.Linear | nn.LayerNorm):
+                module.reset_parameters()
+        self.own = whole
+
+    def forward(self, hidden: Float[Tensor, "token dim"]) -> Float[Tensor, "token out"]:
+        """Return what is compared with each word embedding."""
+        return self.own(inputs_embeds=hidden[None]).logits[0]
+
+
+class _GivenHiddenStates(nn.Module):
+    """Stands for an encoder whose last hidden state is known."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
+
+
+def masked_language_class(encoder: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class of `transformers` for masked language modelling with an encoder.
+
+    Raises:
+        ValueError: there is none, as for the text towers of CLIP and SigLIP.
+    """
+    if type(encoder) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ValueError(
+            f"stage language: expected an encoder with a masked language head, got {encoder.model_type}, which has "
+            "none: leave the stage out (stages), or choose another encoder (model.language.name)"
+        )
+    found: Any = MODEL_FOR_MASKED_LM_MAPPING[type(encoder)]
+    return found
 
 
 class LogitParameters(nn.Module):

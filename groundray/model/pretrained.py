@@ -1,22 +1,38 @@
-"""Tokenizers and BERT weights of the language stream, from a folder, a URL, a model hub or an installed package."""
+"""Tokenizers and encoders of the language stream, from a folder, a URL, a model hub or an installed package."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from torch import Tensor
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging
 
 from groundray import config
+from groundray.model.encoder_layout import POOLED_OUTPUT
+from groundray.model.heads import MaskedLanguageHead, masked_language_class
 from groundray.storage.folder import Folder
 from groundray.storage.object_store import is_store
 
 REPAIR = "restore it from a copy, or delete seals.json if you changed the file yourself"
 WEIGHTS = (".safetensors", ".bin")  # endings of the names of files with weights
+SHOWN = 5  # names in an error
 
 
 def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
@@ -37,44 +53,147 @@ def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
             "`python -m groundray.prepare scenes --out data/scenes`"
         )
     with local_copy(location, skip=WEIGHTS) as path, _readable("tokenizer", location):
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"expected a fast tokenizer (tokenizer.json) at {location}, got {type(tokenizer).__name__}")
+        tokenizer = read_tokenizer(path)
+    if tokenizer is None:
+        raise ValueError(
+            f"model.language: expected a fast tokenizer (tokenizer.json or vocab.txt) at {location}, found none: copy "
+            "the one that the model was trained with there, or name its folder in model.language.tokenizer"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"model.language: expected a tokenizer with a padding token at {location}, got one without: set pad_token "
+            "in its tokenizer_config.json, to the end-of-text token if it has no other"
+        )
     return tokenizer
 
 
-def load_bert(settings: config.Language) -> BertModel:
-    """Load the published weights, or those that `settings.weights` names.
+def read_tokenizer(path: str) -> PreTrainedTokenizerFast | None:
+    """Read a fast tokenizer; None where there is none.
+
+    Without a tokenizer's file, transformers makes a tokenizer of special tokens alone.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    known = isinstance(tokenizer, PreTrainedTokenizerFast) and len(tokenizer) > len(tokenizer.all_special_ids)
+    return tokenizer if known else None
+
+
+def load_encoder(settings: config.Language) -> PreTrainedModel:
+    """Load the encoder with the published weights, or with those that `settings.weights` names, in float32.
 
     Raises:
-        ValueError: the weights cannot be loaded, or lack some of a BERT's.
+        ValueError: the weights cannot be loaded, lack some of the encoder's, or are of another architecture.
     """
     location = _weights_location(settings)
     with local_copy(location) as path, _readable("weights", location):
-        loaded: Any = BertModel.from_pretrained(path, add_pooling_layer=False, output_loading_info=True)
-    bert, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{location} lacks weights of a BERT: {', '.join(missing[:5])}")
-    return bert
+        encoder, missing = read_text_model(path)
+    check_encoder(encoder.config, location)
+    _refuse_missing(location, encoder, missing)
+    return encoder
 
 
-def load_bert_config(name: str) -> BertConfig:
-    """Load the configuration of a named model. That of bert-base-uncased is transformers' default: no hub is asked.
+def check_weights(settings: config.Language) -> None:
+    """Check that the weights are there, by their names alone.
 
     Raises:
-        ValueError: the configuration cannot be loaded.
+        ValueError: they cannot be read, or some are missing.
     """
-    location = locate(name)
-    if location == "bert-base-uncased":
-        return BertConfig()
-    with local_copy(location, skip=WEIGHTS) as path, _readable("configuration", location):
-        return BertConfig.from_pretrained(path)
+    if settings.name == "tiny" or settings.weights == "none":
+        return
+    location = _weights_location(settings)
+    with local_copy(location) as path, _readable("weights", location):
+        encoder, missing = read_text_model(path, device="meta")
+    _refuse_missing(location, encoder, missing)
+
+
+def _refuse_missing(location: str, encoder: PreTrainedModel, missing: Sequence[str]) -> None:
+    if missing:
+        raise ValueError(f"{location} lacks weights of its model, a {encoder.config.model_type}: {_few(missing)}")
+
+
+def read_text_model(path: str, device: str | None = None) -> tuple[PreTrainedModel, list[str]]:
+    """Read a model of texts in float32, without a pooled output: an encoder, a decoder, or the encoder or the text
+    tower of a larger model.
+
+    Args:
+        path: folder or hub name.
+        device: `meta` reads the names of weights alone.
+
+    Returns:
+        The model, and the names of its weights that are missing.
+
+    Raises:
+        Exception: of any kind, as `transformers` has it.
+    """
+    whole = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    text = whole if whole.is_encoder_decoder else whole.get_text_config()
+    kind = _text_class(text)
+    loaded: Any = kind.from_pretrained(
+        path, config=text, dtype=torch.float32, output_loading_info=True, device_map=device, **_without_pooler(kind)
+    )
+    model, report = loaded
+    missing = sorted(name for name in report["missing_keys"] if not _is_pooled(name))
+    return (model.get_encoder() if whole.is_encoder_decoder else model), missing
+
+
+def random_encoder(settings: config.Language) -> PreTrainedModel:
+    """Build the encoder with random weights from torch's default generator.
+
+    Raises:
+        ValueError: the configuration cannot be loaded, or is none of an encoder.
+    """
+    configuration = load_encoder_config(settings)
+    kind = _text_class(configuration)
+    return kind(configuration, **_without_pooler(kind))
+
+
+def load_encoder_config(settings: config.Language) -> PreTrainedConfig:
+    """Load the configuration of the encoder, the text part of a larger model's.
+
+    That of bert-base-uncased is transformers' default: no hub is asked.
+
+    Raises:
+        ValueError: the configuration cannot be loaded, is none of an encoder, or `settings.weights` has another
+            architecture than `settings.name`.
+    """
+    configuration = _read_config(settings.name)
+    if settings.weights not in ("published", "none"):
+        weights = _read_config(settings.weights)
+        if weights.model_type != configuration.model_type:
+            raise ValueError(
+                f"model.language.weights: expected weights of {settings.name}, a {configuration.model_type}, got those "
+                f"of a {weights.model_type} at {settings.weights}: name that folder in model.language.name"
+            )
+        return weights
+    return configuration
+
+
+def check_encoder(configuration: PreTrainedConfig, location: str) -> None:
+    """Check that a model is an encoder of texts.
+
+    Raises:
+        ValueError: it is none; the message says what it is.
+    """
+    kind = type(configuration)
+    masked, causal = kind in MODEL_FOR_MASKED_LM_MAPPING, kind in MODEL_FOR_CAUSAL_LM_MAPPING
+    if configuration.is_encoder_decoder:
+        found = "an encoder-decoder model"
+    elif getattr(configuration, "is_decoder", False) or (causal and not masked):
+        found = "a decoder-only model, whose tokens do not see those after them"
+    elif not hasattr(configuration, "vocab_size"):
+        found = "not a model of texts"
+    else:
+        return
+    raise ValueError(
+        f"model.language.name: expected an encoder such as BERT, RoBERTa, ModernBERT or a CLIP text tower, got "
+        f"{configuration.model_type} at {location}: {found}"
+    )
 
 
 def load_masked_language_head(settings: config.Language) -> dict[str, Tensor]:
-    """Load the state dict of BERT's masked language head, named as in `heads.MaskedLanguageHead`.
+    """Load the state dict of the encoder's masked language head, named as in `heads.MaskedLanguageHead`.
 
-    Empty where the language stream starts from random weights, or is published without this head (as MiniLM is).
+    Empty where the language stream starts from random weights, or is published without this head (as MiniLM is) or
+    with an output matrix that is not tied to the word embeddings.
 
     Raises:
         ValueError: the weights cannot be loaded.
@@ -83,13 +202,19 @@ def load_masked_language_head(settings: config.Language) -> dict[str, Tensor]:
         return {}
     location = _weights_location(settings)
     with local_copy(location) as path, _readable("weights", location):
-        loaded: Any = BertForMaskedLM.from_pretrained(path, output_loading_info=True)
-    bert, report = loaded
-    prefix = "cls.predictions."
-    if any(name.startswith(prefix + "transform") for name in report["missing_keys"]):
+        configuration = AutoConfig.from_pretrained(path)
+        loaded: Any = masked_language_class(configuration).from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        )
+    whole, report = loaded
+    bert = configuration.model_type == "bert"
+    prefix, own = ("cls.predictions.transform.", "transform.") if bert else ("", "transform.own.")
+    names = [name.removeprefix(own) for name in MaskedLanguageHead(configuration).state_dict() if name != "bias"]
+    if not configuration.tie_word_embeddings or any(prefix + name in report["missing_keys"] for name in names):
         return {}
-    state = {name.removeprefix(prefix): tensor for name, tensor in bert.state_dict().items() if name.startswith(prefix)}
-    return {name: tensor for name, tensor in state.items() if not name.startswith("decoder.")}
+    output, state = whole.get_output_embeddings(), whole.state_dict()
+    bias = torch.zeros(len(output.weight)) if output.bias is None else output.bias.detach()
+    return {**{own + name: state[prefix + name] for name in names}, "bias": bias}
 
 
 @contextlib.contextmanager
@@ -142,6 +267,36 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _read_config(name: str) -> PreTrainedConfig:
+    location = locate(name)
+    if location == "bert-base-uncased":
+        return BertConfig()
+    with local_copy(location, skip=WEIGHTS) as path, _readable("configuration", location):
+        configuration = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    check_encoder(configuration.get_text_config(), location)
+    return configuration.get_text_config()
+
+
+def _text_class(configuration: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class of a model of texts. AutoModel does not list SigLIP's text tower."""
+    kind = type(configuration)
+    found: Any = MODEL_MAPPING.get(kind, None)
+    return found or getattr(transformers, kind.__name__.replace("Config", "Model"))
+
+
+def _without_pooler(kind: type[PreTrainedModel]) -> dict[str, Any]:
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
+
+
+def _is_pooled(name: str) -> bool:
+    """Return whether a weight is only used for an output of the whole text, which groundray does not use."""
+    return name.split(".")[0] in POOLED_OUTPUT
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _weights_location(settings: config.Language) -> str:

@@ -30,6 +30,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads, RetrievalHeads, mean_of_valid
 from groundray.model.relation_module import RelationalModule
 from groundray.model.visual_stream import Images
+from groundray.special_tokens import BERT, SpecialTokens
 from groundray.stage.metrics import recalls
 from groundray.stage.protocol import Metrics, Scalars, centre_crop, source
 from groundray.stage.recall import matched_ranks
@@ -74,7 +75,7 @@ def captioned_images(
         FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch.
     """
     samples = CaptionSamples(
-        tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+        tokenizer=WordPieceTokenizer.of(tokenizer, stage.max_tokens),
         image_inputs=centre_crop(stage, settings.model.image_size, training=shuffle),
         seed=settings.run.seed if shuffle else None,
     )
@@ -85,7 +86,7 @@ def encode_for_match_map(model: GroundedModel, batch: CaptionBatch, special_toke
     """Return an embedding for each image position and each token of a batch, which may be empty.
 
     Args:
-        special_tokens: whether [CLS] and [SEP] are valid tokens.
+        special_tokens: whether special tokens, such as [CLS] and [SEP], are valid tokens.
     """
     heads = model.head(GroundingHeads)
     if len(batch) == 0:
@@ -95,7 +96,7 @@ def encode_for_match_map(model: GroundedModel, batch: CaptionBatch, special_toke
         return Encoded(heads.visual(empty), heads.language(words), batch.attention_mask)
     V = heads.visual(model.visual(batch.images))
     W = heads.language(model.language(batch.tokens, batch.attention_mask))
-    return Encoded(V, W, counted_tokens(batch.attention_mask, special_tokens))
+    return Encoded(V, W, counted_tokens(batch.attention_mask, special_tokens, model.language.special_tokens))
 
 
 def encode_for_grounding(
@@ -132,7 +133,7 @@ def encode_for_retrieval(model: GroundedModel, batch: CaptionBatch, special_toke
     Their match map then holds one number, the cosine of the two vectors.
 
     Args:
-        special_tokens: whether the mean over a caption includes [CLS] and [SEP].
+        special_tokens: whether the mean over a caption includes special tokens, such as [CLS] and [SEP].
     """
     if len(batch) == 0:
         empty = model.visual.empty()[:, :1]
@@ -157,11 +158,12 @@ def text_vectors(
     Args:
         tokens: ids of word pieces.
         mask: True for the tokens of the text, False for padding.
-        special_tokens: whether the mean over a text includes [CLS] and [SEP].
+        special_tokens: whether the mean over a text includes special tokens, such as [CLS] and [SEP].
     """
     with torch.no_grad():
         queries = model.head(RelationalModule).attention.query(model.language(tokens, mask))
-    return at_least_float32(model.head(RetrievalHeads).texts(queries, counted_tokens(mask, special_tokens)))
+    counted = counted_tokens(mask, special_tokens, model.language.special_tokens)
+    return at_least_float32(model.head(RetrievalHeads).texts(queries, counted))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -169,12 +171,18 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
-def counted_tokens(mask: Bool[Tensor, "text token"], special_tokens: bool) -> Bool[Tensor, "text token"]:
-    """Return the mask of each text's tokens, with or without [CLS], its first token, and [SEP], its last."""
+def counted_tokens(
+    mask: Bool[Tensor, "text token"], special_tokens: bool, added: SpecialTokens = BERT
+) -> Bool[Tensor, "text token"]:
+    """Return the mask of each text's tokens, with or without special tokens.
+
+    Args:
+        added: the special tokens that the tokenizer adds; BERT's are [CLS], a text's first token, and [SEP], its last.
+    """
     if special_tokens:
         return mask
     positions = torch.arange(mask.shape[1], device=mask.device)
-    return mask & (positions > 0) & (positions < mask.sum(dim=1, keepdim=True) - 1)
+    return mask & (positions >= added.before) & (positions < mask.sum(dim=1, keepdim=True) - added.after)
 
 
 def concatenate(encoded: list[Encoded]) -> Encoded:

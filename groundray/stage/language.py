@@ -58,12 +58,15 @@ class LanguageStage:
 
         Raises:
             FileNotFoundError, ValueError: shards are missing, of another kind, or fewer than a batch; or the tokenizer
-                has no [MASK].
+                has no mask token.
         """
         stage: config.MaskedLanguage = settings.stage("language")
-        word_pieces = WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens)
-        if word_pieces.backend.token_to_id("[MASK]") is None:
-            raise ValueError("stage language: the tokenizer has no [MASK]: give another (model.language.tokenizer)")
+        word_pieces = WordPieceTokenizer.of(tokenizer, stage.max_tokens)
+        if word_pieces.mask_id is None:
+            raise ValueError(
+                "stage language: the tokenizer has no mask token, as [MASK]: give another (model.language.tokenizer), "
+                "or leave the stage out (stages)"
+            )
 
         def read(shards: str, shuffle: bool) -> Source:
             dataset = Dataset.open(shards, "text", "captions")
@@ -79,7 +82,7 @@ class LanguageStage:
         set_language_dropout(model, self.settings.language_dropout)
 
     def encode(self, model: GroundedModel, batch: TextBatch) -> Predicted:
-        embeddings = model.language.bert.embeddings.word_embeddings.weight
+        embeddings = model.language.encoder.get_input_embeddings().weight
         every = batch.targets.flatten()
         masked = (every != IGNORE_INDEX).nonzero().squeeze(1)
         if len(masked) == 0:

@@ -108,7 +108,7 @@ def scene_graphs(
     """Return a source of scene graphs: shuffled, for training, or in the data set's order, for validation."""
     vocabulary = vocabulary_of(dataset)
     samples = SceneGraphSamples(
-        tokenizer=WordPieceTokenizer(tokenizer.backend_tokenizer.to_str(), stage.max_tokens),
+        tokenizer=WordPieceTokenizer.of(tokenizer, stage.max_tokens),
         image_inputs=centre_crop(stage, settings.model.image_size, training=shuffle),
         predicates=len(vocabulary["predicates"]),
         classes=len(vocabulary["classes"]),
@@ -120,13 +120,15 @@ def encode(model: GroundedModel, batch: SceneGraphBatch, special_tokens: bool) -
     """Return the scores of a batch's triplets and the logits of its objects. The batch may have none of either.
 
     Args:
-        special_tokens: whether the mean over a phrase includes [CLS] and [SEP].
+        special_tokens: whether the mean over a phrase includes special tokens, such as [CLS] and [SEP].
     """
     module = model.head(RelationalModule)
     V = model.visual(batch.images) if len(batch) else model.visual.empty()
     if len(batch.tokens):
         tokens = model.language(batch.tokens, batch.attention_mask)
-        phrases = mean_of_valid(tokens, counted_tokens(batch.attention_mask, special_tokens))
+        phrases = mean_of_valid(
+            tokens, counted_tokens(batch.attention_mask, special_tokens, model.language.special_tokens)
+        )
     else:
         phrases = V.new_zeros(0, model.width)
     objects = module.attention(phrases, V, batch.image)

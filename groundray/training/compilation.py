@@ -6,6 +6,7 @@ import os
 import shutil
 
 from groundray.config import Settings, SettingsError
+from groundray.model import encoder_layout
 from groundray.model.grounded import GroundedModel
 
 COMPILERS = ("g++", "clang++", "c++")
@@ -31,5 +32,5 @@ def compile_parts(model: GroundedModel) -> None:
     One compilation serves all lengths of texts. Dropout takes torch's own random numbers, so that its masks are those
     of the model that is not compiled.
     """
-    for part in (model.visual.attention, model.language.bert.encoder):
+    for part in (model.visual.attention, *encoder_layout.body(model.language.encoder)):
         part.compile(dynamic=True, options={"fallback_random": True})

@@ -15,6 +15,7 @@ from groundray.config import Settings
 from groundray.data.plan import Cursor
 from groundray.data.stream import CachedBatches, Step
 from groundray.distributed import barrier
+from groundray.model.freezing import hold_rows
 from groundray.model.grounded import GroundedModel
 from groundray.model.lora import add_adapters, remove_adapters
 from groundray.rng import hash64, hash_name
@@ -46,6 +47,7 @@ def train_stage(
     stage.prepare(model)
     add_adapters(model, stage.name, stage_settings.trained, settings.run.seed)
     optimizer = make_optimizer(model, stage_settings.optimizer)
+    hold_rows(optimizer, model.language.frozen_rows)
     held_out = CachedBatches(lambda: worker.batches(stage.val, Cursor(), epochs=1))
     timer = StepTimer(worker.device, worker.world_size, stage_settings.precision, settings.scaling.peak_tflops)
     decay = stage_settings.optimizer.ema

@@ -38,6 +38,7 @@ from groundray.training import identity
 from groundray.training.attempts import Attempt
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.compilation import check_compiler
+from groundray.training.encoder_check import check_encoder
 from groundray.training.identity import Identity
 from groundray.training.jpeg_decoding import check_decoder
 from groundray.training.layout import CHECKPOINTS, features_folder, folder_of
@@ -149,6 +150,7 @@ def check(settings: Settings) -> CheckedRun:
     tokenizer = load_tokenizer(settings.model.language)
     trunk = settings.model.trunk
     check_trunk(trunk.name, "none" if settings.run.start_from else trunk.weights, settings.model.image_size)
+    check_encoder(settings, tokenizer)
     start = export.about(settings.run.start_from) if settings.run.start_from else None
     start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()
     for index, name in enumerate(settings.stages):

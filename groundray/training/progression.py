@@ -18,6 +18,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead
 from groundray.model.pretrained import load_masked_language_head
 from groundray.model.weights import fill
+from groundray.special_tokens import SpecialTokens
 from groundray.stage.protocol import Metrics, Stage
 from groundray.stage.stages import NEEDS
 from groundray.storage.folder import Folder
@@ -48,6 +49,7 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
     keep_freed_memory()
     store, start = recovery.begin(run.folder, [stage.name for stage in run.stages], worker, run.made_with)
     model, heads = initial_model(run.settings)
+    model.language.special_tokens = SpecialTokens.of(run.tokenizer.backend_tokenizer)
     model.to(worker.device)
     if run.settings.scaling.compile:
         compile_parts(model)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 from search_fixtures import SearchPaths
+from tokenizers import Tokenizer, models
 
 from groundray import serve
 from groundray.analysis.inputs.embedding import Embedder
@@ -110,16 +111,16 @@ def test_words_with_a_category_take_precedence(tmp_path: Path, monkeypatch: pyte
 
 def test_unknown_words_are_counted(place: SearchPaths, tmp_path: Path) -> None:
     folder = write_norms(tmp_path, "x,red,\nx,blue,\nx,漢字,\n")
-    space = WordSpace.open(place.checkpoint, folder, {})
+    space = WordSpace.open(place.checkpoint, folder, Tokenizer(models.WordPiece({})))
     assert [word.text for word in space.words.shown] == ["red", "blue"]
     assert space.words.omitted == 1
     with pytest.raises(ValueError, match=r"expected words that the model knows in .*, got none"):
-        WordSpace.open(place.checkpoint, write_norms(tmp_path, "x,漢字,\n"), {})
+        WordSpace.open(place.checkpoint, write_norms(tmp_path, "x,漢字,\n"), Tokenizer(models.WordPiece({})))
 
 
 def test_without_norms_the_tokenizers_words_are_shown(place: SearchPaths) -> None:
     pieces = {"[CLS]": 0, "a": 1, "red": 2, "##ed": 3, "blue": 4, ",": 5}
-    space = WordSpace.open(place.checkpoint, None, pieces)
+    space = WordSpace.open(place.checkpoint, None, Tokenizer(models.WordPiece(pieces, unk_token="[CLS]")))
     assert [word.text for word in space.words.shown] == ["red", "blue"]
     assert len(space.models["grounded"].at) == 2  # fewer words than axes
 

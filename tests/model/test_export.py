@@ -18,7 +18,7 @@ from groundray.analysis.inputs.embedding import Embedder
 from groundray.model import export
 from groundray.model.build import build_head, build_model
 from groundray.model.grounded import GroundedModel
-from groundray.model.pretrained import load_bert, load_tokenizer
+from groundray.model.pretrained import load_encoder, load_tokenizer
 from groundray.model.trunk import build_trunk
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged
@@ -238,7 +238,7 @@ def test_language_stream_alone_is_compared_with_its_seals(exported: Path, tmp_pa
     """It loads in transformers as before, and groundray names the damaged file."""
     stream = Path(shutil.copytree(exported / "language", tmp_path / "copied"))
     flip(stream / "model.safetensors")
-    for load in (lambda: Embedder.load(stream), lambda: load_bert(config.Language(name=str(stream)))):
+    for load in (lambda: Embedder.load(stream), lambda: load_encoder(config.Language(name=str(stream)))):
         with pytest.raises(Damaged, match=f"{stream}/model.safetensors is damaged: .*delete seals.json"):
             load()
     load_tokenizer(config.Language(name=str(stream)))  # reads no weights

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import SmallWorld
+from transformers import BertModel
 
 from groundray import config
 from groundray.model.build import build_head, build_model
 from groundray.model.freezing import freeze, set_dropout, set_language_dropout
 from groundray.model.grounded import GroundedModel
+from groundray.model.language_stream import LanguageStream
 from groundray.training.preflight import preview
 
 
@@ -93,8 +95,10 @@ def test_frozen_trunk_makes_no_graph(model: GroundedModel) -> None:
 
 
 def test_language_dropout_covers_hidden_and_attention_dropout(model: GroundedModel) -> None:
+    configuration = model.language.encoder.config
+    configuration.attention_probs_dropout_prob = 0.2
+    model.language = LanguageStream(BertModel(configuration, add_pooling_layer=False))
     bert = model.language.bert
-    bert.config.attention_probs_dropout_prob = 0.2
     rates = {name: module.p for name, module in bert.named_modules() if isinstance(module, torch.nn.Dropout)}
     assert len(rates) == 1 + 3 * 2  # of the embeddings; weights, their output and the FFN of two layers
     set_language_dropout(model, 0.4)

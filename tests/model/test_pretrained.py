@@ -24,7 +24,7 @@ def test_missing_tokenizer_is_named(language: config.Language, message: str) -> 
 
 def test_missing_weights_are_named_with_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"weights from '/no/such/bert' .*model\.language\.name"):
+    with pytest.raises(ValueError, match=r"configuration from '/no/such/bert' .*model\.language\.name"):
         build_language(config.Language(name="/no/such/bert"))
 
 

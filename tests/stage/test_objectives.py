@@ -27,6 +27,7 @@ from groundray.loss.sigmoid_loss import sigmoid_loss
 from groundray.model.build import learn_logits
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MAX_SCALE, GroundingHeads
+from groundray.special_tokens import BERT
 from groundray.stage.contrastive import Encoded
 from groundray.stage.grounding import GroundingStage
 from groundray.training.gradient_sums import GradientSums
@@ -85,6 +86,8 @@ class Visual(nn.Linear):
 
 
 class Language(nn.Embedding):
+    special_tokens = BERT
+
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         return super().forward(tokens)
 

@@ -22,10 +22,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from tokenizers import Encoding
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundray.model import export
-from groundray.model.pretrained import local_copy, locate, quiet
+from groundray.model.encoder_layout import max_tokens
+from groundray.model.pretrained import local_copy, locate, quiet, read_text_model, read_tokenizer
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged
 
@@ -35,9 +36,7 @@ MODULES = "modules.json"  # file of sentence-transformers
 PIECES_A_BATCH = 4_096
 TEXTS_A_BLOCK = 4_096  # that are cut into word pieces at once: the library's encodings take some kB each
 SHOWN = 5
-POOLER = (
-    "pooler"  # output for the first token: unused here, and randomly initialised by transformers if a folder lacks it
-)
+POOLER = "pooler"  # output for the first token, which is not used here
 
 # where a file is missing, damaged or another model's, transformers raises all kinds of errors, tokenizers a plain one
 UNREADABLE = Exception
@@ -104,10 +103,7 @@ class Embedder:
         self._tokenizer, self._pieces = tokenizer, tokenizer.backend_tokenizer
         self._pieces.no_padding()
         self._pieces.no_truncation()
-        self._most = min(
-            int(tokenizer.model_max_length),
-            int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length),
-        )
+        self._most = min(int(tokenizer.model_max_length), max_tokens(model) or int(tokenizer.model_max_length))
         self._check()
         self.about = _about(options)
         self.digest = _digest(model, self._pieces.to_str(), options)
@@ -281,31 +277,26 @@ def _stream(place: str | Path) -> str:
 def _load(name: str, place: str, options: Options) -> Embedder:
     with quiet():
         try:
-            loaded: Any = AutoModel.from_pretrained(
-                place, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-            )
+            model, missing = read_text_model(place)
         except UNREADABLE as error:
             raise ValueError(
                 f"cannot load a language model from {name} ({_reason(error)}): give a folder with config.json, weights "
                 "and a tokenizer, as an export's language/, or `minilm`, which installs as a package"
             ) from None
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            tokenizer = read_tokenizer(place)
         except UNREADABLE as error:
             raise ValueError(
                 f"{name}: expected a tokenizer beside the model, found none to read ({_reason(error)})"
             ) from None
-    model, report = loaded
-    if missing := sorted(one for one in report["missing_keys"] if POOLER not in one):
+    if missing:
         raise ValueError(f"{name} lacks weights of its model: {', '.join(missing[:SHOWN])}")
-    # without a tokenizer file, transformers makes a tokenizer of special tokens alone
-    if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) <= len(tokenizer.all_special_ids):
+    if tokenizer is None:
         raise ValueError(
             f"{name}: expected a fast tokenizer (tokenizer.json or vocab.txt) beside the model, found none: "
             "copy the one that the model was trained with there"
         )
-    part = model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "text_model", model)
-    return Embedder(name, part, tokenizer, options)
+    return Embedder(name, model, tokenizer, options)
 
 
 def _reason(error: Exception) -> str:

@@ -90,7 +90,8 @@ def similarities(
         ids, lengths = tokenizer.encode(texts[start : start + TEXTS])
         tokens = torch.from_numpy(ids.astype(np.int64))
         mask = torch.arange(tokens.shape[1]) < torch.from_numpy(lengths)[:, None]
-        counts, longest = counted_tokens(mask, special_tokens), int(lengths.max())
+        counts = counted_tokens(mask, special_tokens, model.language.special_tokens)
+        longest = int(lengths.max())
         hidden = heads.language(model.language(tokens[:, :longest], mask[:, :longest]))
         if alignment == "pooled":
             (hidden, counts), longest = pooled_texts(hidden, counts[:, :longest]), 1
