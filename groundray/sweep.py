@@ -114,8 +114,8 @@ def build_parser(defaults: Defaults = DEFAULTS) -> argparse.ArgumentParser:
         default=defaults.metric,
         required=defaults.metric is None,
         metavar="STAGE/METRIC",
-        help="validation metric that compares trials; its stage is the last that they train"
-        + (f" (default: {defaults.metric})" if defaults.metric else " (required)"),
+        help="validation metric that compares trials, or a stage for the metric of its `best`; the last stage that "
+        "they train" + (f" (default: {defaults.metric})" if defaults.metric else " (required)"),
     )
     parser.add_argument(
         "--order", choices=("min", "max"), help="which values are better (default: min for a loss or rank, else max)"
@@ -170,7 +170,7 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     return Sweep(
         settings=settings,
         spaces=swept,
-        metric=Metric.parse(options.metric, options.order),
+        metric=Metric.parse(options.metric, options.order, settings),
         search=options.search or ("grid" if all(space.kind == "choice" for space in swept) else "random"),
         num_samples=options.num_samples,
         seeds=options.seeds,

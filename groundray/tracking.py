@@ -254,12 +254,20 @@ class _Log:
         epoch_steps = self._epoch_steps.get(file.stage)
         if not file.after or not epoch_steps:
             return True
-        done = range(*(cursor.epoch * epoch_steps + cursor.step + 1 for cursor in (file.after, file.until)))
-        epochs = range(file.after.epoch + 1, file.until.epoch + 1)
-        return not all(step in steps for step in done) or not all(end * epoch_steps in validated for end in epochs)
+        first, last = (cursor.epoch * epoch_steps + cursor.step for cursor in (file.after, file.until))
+        ends = (end * epoch_steps for end in range(file.after.epoch + 1, file.until.epoch + 1))
+        # one at an edge may be in this file or in its neighbour
+        every = self._settings.stage(file.stage).validate_every_steps
+        within = (
+            step for step in range(first, last + 1) if every and (inside := step % epoch_steps) and not inside % every
+        )
+        return not (
+            all(step in steps for step in range(first + 1, last + 1))
+            and all(step in validated for step in (*ends, *within))
+        )
 
     def metrics(self, events: Iterable[Event]) -> None:
-        """Log each event once: steps as `grounding/loss`, validation as `grounding/val/loss`, a stage's best epoch as
+        """Log each event once: steps as `grounding/loss`, validation as `grounding/val/loss`, a stage's best weights as
         `grounding/best/loss`, and recovery as `recovery/...` with the attempt's number as the step."""
         from mlflow.entities import Metric
 
@@ -299,12 +307,20 @@ class _Log:
         """Log the result and the model, and end the MLflow run."""
         if result is not None:
             self._client.log_dict(self._run_id, result, "result.json")
+            for stage, choice in result.get("best", {}).items():
+                self._client.set_tag(self._run_id, f"{stage}.best", describe_choice(choice))
             if self._attaches_model:
                 size = sum((folder / "model").sizes().values())
                 self._progress(size / UPLOAD_BYTES_PER_SECOND)
                 _attach_model(self._client, self._run_id, folder)
                 self._progress(0.0)
         self._client.set_terminated(self._run_id, status)
+
+
+def describe_choice(choice: Mapping[str, Any]) -> str:
+    """Return how a stage's weights were chosen (`TrainState.choice`) as a line."""
+    where = f"epoch {choice['epoch']}, step {choice['step']} of {choice['last_step']}"
+    return f"{where}, by {choice['by']}; {choice['ended']}"
 
 
 def _logged_steps(client: Any, run_id: str, settings: Settings) -> dict[str, StepRanges]:

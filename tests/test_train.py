@@ -287,6 +287,7 @@ def test_a_dry_run_says_what_would_happen(
     assert "trains language stream: " in shown
     assert "train text: none of 360 captions is cut, the longest has " in shown
     assert "val text: none of 20 captions is cut, the longest has " in shown
+    assert "validation: at the end of each epoch, best: lowest loss\n" in shown
     assert "warning" not in shown
     assert not (tmp_path / "runs").exists()
 

@@ -160,12 +160,16 @@ class Reporter:
                 self._show_step(event)
             case EpochDone():
                 suffix = "  best so far" if event.best else ""
+                at = "" if event.ends_epoch else f" at step {event.step}"
                 self._print_metrics(
-                    f"{event.stage}  epoch {event.epoch + 1}/{event.epochs}  validation", event.metrics, suffix
+                    f"{event.stage}  epoch {event.epoch + 1}/{event.epochs}  validation{at}", event.metrics, suffix
                 )
             case StageDone():
                 self.close()
-                self._print_metrics(f"{event.stage}  done, best epoch", event.metrics)
+                best = "" if event.best_epoch is None else f" {event.best_epoch + 1}, step {event.best_step}"
+                self._print_metrics(f"{event.stage}  done, best epoch{best}", event.metrics)
+                if event.ended.startswith("stopped early"):
+                    self.console.print(f"{event.stage}  {event.ended}")
 
     def close(self) -> None:
         """Take the live bar off the terminal."""

@@ -5,6 +5,8 @@ Settings that cannot work together fail here, before any worker starts.
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -193,11 +195,17 @@ class Scaling(Section):
 
 
 class Checkpoints(Section):
-    """Checkpoint intervals within an epoch. The end of an epoch always writes a checkpoint."""
+    """Checkpoint intervals, and which checkpoints are kept. Every validation writes a checkpoint, whatever the
+    interval."""
 
     every_minutes: Positive = Field(default=5.0, description="minutes between checkpoints, more than 0")
     every_steps: Count | None = Field(
         default=None, description="steps between checkpoints, at least 1; null: only by time"
+    )
+    keep_every: Count | None = Field(
+        default=None,
+        description="keep the checkpoint of every so many-th validation of a stage, at least 1, beside the last and "
+        "the best; null: none",
     )
 
 
@@ -460,6 +468,15 @@ class Trained(TrainedVisual, TrainedLanguage):
     """The parts of both streams that a stage trains. Other parts are frozen and run in eval mode."""
 
 
+def _criterion(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"[^\s:]+:(min|max)", text):
+        metric, _, direction = text.partition(":")
+        near = difflib.get_close_matches(direction, ("min", "max"), n=1)
+        hint = f" (did you mean '{metric}:{near[0]}'?)" if metric and near else ""
+        raise ValueError(f"expected METRIC:min or METRIC:max, as loss:min, got {text!r}{hint}")
+    return text
+
+
 class Stage(Section):
     """Settings that all stages have."""
 
@@ -481,6 +498,21 @@ class Stage(Section):
     )
     new_head: bool = Field(
         default=False, description="initialize the stage's head, even if the `run.start_from` model has one"
+    )
+    best: Annotated[str | None, AfterValidator(_criterion), ADDED] = Field(
+        default=None,
+        description="the validation metric that chooses the weights with which the stage ends, and its direction, as "
+        "loss:min or text_to_image/recall@10:max; null: the stage's own",
+    )
+    patience: Annotated[Count | None, ADDED] = Field(
+        default=None,
+        description="consecutive validations without a new best after which the stage ends early, at least 1; null: "
+        "it never does",
+    )
+    validate_every_steps: Annotated[Count | None, ADDED] = Field(
+        default=None,
+        description="steps of an epoch between validations within it, at least 1 and at most the steps of an epoch, "
+        "beside the one at its end; null: only that one",
     )
 
     @model_validator(mode="after")

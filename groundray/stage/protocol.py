@@ -7,6 +7,7 @@ The loop does not know which stage it runs. To add a stage, implement `Stage` in
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -25,8 +26,11 @@ Metrics = dict[str, float]
 Scalars = Mapping[str, Tensor]  # metrics that are still on the device
 
 
+Direction = Literal["min", "max"]
+
+
 class Best(NamedTuple):
-    """The criterion for the best epoch of a stage.
+    """The criterion for the best validation of a stage.
 
     Attributes:
         metric: a name among the stage's `metric_names`.
@@ -34,7 +38,16 @@ class Best(NamedTuple):
     """
 
     metric: str
-    mode: Literal["min", "max"]
+    mode: Direction
+
+    def __str__(self) -> str:
+        return f"{self.metric}:{self.mode}"
+
+    @staticmethod
+    def parse(text: str) -> Best:
+        """Return the criterion of a setting `best`, such as `loss:min`."""
+        metric, _, mode = text.rpartition(":")
+        return Best(metric, "min" if mode == "min" else "max")
 
     def beats(self, new: float, old: float | None) -> bool:
         """Return whether a new value is better than the best so far (None before the first finite one).
@@ -45,6 +58,13 @@ class Best(NamedTuple):
         if not math.isfinite(new):
             return False
         return old is None or not math.isfinite(old) or (new < old if self.mode == "min" else new > old)
+
+
+def direction_of(metric: str) -> Direction | None:
+    """Return which values of a metric are better, by its name; None for a name that does not tell."""
+    if metric.endswith(("loss", "perplexity", "_rank")):
+        return "min"
+    return "max" if re.search(r"(accuracy|recall@\d+|top\d+)$", metric) else None
 
 
 LOWEST_LOSS = Best("loss", "min")
@@ -82,7 +102,7 @@ class Stage(Protocol):
 
     @property
     def best(self) -> Best:
-        """Validation metric that chooses the epoch whose weights are kept."""
+        """Validation metric that chooses the weights with which the stage ends, unless the settings name one."""
         ...
 
     @property
@@ -92,7 +112,7 @@ class Stage(Protocol):
 
     @property
     def sees_images(self) -> bool:
-        """True if batches hold images. The best epoch is then validated a second time with blank images."""
+        """True if batches hold images. The best weights are then validated a second time with blank images."""
         ...
 
     @property
@@ -136,6 +156,20 @@ class Stage(Protocol):
             steps: the rank's part of each validation batch.
         """
         ...
+
+
+def criterion(stage: Stage) -> Best:
+    """Return what chooses the best validation of a stage: the criterion of its settings, else its own."""
+    return Best.parse(stage.settings.best) if stage.settings.best else stage.best
+
+
+def check_reported(setting: str, metric: str, stage: Stage) -> None:
+    """Raise SettingsError, with all metrics that there are, if a stage does not report the metric of a setting."""
+    if metric not in stage.metric_names:
+        raise config.SettingsError(
+            f"{setting}: stage {stage.name} reports {', '.join(stage.metric_names)}, got {metric!r}"
+            + config.did_you_mean(metric, stage.metric_names)
+        )
 
 
 def source(settings: config.Settings, stage: config.Stage, dataset: Dataset, samples: Samples, shuffle: bool) -> Source:

@@ -9,7 +9,8 @@
     RUN/history/grounding-00003-000012-a0002-3f9a81c0.jsonl  the steps since the previous checkpoint: history.py
 
 The manifest holds the size and SHA-256 of each file, the cursor, and the name of the stage's best checkpoint so far.
-A stage keeps its last two checkpoints, its best one, and the one before the best. An attempt sees only those that it
+A stage keeps its last two checkpoints, its best one, the one before the best, and those that `checkpoints.keep_every`
+asked for when they were written. An attempt sees only those that it
 accepts (attempts.py). Nothing is ever unpickled.
 
 The format is checked before anything else. A checkpoint of another format is whole, for another version of groundray:
@@ -69,6 +70,9 @@ class Checkpoint:
         metrics: the validation metrics of the best one.
         skipped: steps left out because their loss or gradient was not finite.
         saved_at: when the state was copied from the model, in seconds since 1970.
+        validated: True if its weights are validated.
+        stale: consecutive validations without a new best.
+        kept: True if it is kept whatever comes after it.
     """
 
     name: str
@@ -79,15 +83,24 @@ class Checkpoint:
     metrics: dict[str, float]
     skipped: int = 0
     saved_at: float = 0.0
+    validated: bool = False
+    stale: int = 0
+    kept: bool = False
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The record of a finished stage: its metrics, and its best checkpoint, which holds the resulting weights."""
+    """The record of a finished stage.
+
+    Attributes:
+        best: its best checkpoint, which holds the resulting weights.
+        choice: how it was chosen: `TrainState.choice`; empty in a record of an earlier version.
+    """
 
     name: str
     metrics: dict[str, float]
     best: str
+    choice: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,8 @@ class CheckpointStore:
     def committed(self, stage: str) -> list[Checkpoint]:
         """Returns the stage's checkpoints, oldest first, without those whose manifest cannot be read."""
         checkpoints = [self._read(name) for name in self._manifests(stage)]
-        return sorted((checkpoint for checkpoint in checkpoints if checkpoint), key=lambda c: c.cursor)
+        # a run that was stopped in a validation has two checkpoints at that step
+        return sorted((one for one in checkpoints if one), key=lambda one: (one.cursor, one.validated))
 
     def last(self, stage: str) -> Checkpoint | None:
         """Returns the stage's newest checkpoint, unverified; an attempt resumes from the last `usable` one."""
@@ -136,7 +150,7 @@ class CheckpointStore:
                 except Damaged as error:
                     warn(f"{error}; the stage resumes from its last checkpoint")
                     continue
-                return Finished(name, record["metrics"], record["best"])
+                return Finished(name, record["metrics"], record["best"], record.get("choice", {}))
         return None
 
     def check_formats(self) -> None:
@@ -152,12 +166,19 @@ class CheckpointStore:
                 elif (self.folder / name).exists(MANIFEST):
                     self._manifest(name)
 
-    def mark_finished(self, stage: str, metrics: Mapping[str, float], best: str, lines: tuple[str, ...] = ()) -> None:
-        """Write the record of a finished stage, and its last lines of history."""
+    def mark_finished(
+        self,
+        stage: str,
+        metrics: Mapping[str, float],
+        best: str,
+        lines: tuple[str, ...] = (),
+        choice: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the record of a finished stage (`Finished`), and its last lines of history."""
         self.attempt.ensure_current()
         name = self.attempt.name(f"{stage}-done")
         history.write(self.attempt.run, name, lines)
-        record = {"format": FORMAT, "stage": stage, "metrics": dict(metrics), "best": best}
+        record = {"format": FORMAT, "stage": stage, "metrics": dict(metrics), "best": best, "choice": choice or {}}
         self.folder.write_sealed(f"{name}.json", record)
 
     def name(self, stage: str, cursor: Cursor) -> str:
@@ -200,7 +221,7 @@ class CheckpointStore:
     def _delete_superfluous(self, stage: str) -> None:
         """Delete a stage's older checkpoints, and those that killed attempts left half written."""
         committed = self.committed(stage)
-        kept = set()
+        kept = {checkpoint.name for checkpoint in committed if checkpoint.kept}
         for checkpoint in committed[-KEEP_LAST:]:
             best = next((index for index, other in enumerate(committed) if other.name == checkpoint.best), 0)
             # if the best is damaged, the run resumes from the one before it, which needs its own best
@@ -312,6 +333,9 @@ class CheckpointStore:
         except (Damaged, FileNotFoundError):
             return None
         fields = {key: manifest[key] for key in ("stage", "done", "best", "metrics", "skipped", "saved_at")}
+        # an earlier version validated at the ends of epochs alone, and wrote none of these
+        fields |= {"validated": not manifest["step"]}
+        fields |= {key: manifest[key] for key in ("validated", "stale", "kept") if key in manifest}
         return Checkpoint(name=name, cursor=Cursor(manifest["epoch"], manifest["step"]), **fields)
 
     def _manifest(self, name: str) -> dict[str, Any]:

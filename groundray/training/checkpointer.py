@@ -1,4 +1,4 @@
-"""Decides when a stage's checkpoint is written, writes it beside training, and reports steps, epochs and the stage."""
+"""Decides when a stage's checkpoint is written, writes it beside training, and reports what the stage has done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from groundray.config import Settings
 from groundray.data.stream import Step
-from groundray.stage.protocol import Metrics
+from groundray.stage.protocol import Metrics, criterion
 from groundray.training import history
 from groundray.training.checkpoint import CheckpointStore, take_snapshot
 from groundray.training.events import EpochDone, Notice, StageDone, StepDone
@@ -26,7 +26,7 @@ HEARTBEAT_SECONDS = 2.0
 
 
 class Checkpointer:
-    """Writes the checkpoints of a stage from rank 0, on a thread: at the end of each epoch, within an epoch at the
+    """Writes the checkpoints of a stage from rank 0, on a thread: after each validation, between them at the
     intervals of the `checkpoints` settings, and at once if the worker is asked to stop.
 
     Every rank has one, since every rank judges each step; only rank 0 writes.
@@ -75,7 +75,7 @@ class Checkpointer:
         self._unjudged = step
         if before:
             self._judge(before)
-        if batch.ends_epoch or not self._defers:
+        if self.state.validation_is_due or not self._defers:
             self._judge(step)
             self._unjudged = None
         if self.worker.rank == 0:
@@ -110,7 +110,7 @@ class Checkpointer:
             Stopped: the worker was asked to stop.
         """
         reason = self.worker.stop_reason()
-        is_due = not step.batch.ends_epoch and self._is_due()
+        is_due = not self.state.validation_is_due and self._is_due()
         if not (reason or is_due) or (self._unjudged and not step.is_finite):
             return
         self._report_step(step)
@@ -118,23 +118,45 @@ class Checkpointer:
             self._stop(reason)
         self._save()
 
-    def epoch_done(self, scores: Metrics) -> None:
-        """Report an epoch's validation, and write its checkpoint."""
+    def validation_done(self, scores: Metrics) -> None:
+        """Report a validation, and write its checkpoint."""
         state, epoch = self.state, self.state.cursor.epoch
-        is_best = state.epoch_done(scores, self.store)
-        epochs, metric = state.stage.settings.epochs, state.stage.best.metric
-        self._report(EpochDone(state.stage.name, epoch, epochs, state.done, is_best, scores))
+        is_best = state.validation_done(scores, self.store)
+        epochs, metric, ends_epoch = state.stage.settings.epochs, criterion(state.stage).metric, not state.cursor.step
+        self._report(
+            EpochDone(
+                state.stage.name,
+                epoch,
+                epochs,
+                state.done,
+                is_best,
+                scores,
+                ends_epoch=ends_epoch,
+                stale=state.stale,
+            )
+        )
         if self.worker.rank == 0 and not math.isfinite(scores[metric]):
-            text = f"{state.stage.name}, epoch {epoch + 1}: {metric} of the validation is {scores[metric]:g}"
+            when = f"epoch {epoch + 1}" if ends_epoch else f"step {state.done}"
+            text = f"{state.stage.name}, {when}: {metric} of the validation is {scores[metric]:g}"
             self.worker.emit(Notice(f"{text}, which is never the best"))
         self._save()
 
     def stage_done(self, metrics: Metrics) -> None:
         """Record that the stage is finished, so that it is not trained again, and report it."""
         state = self.state
-        event = StageDone(state.stage.name, state.done, metrics)
-        if self.worker.rank == 0 and state.best:
-            self.store.mark_finished(state.stage.name, metrics, state.best[0], (history.to_line(event),))
+        assert state.best  # `load_best` has loaded it
+        best = self.store.get(state.best[0])
+        choice = state.choice(best)
+        event = StageDone(
+            state.stage.name,
+            state.done,
+            metrics,
+            best_epoch=choice["epoch"] - 1,
+            best_step=best.done,
+            ended=state.ending,
+        )
+        if self.worker.rank == 0:
+            self.store.mark_finished(state.stage.name, metrics, best.name, (history.to_line(event),), choice)
         self._pool.shutdown()
         self._report_recovery()
         self.worker.emit(event)
@@ -199,7 +221,7 @@ class Checkpointer:
             return
         self.wait()
         state = self.state
-        checkpoint = state.checkpoint(self.store)
+        checkpoint = state.checkpoint(self.store, self._settings.checkpoints.keep_every)
         snapshot = take_snapshot(checkpoint, state.model, state.optimizer, tuple(self._history), state.average)
         self._writing = self._pool.submit(self.store.save, snapshot)
         self._history.clear()

@@ -178,16 +178,16 @@ def _run(run: Folder, files: _Files, idle_seconds: float) -> Iterator[Item]:
     complete, active = is_complete(run), is_active(run, idle_seconds)
     kept = "the run is active" if active else "" if complete else "needed to resume the run"
     try:
-        needed = _best(run, files) if complete else set()
+        needed = _needed(run, files) if complete else {}
         dead = {} if active else _superseded(run, files)
     except OtherFormat:
-        needed, dead, kept = set(), {}, "of another version of groundray"
+        needed, dead, kept = {}, {}, "of another version of groundray"
     for (parent, name), size in dead.items():
         rest = files.take(f"{parent}/{name}")
         yield Item("attempts", run / parent, (name,), size, max(rest.times.values(), default=0.0), "", run)
     names = {name.split("/")[1] for name in files.sizes if name.startswith(f"{CHECKPOINTS}/")}
     for name in sorted(names):
-        reason = kept or ("the best of its stage" if name in needed or "-done-" in name else "")
+        reason = kept or needed.get(name, "")
         yield files.take(f"{CHECKPOINTS}/{name}").item("checkpoints", run / CHECKPOINTS, (name,), reason, run)
     for kind, folder, reason in (
         ("state", RAY, kept),
@@ -220,11 +220,16 @@ def _superseded(run: Folder, files: _Files) -> dict[tuple[str, str], int]:
     return sizes
 
 
-def _best(run: Folder, files: _Files) -> set[str]:
-    """Return the names of the best checkpoints of the finished stages of a run."""
-    store = CheckpointStore.at(run)
-    stages = {match[1] for name in files.sizes if (match := re.fullmatch(rf"{CHECKPOINTS}/(\w+)-done-.+", name))}
-    return {finished.best for stage in stages if (finished := store.finished(stage))}
+def _needed(run: Folder, files: _Files) -> dict[str, str]:
+    """Return the names of checkpoints of a complete run that stay, each with the reason in a few words."""
+    store, best = CheckpointStore.at(run), "the best of its stage"
+    needed: dict[str, str] = {}
+    for file in files.sizes:
+        if record := re.fullmatch(rf"{CHECKPOINTS}/((\w+)-done-.+)", file):
+            name, stage = record.groups()
+            needed |= {one.name: "kept by checkpoints.keep_every" for one in store.committed(stage) if one.kept}
+            needed |= {name: best, **({finished.best: best} if (finished := store.finished(stage)) else {})}
+    return needed
 
 
 def _features(cache: Folder, idle_seconds: float) -> Iterator[Item]:

@@ -30,7 +30,13 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch is validated; `best` is true if it is the stage's best so far."""
+    """A stage is validated, at the end of an epoch or within it.
+
+    Attributes:
+        best: true if it is the stage's best validation so far.
+        ends_epoch: false for a validation within an epoch.
+        stale: consecutive validations without a new best, this one included.
+    """
 
     stage: str
     epoch: int
@@ -39,16 +45,27 @@ class EpochDone:
     best: bool
     metrics: dict[str, float] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
+    ends_epoch: bool = True
+    stale: int = 0
 
 
 @dataclass(frozen=True)
 class StageDone:
-    """A stage is finished after `step` steps; `metrics` are those of its best epoch, where the next stage starts."""
+    """A stage is finished after `step` steps; `metrics` are those of its best weights, where the next stage starts.
+
+    Attributes:
+        best_epoch: the epoch of its best validation, from 0; None in the history of an earlier version.
+        best_step: the step of the stage after which that validation was.
+        ended: why the stage ended, in a few words.
+    """
 
     stage: str
     step: int
     metrics: dict[str, float]
     time: float = field(default_factory=time.time)
+    best_epoch: int | None = None
+    best_step: int | None = None
+    ended: str = ""
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,9 @@ def _start(note: Mapping[str, Any], order: Mapping[str, int]) -> Position:
     """Returns the position from which on the events of an attempt count, which those of older attempts do not reach."""
     if note["stage"] is None:  # all are finished
         return len(order), 0, 0
-    validated = 1 if note["step"] else 2  # at the end of an epoch, its validation is done
-    return order[note["stage"]], note["done"], validated
+    # an earlier version validated at the ends of epochs alone, and did not write it
+    validated = note.get("validated", not note["step"]) or not note["step"]
+    return order[note["stage"]], note["done"], 2 if validated else 1
 
 
 def _files(

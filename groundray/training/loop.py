@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from groundray.model.freezing import hold_rows
 from groundray.model.grounded import GroundedModel
 from groundray.model.lora import add_adapters, remove_adapters
 from groundray.rng import hash64, hash_name
-from groundray.stage.protocol import Metrics, Scalars, Stage
+from groundray.stage.protocol import Metrics, Scalars, Stage, criterion
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Checkpointer
 from groundray.training.events import StageStarted
@@ -39,7 +39,7 @@ from groundray.training.worker import Worker
 def train_stage(
     stage: Stage, model: GroundedModel, worker: Worker, store: CheckpointStore, start: Start, settings: Settings
 ) -> Metrics:
-    """Train a stage and return the metrics of its best epoch, whose weights are left in the model.
+    """Train a stage and return the metrics of its best validation, whose weights are left in the model.
 
     Resumes where the attempt starts.
     """
@@ -56,15 +56,15 @@ def train_stage(
     checkpointer = Checkpointer(state, worker, store, start, settings)
     worker.emit(StageStarted(stage.name, state.done, state.total_steps, stage_settings.epochs))
 
-    def end_epoch() -> None:
-        with averaged(state.average):
-            scores = validate(stage, model, checkpointer.stoppable(held_out))
-        checkpointer.epoch_done(scores)
-        timer.restart()
+    def validate_if_due() -> None:
+        if state.validation_is_due:
+            with averaged(state.average):
+                scores = validate(stage, model, checkpointer.stoppable(held_out))
+            checkpointer.validation_done(scores)
+            timer.restart()
 
-    if state.validation_is_due:
-        end_epoch()
-    steps = worker.batches(stage.train, state.cursor, stage_settings.epochs)
+    validate_if_due()
+    steps = until_end(worker.batches(stage.train, state.cursor, stage_settings.epochs), state)
     if worker.rank == 0:
         steps = profiled(steps, store.attempt.run, stage.name, worker.device, settings.run.profile)
     for batch in timer.timed_batches(steps):
@@ -75,12 +75,17 @@ def train_stage(
                 state.average.update(state.done + 1)
             samples = gather_sample_ids(batch) if settings.run.log_samples else None
         checkpointer.step_done(batch, scalars, learning_rates, timer.end_step(stage_settings.batch_size), samples)
-        if batch.ends_epoch:
-            end_epoch()
+        validate_if_due()
 
     best = load_best(state, store, checkpointer, held_out)
     checkpointer.stage_done(best)
     return best
+
+
+def until_end(steps: Iterator[Step], state: TrainState) -> Iterator[Step]:
+    """Yields the steps until the stage has ended; of one that had ended before, none is read."""
+    while not state.has_ended and (step := next(steps, None)):
+        yield step
 
 
 def update(
@@ -183,7 +188,7 @@ def validate(stage: Stage, model: GroundedModel, steps: Iterable[Step], blind: b
 def load_best(
     state: TrainState, store: CheckpointStore, checkpointer: Checkpointer, held_out: Iterable[Step]
 ) -> Metrics:
-    """Load the weights of the stage's best epoch on every rank, and return its metrics.
+    """Load the weights of the stage's best validation on every rank, and return its metrics.
 
     For a stage that sees images, they include `without_image/...`, measured with blank images.
 
@@ -194,8 +199,8 @@ def load_best(
     barrier()  # rank 0 has written what the other ranks read now
     if state.best is None:
         raise NotFinite(
-            f"{state.stage.name} ended without a finite validation of {state.stage.best.metric}, so no epoch is its "
-            "best: start another run (--run.name) with a lower learning rate or clip_norm"
+            f"{state.stage.name} ended without a finite validation of {criterion(state.stage).metric}, so no epoch is "
+            "its best: start another run (--run.name) with a lower learning rate or clip_norm"
         )
     name, metrics = state.best
     remove_adapters(state.model)

@@ -30,7 +30,7 @@ from groundray.model.lora import add_adapters
 from groundray.model.pretrained import load_tokenizer
 from groundray.model.timm_trunk import TIMM
 from groundray.model.trunk import build_trunk, check_trunk
-from groundray.stage.protocol import Stage, vocabulary_of
+from groundray.stage.protocol import Stage, check_reported, criterion, direction_of, vocabulary_of
 from groundray.stage.stages import NEEDS, STAGES
 from groundray.storage.folder import Folder, format_bytes
 from groundray.storage.object_store import is_store, probe
@@ -162,6 +162,7 @@ def check(settings: Settings) -> CheckedRun:
                 )
     stages = tuple(STAGES[name](settings, tokenizer) for name in settings.stages)
     for stage in stages:
+        _check_validations(stage)
         if start and stage.name in start_heads and not stage.settings.new_head:
             _check_start_vocabulary(stage, start.vocabulary[stage.name], str(settings.run.start_from))
         _check_warmup(stage)
@@ -269,6 +270,21 @@ def claim(run: CheckedRun) -> Identity:
     return identity.claim(run.folder, run.settings, run.fingerprints)
 
 
+def _check_validations(stage: Stage) -> None:
+    """Raise SettingsError if a stage cannot be validated, or its best chosen, as its settings say."""
+    best, every, steps = criterion(stage), stage.settings.validate_every_steps, stage.train.plan.steps
+    check_reported(f"{stage.name}.best", best.metric, stage)
+    if direction_of(best.metric) not in (None, best.mode):
+        right = best._replace(mode="max" if best.mode == "min" else "min")
+        better = "higher" if right.mode == "max" else "lower"
+        raise SettingsError(f"{stage.name}.best: expected {right}, since {better} is better, got {best}")
+    if every and every > steps:
+        raise SettingsError(
+            f"{stage.name}.validate_every_steps: expected at most {steps}, the steps of an epoch, got {every}: null "
+            "validates at the end of each epoch alone"
+        )
+
+
 def _check_start_vocabulary(stage: Stage, start: Vocabulary, origin: str) -> None:
     """Raise ValueError if a stage's data have another vocabulary than the head that the stage starts from."""
     for kind, words in start.items():
@@ -287,7 +303,8 @@ class StagePreview:
     """A preview of a stage.
 
     Attributes:
-        data: lines about the training shards, the validation shards, a window, their texts and trunk features.
+        data: lines about the training shards, the validation shards, a window, their texts, trunk features and
+            validations.
         trainable: number of trained parameters, by module.
     """
 
@@ -329,6 +346,7 @@ def preview(settings: Settings) -> Preview:
         workers = settings.scaling.min_workers
         windows = {stage.name: describe_window(stage.train.dataset, stage.train.plan, workers) for stage in run.stages}
         features = {stage.name: _describe_features(stage, settings) for stage in run.stages}
+        validations = {stage.name: _describe_validations(stage) for stage in run.stages}
         stages = [
             replace(
                 stage,
@@ -337,6 +355,7 @@ def preview(settings: Settings) -> Preview:
                     windows[stage.name],
                     *(line for part, line in texts.items() if part.partition(".")[0] == stage.name),
                     features[stage.name],
+                    validations[stage.name],
                 ),
             )
             for stage in stages
@@ -368,6 +387,15 @@ def _preview_stage(settings: Settings, name: str, problems: list[str]) -> StageP
         problems.append(f"{name}: {error}")
         trainable = {}
     return StagePreview(name, tuple(data), trainable)
+
+
+def _describe_validations(stage: Stage) -> str:
+    """Says when a stage is validated, what chooses its best validation, and what ends it early."""
+    every, patience, best = stage.settings.validate_every_steps, stage.settings.patience, criterion(stage)
+    within = f"every {every} steps of an epoch and " if every else ""
+    ends = f"; {patience} without a better one end the stage" if patience else ""
+    which = "lowest" if best.mode == "min" else "highest"
+    return f"validation: {within}at the end of each epoch, best: {which} {best.metric}{ends}"
 
 
 def _describe_features(stage: Stage, settings: Settings) -> str:

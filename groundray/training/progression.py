@@ -41,7 +41,7 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
     """Train the stages of a run in order and export the model; resumes from what the run's folder holds.
 
     Returns:
-        The run's name, and the metrics of each stage's best epoch.
+        The run's name, and for each stage the metrics of its best weights and how those were chosen.
 
     Raises:
         Stopped: the worker was asked to stop; the same call resumes.
@@ -75,6 +75,8 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
 
     result = {"run": run.settings.run.name, "stages": metrics}
     if worker.rank == 0:
+        finished_stages = {name: store.finished(name) for name in metrics}
+        result["best"] = {name: done.choice for name, done in finished_stages.items() if done and done.choice}
         if start.stage or not _is_exported(run.folder, worker):
             raise_if_stop_requested(worker)
             export_model(run, metrics, store, worker)

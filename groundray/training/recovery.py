@@ -31,6 +31,7 @@ class Start:
         checkpoint: the one that the stage resumes from; None to start from its beginning.
         epoch: of the checkpoint's cursor, as is `step`.
         done: steps of the stage that are done.
+        validated: True if the checkpoint's weights are validated.
         began: when the attempt began, in seconds since 1970.
         last_heartbeat: of the previous attempt, in seconds since 1970; None for the first attempt.
         ended: why the previous attempt ended: `preempted`, `resized`, `stopped`, `hung`, `finished`, or `killed` if it
@@ -54,6 +55,7 @@ class Start:
     repeated_steps: int = 0
     repeated_seconds: float = 0.0
     preemptions: int = 0
+    validated: bool = False
 
     def attempt(self, run: Folder) -> Attempt:
         """Returns the attempt that begins here."""
@@ -153,7 +155,14 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker, made_with: Mappin
         start = replace(start, stage=stage)
         if usable:
             last = usable[-1]
-            start = replace(start, checkpoint=last.name, epoch=last.cursor.epoch, step=last.cursor.step, done=last.done)
+            start = replace(
+                start,
+                checkpoint=last.name,
+                epoch=last.cursor.epoch,
+                step=last.cursor.step,
+                done=last.done,
+                validated=last.validated,
+            )
         break
     start = replace(start, accepted=tuple(dict.fromkeys(accepted)))
     if previous.number:

@@ -74,6 +74,17 @@ def test_epochs_and_stages_are_always_printed() -> None:
     ]
 
 
+def test_a_validation_within_an_epoch_and_an_early_end_are_printed() -> None:
+    within = EpochDone("grounding", 1, 4, 70, False, {"loss": 0.5}, ends_epoch=False, stale=2)
+    ended = "stopped early: no better loss for 2 validations"
+    done = StageDone("grounding", 70, {"loss": 0.25}, best_epoch=0, best_step=50, ended=ended)
+    assert printed([(0, within), (1, done)]).splitlines() == [
+        "grounding  epoch 2/4  validation at step 70  loss 0.5",
+        "grounding  done, best epoch 1, step 50  loss 0.25",
+        "grounding  stopped early: no better loss for 2 validations",
+    ]
+
+
 def test_trunk_features_are_announced_with_their_size() -> None:
     started = FeaturesStarted("grounding.train", 118_287, 8_287, 118_287 * 512 * 14 * 14 * 2, "runs/.features/ab12")
     text = printed([(0, started), (9, FeaturesDone("grounding.train", 118_287, 9.2))])

@@ -305,7 +305,7 @@ def a_sweep(root: Path, world: SmallWorld) -> OwnFiles:
     def read(copy: Path, note: Note) -> Any:
         settings = config.load("demo", world.settings(f"--run.storage={copy.parent}", f"--run.name={copy.name}"))
         space = parse_spaces(["grounding.temperature=choice:0.1,0.2"], settings)
-        sweep = Sweep(settings, space, Metric.parse("grounding/loss", None), "grid", 10, 1, True)
+        sweep = Sweep(settings, space, Metric.parse("grounding/loss", None, settings), "grid", 10, 1, True)
         sweep.claim(resume=copy.exists())
         return "claimed"
 

@@ -98,9 +98,13 @@ def kill_at(place: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         case "validation":
             killing(GroundingStage, "validate")
         case "epoch's edge":
-            killing(Checkpointer, "epoch_done", after=True)
+            killing(Checkpointer, "validation_done", after=True)
         case "stage's edge":
             killing(CheckpointStore, "mark_finished", after=True)
+        case "deletion":
+            killing(Folder, "delete")
+        case "ended":
+            killing(CheckpointStore, "mark_finished")
 
 
 @pytest.mark.parametrize(

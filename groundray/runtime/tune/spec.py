@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from groundray.config import Settings, SettingsError, StageName, changed, did_you_mean, differences
 from groundray.runtime.tune.search_space import Space, format_value
+from groundray.stage.protocol import Best, Direction, check_reported, direction_of
 from groundray.storage.folder import Folder
 from groundray.training import identity, layout, preflight
 from groundray.training.identity import Identity
@@ -41,19 +42,28 @@ class Metric(NamedTuple):
 
     stage: str
     name: str
-    mode: Literal["min", "max"]
+    mode: Direction
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.name}"
 
     @staticmethod
-    def parse(text: str, mode: Literal["min", "max"] | None) -> Metric:
-        """Parse STAGE/METRIC. Without `mode`, losses, perplexities and ranks are minimized, other metrics maximized."""
+    def parse(text: str, mode: Direction | None, settings: Settings) -> Metric:
+        """Parse STAGE/METRIC, or a stage alone, for the metric of its setting `best`.
+
+        Without `mode`, losses, perplexities and ranks are minimized, other metrics maximized.
+        """
         stage, slash, name = text.partition("/")
         if not slash:
-            raise SettingsError(f"--metric: expected STAGE/METRIC such as grounding/loss, got {text!r}")
-        less = name.endswith(("loss", "perplexity", "_rank"))
-        return Metric(stage, name, mode or ("min" if less else "max"))
+            section = settings.stage(stage) if stage in settings.stages else None
+            if not section or not section.best:
+                raise SettingsError(
+                    f"--metric: expected STAGE/METRIC such as grounding/loss, or a stage whose setting `best` names "
+                    f"its metric, got {text!r}"
+                )
+            best = Best.parse(section.best)
+            return Metric(stage, best.metric, mode or best.mode)
+        return Metric(stage, name, mode or direction_of(name) or "max")
 
 
 @dataclass(frozen=True)
@@ -166,12 +176,7 @@ class Sweep:
             raise SettingsError("--seeds: TPE learns from each trial on its own; use --search grid or random")
         preflight.check_storage(self.settings)
         stages = {stage.name: stage for stage in preflight.check(self.settings).stages}
-        reported = stages[self.metric.stage].metric_names
-        if self.metric.name not in reported:
-            raise SettingsError(
-                f"--metric {self.metric}: stage {self.metric.stage} reports {', '.join(reported)}"
-                + did_you_mean(self.metric.name, reported)
-            )
+        check_reported("--metric", self.metric.name, stages[self.metric.stage])
 
     def claim(self, resume: bool) -> Identity:
         """Claim the sweep's folder, or check that it belongs to this sweep. Returns its identity, as a run has one.

@@ -42,7 +42,7 @@ from groundray.training.layout import features_folder
 from groundray.training.preflight import CheckedRun
 
 LOG = logging.getLogger(__name__)
-EPOCH, METRIC, BEST = "epoch", "metric", "best"
+EPOCH, METRIC, BEST, ENDED = "epoch", "metric", "best", "ended"
 GRACE = 1 / 4  # fraction of the epochs before which ASHA stops no trial
 REDUCTION = 3  # one of so many trials continues at each of ASHA's rungs
 DRIVER_CPUS = 0.01  # CPUs of a trial that only drives its workers
@@ -262,12 +262,18 @@ def _trainable(context: TrialContext) -> Any:
 
 
 def _train_trial(values: dict[str, Any], context: TrialContext) -> None:
-    """Train in a trial's own process, and report each validation to Tune."""
+    """Train in a trial's own process, and report the validation at the end of each epoch to Tune.
+
+    Those within an epoch count for the best. A validation that ends the stage early is reported when the trial has its
+    model: the scheduler may stop a trial at each report.
+    """
     metric = context.sweep.metric
     settings = context.settings(values, _run_name(str(tune.get_context().get_trial_id())))
     run = preflight.check(settings)
     tracker = context.tracker(run, preflight.claim(run))
     best: list[float] = []
+    last: list[dict[str, Any]] = []
+    patience = settings.stage(metric.stage).patience
 
     def observe(event: Event) -> None:
         if tracker:
@@ -279,13 +285,19 @@ def _train_trial(values: dict[str, Any], context: TrialContext) -> None:
             value = event.metrics[metric.name]
             if event.best or not best:
                 best[:] = [value]
-            tune.report({EPOCH: event.epoch + 1, METRIC: value, BEST: best[0]})
+            told = {EPOCH: event.epoch + 1, METRIC: value, BEST: best[0]}
+            if patience and event.stale >= patience:
+                last[:] = [told | {ENDED: True}]
+            elif event.ends_epoch:
+                tune.report(told)
 
     result: dict[str, Any] | None = None
     try:
         for event, _ in history.read(run.folder, lambda text: None):
             report(event)
         result = launch.fit(run, observe, cpu_fraction=context.cpu_fraction)
+        for told in last:
+            tune.report(told)
     finally:
         if tracker:
             tracker.close(result, "FINISHED" if result else "FAILED")
@@ -370,7 +382,8 @@ def _state(sweep: Sweep, trial: TuneTrial) -> State:
 
 
 def _ended(sweep: Sweep, trial: TuneTrial) -> State:
-    return "finished" if (trial.last_result or {}).get(EPOCH) == sweep.epochs else "stopped early"
+    last = trial.last_result or {}
+    return "finished" if last.get(ENDED) or last.get(EPOCH) == sweep.epochs else "stopped early"
 
 
 def _error(trial: TuneTrial) -> str:

@@ -188,10 +188,10 @@ def _patches(plan: dict[str, Any], plan_folder: Path) -> dict[str, Callable[[Any
 
     def at_an_edge(module: Any) -> None:
         checkpointer = module.Checkpointer
-        epoch_done, stage_done = checkpointer.epoch_done, checkpointer.stage_done
+        validation_done, stage_done = checkpointer.validation_done, checkpointer.stage_done
 
-        def after_an_epoch(self: Any, *args: Any) -> None:
-            epoch_done(self, *args)
+        def after_a_validation(self: Any, *args: Any) -> None:
+            validation_done(self, *args)
             self.wait()
             if plan.get("when") == "epoch":
                 strike(0)
@@ -201,7 +201,7 @@ def _patches(plan: dict[str, Any], plan_folder: Path) -> dict[str, Callable[[Any
             if plan.get("when") == "stage":
                 strike(0)
 
-        checkpointer.epoch_done, checkpointer.stage_done = after_an_epoch, after_a_stage
+        checkpointer.validation_done, checkpointer.stage_done = after_a_validation, after_a_stage
 
     def at_a_beginning(torch: Any) -> None:
         real = torch._setup_torch_process_group

@@ -15,8 +15,8 @@ from groundray.runtime.tune.results import State, Trial, best_trial, points, tab
 from groundray.runtime.tune.search_space import Space
 from groundray.runtime.tune.spec import Metric
 
-TOP1 = Metric.parse("visual/top1", None)
-LOSS = Metric.parse("visual/loss", None)
+TOP1 = Metric("visual", "top1", "max")
+LOSS = Metric("visual", "loss", "min")
 
 
 def trial(x: float, value: float | None, seed: int = 0, state: State = "finished") -> Trial:

@@ -24,7 +24,7 @@ RECALL = "grounding/text_to_image/recall@10"
 
 def sweep(words: list[str], *space: str, metric: str = RECALL, search: Search = "grid", seeds: int = 1) -> Sweep:
     settings = config.load("demo", words)
-    return Sweep(settings, parse_spaces(space, settings), Metric.parse(metric, None), search, 10, seeds, True)
+    return Sweep(settings, parse_spaces(space, settings), Metric.parse(metric, None, settings), search, 10, seeds, True)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,26 @@ def test_a_sweep_that_cannot_be_is_refused(
 
 
 def test_a_metric_is_a_stages(world: SmallWorld) -> None:
-    with pytest.raises(SettingsError, match="expected STAGE/METRIC such as grounding/loss, got 'loss'"):
-        Metric.parse("loss", None)
-    orders = {text: Metric.parse(text, None).mode for text in ("a/loss", "a/b/mean_rank", "a/perplexity", "a/top1")}
+    settings = config.load("demo", world.settings())
+    for text in ("loss", "grounding"):
+        with pytest.raises(SettingsError, match=f"expected STAGE/METRIC such as grounding/loss, .* got '{text}'"):
+            Metric.parse(text, None, settings)
+    metrics = ("a/loss", "a/b/mean_rank", "a/perplexity", "a/top1")
+    orders = {text: Metric.parse(text, None, settings).mode for text in metrics}
     assert orders == {"a/loss": "min", "a/b/mean_rank": "min", "a/perplexity": "min", "a/top1": "max"}
-    assert Metric.parse("a/loss", "max").mode == "max"
+    assert Metric.parse("a/loss", "max", settings).mode == "max"
+
+
+def test_a_stage_alone_is_compared_by_its_best(world: SmallWorld) -> None:
+    settings = config.load("demo", world.settings("--grounding.best=image_to_text/recall@5:max"))
+    assert Metric.parse("grounding", None, settings) == Metric("grounding", "image_to_text/recall@5", "max")
+
+
+def test_what_chooses_the_best_can_be_swept(world: SmallWorld) -> None:
+    one = sweep(world.settings(), f"grounding.best=choice:loss:min,{RECALL.removeprefix('grounding/')}:max")
+    (space,) = one.spaces
+    chosen = [one.settings_of({space.name: value}, "trial").stage("grounding").best for value in space.values]
+    assert chosen == ["loss:min", "text_to_image/recall@10:max"]
 
 
 def test_a_name_belongs_to_one_sweep(world: SmallWorld, tmp_path: Path) -> None:
