@@ -104,7 +104,9 @@ def _add_models(command: argparse.ArgumentParser) -> None:
     )
     group = command.add_argument_group("vectors")
     group.add_argument(
-        "--special-tokens", action="store_true", help="include [CLS] and [SEP] in the mean over a text's tokens"
+        "--special-tokens",
+        action="store_true",
+        help="include special tokens ([CLS] and [SEP]) in the mean over a text's tokens",
     )
     group.add_argument(
         "--layer",

@@ -274,15 +274,17 @@ class Trunk(Section):
 
 
 class Language(Section):
-    """The language stream, a BERT model."""
+    """The language stream, an encoder of `transformers`."""
 
     name: str = Field(
         default="bert-base-uncased",
-        description="`tiny`, `minilm` (needs the extra `pretrained`), a model name on the hub, or a folder or URL",
+        description="encoder: `tiny`, `minilm` (needs the extra `pretrained`), or a name on the hub, a folder or a URL "
+        "of BERT, RoBERTa, DistilBERT, ModernBERT, DeBERTa, ELECTRA, MPNet, or a CLIP or SigLIP with its text tower",
     )
     weights: str = Field(
         default="published",
-        description="`published`, `none` (random initialization), or the folder or URL of a model",
+        description="`published`, `none` (random initialization; a folder then needs no weights), or the folder or URL "
+        "of a model of the same architecture",
     )
     tokenizer: str | None = Field(
         default=None, description="folder, URL or hub name of the tokenizer; null: the model's own"
@@ -601,7 +603,7 @@ class MaskedLanguage(Stage):
     mask_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.15, description="fraction of tokens to mask, in (0, 1)"
     )
-    max_tokens: int = Field(default=32, ge=3, description="maximum tokens per text, with [CLS] and [SEP], at least 3")
+    max_tokens: int = Field(default=32, ge=3, description="maximum tokens per text, with special tokens, at least 3")
     language_dropout: Fraction | None = Field(default=None, description=LANGUAGE_DROPOUT)
     trains: TrainedLanguage = TrainedLanguage(language_layers="all", query_key=True)
 
@@ -641,10 +643,10 @@ class Grounding(CentreCropped):
         description="similarity of a position and a token in the match map; with alignment pooled cosine, also by "
         "default",
     )
-    special_tokens: bool = Field(default=True, description="treat [CLS] and [SEP] as tokens of the caption")
-    max_tokens: int = Field(
-        default=32, ge=3, description="maximum tokens per caption, with [CLS] and [SEP], at least 3"
+    special_tokens: bool = Field(
+        default=True, description="treat special tokens ([CLS] and [SEP]) as tokens of the caption"
     )
+    max_tokens: int = Field(default=32, ge=3, description="maximum tokens per caption, with special tokens, at least 3")
     dropout: Fraction = Field(default=0.1, description=ATTENTION_DROPOUT)
     language_dropout: Fraction | None = Field(default=None, description=LANGUAGE_DROPOUT)
     channel_dropout: Fraction = Field(default=0.0, description=CHANNEL_DROPOUT)
@@ -699,8 +701,10 @@ class Relational(CentreCropped):
         description="triplets: mean loss over triplets (and objects); images: sum over them divided by the number of "
         "images",
     )
-    special_tokens: bool = Field(default=False, description="include [CLS] and [SEP] in the mean over a phrase")
-    max_tokens: int = Field(default=10, ge=3, description="maximum tokens per phrase, with [CLS] and [SEP], at least 3")
+    special_tokens: bool = Field(
+        default=False, description="include special tokens ([CLS] and [SEP]) in the mean over a phrase"
+    )
+    max_tokens: int = Field(default=10, ge=3, description="maximum tokens per phrase, with special tokens, at least 3")
     predicates: Count | None = Field(
         default=None, description="number of predicates that the shards must have; null: any number"
     )
@@ -720,10 +724,10 @@ class Retrieval(CentreCropped):
     dropout: Fraction = Field(
         default=0.5, description="dropout between the two layers of each head, in [0, 1); the paper's is 0.5"
     )
-    special_tokens: bool = Field(default=True, description="include [CLS] and [SEP] in the mean over a caption")
-    max_tokens: int = Field(
-        default=32, ge=3, description="maximum tokens per caption, with [CLS] and [SEP], at least 3"
+    special_tokens: bool = Field(
+        default=True, description="include special tokens ([CLS] and [SEP]) in the mean over a caption"
     )
+    max_tokens: int = Field(default=32, ge=3, description="maximum tokens per caption, with special tokens, at least 3")
 
 
 class Tracking(Section):

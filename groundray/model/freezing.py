@@ -117,7 +117,7 @@ def trainable_counts(model: GroundedModel) -> dict[str, int]:
         "language stream": model.language,
         **{f"{name} head": head for name, head in model.heads.items()},
     }
-    frozen = {"language stream": sum(rows.count for rows in model.language.frozen_rows)}
+    frozen = {"language stream": sum(rows.count for rows in model.language.frozen_rows if rows.parameter.requires_grad)}
     counts = {
         name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad) - frozen.get(name, 0)
         for name, part in parts.items()

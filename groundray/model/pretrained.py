@@ -87,36 +87,17 @@ def load_encoder(settings: config.Language) -> PreTrainedModel:
     with local_copy(location) as path, _readable("weights", location):
         encoder, missing = read_text_model(path)
     check_encoder(encoder.config, location)
-    _refuse_missing(location, encoder, missing)
+    if missing:
+        raise ValueError(f"{location} lacks weights of its model, a {encoder.config.model_type}: {_few(missing)}")
     return encoder
 
 
-def check_weights(settings: config.Language) -> None:
-    """Check that the weights are there, by their names alone.
-
-    Raises:
-        ValueError: they cannot be read, or some are missing.
-    """
-    if settings.name == "tiny" or settings.weights == "none":
-        return
-    location = _weights_location(settings)
-    with local_copy(location) as path, _readable("weights", location):
-        encoder, missing = read_text_model(path, device="meta")
-    _refuse_missing(location, encoder, missing)
-
-
-def _refuse_missing(location: str, encoder: PreTrainedModel, missing: Sequence[str]) -> None:
-    if missing:
-        raise ValueError(f"{location} lacks weights of its model, a {encoder.config.model_type}: {_few(missing)}")
-
-
-def read_text_model(path: str, device: str | None = None) -> tuple[PreTrainedModel, list[str]]:
+def read_text_model(path: str) -> tuple[PreTrainedModel, list[str]]:
     """Read a model of texts in float32, without a pooled output: an encoder, a decoder, or the encoder or the text
     tower of a larger model.
 
     Args:
         path: folder or hub name.
-        device: `meta` reads the names of weights alone.
 
     Returns:
         The model, and the names of its weights that are missing.
@@ -128,7 +109,7 @@ def read_text_model(path: str, device: str | None = None) -> tuple[PreTrainedMod
     text = whole if whole.is_encoder_decoder else whole.get_text_config()
     kind = _text_class(text)
     loaded: Any = kind.from_pretrained(
-        path, config=text, dtype=torch.float32, output_loading_info=True, device_map=device, **_without_pooler(kind)
+        path, config=text, dtype=torch.float32, output_loading_info=True, **_without_pooler(kind)
     )
     model, report = loaded
     missing = sorted(name for name in report["missing_keys"] if not _is_pooled(name))

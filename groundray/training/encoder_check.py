@@ -1,6 +1,6 @@
 """A check that the language stream's encoder, its tokenizer and the stages' settings fit each other.
 
-It builds the encoder without memory and reads no weights, so that a run ends before it asks for workers.
+It builds the encoder, and reads published weights, so that a run that cannot use them ends before it asks for workers.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from groundray.config import Settings, TrainedLanguage
+from groundray.config import Settings, SettingsError, TrainedLanguage
 from groundray.model import encoder_layout
 from groundray.model.build import build_language
 from groundray.model.heads import MaskedLanguageHead
-from groundray.model.pretrained import check_weights
 
 
 def check_encoder(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -28,15 +27,15 @@ def check_encoder(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Non
         encoder = build_language(settings.model.language, pretrained=False).encoder
         if "language" in settings.stages:
             MaskedLanguageHead(encoder.config)
-    if settings.run.start_from is None:
-        check_weights(settings.model.language)
+    if settings.run.start_from is None and settings.model.language.weights != "none":
+        build_language(settings.model.language)
     _check_tokenizer(settings, encoder, tokenizer)
     limit = encoder_layout.max_tokens(encoder)
     for name in settings.stages:
         stage = settings.stage(name)
         tokens = getattr(stage, "max_tokens", 0)
         if limit and tokens > limit:
-            raise ValueError(
+            raise SettingsError(
                 f"{name}.max_tokens: expected at most {limit}, for which {settings.model.language.name} has positions, "
                 f"got {tokens}"
             )
@@ -46,7 +45,7 @@ def check_encoder(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Non
 def _check_tokenizer(settings: Settings, encoder: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     known = encoder.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
-        raise ValueError(
+        raise SettingsError(
             f"model.language: expected a tokenizer of at most the {known} tokens that {settings.model.language.name} "
             f"has embeddings for, got one of {len(tokenizer)}: give the model's own (model.language.tokenizer)"
         )
@@ -63,4 +62,4 @@ def _check_trained_parts(stage: str, encoder: Any, trains: Any) -> None:
         if count and not trains.query_key:
             encoder_layout.query_key(layers[-1], encoder.config.num_attention_heads)
     except ValueError as error:
-        raise ValueError(f"{stage}.{error}") from None
+        raise SettingsError(f"{stage}.{error}") from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import encoders
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, CLIPModel, PreTrainedModel, SiglipModel
 
 from groundray import config
 from groundray.model import encoder_layout
@@ -221,3 +222,17 @@ def test_a_folder_gives_the_encoder_that_was_saved(tmp_path: Path, name: str) ->
     if name != "siglip_text_model":  # AutoModel does not list it
         assert type(AutoModel.from_pretrained(folder)) is type(loaded)
     assert AutoTokenizer.from_pretrained(folder)("a red circle").input_ids == tokenizer("a red circle").input_ids
+
+
+@pytest.mark.parametrize(("kind", "tower"), [(CLIPModel, "clip_text_model"), (SiglipModel, "siglip_text_model")])
+def test_a_whole_clip_gives_its_text_tower(tmp_path: Path, kind: Any, tower: str) -> None:
+    text = encoders.configuration(tower, 90)
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    whole = kind(kind.config_class(text_config=text.to_dict(), vision_config=vision))
+    whole.save_pretrained(tmp_path)
+    for weights in ("published", "none"):
+        encoder = build_language(config.Language(name=str(tmp_path), weights=weights)).encoder
+        assert encoder.config.model_type == tower
+        same = [torch.equal(t, whole.text_model.state_dict()[n]) for n, t in encoder.state_dict().items()]
+        assert all(same) == (weights == "published")
