@@ -48,7 +48,7 @@ def test_every_path_of_the_repository_exists(page: Path) -> None:
 
 def test_every_module_and_name_of_the_package_exists(page: Path) -> None:
     # a file of an export, a key of Parquet metadata, tags of MLflow
-    others = {"groundray.json", "groundray.id", "groundray.run_id", "groundray.logged"}
+    others = {"groundray.json", "groundray.id", "groundray.checksums", "groundray.run_id", "groundray.logged"}
     names = set(MODULE.findall(page.read_text())) - others
     assert [name for name in sorted(names) if not exists(name)] == []
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from groundray.data.ahead import map_ahead
 from groundray.data.footers import ID, id_of, repair_of, rows_of_groups, value_of
+from groundray.data.row_checksums import CHECKSUMS, row_checksums
 from groundray.data.row_groups import read_group
 from groundray.data.schema import INDEX, ROW_GROUP_BYTES, VERSION, Dataset, Shard, arrow_schema
 from groundray.storage.folder import Folder
@@ -176,13 +177,17 @@ class EncodedShard(NamedTuple):
 
 
 def encode_shard(kind: str, columns: Mapping[str, Any], id: str, rows_per_group: int | None = None) -> EncodedShard:
-    """Return a shard with an id of its own, with one row group or with row groups of `rows_per_group` rows."""
+    """Return a shard with an id of its own, with one row group or with row groups of `rows_per_group` rows.
+
+    Its metadata has the checksum of each row of a single column of large byte strings (`row_checksums.py`).
+    """
     table = pa.table(columns, schema=arrow_schema(kind))
     sink, content = io.BytesIO(), hashlib.sha256()
     with pq.ParquetWriter(_Digesting(sink, content), table.schema, **OPTIONS) as writer:
         writer.write_table(table, row_group_size=rows_per_group or max(1, len(table)))
         digest = content.hexdigest()
-        writer.add_key_value_metadata({ID: id, CONTENT: digest})
+        checksums = {CHECKSUMS: found} if (found := row_checksums(table)) else {}
+        writer.add_key_value_metadata({ID: id, CONTENT: digest, **checksums})
     return EncodedShard(sink.getvalue(), digest)
 
 

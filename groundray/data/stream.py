@@ -213,10 +213,12 @@ def decode(source: Source, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of some rows of a table that `read` made.
 
     Raises:
-        ValueError: a sample cannot be decoded; the message names it.
+        ValueError: a sample cannot be decoded; the message names it. Or local features are damaged; the message has
+            the shard, the row group and the repair.
     """
+    table = _filled(source, table)
     try:
-        return {**source.samples.decode(_filled(source, table)), "row": table["row"].to_numpy()}
+        return {**source.samples.decode(table), "row": table["row"].to_numpy()}
     except (OSError, ValueError) as error:
         raise ValueError(_undecodable(source, table, error)) from error
 
@@ -226,7 +228,7 @@ def _undecodable(source: Source, table: pa.Table, error: Exception) -> str:
     for index in range(len(table)):
         row = table.slice(index, 1)
         try:
-            source.samples.decode(_filled(source, row))
+            source.samples.decode(row)
         except (OSError, ValueError) as cause:
             sample, number = row["id"][0].as_py(), row["row"][0].as_py()
             return (
