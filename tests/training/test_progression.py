@@ -43,6 +43,22 @@ def whole(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return storage / "demo", alone(world.settings(f"--run.storage={storage}", stages=STAGES))
 
 
+def test_a_run_starts_from_a_timm_trunk_without_the_hub_of_its_weights(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm", reason="extra `models` is not installed")
+    trunk = ("--model.trunk.name=timm/convnext_atto", "--model.image_size=96", "--grounding.trains.trunk=false")
+    alone(world.settings(f"--run.storage={tmp_path}", "--run.name=first", "--grounding.epochs=1", *trunk))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = world.settings(
+        f"--run.start_from={tmp_path}/first/model", *trunk, "--model.trunk.weights=published", "--run.seed=5"
+    )
+    settings = preflight.check(config.load("demo", words)).settings
+    began = progression.initial_model(settings)[0].visual.state_dict()
+    before = export.load(tmp_path / "first" / "model").model.visual.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in began.items())
+
+
 def test_every_stage_is_run_and_reported(world: SmallWorld, whole: tuple[Path, list[Event]]) -> None:
     folder, events = whole
     settings = config.load("demo", world.settings(stages=STAGES))
