@@ -66,13 +66,16 @@ def to_cli_args(settings: Settings, base: Settings) -> list[str]:
     """Return the command-line arguments that turn the base settings into these."""
     old, new = (dict(flatten(each.model_dump(mode="json"))) for each in (base, settings))
     return [
-        word for name, value in new.items() if old.get(name) != value for word in (f"--{name}", _to_cli_value(value))
+        word
+        for name, value in new.items()
+        if old.get(name, ...) != value
+        for word in (f"--{name}", _to_cli_value(value))
     ]
 
 
 def _to_cli_value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(_to_cli_value, value))
+        return ",".join(map(_to_cli_value, value)) or "[]"
     return value if isinstance(value, str) else json.dumps(value)
 
 

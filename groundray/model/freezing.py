@@ -24,9 +24,7 @@ def freeze(model: GroundedModel, head: str, trains: TrainedVisual | TrainedLangu
     Raises:
         ValueError: `trains` asks for more language layers than the model has, or for a part that cannot be found.
     """
-    for held in model.language.frozen_rows:
-        held.release()
-    model.language.frozen_rows = []
+    release_rows(model)
     model.requires_grad_(False)
     model.eval()
     parts: list[nn.Module] = [model.heads[head]]
@@ -42,6 +40,13 @@ def freeze(model: GroundedModel, head: str, trains: TrainedVisual | TrainedLangu
         part.train()
     if isinstance(trains, TrainedLanguage) and not trains.query_key:
         _freeze_query_key(model.language)
+
+
+def release_rows(model: GroundedModel) -> None:
+    """Let the frozen rows of trained parameters be trained, or frozen with the rest of their parameters."""
+    for held in model.language.frozen_rows:
+        held.release()
+    model.language.frozen_rows = []
 
 
 class FrozenRows:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from groundray.config import TrainedLanguage, TrainedVisual
-from groundray.model.freezing import language_layers
+from groundray.model import encoder_layout
+from groundray.model.freezing import language_layers, release_rows
 from groundray.model.grounded import GroundedModel
 from groundray.rng import hash64, hash_name
 
@@ -37,7 +38,7 @@ def add_adapters(
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ValueError("trains.lora needs the package peft: run `pip install groundray[models]`") from None
-    lora, encoder = trains.lora, model.language.bert
+    lora, encoder = trains.lora, model.language.encoder
     adapters = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  peft divides it by the rank
@@ -48,6 +49,7 @@ def add_adapters(
         torch.manual_seed(int(hash64(seed, hash_name(f"adapters of {stage}"))) >> 1)
         inject_adapter_in_model(adapters, encoder, ADAPTER)
     del encoder.peft_config
+    release_rows(model)  # all of these parameters are frozen now
 
 
 def adapted_maps(model: GroundedModel, trains: TrainedLanguage) -> list[str]:
@@ -58,11 +60,9 @@ def adapted_maps(model: GroundedModel, trains: TrainedLanguage) -> list[str]:
     """
     layers = language_layers(model)
     count = len(layers) if trains.language_layers == "all" else trains.language_layers
-    if count > len(layers):
-        raise ValueError(f"trains.language_layers: expected at most {len(layers)}, got {count}")
-    trained = layers[len(layers) - count :]
+    trained = encoder_layout.top(model.language.encoder, count)
     maps = {id(module) for layer in trained for module in layer.modules() if isinstance(module, nn.Linear)}
-    names = [name for name, module in model.language.bert.named_modules() if id(module) in maps]
+    names = [name for name, module in model.language.encoder.named_modules() if id(module) in maps]
     targets = trains.lora.targets if trains.lora else ()
     for target in targets:
         if not any(_is_called(name, target) for name in names):

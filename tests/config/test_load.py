@@ -138,6 +138,10 @@ def test_cli_args_turn_the_base_into_the_settings() -> None:
     assert load("demo", arguments) == settings
     assert {word for word in arguments if word.startswith("--")} == {f"--{name}" for name in values}
     assert config.to_cli_args(base, base) == []
+    adapted = config.changed(base, {"grounding.trains.lora.rank": 2})
+    for one, other in ((base, adapted), (adapted, base)):
+        assert config.changed(one, {"run.seed": 0}) == one
+        assert load("demo", [*config.to_cli_args(one, base), *config.to_cli_args(other, one)]) == other
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 
+import encoders
 import pytest
 import torch
 from conftest import SmallWorld
 from torch import nn
 
 from groundray import config
-from groundray.model.build import build_head, build_model
+from groundray.model.build import build_head, build_model, build_visual
 from groundray.model.freezing import freeze, trainable_counts
 from groundray.model.grounded import GroundedModel
+from groundray.model.heads import GroundingHeads
+from groundray.model.language_stream import LanguageStream
 from groundray.model.lora import adapted_maps, add_adapters, merged_weights, plain_name, remove_adapters
+from groundray.training.gradient_checkpointing import checkpoint_gradients
+from groundray.training.optimizer import layers_above
 
 TOKENS = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]])
 
@@ -118,6 +123,40 @@ def test_adapters_are_a_function_of_seed_and_stage(model: GroundedModel) -> None
         assert torch.equal(drawn.setdefault((stage, seed), A), A)
         remove_adapters(model)
     assert len({float(A[0, 0]) for A in drawn.values()}) == 3
+
+
+@pytest.mark.parametrize("name", encoders.ARCHITECTURES)
+def test_adapters_of_every_architecture_merge_into_its_own_weights(world: SmallWorld, name: str) -> None:
+    """With gradient checkpointing too, whose layers have the signature of each. Fused projections have frozen rows."""
+    settings = config.load("demo", world.settings()).model
+    language = LanguageStream(encoders.encoder(name))
+    model = GroundedModel(build_visual(settings, language.width, pretrained=False), language)
+    model.heads["grounding"] = GroundingHeads(language.width)
+    before = words(model)
+    above = layers_above(model)
+    assert {above[id(parameter)] for parameter in model.language.parameters()} == {0, 1, 2}
+
+    chosen = trains(1)
+    freeze(model, "grounding", chosen)
+    add_adapters(model, "grounding", chosen)
+    trained = [parameter for parameter in model.language.parameters() if parameter.requires_grad]
+    assert trainable_counts(model)["language stream"] == sum(parameter.numel() for parameter in trained)
+    moved(model)
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            checkpoint_gradients(model)
+        torch.manual_seed(1)
+        loss = model.language(TOKENS, TOKENS > 0)[TOKENS > 0].square().sum()
+        gradients.append(torch.autograd.grad(loss, trained))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+    unmerged, weights = words(model), merged_weights(model)
+    remove_adapters(model)
+    assert torch.equal(words(model), before)
+    model.load_state_dict(weights, strict=True)
+    assert torch.allclose(words(model), unmerged, atol=1e-5)
+    assert not torch.allclose(unmerged, before, atol=1e-3)
 
 
 def test_names_of_other_models_are_their_own() -> None:
