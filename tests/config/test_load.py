@@ -23,7 +23,7 @@ def minimal(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("preset", ["demo", "photos", "paper"])
+@pytest.mark.parametrize("preset", ["demo", "modern", "photos", "paper"])
 def test_printed_settings_of_a_preset_load_as_the_same_settings(preset: str, tmp_path: Path) -> None:
     settings = load(preset, ["--run.seed", "3"])
     printed = tmp_path / "printed.yaml"
@@ -104,7 +104,7 @@ def test_a_stage_without_a_section_is_rejected(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_lists_the_presets() -> None:
-    with pytest.raises(SettingsError, match=r"demo, paper, photos.* got 'phots' \(did you mean 'photos'\?\)"):
+    with pytest.raises(SettingsError, match=r"demo, modern, paper, photos.* got 'phots' \(did you mean 'photos'\?\)"):
         load("phots")
 
 

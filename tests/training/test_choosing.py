@@ -356,3 +356,12 @@ def test_what_cannot_be_is_named_before_a_worker_is_asked_for(world: SmallWorld,
     with pytest.raises(SettingsError) as error:
         preflight.check(config.load("demo", world.settings(f"--grounding.{word}")))
     assert said in str(error.value)
+
+
+def test_modern_chooses_by_recall_and_the_other_presets_as_before() -> None:
+    modern = config.load("modern")
+    for stage in ("grounding", "retrieval"):
+        assert modern.stage(stage).best == "text_to_image/recall@10:max"
+    for preset in ("paper", "demo", "photos"):
+        settings = config.load(preset)
+        assert all(settings.stage(stage).best is None for stage in settings.stages)
