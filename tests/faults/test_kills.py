@@ -27,6 +27,7 @@ from conftest import OPTIMISED, SmallWorld
 from groundray.storage.folder import Folder
 from groundray.training import attempts, history
 from groundray.training.events import StepDone
+from groundray.training.layout import read_result
 
 HERE = Path(__file__).parent
 EPOCH = 9  # steps of one
@@ -222,6 +223,32 @@ def test_resume_within_a_schedule_an_average_and_adapters_gives_equal_weights(
         ran = saboteur.run(*words)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert saboteur.ended() == saboteur.ended("alone")
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.parametrize("when", ["validation", "epoch"])
+def test_stage_ends_early_after_the_same_step_although_a_worker_is_killed(
+    world: SmallWorld, tmp_path: Path, when: str
+) -> None:
+    """Killed in a validation within an epoch, and at the validation that decides the end."""
+    words = (
+        *("--grounding.epochs=4", "--grounding.validate_every_steps=4", "--grounding.patience=3"),
+        *("--grounding.best=text_to_image/recall@10:max", "--grounding.optimizer.lr=0.003"),
+    )
+    ended = []
+    for name, fault in (("unharmed", 99), ("killed", 2 if when == "validation" else 3)):
+        (tmp_path / name).mkdir()
+        one = saboteur_in(tmp_path / name, world, stages="grounding")
+        one.plan(who="worker", when=when, count=fault)
+        ran = one.run(*words)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert one.happened == (name == "killed")
+        result = read_result(one.storage / "demo")
+        assert result is not None
+        ended.append((one.ended(), result["best"]))
+    assert ended[0] == ended[1]
+    assert ended[0][1]["grounding"]["ended"] == "stopped early: no better text_to_image/recall@10 for 3 validations"
 
 
 def assert_one_whole_run(saboteur: Saboteur, stages: Mapping[str, int] = BOTH, attempts: int = 2) -> None:
