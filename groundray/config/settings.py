@@ -619,12 +619,12 @@ class MaskedLanguage(Stage):
 class Grounding(CentreCropped):
     """Grounding of captions in images: a contrastive loss over the global batch, of match maps or of pooled vectors."""
 
-    alignment: Literal["match_map", "pooled"] = Field(
+    alignment: Annotated[Literal["match_map", "pooled"], ADDED] = Field(
         default="match_map",
         description="what an image and a caption are compared by. match_map: every position and every token; pooled: "
         "one vector each, the mean over positions or counted tokens at length 1, as in CLIP and ALIGN",
     )
-    loss: Literal["nt_xent", "sigmoid"] = Field(
+    loss: Annotated[Literal["nt_xent", "sigmoid"], ADDED] = Field(
         default="nt_xent",
         description="nt_xent: of all captions an image's own, and of all images a caption's own; sigmoid: whether an "
         "image and a caption match, for each pair, with a learned bias that begins at -10, as in SigLIP",
@@ -633,7 +633,7 @@ class Grounding(CentreCropped):
         default=0.1,
         description="divisor of similarities in the loss, more than 0; initial value of a learned one, at least 0.01",
     )
-    learn_temperature: bool | None = Field(
+    learn_temperature: Annotated[bool | None, ADDED] = Field(
         default=None,
         description="learn the temperature, bounded below by 0.01 as in CLIP; null: with the sigmoid loss, not with "
         "nt_xent",
