@@ -18,6 +18,8 @@ import psutil
 import torch
 from rich.table import Table
 
+from groundray.resident_memory import peak_resident
+
 PROC = Path("/proc")
 
 
@@ -202,13 +204,7 @@ def peak_memory(call: Callable[[], object], device: str) -> Figure:
         return Missing("the peak of resident memory can be reset on Linux with glibc only")
     before = psutil.Process().memory_info().rss
     call()
-    return float(max(0, _peak_resident() - before))
-
-
-def _peak_resident() -> int:
-    """Return the peak of this process's resident memory since the last reset, in bytes."""
-    lines = (PROC / "self" / "status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    return float(max(0, peak_resident() - before))
 
 
 def free_memory(device: str) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from groundray import distributed
 from groundray.data.stream import Step
+from groundray.resident_memory import peak_resident
 from groundray.stage.protocol import Metrics
 from groundray.training.peak_flops import peak_flops
 
@@ -166,8 +165,7 @@ class _WallClock:
 
     def peak_bytes(self) -> int:
         """Returns the peak resident memory of the process."""
-        kilobytes = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
+        return peak_resident()
 
 
 class _DeviceClock:

@@ -313,13 +313,14 @@ def test_similarity_compiles_as_one_graph() -> None:
 
 
 MEMORY = """
-import resource, torch
+import torch
 from groundray.loss.match_map import similarity
+from groundray.resident_memory import peak_resident
 
 def peak(batch):
     V, W = torch.randn(batch, 49, 64, requires_grad=True), torch.randn(batch, 32, 64, requires_grad=True)
     similarity(V, W, torch.ones(batch, 32, dtype=torch.bool)).sum().backward()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_resident() / 2**20
 
 small = peak(8)
 print(peak(256) - small)

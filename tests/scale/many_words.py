@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from groundray.analysis.measures.axes import axes
 from groundray.analysis.measures.categories import categories
 from groundray.analysis.measures.composition import composition
 from groundray.analysis.result import Analysis
+from groundray.resident_memory import peak_resident
 
 WIDTH = 256
 
@@ -71,7 +71,7 @@ def main() -> None:
     began, cpu = time.perf_counter(), time.process_time()
     ANALYSES[options.analysis](made)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident()
     print(json.dumps({"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_mb": round(peak / 1e6)}))
 
 

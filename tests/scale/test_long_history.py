@@ -132,13 +132,14 @@ def test_ranges_of_steps_are_a_set(seed: int) -> None:
 
 
 READ = """
-import resource, sys, time
+import sys, time
+from groundray.resident_memory import peak_resident
 from groundray.storage.folder import Folder
 from groundray.training import history, recovery
-before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+before, began = peak_resident(), time.monotonic()
 count = sum(1 for _ in history.read(Folder.at(sys.argv[1])))
 recovery.recoveries(Folder.at(sys.argv[1]))
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+grown = peak_resident() - before
 print(count, grown, time.monotonic() - began)
 """
 
