@@ -12,7 +12,7 @@ import pytest
 from conftest import SmallWorld
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_recovery import Killed, kill_at, train, used, weights
+from test_recovery import Killed, kill_at, resume_killed, train, weights
 
 from groundray import config
 from groundray.config import SettingsError
@@ -269,15 +269,8 @@ def test_every_second_checkpoint_is_kept_and_stays_when_others_are_deleted(whole
 def test_resume_after_a_kill_gives_the_same_choice_and_weights(
     words: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, count: int
 ) -> None:
-    mine = [*words, f"--run.storage={tmp_path}"]
     kill_at(place, count, monkeypatch)
-    with pytest.raises(Killed):
-        train(mine)
-    monkeypatch.undo()
-    events: list[Event] = []
-    train(mine, events.append)
-    assert weights(tmp_path / "demo") == weights(whole)
-    assert used(tmp_path / "demo") == used(whole)
+    events = resume_killed(words, whole, tmp_path, monkeypatch)
     assert told(tmp_path / "demo") == told(whole)
     assert kept(tmp_path / "demo") == kept(whole)
     if place == "ended":  # the decision was made: nothing of the stage is trained again

@@ -120,14 +120,23 @@ def kill_at(place: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resume_after_a_kill_gives_equal_weights_and_samples(
     words: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, count: int
 ) -> None:
-    mine = [*words, f"--run.storage={tmp_path}"]
     kill_at(place, count, monkeypatch)
+    resume_killed(words, whole, tmp_path, monkeypatch)
+
+
+def resume_killed(words: list[str], whole: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """Run until `kill_at` kills it, resume it, and compare weights and samples with those of a whole run.
+
+    Returns the events after the kill.
+    """
+    words, events = [*words, f"--run.storage={storage}"], list[Event]()
     with pytest.raises(Killed):
-        train(mine)
+        train(words)
     monkeypatch.undo()
-    train(mine)
-    assert weights(tmp_path / "demo") == weights(whole)
-    assert used(tmp_path / "demo") == used(whole)
+    train(words, events.append)
+    assert weights(storage / "demo") == weights(whole)
+    assert used(storage / "demo") == used(whole)
+    return events
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +160,9 @@ def optimised(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_resume_within_a_schedule_an_average_and_adapters_gives_equal_weights(
     optimised: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, count: int
 ) -> None:
-    words, whole = [*optimised[0], f"--run.storage={tmp_path}"], optimised[1]
+    words, whole = optimised
     kill_at(place, count, monkeypatch)
-    with pytest.raises(Killed):
-        train(words)
-    monkeypatch.undo()
-    train(words)
-    assert weights(tmp_path / "demo") == weights(whole)
-    assert used(tmp_path / "demo") == used(whole)
+    resume_killed(words, whole, tmp_path, monkeypatch)
     assert rates(tmp_path / "demo") == rates(whole)
 
 
