@@ -67,7 +67,7 @@ def _run(argv: Sequence[str] | None, defaults: Defaults, errors: Console) -> int
     overrides = with_defaults(overrides, ["--scaling.num_workers=1", f"--run.name={defaults.name}"])
     sweep = _sweep(options, overrides)
     options.file = config.find(options.config).absolute()
-    from groundray.tracking import Inquiry
+    from groundray.tracking.inquiry import Inquiry
 
     go_home(errors.print)
     inquiry = Inquiry(sweep.settings, lambda _: sweep.stored_id())
@@ -184,7 +184,8 @@ def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, err
     from groundray.cli.run_session import Signals, run_training
     from groundray.runtime.tune import trials as tune
     from groundray.runtime.tune.spec import PLOT, RESULTS, SHARED, TABLE, TRIALS
-    from groundray.tracking import STATUSES, Status, SweepLog
+    from groundray.tracking.mlflow_log import Status
+    from groundray.tracking.sweep_log import STATUSES, SweepLog
     from groundray.training.layout import is_complete
 
     started, reporter, folder, settings = time.monotonic(), Reporter(console), sweep.folder, sweep.settings

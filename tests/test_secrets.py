@@ -13,10 +13,11 @@ import pytest
 import yaml
 from conftest import SmallWorld
 
-from groundray import analyse, config, prepare, search, serve, sweep, tracking, train
+from groundray import analyse, config, prepare, search, serve, sweep, train
 from groundray.config import Settings, SettingsError, Tracking
 from groundray.runtime import cluster
 from groundray.storage.folder import Folder
+from groundray.tracking import store
 from groundray.training import identity
 
 SECRET = "hush-hush-7"
@@ -190,12 +191,12 @@ def test_a_trial_gets_the_uri_without_the_password(world: SmallWorld, monkeypatc
     settings = config.load("demo", world.settings("--tracking.enabled=true"))
     with_password = f"http://me:{SECRET}@mlflow.example:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", with_password)
-    written = tracking.written_uri(settings)
+    written = store.written_uri(settings)
     assert written == "http://mlflow.example:5000"
     trial = settings.model_copy(update={"tracking": Tracking(uri=written)})
-    assert tracking.uri_of(trial) == with_password
+    assert store.uri_of(trial) == with_password
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other.example")
-    assert tracking.uri_of(trial) == written
+    assert store.uri_of(trial) == written
 
 
 @pytest.mark.ray

@@ -57,7 +57,8 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
     """
     from groundray.cli.progress import Reporter
     from groundray.runtime.train import launch
-    from groundray.tracking import Inquiry, Tracker
+    from groundray.tracking.inquiry import Inquiry
+    from groundray.tracking.tracker import Tracker
     from groundray.training import preflight
 
     preflight.check_storage(settings)

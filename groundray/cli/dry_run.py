@@ -8,7 +8,7 @@ from groundray.cli import reports
 from groundray.cli.command import EXIT_USAGE
 from groundray.config import Settings
 from groundray.runtime.train import resources
-from groundray.tracking import Inquiry
+from groundray.tracking.inquiry import Inquiry
 from groundray.training.preflight import preview
 
 

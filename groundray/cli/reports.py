@@ -27,7 +27,7 @@ from groundray.config import Settings
 from groundray.model import export
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged
-from groundray.tracking import log_analysis
+from groundray.tracking.analysis_log import log_analysis
 from groundray.training import layout
 
 REPORT_FOLDER = "analysis"  # in a run's folder

@@ -14,7 +14,8 @@ from groundray.cli.progress import Reporter
 from groundray.config import Settings, SettingsError
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
-from groundray.tracking import Inquiry, Tracker
+from groundray.tracking.inquiry import Inquiry
+from groundray.tracking.tracker import Tracker
 from groundray.training import layout, preflight
 from groundray.training.events import Attempted, Event
 from groundray.training.profiling import FIRST_FEW, TRACE

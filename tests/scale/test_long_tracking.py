@@ -17,10 +17,11 @@ from delayed_store import delayed
 from made_history import STAGE
 from mlflow.entities import Run
 
-from groundray import tracking
 from groundray.config import Settings
 from groundray.storage.folder import Folder
-from groundray.tracking import LOGGED_TAG, Tracker
+from groundray.tracking import mlflow_log, tracker
+from groundray.tracking.mlflow_log import LOGGED_TAG
+from groundray.tracking.tracker import Tracker
 from groundray.training import identity
 from groundray.training.events import EpochDone, StageDone, StepDone
 
@@ -95,7 +96,7 @@ class LongRun:
 @pytest.fixture
 def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(tracker, "FLUSH_SECONDS", 0.1)
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
@@ -151,8 +152,8 @@ def test_the_end_waits_while_there_is_progress(
     """Each call takes a part of the time after which a server without an answer is given up, all take longer."""
     long = LongRun(Folder.at(tmp_path / "runs" / "long"), uri, 8, monkeypatch)
     long.track([long.events()[0]])  # imports what takes seconds
-    monkeypatch.setattr(tracking, "CLOSE_TIMEOUT_SECONDS", 3.0)
-    monkeypatch.setattr(tracking, "MAX_METRICS", 8)
+    monkeypatch.setattr(tracker, "CLOSE_TIMEOUT_SECONDS", 3.0)
+    monkeypatch.setattr(mlflow_log, "MAX_METRICS", 8)
     plain = mlflow.MlflowClient.log_batch
 
     def slow(client: Any, *words: Any, **options: Any) -> None:

@@ -33,7 +33,8 @@ from groundray.runtime.train.resources import MIN_DATA_CPUS, min_bundles, wait_u
 from groundray.runtime.tune.results import State, Trial
 from groundray.runtime.tune.search_space import Space
 from groundray.runtime.tune.spec import SEED, STATE, Sweep, describe_values
-from groundray.tracking import Tracker, written_uri
+from groundray.tracking.store import written_uri
+from groundray.tracking.tracker import Tracker
 from groundray.training import history, preflight
 from groundray.training.events import EpochDone, Event
 from groundray.training.feature_uses import release

@@ -10,11 +10,16 @@ import pytest
 from conftest import SmallWorld
 from mlflow.entities import Run
 
-from groundray import sweep, tracking, train
+from groundray import sweep, train
 from groundray.config import Settings, Tracking
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
-from groundray.tracking import Inquiry, SweepLog, Tracker
+from groundray.tracking import store
+from groundray.tracking.analysis_log import log_analysis
+from groundray.tracking.inquiry import Inquiry
+from groundray.tracking.mlflow_log import Status
+from groundray.tracking.sweep_log import SweepLog
+from groundray.tracking.tracker import Tracker
 from groundray.training import attempts, history, identity
 from groundray.training.attempts import Attempt
 from groundray.training.events import Attempted, EpochDone, Recovered, StepDone
@@ -163,7 +168,7 @@ def test_a_run_created_twice_becomes_one(tmp_path: Path, folder: Folder, monkeyp
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 4)) == []
     client, first = only_run(uri)
-    client.create_run(first.info.experiment_id, tags={tracking.ID_TAG: claimed(uri, folder).id})
+    client.create_run(first.info.experiment_id, tags={store.ID_TAG: claimed(uri, folder).id})
     assert track(uri, folder, range(4, 6)) == []
     client, found = only_run(uri)
     assert found.info.run_id == first.info.run_id
@@ -228,7 +233,7 @@ def test_a_run_of_an_earlier_version_keeps_its_mlflow_run(
     for _ in range(2):
         assert track(uri, folder, range(1, 4)) == []
     assert {run.info.run_id for run in runs(uri)} == {others, own}
-    assert client.get_run(own).data.tags[tracking.ID_TAG] == claimed(uri, folder).id
+    assert client.get_run(own).data.tags[store.ID_TAG] == claimed(uri, folder).id
     assert [point.step for point in client.get_metric_history(own, "grounding/loss")] == [1, 2, 3]
     assert client.get_metric_history(others, "grounding/loss") == []
 
@@ -320,7 +325,7 @@ def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(tmp_path: Path, m
     swept = Identity(identity.mint(), settings(up), {}, str(folder))
     warnings: list[str] = []
     server = {"uri": down}
-    monkeypatch.setattr(tracking, "uri_of", lambda _: server["uri"])
+    monkeypatch.setattr(store, "uri_of", lambda _: server["uri"])
     log = SweepLog(settings(up), folder, swept, {"space": "x"}, warnings.append)
     assert len(warnings) == 1
     for name, steps in (("trials/trial-0", 3), ("trials/trial-1", 2)):
@@ -334,7 +339,7 @@ def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(tmp_path: Path, m
         tracker.close(None)
         trial.write_json("result.json", {"stages": {}})
     folder.write_bytes("table.csv", b"x")
-    ended: dict[str, tracking.Status] = {"trials/trial-0": "FINISHED", "trials/trial-1": "KILLED", "before": "FINISHED"}
+    ended: dict[str, Status] = {"trials/trial-0": "FINISHED", "trials/trial-1": "KILLED", "before": "FINISHED"}
 
     log.close({"loss": 1.0}, ["table.csv"], ended, finished=True)
     assert "rerun the same command with --resume" in warnings[-1]
@@ -378,7 +383,7 @@ def test_an_analysis_is_added_to_the_run(tmp_path: Path, folder: Folder, monkeyp
     found = {"analysis/axes/pc1/words/pearson/grounded": 0.9, "analysis/norms/f1/a@b, c/med": 0.5}
     files = {"report.html": b"<html>", "axes-measures.png": b"PNG"}
     for _ in range(2):
-        assert tracking.log_analysis(settings(uri), folder, found, files, pytest.fail)
+        assert log_analysis(settings(uri), folder, found, files, pytest.fail)
 
     client, run = only_run(uri)
     assert run.info.status == "FINISHED"
@@ -394,7 +399,7 @@ def test_an_analysis_without_a_run_gives_a_warning(
     monkeypatch.chdir(tmp_path)
     warnings: list[str] = []
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert not tracking.log_analysis(settings(uri), folder, {}, {}, warnings.append)
+    assert not log_analysis(settings(uri), folder, {}, {}, warnings.append)
     assert warnings == [
         "tracking failed, the analysis itself is complete: ValueError: no MLflow run of "
         f"{folder} at {uri}: train with tracking.enabled true"

@@ -1,0 +1,103 @@
+"""The MLflow run of a sweep, the parent of its trials' runs."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from groundray.config import Settings
+from groundray.storage.folder import Folder
+from groundray.tracking import models
+from groundray.tracking.mlflow_log import MlflowLog, Status
+from groundray.tracking.store import client_of, experiment_of, find_run, one_line, reopen
+from groundray.training import identity, layout
+from groundray.training.identity import Identity
+
+STATUSES: dict[str, Status] = {"finished": "FINISHED", "failed": "FAILED"}  # of a trial; any other was stopped
+
+
+class SweepLog:
+    """The MLflow run of a sweep, the parent of its trials' runs. What cannot be logged is reported as a warning, and
+    logged at the sweep's end or when it resumes."""
+
+    def __init__(
+        self, settings: Settings, folder: Folder, sweep: Identity, known: Mapping[str, Any], warn: Callable[[str], None]
+    ):
+        """Find the MLflow run by the sweep's id, or create it with the parameters `known`."""
+        self._settings, self._folder, self._known, self._warn = settings, folder, known, warn
+        self._identity = sweep
+        with self._warned():
+            self._open()
+
+    def close(
+        self,
+        metrics: Mapping[str, float],
+        files: Sequence[str],
+        runs: Mapping[str, Status],
+        finished: bool,
+    ) -> None:
+        """Log what the runs of the sweep could not, attach what came out of the sweep, and close its MLflow run.
+
+        Args:
+            files: names of files of the sweep's folder.
+            runs: the status of each run that was started, by its folder's name in the sweep's.
+        """
+        repair = "rerun the same command with --resume to log the rest"
+        with self._warned(repair):
+            client, run_id = self._open()
+            for name, status in runs.items():
+                with self._warned(repair):  # a run that is damaged, or deleted in MLflow, spoils only itself
+                    _catch_up(client, self._settings, self._folder / name, self._identity.id, status, self._warn)
+            for name, value in metrics.items():
+                client.log_metric(run_id, name.replace("@", "_at_"), value)
+            with tempfile.TemporaryDirectory() as local:
+                for name in files:
+                    (Path(local) / name).write_bytes(self._folder.read_bytes(name))
+                client.log_artifacts(run_id, local)
+            client.set_terminated(run_id, "FINISHED" if finished else "KILLED")
+
+    def register(self, trial: Folder, name: str, alias: str) -> str | None:
+        """Register a trial's model (`models.register`) and return its version; None, with a warning, if that failed."""
+        with self._warned():
+            return models.register(self._settings, trial, name, alias)
+        return None
+
+    def _open(self) -> tuple[Any, str]:
+        """Return MLflow's client, and the id of the sweep's MLflow run, which is created if it does not exist."""
+        client = client_of(self._settings)
+        experiment = experiment_of(client, self._settings)
+        return client, reopen(
+            client, experiment, self._settings, self._folder, self._identity, "groundray.sweep", self._known, {}
+        )
+
+    @contextlib.contextmanager
+    def _warned(self, repair: str = "") -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever tracking raises, the sweep continues
+            later = f"; {repair}" if repair else ""
+            self._warn(f"tracking failed, the sweep continues: {one_line(error)}{later}")
+
+
+def _catch_up(
+    client: Any, settings: Settings, folder: Folder, sweep_id: str, status: Status, warn: Callable[[str], None]
+) -> None:
+    """Log what a run of a sweep could not log itself, and close its MLflow run."""
+    run = identity.read(folder)
+    if run is None:
+        return
+    run = identity.claim(folder, run.settings, run.fingerprints)  # a copy is not the run that it was copied from
+    experiment = experiment_of(client, settings)
+    logged = find_run(client, settings, experiment, run.id)
+    if logged and status == "FINISHED":
+        done = client.get_run(logged)
+        if done.info.status == status and "mlflow.parentRunId" in done.data.tags:
+            return
+    own = run.settings.model_copy(update={"tracking": settings.tracking})
+    log = MlflowLog.open(own, folder, run, sweep_id)
+    log.catch_up(folder, warn)
+    result = layout.read_result(folder) if status == "FINISHED" else None
+    log.end(result, status, folder)
