@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def configuration(name: str, vocab_size: int, **changes: Any) -> PreTrainedConfi
         "deberta-v2": {**relative, "position_buckets": 8, "share_att_key": True},
         "clip_text_model": {"max_position_embeddings": 40, **ids},
         "siglip_text_model": {"max_position_embeddings": 40, **ids},
+        "siglip2_text_model": {"max_position_embeddings": 40, **ids},
     }
     given = {**({} if name == "distilbert" else shape), **own.get(name, {}), **changes}
     return CONFIG_MAPPING[name](vocab_size=vocab_size, **given)
@@ -152,8 +154,14 @@ def encoder(name: str, vocab_size: int = 90, seed: int = 0, **changes: Any) -> P
 
 def write(folder: Path, name: str, weights: bool = True, texts: tuple[str, ...] = TEXTS, **changes: Any) -> Path:
     """Write an encoder and its tokenizer as a folder of transformers; without weights, its configuration alone."""
-    pieces = tokenizer(TOKENIZERS[name], texts)
+    pieces = tokenizer(TOKENIZERS.get(name, "sentence_end"), texts)
     made = encoder(name, len(pieces), pad_token_id=pieces.pad_token_id, **changes)
     (made if weights else made.config).save_pretrained(folder)
     pieces.save_pretrained(folder)
     return folder
+
+
+def edit(folder: Path, file: str, **changes: object) -> None:
+    """Change values of a JSON file in a folder; None removes one."""
+    content = json.loads((folder / file).read_text()) | changes
+    (folder / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))

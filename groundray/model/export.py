@@ -37,6 +37,7 @@ from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
 from groundray.model.language_stream import LanguageStream
 from groundray.model.pretrained import load_encoder, load_tokenizer, quiet
+from groundray.model.text_tower import listed
 from groundray.model.weights import fill, read_tensors
 from groundray.special_tokens import SpecialTokens
 from groundray.storage.folder import SEALS, Folder
@@ -285,17 +286,16 @@ class Writer:
 
 
 def save_language(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, weights: Tensors) -> None:
-    """Write a language stream for `transformers` and `sentence-transformers` (mean pooling).
+    """Write a language stream for `transformers` and `sentence-transformers` (mean pooling, special tokens included).
 
     Args:
         encoder: model whose configuration is written.
         weights: state dict of the language stream.
     """
     shutil.rmtree(folder, ignore_errors=True)
+    model, named = listed(encoder, {name.removeprefix("bert."): weight for name, weight in weights.items()})
     with quiet():
-        encoder.save_pretrained(
-            folder, state_dict={name.removeprefix("bert."): weight for name, weight in weights.items()}
-        )
+        model.save_pretrained(folder, state_dict=named)
         tokenizer.save_pretrained(folder)
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},

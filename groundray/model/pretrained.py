@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import logging
 
 from groundray import config
+from groundray.model import text_tower
 from groundray.model.encoder_layout import POOLED_OUTPUT
 from groundray.model.heads import MaskedLanguageHead, masked_language_class
 from groundray.storage.folder import Folder
@@ -64,6 +65,8 @@ def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
             f"model.language: expected a tokenizer with a padding token at {location}, got one without: set pad_token "
             "in its tokenizer_config.json, to the end-of-text token if it has no other"
         )
+    if "attention_mask" not in tokenizer.model_input_names:  # SigLIP's; without, other libraries attend to padding
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
     return tokenizer
 
 
@@ -113,6 +116,9 @@ def read_text_model(path: str) -> tuple[PreTrainedModel, list[str]]:
     )
     model, report = loaded
     missing = sorted(name for name in report["missing_keys"] if not _is_pooled(name))
+    if tower := text_tower.tower_config(text):
+        weights = text_tower.tower_weights(model.state_dict(), tower)
+        model = _text_class(tower).from_pretrained(None, config=tower, state_dict=weights, dtype=torch.float32)
     return (model.get_encoder() if whole.is_encoder_decoder else model), missing
 
 
@@ -255,9 +261,10 @@ def _read_config(name: str) -> PreTrainedConfig:
     if location == "bert-base-uncased":
         return BertConfig()
     with local_copy(location, skip=WEIGHTS) as path, _readable("configuration", location):
-        configuration = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    check_encoder(configuration.get_text_config(), location)
-    return configuration.get_text_config()
+        configuration = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    configuration = text_tower.tower_config(configuration) or configuration
+    check_encoder(configuration, location)
+    return configuration
 
 
 def _text_class(configuration: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, CLIPModel, PreTrainedModel, SiglipModel
 
 from groundray import config
-from groundray.model import encoder_layout
+from groundray.analysis.inputs.embedding import Embedder, Options
+from groundray.model import encoder_layout, export
 from groundray.model.build import build_language
 from groundray.model.freezing import FrozenRows, hold_rows
 from groundray.model.heads import MaskedLanguageHead
@@ -219,9 +220,41 @@ def test_a_folder_gives_the_encoder_that_was_saved(tmp_path: Path, name: str) ->
     saved = encoders.encoder(name, len(tokenizer), pad_token_id=tokenizer.pad_token_id)
     loaded = build_language(settings).encoder
     assert all(torch.equal(loaded.state_dict()[n], t) for n, t in saved.state_dict().items())
-    if name != "siglip_text_model":  # AutoModel does not list it
+    if name != "siglip_text_model":  # AutoModel lists none; what an export writes is another matter
         assert type(AutoModel.from_pretrained(folder)) is type(loaded)
     assert AutoTokenizer.from_pretrained(folder)("a red circle").input_ids == tokenizer("a red circle").input_ids
+
+
+@pytest.mark.parametrize("name", encoders.ARCHITECTURES)
+def test_other_libraries_open_an_export(tmp_path: Path, name: str) -> None:
+    """transformers.AutoModel has the same hidden states, sentence-transformers their means, special tokens counted."""
+    library = pytest.importorskip("sentence_transformers", reason="extra `pretrained` is not installed")
+    folder = encoders.write(tmp_path / name, name)
+    encoders.edit(folder, "tokenizer_config.json", model_input_names=["input_ids"])  # as SigLIP's: no mask
+    settings = config.Language(name=str(folder))
+    tokenizer, stream = load_tokenizer(settings), build_language(settings).eval()
+    export.save_language(stream.encoder, tokenizer, tmp_path / "export", stream.state_dict())
+
+    texts = [*encoders.TEXTS, "red"]
+    opened = AutoModel.from_pretrained(tmp_path / "export")
+    encoded = AutoTokenizer.from_pretrained(tmp_path / "export")(texts, padding=True, return_tensors="pt")
+    mask = encoded.attention_mask.bool()
+    assert not mask.all()
+    with torch.no_grad():
+        hidden = opened(**encoded).last_hidden_state
+        alone = [
+            stream(ids[kept][None], kept[kept][None])[0] for ids, kept in zip(encoded.input_ids, mask, strict=True)
+        ]
+    for row, kept, own in zip(hidden, mask, alone, strict=True):
+        torch.testing.assert_close(row[kept], own, rtol=1e-4, atol=1e-5)
+    if name != "siglip_text_model":
+        assert all(torch.equal(opened.state_dict()[key], weight) for key, weight in stream.encoder.state_dict().items())
+
+    vectors = torch.from_numpy(library.SentenceTransformer(str(tmp_path / "export"), device="cpu").encode(texts))
+    torch.testing.assert_close(vectors, torch.stack([own.mean(dim=0) for own in alone]), rtol=1e-4, atol=1e-5)
+    for counted in (True, False):
+        embedder = Embedder.load(tmp_path / "export", Options(special_tokens=counted))
+        assert torch.allclose(vectors, torch.from_numpy(embedder.embed(texts)), rtol=1e-4, atol=1e-5) == counted
 
 
 @pytest.mark.parametrize(("kind", "tower"), [(CLIPModel, "clip_text_model"), (SiglipModel, "siglip_text_model")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SmallWorld
-from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, SiglipTextModel, T5Config
+from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, T5Config
 
 from groundray import config
 from groundray.analysis.inputs.embedding import Embedder
@@ -19,7 +18,9 @@ from groundray.data.row_groups import read_group
 from groundray.data.schema import Dataset
 from groundray.image_search.explain import Matcher
 from groundray.model import export
+from groundray.storage.folder import Folder
 from groundray.training import preflight, progression
+from groundray.training.checkpoint import CheckpointStore
 from groundray.training.events import StepDone
 from groundray.training.in_process import InProcess
 
@@ -36,21 +37,22 @@ def settings(world: SmallWorld, folder: Path, *words: str, stages: str = "ground
     return config.load("demo", [*given, *own, "--model.attention_heads=2", *words])
 
 
-def edit(folder: Path, file: str, **changes: object) -> None:
-    content = json.loads((folder / file).read_text()) | changes
-    (folder / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-
-
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
         (lambda f: [p.unlink() for p in f.glob("*token*")], r"expected a fast tokenizer .*found none"),
-        (lambda f: edit(f, "tokenizer_config.json", pad_token=None), r"expected a tokenizer with a padding token"),
         (
-            lambda f: edit(f, "config.json", vocab_size=20),
+            lambda f: encoders.edit(f, "tokenizer_config.json", pad_token=None),
+            r"expected a tokenizer with a padding token",
+        ),
+        (
+            lambda f: encoders.edit(f, "config.json", vocab_size=20),
             r"a tokenizer of at most the 20 tokens .*got one of",
         ),
-        (lambda f: edit(f, "config.json", max_position_embeddings=20), r"grounding\.max_tokens: expected at most 18, "),
+        (
+            lambda f: encoders.edit(f, "config.json", max_position_embeddings=20),
+            r"grounding\.max_tokens: expected at most 18, ",
+        ),
         (lambda f: GPT2Config(vocab_size=999).save_pretrained(f), r"got gpt2 at .*: a decoder-only model"),
         (lambda f: T5Config(vocab_size=999).save_pretrained(f), r"got t5 at .*: an encoder-decoder model"),
     ],
@@ -130,8 +132,7 @@ def test_a_run_trains_exports_and_reads_its_encoder(
 
     before, after = (f"language-{label}" for label in ("ungrounded", "grounded"))
     model = tmp_path / "demo" / "model"
-    loads = SiglipTextModel if name == "siglip_text_model" else AutoModel
-    old, new = (loads.from_pretrained(model / stream).state_dict() for stream in (before, after))
+    old, new = (AutoModel.from_pretrained(model / stream).state_dict() for stream in (before, after))
     if "language" not in stages:
         frozen = [key for key in old if any(part in key for part in ("q_proj", "query_proj", "embeddings", "layer.0."))]
         assert frozen
@@ -157,6 +158,44 @@ def test_a_run_trains_exports_and_reads_its_encoder(
     picture = read_group(images, 0, ["image"])["image"].to_pylist()[0]
     match = matcher.match("a red circle", picture)
     assert [word.text for word in match.words] == ["a", "red", "circle"]
+
+
+@pytest.mark.parametrize("name", ["roberta", "siglip_text_model"])
+def test_other_libraries_open_averages_of_merged_adapters(
+    world: SmallWorld, captions: tuple[str, ...], tmp_path: Path, name: str
+) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="extra `pretrained` is not installed")
+    own = ("--grounding.trains.lora.rank=2", "--grounding.trains.language_layers=1", "--grounding.optimizer.ema=0.5")
+    run = settings(
+        world,
+        encoders.write(tmp_path / "encoder", name, texts=captions),
+        f"--run.storage={tmp_path}",
+        "--grounding.epochs=1",
+        "--grounding.optimizer.lr=0.01",
+        *own,
+    )
+    progression.run_stages(preflight.check(run), InProcess(lambda event: None))
+    store = CheckpointStore.at(Folder.at(tmp_path / "demo"))
+    finished = store.finished("grounding")
+    assert finished is not None
+    best = {key.removeprefix("language.bert."): t for key, t in store.weights(store.get(finished.best)).items()}
+
+    model, folder = tmp_path / "demo" / "model", tmp_path / "demo" / "model" / "language-grounded"
+    exported = export.load(model).model.language
+    averaged = {key: weight for key, weight in exported.encoder.state_dict().items() if not key.startswith("head.")}
+    assert [key for key, weight in averaged.items() if not torch.equal(weight, best[key])] == []
+    before = export.load_encoder(config.Language(name=str(model / "language-ungrounded"))).state_dict()
+    changed = {key for key, weight in averaged.items() if not torch.equal(weight, before[key])}
+    assert len(changed) == 6  # query, key, value, output and two maps of the last layer
+
+    tokenizer, vectors = AutoTokenizer.from_pretrained(folder), library.SentenceTransformer(str(folder), device="cpu")
+    for text in ("a red circle", "red"):
+        encoded = tokenizer([text], return_tensors="pt")
+        with torch.no_grad():
+            hidden = exported(encoded.input_ids, encoded.attention_mask.bool())[0]
+            opened = AutoModel.from_pretrained(folder)(**encoded).last_hidden_state[0]
+        torch.testing.assert_close(opened, hidden, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(vectors.encode(text)), hidden.mean(dim=0), rtol=1e-4, atol=1e-5)
 
 
 def test_decoder_models_are_analysed_though_not_trained(tmp_path: Path) -> None:
