@@ -184,7 +184,7 @@ def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, err
     from groundray.cli.run_session import Signals, run_training
     from groundray.runtime.tune import trials as tune
     from groundray.runtime.tune.spec import PLOT, RESULTS, SHARED, TABLE, TRIALS
-    from groundray.tracking.mlflow_log import Status
+    from groundray.tracking.protocol import Status
     from groundray.tracking.sweep_log import STATUSES, SweepLog
     from groundray.training.layout import is_complete
 

@@ -10,25 +10,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from groundray.config import Settings, flatten
 from groundray.storage.folder import Folder
+from groundray.tracking.logged_steps import LoggedSteps, series_of
 from groundray.tracking.models import attach_model
+from groundray.tracking.protocol import Status
 from groundray.tracking.store import MAX_METRICS, PARENT_TAG, Deleted, client_of, experiment_of, find_run, reopen
-from groundray.training import history, recovery
-from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
-from groundray.training.history import HistoryFile
+from groundray.training.events import Event
 from groundray.training.identity import Identity
 from groundray.training.step_ranges import StepRanges
 
 LOGGED_TAG = "groundray.logged"  # steps of each series, as ranges
 MAX_TAG = 5000  # characters of a tag's value
 UPLOAD_BYTES_PER_SECOND = 2**20  # a slower upload of the model counts as none
-PREFIXES = {StepDone: "", EpochDone: "/val", StageDone: "/best"}  # of an event's metrics, after the stage's name
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class MlflowLog:
@@ -38,14 +35,12 @@ class MlflowLog:
         self,
         client: Any,
         run_id: str,
-        settings: Settings,
-        logged: dict[str, StepRanges],
+        logged: LoggedSteps,
         attaches_model: bool,
         progress: Callable[[float], None],
     ):
-        self._client, self._run_id, self._settings, self._logged = client, run_id, settings, logged
+        self._client, self._run_id, self._logged = client, run_id, logged
         self._attaches_model, self._progress = attaches_model, progress
-        self._epoch_steps: dict[str, int] = {}  # steps of an epoch, by stage
 
     @staticmethod
     def open(
@@ -70,56 +65,24 @@ class MlflowLog:
             if parent and (sweep := find_run(client, settings, experiment, parent)):
                 tags["mlflow.parentRunId"] = sweep
         run_id = reopen(client, experiment, settings, folder, run, "groundray.train", known, tags)
-        return MlflowLog(client, run_id, settings, logged_steps(client, run_id, settings), parent is None, progress)
+        logged = LoggedSteps(settings, logged_steps(client, run_id, settings), progress)
+        return MlflowLog(client, run_id, logged, parent is None, progress)
 
     def catch_up(self, folder: Folder, warn: Callable[[str], None]) -> None:
         """Log what the files of a run have and MLflow lacks. Files of which MLflow has all are not read."""
-        self.metrics(event for event, _ in history.read(folder, warn, self._lacks))
-        self.metrics(recovery.recoveries(folder, self._logged["recovered"]))
-
-    def _lacks(self, file: HistoryFile) -> bool:
-        """Return False if MLflow has all events of a file of history, as far as its name tells."""
-        self._progress(0.0)
-        if file.stage not in self._settings.stages:
-            return True
-        steps, validated, best = (self._logged[file.stage + suffix] for suffix in PREFIXES.values())
-        if file.until is None:
-            return best.last < 0
-        epoch_steps = self._epoch_steps.get(file.stage)
-        if not file.after or not epoch_steps:
-            return True
-        first, last = (cursor.epoch * epoch_steps + cursor.step for cursor in (file.after, file.until))
-        ends = (end * epoch_steps for end in range(file.after.epoch + 1, file.until.epoch + 1))
-        # one at an edge may be in this file or in its neighbour
-        every = self._settings.stage(file.stage).validate_every_steps
-        within = (
-            step for step in range(first, last + 1) if every and (inside := step % epoch_steps) and not inside % every
-        )
-        return not (
-            all(step in steps for step in range(first + 1, last + 1))
-            and all(step in validated for step in (*ends, *within))
-        )
+        self.metrics(self._logged.missed(folder, warn))
 
     def metrics(self, events: Iterable[Event]) -> None:
-        """Log each event once: steps as `grounding/loss`, validation as `grounding/val/loss`, a stage's best weights as
-        `grounding/best/loss`, and recovery as `recovery/...` with the attempt's number as the step."""
+        """Log each event once, with the names of `logged_steps.Entry`."""
         from mlflow.entities import Metric
 
         new: dict[tuple[str, int], list[Any]] = {}
-        for event in events:
-            self._progress(0.0)
-            if isinstance(event, StepDone):
-                epochs = self._settings.stage(event.stage).epochs
-                self._epoch_steps[event.stage] = 0 if event.steps % epochs else event.steps // epochs
-            if (entry := entry_of(event)) and entry.step not in self._logged[entry.series]:
-                points = [
-                    Metric(f"{entry.prefix}/{name.replace('@', '_at_')}", value, int(entry.time * 1000), entry.step)
-                    for name, value in entry.metrics.items()
-                ]
-                if sum(map(len, new.values())) + len(points) > MAX_METRICS:
-                    self._send(new)
-                    new = {}
-                new[entry.series, entry.step] = points
+        for entry in self._logged.missing(events):
+            points = [Metric(name, value, int(entry.time * 1000), entry.step) for name, value in entry.metrics.items()]
+            if sum(map(len, new.values())) + len(points) > MAX_METRICS:
+                self._send(new)
+                new = {}
+            new[entry.series, entry.step] = points
         if new:
             self._send(new)
 
@@ -127,14 +90,14 @@ class MlflowLog:
         """Log points by series and step, and the tag that tells which there are."""
         from mlflow.entities import RunTag
 
-        logged = copy.deepcopy(self._logged)
+        logged = copy.deepcopy(self._logged.steps)
         for series, step in new:
             logged[series].add(step)
         tag = json.dumps({series: steps.as_json() for series, steps in logged.items()}, separators=(",", ":"))
         points = [point for each in new.values() for point in each]
         tags = [RunTag(LOGGED_TAG, tag if len(tag) <= MAX_TAG else "")]
         self._client.log_batch(self._run_id, metrics=points, tags=tags)
-        self._logged = logged
+        self._logged.steps = logged
         self._progress(0.0)
 
     def end(self, result: dict[str, Any] | None, status: Status, folder: Folder) -> None:
@@ -150,6 +113,9 @@ class MlflowLog:
                 self._progress(0.0)
         self._client.set_terminated(self._run_id, status)
 
+    def release(self) -> None:
+        """MLflow's client holds nothing."""
+
 
 def describe_choice(choice: Mapping[str, Any]) -> str:
     """Return how a stage's weights were chosen (`TrainState.choice`) as a line."""
@@ -159,8 +125,7 @@ def describe_choice(choice: Mapping[str, Any]) -> str:
 
 def logged_steps(client: Any, run_id: str, settings: Settings) -> dict[str, StepRanges]:
     """Return the steps that an MLflow run has of each series."""
-    keys = {stage + suffix: f"{stage}{suffix}/loss" for stage in settings.stages for suffix in PREFIXES.values()}
-    keys |= {"attempted": "recovery/attempts", "recovered": "recovery/first_step_seconds"}
+    keys = series_of(settings)
     run = client.get_run(run_id)
     newest = {metric.key: metric.step for metric in run.to_proto().data.metrics}
     try:
@@ -177,32 +142,3 @@ def logged_steps(client: Any, run_id: str, settings: Settings) -> dict[str, Step
         else StepRanges()
         for series, key in keys.items()
     }
-
-
-class Entry(NamedTuple):
-    """The metrics of an event, named `prefix/...`. There is one event for each series and step."""
-
-    series: str
-    prefix: str
-    step: int
-    time: float
-    metrics: dict[str, float]
-
-
-def entry_of(event: Event) -> Entry | None:
-    match event:
-        case StepDone() | EpochDone() | StageDone():
-            prefix = event.stage + PREFIXES[type(event)]
-            return Entry(prefix, prefix, event.step, event.time, event.metrics)
-        case Attempted():
-            metrics = {
-                "attempts": float(event.number),
-                "preemptions": float(event.preemptions),
-                "repeated_steps": float(event.repeated_steps),
-                "repeated_seconds": event.repeated_seconds,
-            }
-            return Entry("attempted", "recovery", event.number, time.time(), metrics)
-        case Recovered():
-            metrics = {"first_step_seconds": event.start_seconds, "down_seconds": event.down_seconds}
-            return Entry("recovered", "recovery", event.number, time.time(), metrics)
-    return None

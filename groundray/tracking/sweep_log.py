@@ -11,7 +11,8 @@ from typing import Any
 from groundray.config import Settings
 from groundray.storage.folder import Folder
 from groundray.tracking import models
-from groundray.tracking.mlflow_log import MlflowLog, Status
+from groundray.tracking.mlflow_log import MlflowLog
+from groundray.tracking.protocol import Status
 from groundray.tracking.store import client_of, experiment_of, find_run, one_line, reopen
 from groundray.training import identity, layout
 from groundray.training.identity import Identity

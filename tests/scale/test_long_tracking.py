@@ -178,7 +178,9 @@ def test_a_signal_ends_the_wait(tmp_path: Path, uri: str, monkeypatch: pytest.Mo
     class Interrupted(Tracker):
         def __init__(self, *words: Any):
             super().__init__(*words)
-            self._thread.join = self._interrupt  # type: ignore[method-assign]
+            (thread,) = self._threads
+            self.thread = thread._thread
+            self.thread.join = self._interrupt  # type: ignore[method-assign]
 
         def _interrupt(self, timeout: float | None = None) -> None:
             raise KeyboardInterrupt
@@ -187,7 +189,7 @@ def test_a_signal_ends_the_wait(tmp_path: Path, uri: str, monkeypatch: pytest.Mo
     tracker.close({"stages": {}})
     assert len(long.warnings) == 1
     assert "rerun the same command to log the rest" in long.warnings[0]
-    type(tracker._thread).join(tracker._thread)  # before its folder is gone
+    type(tracker.thread).join(tracker.thread)  # before its folder is gone
 
 
 @pytest.fixture

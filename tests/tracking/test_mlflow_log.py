@@ -17,7 +17,7 @@ from groundray.storage.folder import Folder
 from groundray.tracking import store
 from groundray.tracking.analysis_log import log_analysis
 from groundray.tracking.inquiry import Inquiry
-from groundray.tracking.mlflow_log import Status
+from groundray.tracking.protocol import Status
 from groundray.tracking.sweep_log import SweepLog
 from groundray.tracking.tracker import Tracker
 from groundray.training import attempts, history, identity
@@ -277,14 +277,14 @@ def test_a_deleted_experiment_is_named_with_its_repair(
     problem = Inquiry(settings(uri)).problem()
     assert f"MLFLOW_TRACKING_URI={uri} mlflow runs restore --run-id {found.info.run_id}" in str(problem)
     warning, _ = track(uri, folder, range(4, 6))
-    assert warning == f"tracking failed, training continues: {problem}"
+    assert warning == f"tracking failed, training continues: MLflow: {problem}"
     client.restore_run(found.info.run_id)
 
     client.delete_experiment(found.info.experiment_id)
     problem = Inquiry(settings(uri)).problem()
     assert f"mlflow experiments restore -x {found.info.experiment_id}" in str(problem)
     assert "--tracking.experiment ANOTHER" in str(problem)
-    assert track(uri, folder, range(4, 6))[0] == f"tracking failed, training continues: {problem}"
+    assert track(uri, folder, range(4, 6))[0] == f"tracking failed, training continues: MLflow: {problem}"
     client.restore_experiment(found.info.experiment_id)
     assert track(uri, folder, range(4, 6)) == []
     client, found = only_run(uri)
