@@ -357,6 +357,11 @@ class Optimizer(Section):
         description="factor of the learning rate from each layer of the language stream to the one below it, in (0, "
         "1]: the last one has `language_lr`, the embeddings below all layers the lowest rate",
     )
+    trunk_layer_decay: Annotated[float, Field(gt=0, le=1), ADDED] = Field(
+        default=1.0,
+        description="factor of the learning rate from each layer of the visual trunk to the one below it, where the "
+        "trunk is trained, in (0, 1]: the last one has `trunk_lr`, what comes before all layers the lowest rate",
+    )
     head_lr: Annotated[Positive | None, ADDED] = Field(
         default=None, description="learning rate of the stage's head, more than 0; null: `lr`"
     )
@@ -533,6 +538,11 @@ class Stage(Section):
             raise ValueError(
                 f"optimizer.layer_decay: expected a stage that trains layers of the language stream, got "
                 f"{self.optimizer.layer_decay:g} and a frozen one: leave it out, or set trains.language_layers"
+            )
+        if self.optimizer.trunk_layer_decay < 1 and not self.trains_trunk:
+            raise ValueError(
+                f"optimizer.trunk_layer_decay: expected a stage that trains the trunk, got "
+                f"{self.optimizer.trunk_layer_decay:g} and a frozen one: leave it out, or set trains.trunk"
             )
         return self
 

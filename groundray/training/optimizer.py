@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn, optim
 
 from groundray import config
-from groundray.model.freezing import language_layers
 from groundray.model.grounded import GroundedModel
+from groundray.model.layer_order import layers_above_language, layers_above_trunk
 from groundray.stage.protocol import Metrics
 
 
@@ -32,33 +32,21 @@ def parameter_groups(model: GroundedModel, settings: config.Optimizer) -> list[d
 
     Each has the name of its `part` and its `initial_lr`, before the schedule. Parameters keep the model's order, those
     of the language stream last: checkpoints number them so. Decoupled decay cuts each group in two, layer-wise decay
-    that of the language stream into one for each layer.
+    that of the language stream, or of the trunk, into one for each layer.
+
+    Raises:
+        ValueError: the trunk's rates decay, and its layers have no order.
     """
-    rates, above = _rates(settings), layers_above(model)
+    rates = _rates(settings)
+    decays = {"language": settings.layer_decay, "trunk": settings.trunk_layer_decay}
+    above = layers_above_language(model) | (layers_above_trunk(model) if settings.trunk_layer_decay < 1 else {})
     groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     for part, parameter in _trained(model):
-        rate = rates[part] * settings.layer_decay ** above.get(id(parameter), 0)
+        rate = rates[part] * decays.get(part, 1.0) ** above.get(id(parameter), 0)
         decay = settings.weight_decay if _decays(parameter, settings.kind) else 0.0
         group = {"params": [], "part": part, "initial_lr": rate, "weight_decay": decay}
         groups.setdefault((part, rate, decay), group)["params"].append(parameter)
     return list(groups.values())
-
-
-def layers_above(model: GroundedModel) -> dict[int, int]:
-    """Return the number of layers above each parameter of the language stream, by its id.
-
-    It is that of all layers for the embeddings, which the model has before its first layer, and 0 for what follows one
-    (a last norm).
-    """
-    layers = language_layers(model)
-    above = {
-        id(parameter): len(layers) - 1 - index for index, layer in enumerate(layers) for parameter in layer.parameters()
-    }
-    outside = len(layers)
-    for parameter in model.language.parameters():
-        outside = 0 if id(parameter) in above else outside
-        above.setdefault(id(parameter), outside)
-    return above
 
 
 def set_learning_rates(optimizer: optim.Optimizer, stage: config.Stage, step: int, steps_per_epoch: int) -> Metrics:

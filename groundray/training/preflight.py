@@ -26,6 +26,7 @@ from groundray.model import export
 from groundray.model.build import build_head, build_model, learn_logits
 from groundray.model.freezing import freeze, trainable_counts
 from groundray.model.heads import Vocabulary
+from groundray.model.layer_order import layers_above_trunk
 from groundray.model.lora import add_adapters
 from groundray.model.pretrained import load_tokenizer
 from groundray.model.timm_trunk import TIMM
@@ -167,6 +168,7 @@ def check(settings: Settings) -> CheckedRun:
             _check_start_vocabulary(stage, start.vocabulary[stage.name], str(settings.run.start_from))
         _check_warmup(stage)
         _check_adapters(stage, settings)
+        _check_trunk_layers(stage, settings)
     settings = settings.with_windows({stage.name: stage.train.plan.window for stage in stages})
     return CheckedRun(settings, folder_of(settings), tokenizer, stages)
 
@@ -192,6 +194,17 @@ def _check_adapters(stage: Stage, settings: Settings) -> None:
             add_adapters(model, stage.name, trains)
         except ValueError as error:
             raise SettingsError(f"{stage.name}: {error}") from None
+
+
+def _check_trunk_layers(stage: Stage, settings: Settings) -> None:
+    """Raise SettingsError if a stage's rates decay from layer to layer of a trunk whose layers have no order."""
+    if stage.settings.optimizer.trunk_layer_decay < 1:
+        with torch.device("meta"):
+            model = build_model(settings.model, pretrained=False)
+        try:
+            layers_above_trunk(model)
+        except ValueError as error:
+            raise SettingsError(f"{stage.name}.optimizer.trunk_layer_decay: {error}") from None
 
 
 def _with_recorded_windows(settings: Settings) -> Settings:

@@ -16,9 +16,9 @@ from groundray.model.freezing import freeze, trainable_counts
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
 from groundray.model.language_stream import LanguageStream
+from groundray.model.layer_order import layers_above_language
 from groundray.model.lora import adapted_maps, add_adapters, merged_weights, plain_name, remove_adapters
 from groundray.training.gradient_checkpointing import checkpoint_gradients
-from groundray.training.optimizer import layers_above
 
 TOKENS = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]])
 
@@ -133,7 +133,7 @@ def test_adapters_of_every_architecture_merge_into_its_own_weights(world: SmallW
     model = GroundedModel(build_visual(settings, language.width, pretrained=False), language)
     model.heads["grounding"] = GroundingHeads(language.width)
     before = words(model)
-    above = layers_above(model)
+    above = layers_above_language(model)
     assert {above[id(parameter)] for parameter in model.language.parameters()} == {0, 1, 2}
 
     chosen = trains(1)

@@ -17,8 +17,9 @@ from groundray.model.build import build_head, build_language, build_model, build
 from groundray.model.freezing import freeze
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
+from groundray.model.layer_order import layers_above_language
 from groundray.training import preflight
-from groundray.training.optimizer import layers_above, make_optimizer, set_learning_rates
+from groundray.training.optimizer import make_optimizer, set_learning_rates
 
 
 @pytest.mark.parametrize("language_layers", ["all", "1", "0"])
@@ -186,7 +187,67 @@ def test_each_layer_below_the_last_has_a_lower_rate(world: SmallWorld) -> None:
         (rate,) = (rate for prefix, rate in expected.items() if name.startswith(prefix))
         assert rates[id(parameter)] == pytest.approx(rate), name
     assert all(rates[id(parameter)] == 1.0 for parameter in model.heads.parameters())
-    assert {above for id_, above in layers_above(model).items() if id_ in rates} == {0, 1, 2}
+    assert {above for id_, above in layers_above_language(model).items() if id_ in rates} == {0, 1, 2}
+
+
+# the layers above the parameters whose names begin so, by trunk; written out from the networks' definitions
+ABOVE: dict[str, dict[str, int]] = {
+    "timm/vit_tiny_patch16_224": {
+        **{f"network.blocks.{n}.": 11 - n for n in range(12)},
+        "network.norm.": 0,
+        **dict.fromkeys(("network.cls_token", "network.pos_embed", "network.patch_embed."), 12),
+    },
+    "timm/resnet18": {
+        **{f"network.layer{stage}.{block}.": 8 - 2 * stage + 1 - block for stage in (1, 2, 3, 4) for block in (0, 1)},
+        **dict.fromkeys(("network.conv1.", "network.bn1."), 8),
+    },
+    "vgg16": {f"{n}.": above for above, n in enumerate((28, 26, 24, 21, 19, 17, 14, 12, 10, 7, 5, 2, 0))},
+    "efficientnet_lite0": {
+        **{f"network._blocks.{n}.": 15 - n for n in range(16)},
+        **dict.fromkeys(("network._conv_head.", "network._bn1."), 0),
+        **dict.fromkeys(("network._conv_stem.", "network._bn0."), 16),
+    },
+    "tiny": {"first.0.": 5, "first.1.": 4, "last.0.": 3, "last.1.": 2, "last.2.": 1, "last.3.": 0},
+}
+
+
+def with_trunk(name: str) -> GroundedModel:
+    """Returns a model of a trunk that is trained with the rest of the visual stream, without memory."""
+    settings = config.Model(trunk=config.Trunk(name=name, weights="none"))
+    with torch.device("meta"):
+        language = build_language(config.Language(name="bert-base-uncased"), pretrained=False)
+        model = GroundedModel(build_visual(settings, language.width, pretrained=False), language)
+    model.heads["grounding"] = GroundingHeads(2)
+    freeze(model, "grounding", config.Trained(trunk=True, language_layers=1))
+    return model
+
+
+@pytest.mark.parametrize("name", ABOVE)
+def test_each_layer_of_a_trunk_below_the_last_has_a_lower_rate(name: str) -> None:
+    model = with_trunk(name)
+    optimizer = make_optimizer(model, config.Optimizer(lr=0.25, trunk_lr=2.0, trunk_layer_decay=0.5))
+    rates = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    layers = model.visual.trunk.layers
+    found = {n: rates[id(parameter)] for n, parameter in layers.named_parameters()}
+    expected = {n: [2.0 * 0.5**above for prefix, above in ABOVE[name].items() if n.startswith(prefix)] for n in found}
+    assert {n: [rate] for n, rate in found.items()} == expected
+    in_trunk = {id(parameter) for parameter in layers.parameters()}
+    assert {rate for parameter, rate in rates.items() if parameter not in in_trunk} == {0.25}
+    assert set_learning_rates(optimizer, stage_of(1, trunk_lr=2.0), 0, STEPS)["learning_rate/trunk"] == 2.0
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224", "efficientnet_lite0", "vgg11"])
+def test_rates_of_timms_trunks_are_those_of_timms_own_decay(name: str) -> None:
+    from timm.optim import param_groups_layer_decay
+
+    model = with_trunk(f"timm/{name}")
+    network: Any = model.visual.trunk.layers.network
+    theirs: Any = param_groups_layer_decay(network, layer_decay=0.5)
+    expected = {id(parameter): group["lr_scale"] for group in theirs for parameter in group["params"]}
+    optimizer = make_optimizer(model, config.Optimizer(lr=1.0, trunk_layer_decay=0.5))
+    rates = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {key: rates[key] for key in expected} == expected
+    assert len(set(expected.values())) > 5
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
@@ -206,6 +267,7 @@ def test_l2_penalty_spares_scalars(kind: str) -> None:
         (("schedule=step", "milestones=1,9"), r"milestones: expected epochs before the end of the stage's 2, got 9"),
         (("final_fraction=0.5",), "final_fraction: expected schedule cosine or linear with it, got halve"),
         (("layer_decay=0.9", "trains.language_layers=0"), "layer_decay: expected a stage that trains layers"),
+        (("trunk_layer_decay=0.9", "trains.trunk=false"), "trunk_layer_decay: expected a stage that trains the trunk"),
         (("trains.lora.rank=2", "trains.language_layers=0"), "lora: expected layers of .* got language_layers 0"),
         (("trains.lora.rank=2", "trains.language_layers=3"), "trains.language_layers: expected at most 2, got 3"),
         (
@@ -221,6 +283,16 @@ def test_what_cannot_be_trained_is_named_before_training(
     named = [f"--grounding.{word if word.startswith('trains') else f'optimizer.{word}'}" for word in words]
     with pytest.raises(config.SettingsError, match=message):
         preflight.check(config.load("demo", world.settings(*named)))
+
+
+def test_a_trunk_whose_layers_have_no_order_is_named_before_training(world: SmallWorld) -> None:
+    words = world.settings("--grounding.trains.trunk=true", "--model.trunk.name=timm/poolformer_s12")
+    preflight.check(config.load("demo", words))
+    with pytest.raises(
+        config.SettingsError,
+        match=r"grounding\.optimizer\.trunk_layer_decay: expected a trunk whose layers have an order, got timm/pool",
+    ):
+        preflight.check(config.load("demo", [*words, "--grounding.optimizer.trunk_layer_decay=0.5"]))
 
 
 def test_adapters_without_peft_are_refused_before_training(world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
