@@ -21,6 +21,7 @@ from groundray import config
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
 from groundray.sweep import main, with_defaults
+from groundray.tracking import mlflow_model
 from groundray.training import attempts, history, preflight
 
 RECALL = "grounding/text_to_image/recall@10"
@@ -81,11 +82,11 @@ def test_a_sweep_writes_a_table_a_plot_and_the_best_model(
     (line,) = (line for line in output.out.splitlines() if line.startswith("best"))
     winner = next(trial for trial in trials if trial["name"] == line.split()[1])
     assert winner["value"] == pytest.approx(float(line.split()[-1]), rel=1e-3)
-    weights = Path("language/model.safetensors")
+    weights = "language/model.safetensors"
     trained = (tmp_path / "tau" / "trials" / winner["name"] / "model" / weights).read_bytes()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     downloaded = Path(download_artifacts("models:/shown@best", dst_path=str(tmp_path / "downloaded")))
-    assert (downloaded / weights).read_bytes() == trained
+    assert (downloaded / mlflow_model.STREAM / "model.safetensors").read_bytes() == trained
 
     # the command that it prints trains these weights again
     (line,) = (line for line in output.out.splitlines() if "python -m groundray.train" in line)

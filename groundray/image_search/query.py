@@ -123,9 +123,14 @@ class Search:
         Raises:
             FileNotFoundError, ValueError: the model lacks the retrieval stage, or the shards do not exist.
         """
-        towers, pool = Towers.load(checkpoint), open_pool(images)
+        return Search.of(Towers.load(checkpoint), images, index or default_folder(checkpoint), tell)
+
+    @staticmethod
+    def of(towers: Towers, images: str, index: str, tell: Tell = log) -> Search:
+        """Open a pool of images for search with loaded towers, as `open` does."""
+        pool = open_pool(images)
         require_faiss(pool.rows)
-        spec = find_index(towers, pool, index or default_folder(checkpoint))
+        spec = find_index(towers, pool, index)
         if open_derived(spec) is None:
             check_room(spec)
             for _ in make_missing(spec, IndexEncoder(towers, str(pool.folder))):
@@ -161,21 +166,12 @@ class Search:
         Raises:
             BadQuery, UnknownImage, UnusableImage: the query is invalid; the message says why.
         """
-        if query.text:
-            self.towers.check_text(query.text)
-        if isinstance(query.image, bytes):
-            return PreparedQuery(query, pixels=model_input(checked(query.image), self.towers.crop))
-        return PreparedQuery(query, row=None if query.image is None else self.index.row(query.image))
+        return prepare(query, self.towers, self.index)
 
     def answer(self, queries: Sequence[PreparedQuery]) -> list[tuple[Answer, ...]]:
         """Answer several queries at once, each for all of its alphas. They are embedded and compared together."""
-        texts, images = self._texts(queries), self._images(queries)
-        mixes = [
-            mix_vectors(images.get(number), texts.get(number), alpha)
-            for number, prepared in enumerate(queries)
-            for alpha in prepared.query.effective_alphas
-        ]
-        neighbours = self.nearest(np.stack(mixes), max(prepared.query.k for prepared in queries))
+        mixes = embed(queries, self.towers, self.index)
+        neighbours = self.nearest(mixes, max(prepared.query.k for prepared in queries))
         ranked = iter(zip(neighbours.scores, neighbours.rows, strict=True))
         return [
             tuple(
@@ -184,26 +180,56 @@ class Search:
             for prepared in queries
         ]
 
-    def _texts(self, queries: Sequence[PreparedQuery]) -> dict[int, Vector]:
-        """Return the vectors of the queries' texts, by the query's number."""
-        texts = {number: prepared.query.text for number, prepared in enumerate(queries) if prepared.query.text}
-        return dict(zip(texts, self.towers.embed_texts(list(texts.values())), strict=True)) if texts else {}
-
-    def _images(self, queries: Sequence[PreparedQuery]) -> dict[int, Vector]:
-        """Return the vectors of the queries' images, from the index or from uploaded pixels, by the query's number."""
-        numbered = list(enumerate(queries))
-        vectors = {number: self.index.vector(query.row) for number, query in numbered if query.row is not None}
-        uploads = {number: query.pixels for number, query in numbered if query.pixels is not None}
-        if uploads:
-            vectors |= dict(zip(uploads, self.towers.embed_pixels(np.stack(list(uploads.values()))), strict=True))
-        return vectors
-
     def _hits(self, scores: Float32[np.ndarray, " k"], rows: Int64[np.ndarray, " k"], k: int) -> tuple[Hit, ...]:
         valid = rows[:k][rows[:k] >= 0]  # an inverted file may find fewer than k
         return tuple(
             Hit(rank, self.index.ids[row], float(score), *self.index.sizes[row].tolist())
             for rank, (row, score) in enumerate(zip(valid.tolist(), scores.tolist(), strict=False), start=1)
         )
+
+
+def prepare(query: Query, towers: Towers, index: Index | None = None) -> PreparedQuery:
+    """Check a query: its text has words, and its image is in the pool or can be decoded.
+
+    Args:
+        index: the pool's, None if there is no pool. Then the image must be an encoded picture.
+
+    Raises:
+        BadQuery, UnknownImage, UnusableImage: the query is invalid; the message says why.
+    """
+    if query.text:
+        towers.check_text(query.text)
+    if isinstance(query.image, bytes):
+        return PreparedQuery(query, pixels=model_input(checked(query.image), towers.crop))
+    if query.image is None:
+        return PreparedQuery(query)
+    if index is None:
+        raise BadQuery(f"image: expected an encoded picture, got the id {query.image!r} and no pool of images")
+    return PreparedQuery(query, row=index.row(query.image))
+
+
+def embed(
+    queries: Sequence[PreparedQuery], towers: Towers, index: Index | None = None
+) -> Float32[np.ndarray, "answer dim"]:
+    """Return the vectors of length 1 of several queries, one for each of a query's alphas in turn.
+
+    Args:
+        index: has the vectors of the images of the pool; None if no query refers to one.
+    """
+    numbered = list(enumerate(queries))
+    texts = {number: prepared.query.text for number, prepared in numbered if prepared.query.text}
+    said = dict(zip(texts, towers.embed_texts(list(texts.values())), strict=True)) if texts else {}
+    shown = {number: index.vector(query.row) for number, query in numbered if index and query.row is not None}
+    uploads = {number: query.pixels for number, query in numbered if query.pixels is not None}
+    if uploads:
+        shown |= dict(zip(uploads, towers.embed_pixels(np.stack(list(uploads.values()))), strict=True))
+    return np.stack(
+        [
+            mix_vectors(shown.get(number), said.get(number), alpha)
+            for number, prepared in numbered
+            for alpha in prepared.query.effective_alphas
+        ]
+    )
 
 
 def mix_vectors(image: Vector | None, text: Vector | None, alpha: float) -> Vector:

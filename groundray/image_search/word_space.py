@@ -19,7 +19,7 @@ from groundray.image_search.errors import BadQuery
 from groundray.model import export
 from groundray.storage.folder import Folder
 
-STREAMS = {"ungrounded": f"{export.LANGUAGE}-ungrounded", "grounded": export.LANGUAGE}
+UNGROUNDED = f"{export.LANGUAGE}-ungrounded"
 MAX_WORDS = 5_000
 MAX_PHRASES = 12
 MAX_AXES = 10
@@ -151,7 +151,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class WordSpace:
-    """The words in each language stream of an exported model, by the stream's name in STREAMS."""
+    """The words in two language streams of an exported model: `grounded`, its last, and `ungrounded` if it has one."""
 
     words: Words
     models: dict[str, WordModel]
@@ -163,7 +163,8 @@ class WordSpace:
         Raises:
             FileNotFoundError, ValueError: the norms cannot be used.
         """
-        streams = {name: stream for name, stream in STREAMS.items() if Folder.at(checkpoint).exists(stream)}
+        streams = {"ungrounded": UNGROUNDED} if Folder.at(checkpoint).exists(UNGROUNDED) else {}
+        streams["grounded"] = export.about(checkpoint).stage().language
         embedders = {name: Embedder.load(f"{checkpoint}/{stream}") for name, stream in streams.items()}
         words = Words.of_norms(norms) if norms else Words.of_vocabulary(tokenizer)
         texts = [word.text for word in words.shown]

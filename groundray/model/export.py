@@ -309,6 +309,24 @@ def save_language(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
     written.seal_files([name for name in written.files() if not is_card(name)])
 
 
+def rename_language(folder: Path, name: str) -> None:
+    """Rename `language/` in an export, in its seals too. Nothing else refers to it: the last stage's model has the same
+    stream under its own name.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder holds no exported model that can be read.
+    """
+    about(folder)
+    content = Folder.at(folder).read_sealed(ABOUT, KEYS, REPAIR)
+    (folder / LANGUAGE).rename(folder / name)
+    if "files" in content:
+        content["files"] = {
+            f"{name}/{file.removeprefix(f'{LANGUAGE}/')}" if file.startswith(f"{LANGUAGE}/") else file: seal
+            for file, seal in content["files"].items()
+        }
+    Folder.at(folder).write_sealed(ABOUT, content)
+
+
 def is_card(name: str) -> bool:
     """Return True if a file of an exported model is a model card, which users may edit: it is not sealed."""
     return Path(name).name == CARD

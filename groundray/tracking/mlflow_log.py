@@ -25,7 +25,6 @@ from groundray.training.step_ranges import StepRanges
 
 LOGGED_TAG = "groundray.logged"  # steps of each series, as ranges
 MAX_TAG = 5000  # characters of a tag's value
-UPLOAD_BYTES_PER_SECOND = 2**20  # a slower upload of the model counts as none
 
 
 class MlflowLog:
@@ -107,10 +106,7 @@ class MlflowLog:
             for stage, choice in result.get("best", {}).items():
                 self._client.set_tag(self._run_id, f"{stage}.best", describe_choice(choice))
             if self._attaches_model:
-                size = sum((folder / "model").sizes().values())
-                self._progress(size / UPLOAD_BYTES_PER_SECOND)
-                attach_model(self._client, self._run_id, folder)
-                self._progress(0.0)
+                attach_model(self._client, self._run_id, folder, self._progress)
         self._client.set_terminated(self._run_id, status)
 
     def release(self) -> None:

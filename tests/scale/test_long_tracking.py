@@ -16,6 +16,7 @@ import servers
 from delayed_store import delayed
 from made_history import STAGE
 from mlflow.entities import Run
+from search_fixtures import SearchPaths
 
 from groundray.config import Settings
 from groundray.storage.folder import Folder
@@ -48,7 +49,6 @@ class LongRun:
     def __init__(self, run: Folder, uri: str, epochs: int, monkeypatch: pytest.MonkeyPatch):
         self.run, self.settings, self.read = run.make(), settings(uri, epochs), list[str]()
         self.warnings: list[str] = []
-        (self.run / "model").make().write_bytes("groundray.json", b"{}")
         attempt = made_history.begin(self.run, 0, EPOCH_STEPS)
         self.files: dict[str, list[StepDone | EpochDone]] = {}
         parts: list[list[StepDone | EpochDone]] = []
@@ -205,11 +205,17 @@ def distant(monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.Server]:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_logged", [True, False], ids=["all logged", "nothing logged"])
 def test_the_end_of_a_run_with_3000_files_on_a_distant_store(
-    tmp_path: Path, uri: str, distant: servers.Server, is_logged: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    uri: str,
+    distant: servers.Server,
+    place: SearchPaths,
+    is_logged: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Measured before, with 340 files: no answer within 60 s, the status RUNNING and no model."""
     url, epochs = distant.folder(), 1500
     long = LongRun(Folder.at(url), uri, epochs, monkeypatch)
+    (long.run / "model").upload(Path(place.checkpoint))
     distant.use(monkeypatch)
     long.run = Folder.at(url)
     identity.claim(long.run, long.settings, {})
@@ -226,6 +232,7 @@ def test_the_end_of_a_run_with_3000_files_on_a_distant_store(
     assert found.info.status == "FINISHED"
     assert steps == list(range(1, epochs * EPOCH_STEPS + 1))
     client = mlflow.MlflowClient(uri)
-    assert [file.path for file in client.list_artifacts(found.info.run_id, "model")] == ["model/groundray.json"]
+    (model,) = client.search_logged_models([found.info.experiment_id])
+    assert model.status == "READY"
     assert [told for told in long.warnings if "still logging" not in told] == []
     assert seconds < 60 or not is_logged

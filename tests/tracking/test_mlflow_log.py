@@ -38,9 +38,7 @@ def settings(uri: str) -> Settings:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    folder = Folder.at(tmp_path / "runs" / "tracked").make()
-    (folder / "model").make().write_bytes("groundray.json", b"{}")
-    return folder
+    return Folder.at(tmp_path / "runs" / "tracked").make()
 
 
 def claimed(uri: str, folder: Folder) -> Identity:
@@ -87,7 +85,7 @@ def test_a_run_and_its_resume_are_one_mlflow_run(
     assert [point.step for point in history] == [1, 2, 3, 4, 5]
     assert found.data.metrics["grounding/val/text_to_image/recall_at_10"] == 0.5
     files = {file.path for file in client.list_artifacts(found.info.run_id)}
-    assert files == {"config.yaml", "result.json", "model"}
+    assert files == {"config.yaml", "result.json"}
 
 
 def test_an_unreachable_server_gives_warnings(folder: Folder) -> None:
@@ -190,7 +188,7 @@ def test_a_deleted_and_restarted_run_is_another_mlflow_run(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 6)) == []
     folder.delete(".")
-    (folder / "model").make().write_bytes("groundray.json", b"{}")
+    folder.make()
     assert track(uri, folder, range(1, 3)) == []
     first, second = runs(uri)
     client = mlflow.MlflowClient(uri)

@@ -260,10 +260,11 @@ class Embedder:
 
 
 def _stream(place: str | Path) -> str:
-    """Return the folder of the language model: `language/` of an export, or a module of sentence-transformers."""
+    """Return the folder of the language model: an export's last language stream, or a module of
+    sentence-transformers."""
     folder = Folder.at(place)
     if folder.exists(export.ABOUT):
-        return f"{place}/{export.LANGUAGE}"
+        return f"{place}/{export.about(place).stage().language}"
     if folder.exists(MODULES):
         try:
             modules = folder.read_json(MODULES)
