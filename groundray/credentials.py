@@ -15,9 +15,12 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"
 # their values are hidden wherever they occur, as in an error of a library
 SECRET_VARIABLES = (
     *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    *("HF_TOKEN", "RAY_AUTH_TOKEN"),
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_AUTH_TOKEN"),
 )
-URL_VARIABLES = (TRACKING_URI, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
+URL_VARIABLES = (
+    *(TRACKING_URI, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "CLOUD_STORAGE_EMULATOR_ENDPOINT"),
+    "HF_ENDPOINT",
+)
 MIN_LENGTH = 6  # of a secret that is hidden outside URLs: a shorter one may be a part of any word
 SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)"
 URL = re.compile(rf"{SCHEME}(?P<rest>[^\s'\"<>`]*)")

@@ -23,6 +23,7 @@ COMMANDS = {
     "search": "search images with a text, an image, or a mix of both",
     "serve": "serve image search in a browser",
     "clean": "show what takes disk space, and delete what may go",
+    "push": "upload a trained model to the Hugging Face hub",
     "bench": "measure time and memory against alternatives",
 }
 

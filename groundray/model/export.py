@@ -32,7 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundray import config
 from groundray.model.build import build_head, build_visual, learn_logits
-from groundray.model.card import card
+from groundray.model.card import card, published_weights
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Vocabulary
 from groundray.model.language_stream import LanguageStream
@@ -212,15 +212,18 @@ class Writer:
         self._stages: list[StageModel] = []
         self._vocabulary: dict[str, Vocabulary] = {}
         self._labels = dict(LABELS)
+        self._started_from = settings.model
+        self._start_card: bytes | None = None
         if settings.run.start_from is not None:
             before = about(settings.run.start_from)
             self._vocabulary |= before.vocabulary
             self._keep_controls(Folder.at(settings.run.start_from), before.stage(settings.run.start_stage))
+            self._started_from = config.Model(**before.settings["model"])
         state = {f"visual.{name}": tensor for name, tensor in model.visual.state_dict().items()}
         state |= {f"language.{name}": tensor for name, tensor in model.language.state_dict().items()}
         for name, head in heads.items():
             state |= {f"heads.{name}.{key}": tensor for key, tensor in head.state_dict().items()}
-        self._files(START, state)
+        self._start = self._files(START, state)["language"]
 
     def add(self, stage: str, state: Tensors, metrics: Mapping[str, float], vocabulary: Vocabulary) -> None:
         """Write the parts that a stage changed.
@@ -243,19 +246,28 @@ class Writer:
         last = self._stages[-1]
         shutil.copytree(self._folder / last.language, self._folder / LANGUAGE)
         description = About(self._settings, tuple(self._stages), self._vocabulary)
-        metrics = {stage.name: stage.metrics for stage in self._stages}
-        text = card(self._settings["run"]["name"], self._settings, metrics, data)
-        (self._folder / CARD).write_text(text, encoding="utf-8")
-        streams = {stage.language: stage.name for stage in reversed(self._stages)} | {LANGUAGE: last.name}
-        names = list(metrics)
-        for folder, stage in streams.items():
-            trained_in = names[: names.index(stage) + 1]
-            text = card(folder, self._settings, {name: metrics[name] for name in trained_in}, data)
-            (self._folder / folder / CARD).write_text(text, encoding="utf-8")
+        self._write_cards(data)
         written = Folder.at(self._folder)
         files = [name for name in written.files() if not is_card(name)]
         seals = {name: written.seal(name).as_json() for name in files}
         written.write_sealed(ABOUT, {"format": FORMAT, **asdict(description), "files": seals})
+
+    def _write_cards(self, data: Mapping[str, str]) -> None:
+        """Write the card of the model and of each language stream; those of an earlier run keep theirs."""
+        name = self._settings["run"]["name"]
+        metrics = {stage.name: stage.metrics for stage in self._stages}
+        published = published_weights(self._started_from)
+        text = card(name, self._settings, metrics, data, list(published.values()))
+        (self._folder / CARD).write_text(text, encoding="utf-8")
+        counts = [(stage.language, count) for count, stage in enumerate(self._stages, start=1)]
+        streams = {**dict(reversed(counts)), self._start: 0, LANGUAGE: len(self._stages)}
+        for folder, count in streams.items():
+            trained_in = {stage.name: stage.metrics for stage in self._stages[:count]}
+            base = [published["language"]] if "language" in published else []
+            text = card(f"{name}/{folder}", self._settings, trained_in, data, base, stream=True)
+            (self._folder / folder / CARD).write_text(text, encoding="utf-8")
+        if self._start_card is not None:
+            (self._folder / self._start / CARD).write_bytes(self._start_card)
 
     def _files(self, stage: str, state: Tensors) -> dict[str, str]:
         """Return the file of each part of a stage's model, after writing the parts that changed."""
@@ -277,12 +289,15 @@ class Writer:
         return file
 
     def _keep_controls(self, other: Folder, start: StageModel) -> None:
-        """Copy the language streams of the model that the run starts from, and keep its name for the first of them."""
+        """Copy the language streams of the model that the run starts from, and keep its name and card for the first of
+        them."""
         controls = [name for name in other.names() if name.startswith(f"{LANGUAGE}-")]
         verify(str(other), about(str(other)), controls)
         for name in controls:
             other.download(self._folder / name, name)
         self._labels[START] = start.language.removeprefix(f"{LANGUAGE}-")
+        card_file = f"{start.language}/{CARD}"
+        self._start_card = other.read_bytes(card_file) if other.exists(card_file) else None
 
 
 def save_language(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, weights: Tensors) -> None:

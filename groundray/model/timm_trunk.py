@@ -130,6 +130,12 @@ def check_published(name: str) -> None:
         raise _cannot_download(name, error) from None
 
 
+def hub_name(name: str) -> str | None:
+    """Return the id on the hub of a timm model's published weights; None where they are not on the hub."""
+    published = _timm().get_pretrained_cfg(name)
+    return published.hf_hub_id if published else None
+
+
 @functools.cache
 def _unused_parts(name: str, image_size: int) -> tuple[str, ...]:
     """Return the names of the model's parts that its feature map does not depend on, from a pass without numbers."""

@@ -130,13 +130,31 @@ def test_cards_hold_metadata_data_settings_and_metrics(settings: config.Settings
     write(tmp_path, settings)
     whole = (tmp_path / "README.md").read_text()
     metadata = ModelCard(whole).data  # as the hub reads it
-    assert metadata.library_name == "transformers"
+    assert metadata.library_name == "groundray"
     assert "groundray" in metadata.tags
+    assert metadata.license is None
     for text in ("| retrieval | loss | 0.5 |", "shards/graphs (72 images)", "temperature: 0.3", "NeurIPS 2021"):
         assert text in whole
+    assert stages_of(tmp_path) == {"grounding", "relational", "retrieval"}
+    streams = {
+        "language-ungrounded": set(),
+        "language-grounded": {"grounding"},
+        "language-relational": {"grounding", "relational"},
+        "language": {"grounding", "relational", "retrieval"},
+    }
+    for name, stages in streams.items():
+        assert stages_of(tmp_path / name) == stages
+        metadata = ModelCard((tmp_path / name / "README.md").read_text()).data
+        assert (metadata.library_name, metadata.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
     grounded = (tmp_path / "language-grounded" / "README.md").read_text()
     assert "| grounding | loss | 0.5 |" in grounded
     assert "relational.train" not in grounded  # a later stage's data
+
+
+def stages_of(folder: Path) -> set[str]:
+    """Return the stages that the model-index of a folder's card has results of."""
+    results = ModelCard((folder / "README.md").read_text()).data.eval_results or []
+    return {result.metric_name.partition(":")[0] for result in results}
 
 
 def test_language_streams_of_the_starting_model_are_kept(settings: config.Settings, tmp_path: Path) -> None:
@@ -156,6 +174,8 @@ def test_language_streams_of_the_starting_model_are_kept(settings: config.Settin
         "language-relational",
         "language-retrieval",
     }
+    for name in ("language-grounded", "language-relational"):  # with the cards of the run that trained them
+        assert (second / name / "README.md").read_bytes() == (first / name / "README.md").read_bytes()
     control = AutoModel.from_pretrained(second / "language-grounded").state_dict()
     name = "embeddings.word_embeddings.weight"
     assert torch.equal(control[name], states["grounding"][f"language.bert.{name}"])
