@@ -7,9 +7,7 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from groundray.storage.folder import Folder
 from groundray.training import attempts, history, preflight, progression
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.checkpointer import Checkpointer
-from groundray.training.events import EpochDone, Event, FeaturesDone, Notice, StepDone
+from groundray.training.events import EpochDone, Event, FeaturesDone, StepDone
 from groundray.training.trunk_features import with_features
 from groundray.training.worker import InProcess
 
@@ -64,38 +62,6 @@ def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_p
         )
         == 0
     )
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_slow_worker_is_named(world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_worker = launch._train_worker
-
-    def with_slow_worker(config: dict[str, Any]) -> None:  # in the worker's process
-        import ray.train
-
-        from groundray.stage.grounding import GroundingStage
-
-        encode = GroundingStage.encode
-        slow = ray.train.get_context().get_world_rank() == 1
-
-        def slowed(*arguments: Any) -> Any:
-            time.sleep(0.4 if slow else 0.0)
-            return encode(*arguments)
-
-        GroundingStage.encode = slowed  # type: ignore[method-assign]
-        train_worker(config)
-
-    monkeypatch.setattr(launch, "_train_worker", with_slow_worker)
-    words = world.settings("--grounding.epochs=7", "--scaling.hang_minutes=0.5", f"--run.storage={tmp_path}")
-    events: list[Event] = []
-    launch.fit(preflight.check(config.load("demo", words)), events.append)
-    (told,) = (event.text for event in events if isinstance(event, Notice) and "is slow" in event.text)
-    assert told.startswith(f"worker 1 on {socket.gethostname()} (")
-    assert "Most of the difference is forward" in told
-    last = [event.metrics for event in events if isinstance(event, StepDone)][-1]
-    assert last["slowest_worker"] == 1
-    assert last["slowest_worker_ratio"] > 1.3
 
 
 @pytest.mark.ray

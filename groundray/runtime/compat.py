@@ -18,7 +18,9 @@ import ray
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.execution_callback import ExecutionCallback as ExecutionCallback
+    from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback as StateManagerCallback
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE as ENV_VARS_TO_PROPAGATE
+    from ray.train.v2._internal.constants import HEALTH_CHECK_INTERVAL_S_ENV_VAR as HEALTH_CHECK_INTERVAL_S_ENV_VAR
     from ray.train.v2._internal.constants import (
         WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR as WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR,
     )
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError as WorkerHealthCheckFailedError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError as WorkerHealthCheckTimeoutError
     from ray.train.v2._internal.execution.callback import ControllerCallback as ControllerCallback
+    from ray.train.v2._internal.execution.callback import ReportCallback as ReportCallback
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback as WorkerGroupCallback
     from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
     from ray.train.v2._internal.execution.failure_handling.default import (
@@ -94,7 +97,25 @@ PRIVATE_NAMES = {
     "WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR": PrivateName(
         f"{_TRAIN}.constants:WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR", "scaling.hang_minutes sets it"
     ),
-    "ControllerCallback": PrivateName(f"{_TRAIN}.execution.callback:ControllerCallback", "base of PartialGroupCleanup"),
+    "HEALTH_CHECK_INTERVAL_S_ENV_VAR": PrivateName(
+        f"{_TRAIN}.constants:HEALTH_CHECK_INTERVAL_S_ENV_VAR", "reports are taken twice a second"
+    ),
+    "ControllerCallback": PrivateName(
+        f"{_TRAIN}.execution.callback:ControllerCallback", "base of PartialGroupCleanup and LastValidation"
+    ),
+    "ReportCallback": PrivateName(f"{_TRAIN}.execution.callback:ReportCallback", "base of LastValidation"),
+    "StateManagerCallback": PrivateName(
+        f"{_TRAIN}.callbacks.state_manager:StateManagerCallback", "keeps Ray Train's state of a run"
+    ),
+    "StateManagerCallback._state_manager": PrivateName(
+        f"{_TRAIN}.callbacks.state_manager:StateManagerCallback._state_manager", "see set_status_detail()"
+    ),
+    "TrainStateManager._runs": PrivateName(
+        f"{_TRAIN}.state.state_manager:TrainStateManager._runs", "see set_status_detail()"
+    ),
+    "TrainStateManager._create_or_update_train_run": PrivateName(
+        f"{_TRAIN}.state.state_manager:TrainStateManager._create_or_update_train_run", "see set_status_detail()"
+    ),
     "WorkerGroupCallback": PrivateName(
         f"{_TRAIN}.execution.callback:WorkerGroupCallback", "base of PartialGroupCleanup"
     ),
@@ -216,6 +237,22 @@ def is_preempted() -> bool:
     The public `ray.train.get_preemption_info` is a barrier of all ranks; this is what Ray has told this rank.
     """
     return load("get_train_context")().preemption_context.preemption_info is not None
+
+
+def set_status_detail(states: StateManagerCallback, run_id: str, detail: str, replace: bool) -> None:
+    """Make a text the detail of a run's status in Ray Train's state, which Ray's dashboard shows.
+
+    Waits for it once the run has ended, as its controller then ends too.
+
+    Args:
+        run_id: Ray Train's id of the run.
+        replace: also if the status has a detail.
+    """
+    manager = states._state_manager
+    run = manager._runs[run_id]
+    if replace or run.status_detail is None:
+        run.status_detail = detail
+        manager._create_or_update_train_run(run, block=run.status.is_terminal())
 
 
 def set_execution_callbacks(context: Any, callbacks: list[type[Any]]) -> None:

@@ -26,7 +26,9 @@ from groundray.distributed import GPU_BACKENDS, gather_strings
 from groundray.runtime import cluster
 from groundray.runtime.data.feature_tasks import make_features
 from groundray.runtime.nodes import accepting_nodes
+from groundray.runtime.train import reports
 from groundray.runtime.train.failure_policy import describe
+from groundray.runtime.train.gauges import Gauges
 from groundray.runtime.train.group import GROUP, NodeTorchConfig, passed_on
 from groundray.runtime.train.ray_worker import FLUSH_SECONDS, Mailbox, RayWorker
 from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles, wait_until
@@ -122,8 +124,8 @@ def _fit_on_ray(
             elastic_resize_monitor_interval_s=RESIZE_CHECK_SECONDS,
         ),
         run_config=ray.train.RunConfig(
-            name=RAY_FOLDER,
-            **storage_arguments(run.folder),
+            name=settings.run.name,  # also of a folder, in which Ray (2.60) keeps nothing without checkpoints
+            **storage_arguments(run.folder / RAY_FOLDER),
             worker_runtime_env={"env_vars": _environment(settings)},
         ),
         settings=settings,
@@ -224,6 +226,8 @@ def _train_worker(config: dict[str, Any]) -> None:
             prefetch=settings.data.prefetch,
             watchdog=watchdog,
             stragglers=stragglers,
+            gauges=Gauges(settings.run.name, rank),
+            report=reports.report,
         )
         try:
             with offer_accumulation(settings, rank, world_size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,10 @@ from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step
 from groundray.runtime import compat
 from groundray.runtime.data.ray_stream import stream
+from groundray.runtime.train.gauges import Gauges
 from groundray.runtime.train.resources import DataCpuBudget
 from groundray.stage.protocol import Metrics
-from groundray.training.events import Event, StepDone
+from groundray.training.events import EpochDone, Event, StepDone
 from groundray.training.stragglers import Stragglers
 from groundray.training.watchdog import Watchdog
 
@@ -86,7 +87,11 @@ class Mailbox:
 
 @dataclass
 class RayWorker:
-    """A Ray Train worker; implements `training.worker.Worker`."""
+    """A Ray Train worker; implements `training.worker.Worker`.
+
+    Args:
+        report: takes each validation of a rank, and the last step that it has done (`reports.report`).
+    """
 
     rank: int
     world_size: int
@@ -96,6 +101,9 @@ class RayWorker:
     prefetch: int
     watchdog: Watchdog | None = None
     stragglers: Stragglers | None = None
+    gauges: Gauges | None = None
+    report: Callable[[EpochDone, StepDone | None], None] = lambda event, step: None
+    _step: StepDone | None = None
     _unsent: list[Event] = field(default_factory=list)
     _sent: float = 0.0
     _answers: list[Any] = field(default_factory=list)
@@ -114,8 +122,15 @@ class RayWorker:
             yield step
 
     def emit(self, event: Event) -> None:
-        """Send an event to the driver; step events at most once a second, and from rank 0 only."""
+        """Send an event to the driver, from rank 0 only; step events at most once a second. Show it in the gauges, and
+        report a validation to Ray Train, for which the ranks wait for each other."""
         self.heartbeat()
+        if self.gauges:
+            self.gauges.observe(event)
+        if isinstance(event, StepDone):
+            self._step = event
+        elif isinstance(event, EpochDone):
+            self.report(event, self._step)
         if self.rank == 0:
             self._unsent.append(event)
             if not isinstance(event, StepDone) or time.monotonic() - self._sent > FLUSH_SECONDS:

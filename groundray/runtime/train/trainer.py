@@ -14,8 +14,13 @@ from groundray.config import Settings
 from groundray.runtime import compat
 from groundray.runtime.train.failure_policy import FailurePolicy
 from groundray.runtime.train.group import PartialGroupCleanup
+from groundray.runtime.train.reports import LastValidation
 from groundray.runtime.train.scaling_policy import ElasticWorkers, FixedWorkers, WaitTimeout
 from groundray.training.watchdog import grace
+
+# between two polls of the workers by their controller, which takes one report of each: a worker that has reported
+# several validations in a row ends when the last is taken
+POLL_SECONDS = 0.5
 
 
 class Trainer(TorchTrainer):
@@ -43,14 +48,16 @@ class Trainer(TorchTrainer):
             else FixedWorkers(self.scaling_config, wait_timeout)
         )
         kwargs["failure_policy"] = FailurePolicy(scaling.max_failures, self._mailbox)
-        kwargs["callbacks"] = [PartialGroupCleanup(), *kwargs["callbacks"]]
+        states = [callback for callback in kwargs["callbacks"] if isinstance(callback, compat.StateManagerCallback)]
+        kwargs["callbacks"] = [PartialGroupCleanup(), *kwargs["callbacks"], *map(LastValidation, states)]
         hang = scaling.hang_minutes * 60
-        variable = compat.WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR
+        timeout, interval = compat.WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR, compat.HEALTH_CHECK_INTERVAL_S_ENV_VAR
         environment = {
             # the actor that frees the resources of a dead driver's workers looks for the driver at this address, or
             # else in the newest cluster of the machine (Ray 2.60)
             "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
-            variable: os.environ.get(variable) or str(hang + 1.5 * grace(hang)),
+            timeout: os.environ.get(timeout) or str(hang + 1.5 * grace(hang)),
+            interval: os.environ.get(interval) or str(POLL_SECONDS),
         }
         with _controller_environment(environment):
             return super()._initialize_and_run_controller(**kwargs)
