@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -35,15 +36,18 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 Object = dict[str, Any]
 
 
-@functools.cache
 def build(overlay: str) -> tuple[Object, ...]:
     """The objects of an overlay."""
+    return kustomized(f"overlays/{overlay}")
+
+
+@functools.cache
+def kustomized(folder: str) -> tuple[Object, ...]:
+    """The objects of a folder of k8s/."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed")
-    built = subprocess.run(
-        [kubectl, "kustomize", str(ROOT / "k8s" / "overlays" / overlay)], capture_output=True, text=True
-    )
+    built = subprocess.run([kubectl, "kustomize", str(ROOT / "k8s" / folder)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return tuple(yaml.load_all(built.stdout, yaml.CSafeLoader))
 
@@ -745,6 +749,143 @@ def test_a_queued_job_is_of_fixed_size_and_fits_its_queue() -> None:
             for key, amount in template["spec"]["containers"][0]["resources"]["requests"].items():
                 asked[key] += count * quantity(amount)
         assert all(asked[key] <= quota[key] for key in quota), f"{name(job)} asks for {asked}"
+
+
+# metrics, for Prometheus and Grafana
+
+
+METRICS_PORT = 8080  # KubeRay names it `metrics`, on every Ray container that has no port of this name
+PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}  # the operator's label of its pods
+# of the operator's PodMonitor (0.87): what ours uses, with the fields' types, and nothing else
+POD_MONITOR = {
+    "type": "object",
+    "required": ["selector", "podMetricsEndpoints"],
+    "additionalProperties": False,
+    "properties": {
+        "selector": {"type": "object"},
+        "podTargetLabels": {"type": "array", "items": {"type": "string"}},
+        "podMetricsEndpoints": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["port"],
+                "additionalProperties": False,
+                "properties": {
+                    "port": {"type": "string"},
+                    "interval": {"type": "string", "pattern": r"^[1-9][0-9]*(ms|s|m)$"},
+                },
+            },
+        },
+    },
+}
+
+
+def dashboard() -> Object:
+    """The dashboard, as Grafana's sidecar finds it."""
+    (holder,) = (one for one in of_kind(kustomized("monitoring"), "ConfigMap"))
+    assert holder["metadata"]["labels"]["grafana_dashboard"] == "1"
+    ((file, text),) = holder["data"].items()
+    assert file.endswith(".json")
+    return json.loads(text)
+
+
+def test_kubernetes_and_the_prometheus_operator_take_what_monitors(objects: tuple[Object, ...]) -> None:
+    monitoring = kustomized("monitoring")
+    assert {thing["kind"] for thing in monitoring} == {"ConfigMap", "NetworkPolicy", "PodMonitor"}
+    (namespace,) = names(objects, "Namespace")
+    assert {thing["metadata"]["namespace"] for thing in monitoring} == {namespace}
+    assert not {name(thing) for thing in monitoring} & {name(thing) for thing in objects}
+    for thing in monitoring:
+        if thing["kind"] == "PodMonitor":
+            assert thing["apiVersion"] == "monitoring.coreos.com/v1"
+            jsonschema.validate(thing["spec"], POD_MONITOR)
+        else:
+            kubernetes_validate.validate(thing, KUBERNETES, strict=True)
+
+
+def test_prometheus_reads_the_metrics_of_ray_pods_and_of_no_others(objects: tuple[Object, ...]) -> None:
+    (monitor,) = (thing["spec"] for thing in of_kind(kustomized("monitoring"), "PodMonitor"))
+    selected = {who for who, labels in PODS.items() if selects(monitor["selector"], labels)}
+    assert selected == {"ray", "serve"}
+    assert [endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]] == ["metrics"]
+    for node in nodes(list(objects)):  # no other port or argument takes the place of KubeRay's default
+        if isinstance(node, dict) and "rayStartParams" in node:
+            assert "metrics-export-port" not in node["rayStartParams"]
+            (container, *_) = node["template"]["spec"]["containers"]
+            assert all(
+                port["name"] != "metrics" and port["containerPort"] != METRICS_PORT
+                for port in container.get("ports", ())
+            )
+
+    (policy,) = (thing["spec"] for thing in of_kind(kustomized("monitoring"), "NetworkPolicy"))
+    assert {who for who, labels in PODS.items() if selects(policy["podSelector"], labels)} == selected
+    ((rule,), (peer,)) = policy["ingress"], policy["ingress"][0]["from"]
+    assert [entry["port"] for entry in rule["ports"]] == [METRICS_PORT]
+    assert peer["namespaceSelector"] == {}
+    assert selects(peer["podSelector"], PROMETHEUS)
+    assert not any(selects(peer["podSelector"], labels) for labels in PODS.values())
+
+
+def test_the_dashboard_queries_metrics_and_tags_that_there_are() -> None:
+    from ray.dashboard.modules.metrics.dashboards.train_dashboard_panels import GPU_UTILIZATION_PANEL
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+    from groundray.runtime.train.gauges import GAUGES, TAGS
+
+    tags = {f"ray_{gauge}": {*TAGS, one.tag} - {""} for gauge, one in GAUGES.items()}
+    of_node = {"instance"}  # Prometheus's own label of a target
+    of_gpu = of_node | (set(re.findall(r"\b(Gpu\w+)=", GPU_UTILIZATION_PANEL.targets[0].expr)))
+    tags |= {f"ray_{gauge}": of_gpu if "gpu" in gauge or "gram" in gauge else of_node for gauge in METRICS_GAUGES}
+    queried = set()
+    for panel in dashboard()["panels"]:
+        for target in panel["targets"]:
+            metrics, labels = names_of(target["expr"])
+            assert metrics, panel["title"]
+            assert metrics <= tags.keys(), panel["title"]
+            assert all(labels <= tags[metric] for metric in metrics), panel["title"]
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels, "a label that the query drops"
+            queried |= metrics
+    assert {f"ray_{gauge}" for gauge in GAUGES} - queried == {"ray_groundray_epoch"}
+
+
+def names_of(query: str) -> tuple[set[str], set[str]]:
+    """The metrics and the labels of a PromQL query."""
+    labels = set(re.findall(r"(\w+)\s*(?:=~|=|!=|!~)", " ".join(re.findall(r"{([^}]*)}", query))))
+    for grouping in re.findall(r"\bby \(([^)]*)\)", query):
+        labels |= {label.strip() for label in grouping.split(",")}
+    rest = re.sub(r"{[^}]*}|\bby \([^)]*\)", "", query)
+    functions = set(re.findall(r"([a-z_]+)\s*\(", rest))
+    return set(re.findall(r"[A-Za-z_:][\w:]*", rest)) - functions, labels
+
+
+def test_names_of_a_query() -> None:
+    query = 'max by (run, GpuIndex) (one:total{run=~"$run", part!="x"} / two_bytes) * 1024 + rate(three{a="b"}[5m])'
+    metrics, labels = names_of(query.replace("[5m]", ""))
+    assert metrics == {"one:total", "two_bytes", "three"}
+    assert labels == {"run", "GpuIndex", "part", "a"}
+
+
+def test_the_dashboard_is_whole() -> None:
+    board = dashboard()
+    variables = {one["name"]: one for one in board["templating"]["list"]}
+    assert variables.keys() == {"datasource", "run"}
+    assert variables["datasource"]["type"] == "datasource"
+    assert variables["run"]["query"]["query"] == "label_values(ray_groundray_step, run)"
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) == len({panel["title"] for panel in panels})
+    places = [panel["gridPos"] for panel in panels]
+    cells = [
+        (x, y) for at in places for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(set(cells)) == len(cells), "panels overlap"
+    assert all(x < 24 for x, _ in cells), "Grafana has 24 columns"
+    for panel in panels:
+        assert panel["datasource"] == source
+        for target in panel["targets"]:
+            assert target["datasource"] == source
+            assert set(re.findall(r"\$(\w+)", target["expr"])) <= variables.keys()
 
 
 # the image, and what agrees with it
