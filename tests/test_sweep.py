@@ -23,6 +23,8 @@ from groundray.storage.folder import Folder
 from groundray.sweep import main, with_defaults
 from groundray.tracking import mlflow_model
 from groundray.training import attempts, history, preflight
+from groundray.training.events import EpochDone
+from groundray.training.layout import read_result
 
 RECALL = "grounding/text_to_image/recall@10"
 TEMPERATURES = "grounding.temperature=choice:0.05,0.1,1.0"
@@ -124,6 +126,42 @@ def test_points_are_drawn_within_their_ranges(
     assert all(0.05 <= temperature <= 0.5 for temperature in drawn)
     assert {trial["values"]["grounding.dropout"] for trial in trials} <= {0.0, 0.1}
     assert {trial["state"] for trial in trials} == {"finished"}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_patience_ends_is_finished_and_has_its_best_value(
+    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At this learning rate, recall stays where chance has it: no validation is better than the first ones."""
+    monkeypatch.chdir(tmp_path)
+    early = ["--grounding.epochs=4", "--grounding.validate_every_steps=4", "--grounding.patience=2"]
+    chosen = ["--grounding.best=text_to_image/recall@10:max", "--grounding.optimizer.lr=0.003"]
+    assert main(words(world, tmp_path, *early, *chosen, space="grounding.temperature=choice:0.05,0.1")) == 0
+    trials = json.loads((tmp_path / "tau" / "trials.json").read_text())
+    assert [trial["state"] for trial in trials] == ["finished"] * 2
+
+    client, number = tracking(tmp_path)
+    for trial in trials:
+        folder = Folder.at(tmp_path / "tau" / "trials" / trial["name"])
+        result = read_result(folder)
+        assert result is not None
+        choice = result["best"]["grounding"]
+        assert choice["last_step"] < 4 * 9  # steps of an epoch
+        validations = [event for event, _ in history.read(folder) if isinstance(event, EpochDone)]
+        recalls = {event.step: event.metrics["text_to_image/recall@10"] for event in validations}
+        assert trial["value"] == recalls[choice["step"]] == max(recalls.values())
+        assert trial["epochs"] == validations[-1].epoch + 1
+
+        (run,) = client.search_runs([number], f"tags.mlflow.runName = '{trial['name']}'")
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["grounding.best"] == (
+            f"epoch {choice['epoch']}, step {choice['step']} of {choice['last_step']}, by text_to_image/recall@10:max; "
+            "stopped early: no better text_to_image/recall@10 for 2 validations"
+        )
+        logged = client.get_metric_history(run.info.run_id, "grounding/val/text_to_image/recall_at_10")
+        assert {point.step: point.value for point in logged} == recalls
+        assert 4 in recalls
 
 
 @pytest.mark.ray

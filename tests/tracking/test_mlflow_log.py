@@ -10,13 +10,14 @@ import pytest
 from conftest import SmallWorld
 from mlflow.entities import Run
 
-from groundray import sweep, train
+from groundray import config, sweep, train
 from groundray.config import Settings, Tracking
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
 from groundray.tracking import store
 from groundray.tracking.analysis_log import log_analysis
 from groundray.tracking.inquiry import Inquiry
+from groundray.tracking.mlflow_log import MlflowLog
 from groundray.tracking.protocol import Status
 from groundray.tracking.sweep_log import SweepLog
 from groundray.tracking.tracker import Tracker
@@ -131,6 +132,64 @@ def test_every_step_is_logged_exactly_once(tmp_path: Path, folder: Folder, monke
         "first_step_seconds": 3.5,
         "down_seconds": 23.5,
     }
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["down", "interrupted"])
+def test_validations_within_an_epoch_are_caught_up(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """The server was down, or a call was interrupted between steps and their validation, whose file tells its steps."""
+    monkeypatch.chdir(tmp_path)
+    up = f"sqlite:///{tmp_path}/mlflow.db"
+    server = {"uri": up if answers else "http://127.0.0.1:9"}
+    monkeypatch.setattr(store, "uri_of", lambda _: server["uri"])
+    often = settings(up).model_copy(deep=True)
+    often = config.changed(often, {"grounding.validate_every_steps": 2, "grounding.epochs": 2})
+    run = identity.claim(folder, often, {"grounding.train": "abc"})
+
+    def step(number: int) -> StepDone:
+        return StepDone("grounding", (number - 1) // 5, number, 10, {"loss": 1.0 / number}, time=1e9 + number)
+
+    def validation(number: int) -> EpochDone:
+        ends = number % 5 == 0
+        return EpochDone("grounding", (number - 1) // 5, 2, number, ends, {"loss": float(number)}, time=1e9 + number)
+
+    attempt = Attempt(folder, attempts.claim(folder))
+    attempt.write_begin({**asdict(Start(*attempt.token, (), "grounding", None, 0, 0, 0, 1e9)), "stages": ["grounding"]})
+    files = {
+        "grounding-00000-000003": [step(1), step(2), validation(2), step(3)],
+        "grounding-00001-000000": [step(4), validation(4), step(5), validation(5)],
+        "grounding-00001-000003": [step(6), step(7), validation(7), step(8)],
+        "grounding-00002-000000": [step(9), validation(9), step(10), validation(10)],
+    }
+    for name, events in files.items():
+        history.write(folder, attempt.name(name), tuple(map(history.to_line, events)))
+
+    first: list[str] = []
+    if answers:  # all but the validations of the steps 4 and 7 got there
+        log = MlflowLog.open(often, folder, run, None)
+        log.metrics(one for events in files.values() for one in events if one not in (validation(4), validation(7)))
+    else:
+        Tracker(often, folder, run, first.append).close(None, "KILLED")
+        assert any("could not be logged" in warning for warning in first)
+    server["uri"] = up
+    later: list[str] = []
+    for _ in range(2):  # the second time, nothing is missing
+        tracker = Tracker(often, folder, run, later.append)
+        tracker.observe(step(10))
+        tracker.close({"stages": {}, "best": {"grounding": CHOICE}})
+    assert later == []
+
+    client, found = only_run(up)
+    points = client.get_metric_history(found.info.run_id, "grounding/val/loss")
+    assert sorted((point.step, point.value) for point in points) == [(n, float(n)) for n in (2, 4, 5, 7, 9, 10)]
+    assert {point.timestamp for point in points} == {(10**9 + n) * 1000 for n in (2, 4, 5, 7, 9, 10)}
+    steps = client.get_metric_history(found.info.run_id, "grounding/loss")
+    assert sorted(point.step for point in steps) == list(range(1, 11))
+    assert found.data.tags["grounding.best"] == "epoch 1, step 4 of 10, by loss:min; all 2 epochs done"
+
+
+CHOICE = {"by": "loss:min", "epoch": 1, "step": 4, "last_step": 10, "ended": "all 2 epochs done"}
 
 
 def test_recovery_is_logged_once(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

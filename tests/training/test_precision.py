@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import encoders
 import pytest
 import torch
 from conftest import STAGES, SmallWorld
@@ -24,6 +25,7 @@ from groundray import config
 from groundray.arithmetic import Precision, autocast
 from groundray.data.plan import Cursor
 from groundray.data.stream import stream
+from groundray.model.pretrained import load_encoder
 from groundray.model.trunk import build_trunk
 from groundray.training import preflight, progression, trunk_features
 from groundray.training.events import EpochDone, Event, Notice, StepDone
@@ -226,3 +228,39 @@ def test_no_trunk_calls_an_operator_that_a_gpu_refuses(name: str) -> None:
     called = operators(lambda: trunk(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).sum().backward())
     assert "aten::convolution_backward" in called
     assert not called & REFUSED
+
+
+@pytest.mark.parametrize("name", ["modernbert", "siglip_text_model"])
+def test_two_steps_of_other_encoders_in_bf16_are_near_those_in_float32(
+    world: SmallWorld, tmp_path: Path, name: str
+) -> None:
+    losses: dict[str, list[float]] = {}
+    moved: dict[str, torch.Tensor] = {}
+    for precision in ("float32", "bf16"):
+        words = world.settings(
+            f"--model.language.name={encoders.write(tmp_path / name, name)}",
+            "--model.language.weights=published",
+            "--model.language.tokenizer=null",
+            *(
+                "--model.attention_heads=2",
+                "--grounding.epochs=1",
+                "--grounding.batch_size=36",
+                "--grounding.dropout=0",
+            ),
+            f"--grounding.precision={precision}",
+            f"--run.storage={tmp_path / precision}",
+        )
+        events: list[Event] = []
+        progression.run_stages(preflight.check(config.load("demo", words)), InProcess(events.append))
+        losses[precision] = [event.metrics["loss"] for event in events if isinstance(event, StepDone)]
+        encoders_of = [
+            load_encoder(config.Language(name=str(tmp_path / precision / "demo" / "model" / f"language-{label}")))
+            for label in ("ungrounded", "grounded")
+        ]
+        start, end = (torch.cat([p.detach().flatten() for p in one.parameters()]) for one in encoders_of)
+        moved[precision] = end - start
+    assert len(losses["bf16"]) == 2
+    assert losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)  # bf16 has 8 bits
+    assert losses["bf16"] != losses["float32"]
+    assert moved["bf16"].isfinite().all()
+    assert torch.cosine_similarity(moved["bf16"], moved["float32"], dim=0) > 0.9

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SmallWorld
+from test_recovery import kill_at, resume_killed, train
 from torch import Tensor, nn
 
 from groundray import config
 from groundray.data.plan import Cursor
 from groundray.model import export
+from groundray.model.freezing import freeze
 from groundray.storage.folder import Folder
-from groundray.training import preflight, progression
+from groundray.training import history, loop, preflight, progression
 from groundray.training.checkpoint import CheckpointStore
-from groundray.training.events import Event, StepDone
+from groundray.training.events import EpochDone, Event, StepDone
 from groundray.training.weight_average import WeightAverage
 from groundray.training.worker import InProcess
 
@@ -91,6 +93,73 @@ def test_the_average_is_validated_and_exported_and_the_weights_are_trained_on(
     assert finished.metrics["loss"] != without.metrics["loss"]
     exported = export.load(str(run / "model")).model.state_dict()
     assert [name for name, tensor in exported.items() if not torch.equal(tensor, averages[name])] == []
+
+
+EVERY = ("--grounding.validate_every_steps=4", "--checkpoints.keep_every=1")
+POINTS = (4, 8, 9, 13, 17, 18)  # validations of two epochs of 9 steps
+
+
+def test_validations_within_an_epoch_are_of_the_averages_and_leave_the_weights(
+    world: SmallWorld, tmp_path: Path
+) -> None:
+    """The naive twin averages the weights after every step of a run without."""
+    plain, _ = trained(world, tmp_path / "plain", "--grounding.validate_every_steps=1", "--checkpoints.keep_every=1")
+    run, _ = trained(world, tmp_path / "averaged", "--grounding.optimizer.ema=0.5", *EVERY)
+    checked = preflight.check(config.load("demo", world.settings("--scaling.num_workers=0")))
+    model, heads = progression.initial_model(checked.settings)
+    stage = checked.stages[0]
+    progression.attach_heads(stage, model, heads, checked.settings)
+    freeze(model, "grounding", stage.settings.trained)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    expected = {name: model.state_dict()[name].double() for name in names}
+
+    store, without = CheckpointStore.at(run), CheckpointStore.at(plain)
+    by_step = {one.done: one for one in without.committed("grounding") if one.kept}
+    averaged = {one.done: one for one in store.committed("grounding") if one.kept}
+    assert list(by_step) == list(range(1, 19))
+    assert sorted(averaged) == list(POINTS)
+    told = {e.step: e for e, _ in history.read(run) if isinstance(e, EpochDone)}
+    for step in range(1, 19):
+        weights, decay = without.weights(by_step[step]), min(0.5, step / (step + 9))
+        expected = {name: decay * mean + (1 - decay) * weights[name].double() for name, mean in expected.items()}
+        if step not in POINTS:
+            continue
+        means, in_training = store.weights(averaged[step]), store._tensors(averaged[step], "training.safetensors")
+        for name in names:
+            torch.testing.assert_close(means[name].double(), expected[name], rtol=1e-4, atol=1e-6)
+            assert torch.equal(in_training[name], weights[name]), (step, name)
+        if step in (4, 13):
+            store.load(averaged[step], model)
+            batches = InProcess(lambda event: None).batches(stage.val, Cursor(), epochs=1)
+            assert loop.validate(stage, model, batches) == told[step].metrics
+
+
+def validations(folder: Path) -> list[tuple[int, dict[str, float], bool]]:
+    events = [event for event, _ in history.read(Folder.at(folder)) if isinstance(event, EpochDone)]
+    return [(event.step, event.metrics, event.best) for event in events]
+
+
+@pytest.mark.parametrize(("place", "count"), [("mid-step", 6), ("validation", 2), ("write", 5)])
+def test_resume_between_validations_of_averages_gives_equal_weights(
+    within_epochs: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, count: int
+) -> None:
+    words, whole = within_epochs
+    kill_at(place, count, monkeypatch)
+    resume_killed(words, whole, tmp_path, monkeypatch)
+    ours, theirs = (validations(folder) for folder in (tmp_path / "demo", whole))
+    assert ours == theirs
+    assert [step for step, _, _ in ours] == list(POINTS)
+
+
+@pytest.fixture(scope="module")
+def within_epochs(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Returns the arguments of a run with an average and validations within epochs, and the folder of a whole one."""
+    storage = tmp_path_factory.mktemp("within")
+    words = world.settings(
+        "--grounding.optimizer.ema=0.9", "--checkpoints.every_steps=3", "--run.log_samples=true", *EVERY
+    )
+    train([*words, f"--run.storage={storage}"])
+    return words, storage / "demo"
 
 
 def test_ema_with_skip_is_refused(world: SmallWorld) -> None:
