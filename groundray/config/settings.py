@@ -751,6 +751,11 @@ class Tracking(Section):
         "else sqlite:///mlflow.db",
     )
     experiment: str = Field(default="groundray", description="MLflow experiment of the run")
+    system_metrics: bool = Field(
+        default=True,
+        description="log CPU, memory, disk, network and GPUs of the driver's machine to MLflow, every 10 seconds or "
+        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL",
+    )
 
 
 class Analysis(Section):

@@ -164,7 +164,7 @@ class WordSpace:
             FileNotFoundError, ValueError: the norms cannot be used.
         """
         streams = {"ungrounded": UNGROUNDED} if Folder.at(checkpoint).exists(UNGROUNDED) else {}
-        streams["grounded"] = export.about(checkpoint).stage().language
+        streams["grounded"] = export.last_stream(checkpoint)
         embedders = {name: Embedder.load(f"{checkpoint}/{stream}") for name, stream in streams.items()}
         words = Words.of_norms(norms) if norms else Words.of_vocabulary(tokenizer)
         texts = [word.text for word in words.shown]

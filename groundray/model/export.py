@@ -324,6 +324,15 @@ def save_language(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
     written.seal_files([name for name in written.files() if not is_card(name)])
 
 
+def last_stream(url: str | Path) -> str:
+    """Return the folder of an export's last language stream: `language`, or, where that was renamed, the stage's own.
+
+    Raises:
+        ValueError: the export cannot be read.
+    """
+    return LANGUAGE if Folder.at(url).exists(LANGUAGE) else about(url).stage().language
+
+
 def rename_language(folder: Path, name: str) -> None:
     """Rename `language/` in an export, in its seals too. Nothing else refers to it: the last stage's model has the same
     stream under its own name.

@@ -15,10 +15,12 @@ from typing import Any
 
 from groundray.config import Settings, flatten
 from groundray.storage.folder import Folder
+from groundray.tracking.data_sets import log_data_sets
 from groundray.tracking.logged_steps import LoggedSteps, series_of
 from groundray.tracking.models import attach_model
 from groundray.tracking.protocol import Status
 from groundray.tracking.store import MAX_METRICS, PARENT_TAG, Deleted, client_of, experiment_of, find_run, reopen
+from groundray.tracking.system_metrics import monitor
 from groundray.training.events import Event
 from groundray.training.identity import Identity
 from groundray.training.step_ranges import StepRanges
@@ -37,9 +39,10 @@ class MlflowLog:
         logged: LoggedSteps,
         attaches_model: bool,
         progress: Callable[[float], None],
+        monitor: Any | None,
     ):
         self._client, self._run_id, self._logged = client, run_id, logged
-        self._attaches_model, self._progress = attaches_model, progress
+        self._attaches_model, self._progress, self._monitor = attaches_model, progress, monitor
 
     @staticmethod
     def open(
@@ -65,7 +68,8 @@ class MlflowLog:
                 tags["mlflow.parentRunId"] = sweep
         run_id = reopen(client, experiment, settings, folder, run, "groundray.train", known, tags)
         logged = LoggedSteps(settings, logged_steps(client, run_id, settings), progress)
-        return MlflowLog(client, run_id, logged, parent is None, progress)
+        log_data_sets(client, run_id, settings, run)
+        return MlflowLog(client, run_id, logged, parent is None, progress, monitor(settings, run_id))
 
     def catch_up(self, folder: Folder, warn: Callable[[str], None]) -> None:
         """Log what the files of a run have and MLflow lacks. Files of which MLflow has all are not read."""
@@ -101,6 +105,7 @@ class MlflowLog:
 
     def end(self, result: dict[str, Any] | None, status: Status, folder: Folder) -> None:
         """Log the result and the model, and end the MLflow run."""
+        self.release()
         if result is not None:
             self._client.log_dict(self._run_id, result, "result.json")
             for stage, choice in result.get("best", {}).items():
@@ -110,7 +115,9 @@ class MlflowLog:
         self._client.set_terminated(self._run_id, status)
 
     def release(self) -> None:
-        """MLflow's client holds nothing."""
+        """End the monitor of system metrics."""
+        if self._monitor:
+            self._monitor.finish()
 
 
 def describe_choice(choice: Mapping[str, Any]) -> str:

@@ -97,7 +97,8 @@ def _catch_up(
         done = client.get_run(logged)
         if done.info.status == status and "mlflow.parentRunId" in done.data.tags:
             return
-    own = run.settings.model_copy(update={"tracking": settings.tracking})
+    tracking = settings.tracking.model_copy(update={"system_metrics": False})  # it does not run now
+    own = run.settings.model_copy(update={"tracking": tracking})
     log = MlflowLog.open(own, folder, run, sweep_id)
     log.catch_up(folder, warn)
     result = layout.read_result(folder) if status == "FINISHED" else None

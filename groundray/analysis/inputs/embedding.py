@@ -264,7 +264,7 @@ def _stream(place: str | Path) -> str:
     sentence-transformers."""
     folder = Folder.at(place)
     if folder.exists(export.ABOUT):
-        return f"{place}/{export.about(place).stage().language}"
+        return f"{place}/{export.last_stream(place)}"
     if folder.exists(MODULES):
         try:
             modules = folder.read_json(MODULES)
