@@ -15,6 +15,8 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
     For a GPU the tensor is copied into pinned memory first, as a copy of pageable memory may wait for the device.
     """
+    if x.device == device:
+        return x
     if device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()
     return x.to(device, non_blocking=True)

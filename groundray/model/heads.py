@@ -14,8 +14,8 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, BertConfig, PreTrainedConf
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from groundray.device_copy import to_device
 from groundray.model.initialization import Initialization
+from groundray.model.pooling import mean_of_valid
 
 # The names behind the numbers of a stage's data, by kind: `classes`, `predicates`.
 Vocabulary = Mapping[str, tuple[str, ...]]
@@ -249,14 +249,3 @@ def _set_dropout(head: nn.Module, rate: float) -> None:
     for layer in head.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = rate
-
-
-def mean_of_valid(x: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]) -> Float[Tensor, "text dim"]:
-    """Return the mean over each text's valid tokens; 0 for a text without one.
-
-    Args:
-        valid: on the host or on the device of `x`.
-    """
-    valid = to_device(valid, x.device)
-    counts = valid.sum(dim=1, keepdim=True).clamp(min=1)
-    return (x * valid[:, :, None]).sum(dim=1) / counts

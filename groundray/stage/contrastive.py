@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from groundray import config
@@ -27,10 +26,10 @@ from groundray.data.tokenization import WordPieceTokenizer
 from groundray.distributed import on_every_rank
 from groundray.loss.match_map import Kind
 from groundray.model.grounded import GroundedModel
-from groundray.model.heads import GroundingHeads, RetrievalHeads, mean_of_valid
+from groundray.model.heads import GroundingHeads, RetrievalHeads
+from groundray.model.pooling import at_least_float32, counted_tokens, pooled_images, pooled_texts
 from groundray.model.relation_module import RelationalModule
 from groundray.model.visual_stream import Images
-from groundray.special_tokens import BERT, SpecialTokens
 from groundray.stage.metrics import recalls
 from groundray.stage.protocol import Metrics, Scalars, centre_crop, source
 from groundray.stage.recall import matched_ranks
@@ -113,20 +112,6 @@ def pooled(encoded: Encoded) -> Encoded:
     return Encoded(pooled_images(encoded.V), texts, valid)
 
 
-def pooled_images(V: Float[Tensor, "image position dim"]) -> Float[Tensor, "image 1 dim"]:
-    """Return the mean over positions, at length 1, in at least float32."""
-    wide = torch.promote_types(V.dtype, torch.float32)
-    return F.normalize(V.mean(dim=1, keepdim=True, dtype=wide), dim=-1)
-
-
-def pooled_texts(
-    W: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]
-) -> tuple[Float[Tensor, "text 1 dim"], Bool[Tensor, "text 1"]]:
-    """Return the mean over valid tokens, at length 1, in at least float32, as a single token; 0 for a text without."""
-    means = mean_of_valid(at_least_float32(W), valid)
-    return F.normalize(means, dim=-1)[:, None], torch.ones(len(W), 1, dtype=torch.bool)
-
-
 def encode_for_retrieval(model: GroundedModel, batch: CaptionBatch, special_tokens: bool) -> Encoded:
     """Return the vectors of a batch, which may be empty, as images of one position and captions of one token.
 
@@ -164,25 +149,6 @@ def text_vectors(
         queries = model.head(RelationalModule).attention.query(model.language(tokens, mask))
     counted = counted_tokens(mask, special_tokens, model.language.special_tokens)
     return at_least_float32(model.head(RetrievalHeads).texts(queries, counted))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return the tensor in float32 if it is in bfloat16, else unchanged."""
-    return x.float() if x.dtype == torch.bfloat16 else x
-
-
-def counted_tokens(
-    mask: Bool[Tensor, "text token"], special_tokens: bool, added: SpecialTokens = BERT
-) -> Bool[Tensor, "text token"]:
-    """Return the mask of each text's tokens, with or without special tokens.
-
-    Args:
-        added: the special tokens that the tokenizer adds; BERT's are [CLS], a text's first token, and [SEP], its last.
-    """
-    if special_tokens:
-        return mask
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    return mask & (positions >= added.before) & (positions < mask.sum(dim=1, keepdim=True) - added.after)
 
 
 def concatenate(encoded: list[Encoded]) -> Encoded:

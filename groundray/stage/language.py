@@ -28,7 +28,7 @@ from groundray.distributed import sum_over_chunks
 from groundray.model.freezing import freeze, set_language_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead, Vocabulary
-from groundray.stage.contrastive import at_least_float32
+from groundray.model.pooling import at_least_float32
 from groundray.stage.protocol import LOWEST_LOSS, Best, Metrics, Scalars, source
 
 

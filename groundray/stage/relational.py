@@ -20,9 +20,9 @@ from groundray.distributed import sum_over_chunks
 from groundray.loss.relation_loss import RelationLoss, Scored, annotated_with, relation_loss
 from groundray.model.freezing import freeze, set_dropout, set_language_dropout
 from groundray.model.grounded import GroundedModel
-from groundray.model.heads import Vocabulary, mean_of_valid
+from groundray.model.heads import Vocabulary
+from groundray.model.pooling import at_least_float32, counted_tokens, mean_of_valid
 from groundray.model.relation_module import RelationalModule
-from groundray.stage.contrastive import at_least_float32, counted_tokens
 from groundray.stage.metrics import TOP_K, top_k_counts
 from groundray.stage.protocol import (
     HIGHEST_PREDICATE_TOP1,

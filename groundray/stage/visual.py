@@ -22,7 +22,7 @@ from groundray.distributed import sum_over_chunks
 from groundray.model.freezing import freeze, set_dropout
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import Classifier, Vocabulary
-from groundray.stage.contrastive import at_least_float32
+from groundray.model.pooling import at_least_float32
 from groundray.stage.metrics import top_k_counts
 from groundray.stage.protocol import HIGHEST_TOP1, Best, Metrics, Scalars, check_vocabulary, source
 

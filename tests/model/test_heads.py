@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM
 from groundray import config
 from groundray.model.build import build_head, build_language, build_model
 from groundray.model.grounded import GroundedModel
-from groundray.model.heads import Classifier, GroundingHeads, MaskedLanguageHead, RetrievalHeads, mean_of_valid
+from groundray.model.heads import Classifier, GroundingHeads, MaskedLanguageHead, RetrievalHeads
 from groundray.model.pretrained import load_masked_language_head
 from groundray.model.weights import fill
 
@@ -63,12 +63,6 @@ def test_masked_language_head_is_tied_to_the_word_embeddings(model: GroundedMode
     assert sum(parameter.numel() for parameter in head.parameters()) == 128 * 128 + 3 * 128 + len(embeddings)
     head(torch.randn(2, 128), embeddings).square().sum().backward()
     assert embeddings.grad is not None
-
-
-def test_mean_of_valid_ignores_other_tokens() -> None:
-    x = torch.tensor([[[1.0], [3.0], [8.0]], [[5.0], [7.0], [9.0]], [[1.0], [1.0], [1.0]]])
-    valid = torch.tensor([[True, True, False], [False, True, True], [False, False, False]])
-    assert mean_of_valid(x, valid).tolist() == [[2.0], [8.0], [0.0]]
 
 
 def test_retrieval_vectors_equal_their_naive_twins() -> None:

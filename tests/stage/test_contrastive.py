@@ -23,7 +23,6 @@ from groundray.model.build import build_head, build_model
 from groundray.stage.contrastive import (
     Encoded,
     concatenate,
-    counted_tokens,
     encode_for_match_map,
     encode_for_retrieval,
     validate,
@@ -36,12 +35,6 @@ def chunk(samples: int, tokens: int, seed: int) -> Encoded:
     V = torch.randn(samples, 5, 6, generator=generator)
     W = torch.randn(samples, tokens, 6, generator=generator)
     return Encoded(V, W, torch.ones(samples, tokens, dtype=torch.bool))
-
-
-def test_counted_tokens_leave_out_the_first_and_the_last() -> None:
-    mask = torch.tensor([[True, True, True, True, False], [True, True, False, False, False]])
-    assert counted_tokens(mask, special_tokens=False).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
-    assert torch.equal(counted_tokens(mask, special_tokens=True), mask)
 
 
 def test_concatenated_captions_are_padded_to_the_longest() -> None:

@@ -13,7 +13,8 @@ from groundray.data.tokenization import WordPieceTokenizer
 from groundray.loss.match_map import Kind, normalised, similarity_to_words
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import GroundingHeads
-from groundray.stage.contrastive import Alignment, counted_tokens, pooled_images, pooled_texts
+from groundray.model.pooling import counted_tokens, pooled_images, pooled_texts
+from groundray.stage.contrastive import Alignment
 
 TEXTS = 512  # encoded at once
 NUMBERS = 2**25  # of the tokens and of the similarities that are held: 128 MB each in float32
