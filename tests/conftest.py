@@ -134,6 +134,7 @@ class SmallWorld:
             "--visual.optimizer.warmup=0",
             "--grounding.trains.trunk=true",
             "--tracking.enabled=false",
+            "--run.programs=false",
             f"--analysis.norms={self.source / 'norms'}",
             "--analysis.enabled=false",
             *words,

@@ -93,6 +93,11 @@ class Run(Section):
         "are written to profile/",
     )
     log_samples: bool = Field(default=False, description="record the sample ids of each step in history/")
+    programs: bool = Field(
+        default=True,
+        description="add programs of the stages grounding and retrieval to the exported model, which torch opens "
+        "without groundray; takes seconds",
+    )
 
 
 def _workers(value: Any) -> int | tuple[int, int]:
@@ -918,7 +923,7 @@ class Settings(BaseSettings):
         unused = {name for name in get_args(StageName) if name not in self.stages}
         flat = dict(flatten(self.model_dump(mode="json", exclude=unused)))
         changeable = (
-            *("run.name", "run.storage", "run.on_nan", "run.log_samples", "run.profile"),
+            *("run.name", "run.storage", "run.on_nan", "run.log_samples", "run.profile", "run.programs"),
             *(
                 "tracking.",
                 "scaling.",

@@ -8,6 +8,8 @@ language/                    the last stage's language stream and tokenizer, for
 language-ungrounded/         the language stream at the start of the run; -text-only, -grounded and -relational after
                              the stages that trained it
 stages/STAGE/*.safetensors   the visual stream and the heads that a stage changed
+stages/STAGE/*.pt2           programs from images and texts to what grounding and retrieval compare, which torch opens
+                             without groundray (`programs`)
 
 What is read is compared with its seal, so that a flipped bit is an error. A language stream has the seals of its files
 in `seals.json` too, since it may be copied and read without the rest.
@@ -225,8 +227,8 @@ class Writer:
             state |= {f"heads.{name}.{key}": tensor for key, tensor in head.state_dict().items()}
         self._start = self._files(START, state)["language"]
 
-    def add(self, stage: str, state: Tensors, metrics: Mapping[str, float], vocabulary: Vocabulary) -> None:
-        """Write the parts that a stage changed.
+    def add(self, stage: str, state: Tensors, metrics: Mapping[str, float], vocabulary: Vocabulary) -> StageModel:
+        """Write the parts that a stage changed, and return the files of its model.
 
         Args:
             state: state dict of the stage's model, with its streams and heads.
@@ -236,6 +238,7 @@ class Writer:
         files = self._files(stage, state)
         heads = {name.removeprefix("heads."): file for name, file in files.items() if name.startswith("heads.")}
         self._stages.append(StageModel(stage, files["visual"], files["language"], heads, dict(metrics)))
+        return self._stages[-1]
 
     def close(self, data: Mapping[str, str]) -> None:
         """Write `groundray.json`, the model cards and the last stage's language stream.

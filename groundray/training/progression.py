@@ -12,7 +12,7 @@ from torch import nn
 from groundray import arithmetic
 from groundray.config import Settings
 from groundray.data.schema import Dataset
-from groundray.model import export
+from groundray.model import export, programs
 from groundray.model.build import build_head, build_model, learn_logits
 from groundray.model.grounded import GroundedModel
 from groundray.model.heads import MaskedLanguageHead
@@ -145,7 +145,12 @@ def export_model(run: CheckedRun, metrics: dict[str, Metrics], store: Checkpoint
                 raise RuntimeError(f"stage {stage.name} is not finished in {store.folder}")
             worker.heartbeat()
             weights = store.weights(store.get(finished.best))
-            writer.add(stage.name, weights, metrics[stage.name], stage.vocabulary)
+            added = writer.add(stage.name, weights, metrics[stage.name], stage.vocabulary)
+            if run.settings.run.programs and stage.name in programs.STAGES:
+                worker.heartbeat()
+                special_tokens = SpecialTokens.of(run.tokenizer.backend_tokenizer)
+                if problem := programs.write(Path(local), added, run.settings, model.visual, special_tokens):
+                    worker.emit(Notice(problem))
         writer.close({part: f"{dataset.folder} ({_describe(dataset)})" for part, dataset in run.datasets.items()})
         store.attempt.ensure_current()  # a newer attempt may have exported the model
         for name in (RESULT, MODEL):

@@ -19,6 +19,7 @@ from groundray.data.shards import write_shards
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
 from groundray.training import loop, preflight, progression
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.events import EpochDone, Event, Notice, StageDone, StageStarted, StepDone
@@ -74,6 +75,26 @@ def test_every_stage_is_run_and_reported(world: SmallWorld, whole: tuple[Path, l
     assert {"predicate/top1", "object/top10", "without_image/predicate/top1"} <= set(done["relational"])
     assert {"text_to_image/recall@10", "without_image/text_to_image/recall@10"} <= set(done["retrieval"])
     assert about_stages(folder) == STAGES.split(",")
+
+
+def test_programs_are_sealed_and_leave_all_else_as_it_is(
+    world: SmallWorld, whole: tuple[Path, list[Event]], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(whole[0], tmp_path / "demo"))
+    before = export.about(run / "model")
+    shutil.rmtree(run / "model")
+    events = alone(world.settings(f"--run.storage={tmp_path}", "--run.programs=true", stages=STAGES))
+    assert not any(isinstance(event, StepDone | Notice) for event in events)
+    after = export.about(run / "model")
+    names = ("image.pt2", "text.pt2", "preprocessor_config.json")
+    programs = {f"stages/{stage}/{name}" for stage in ("grounding", "retrieval") for name in names}
+    assert after.files.keys() - before.files.keys() == programs
+    assert {name: seal for name, seal in after.files.items() if name not in programs} == before.files
+    export.verify(run / "model", after)
+    program = run / "model/stages/retrieval/image.pt2"
+    program.write_bytes(program.read_bytes()[:-1] + b"?")
+    with pytest.raises(Damaged, match=f"{program} is damaged"):
+        export.verify(run / "model", after)
 
 
 def about_stages(folder: Path) -> list[str]:
