@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from groundray.cli.command import run_command, table_console
+from groundray.cli.command import CHECKPOINT, run_command, table_console
 from groundray.cli.workdir import open_paths, write_json
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     options = build_parser().parse_args(argv)
     analyse: Callable[[argparse.Namespace, Console, Console], tuple[dict[str, Any], int]] = options.analyse
     open_paths(errors.print, _paths(options))
+    _locate_models(options, errors)
     result, status = analyse(options, table_console(), errors)
     write_json(options.json, result)
     return status
@@ -55,6 +56,22 @@ def _paths(options: argparse.Namespace) -> list[str]:
     return [*itertools.chain.from_iterable([path] if isinstance(path, str) else path for path in given), *models]
 
 
+def _locate_models(options: argparse.Namespace, errors: Console) -> None:
+    """Replace MLflow's names of models among the options by the places of their files."""
+    from groundray.storage.user_cache import user_cache
+    from groundray.tracking.model_uris import DOWNLOADS, locate
+
+    downloads = user_cache(getattr(options, "cache", None)) / DOWNLOADS
+    options.known = None  # what MLflow knows of the checkpoint
+    if options.checkpoint:
+        located = locate(options.checkpoint, errors.print, downloads)
+        options.checkpoint, options.known = located.place, located.model
+    named = [model.partition("=") for model in getattr(options, "model", ())]
+    options.model = [
+        f"{name}{equals}{locate(place, errors.print, downloads, exported=False).place}" for name, equals, place in named
+    ]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="groundray analyse", description="Measure what a trained model has learned.")
@@ -65,9 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(name=name, analyse=ANALYSE.get(name, _analyse_words), track=False)
         if name in ANALYSE:
-            command.add_argument(
-                "--checkpoint", required=True, metavar="DIR", help="a run's model/ folder, as a path or URL"
-            )
+            command.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT)
             command.add_argument(
                 "--data", metavar="SHARDS", help="shards to measure on (default: the run's validation data)"
             )
@@ -94,13 +109,14 @@ def _add_models(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group(
         "models", "a run's controls (ungrounded, text-only, grounded, relational), and other models"
     )
-    group.add_argument("--checkpoint", metavar="DIR", help="a run's model/ folder, as a path or URL (default: none)")
+    group.add_argument("--checkpoint", metavar="DIR", help=f"{CHECKPOINT} (default: none)")
     group.add_argument(
         "--model",
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="another model: a folder that transformers or sentence-transformers wrote, or minilm; may be repeated",
+        help="another model: a folder that transformers or sentence-transformers wrote, a model in MLflow, or minilm; "
+        "may be repeated",
     )
     group = command.add_argument_group("vectors")
     group.add_argument(
@@ -259,6 +275,7 @@ def _analyse_words(options: argparse.Namespace, console: Console, errors: Consol
         on_ray=options.ray,
         use_gpu=options.use_gpu,
         tracked=reports.settings_of(request.checkpoint) if options.track and request.checkpoint else None,
+        known=options.known,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import joblib
 from rich.console import Console
 
-from groundray.cli.command import CommandFailed, run_command, table_console, write_output
+from groundray.cli.command import CHECKPOINT, CommandFailed, run_command, table_console, write_output
 from groundray.cli.workdir import go_home, write_json
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     search.set_defaults(measure=_measure_search)
 
     service = benchmarks.add_parser("service", help="search over HTTP: one client, then many at once")
-    _add_path(service, "--checkpoint", "DIR", "runs/demo/model", "a run's model/ folder")
+    _add_path(service, "--checkpoint", "DIR", "runs/demo/model", CHECKPOINT)
     _add_path(service, "--images", "SHARDS", "data/scenes/captions/val", "shards with images")
     _add_number(service, "--clients", 50, "clients at once")
     _add_number(service, "--replicas", 1, "processes that share the requests")
@@ -275,9 +275,14 @@ def _measure_search(options: argparse.Namespace, note: Callable[[str], None]) ->
 
 def _measure_service(options: argparse.Namespace, note: Callable[[str], None]) -> Report:
     from groundray.benchmarks import search_service
+    from groundray.image_search.index import FOLDER
+    from groundray.storage.user_cache import user_cache
+    from groundray.tracking.model_uris import locate
 
+    located = locate(options.checkpoint, note)
+    index = str(user_cache() / FOLDER) if located.model else None
     return search_service.measure(
-        options.checkpoint, options.images, options.clients, options.replicas, options.seconds, note
+        located.place, options.images, index, options.clients, options.replicas, options.seconds, note
     )
 
 

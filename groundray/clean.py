@@ -29,6 +29,7 @@ KINDS = {
     "features": "trunk features",
     "index": "indexes for search",
     "vectors": "vectors of words that analyses keep",
+    "models": "models that were downloaded from MLflow",
     "temporary": "files and folders of commands that were killed",
     "other": "other files",
 }
@@ -60,7 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--features", metavar="DIR", help="trunk features, if features.folder is set (default: .features of each DIR)"
     )
     parser.add_argument(
-        "--cache", metavar="DIR", help="vectors of analyses (default: ~/.cache/groundray if no DIR is named, else none)"
+        "--cache",
+        metavar="DIR",
+        help="vectors of analyses, downloaded models and their indexes (default: ~/.cache/groundray if no DIR is "
+        "named, else none)",
     )
     parser.add_argument(
         "--only", nargs="+", choices=list(KINDS), metavar="KIND", help="kinds to show and delete (default: all)"
@@ -86,9 +90,9 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
 
 
 def _clean(options: argparse.Namespace, console: Console, errors: Console) -> int:
-    from groundray.analysis.inputs.vector_cache import Cache
     from groundray.storage.folder import Folder, format_bytes
-    from groundray.training.disk_usage import find_items, find_stack_files, find_vectors
+    from groundray.storage.user_cache import user_cache
+    from groundray.training.disk_usage import find_cached, find_items, find_stack_files
 
     idle_seconds = options.idle_hours * 3600
     items = []
@@ -98,7 +102,7 @@ def _clean(options: argparse.Namespace, console: Console, errors: Console) -> in
             raise FileNotFoundError(f"expected a folder of runs or data sets at {folder}, there is none")
         items += find_items(folder, Folder.at(options.features) if options.features else None, idle_seconds)
     if options.cache or not options.folders:  # else a command for one folder would empty what all share
-        items += find_vectors(Cache.at(options.cache, errors.print).folder.parent)
+        items += find_cached(user_cache(options.cache), idle_seconds)
     items += find_stack_files()
     items = [item for item in items if options.only is None or item.kind in options.only]
     table = Table()

@@ -9,7 +9,7 @@ from functools import partial
 
 from rich.console import Console
 
-from groundray.cli.command import CommandFailed, plain_console, run_command
+from groundray.cli.command import CHECKPOINT, CommandFailed, plain_console, run_command
 from groundray.cli.workdir import open_paths
 
 MAIN = "main"
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Upload a trained model to a repository of the Hugging Face hub, in one commit. The token is the "
         "one of `hf auth login`, or HF_TOKEN.",
     )
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's model/ folder, as a path or URL")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT)
     parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="repository; made if it does not exist")
     parser.add_argument(
         "--stream",
@@ -62,12 +62,14 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     options = build_parser().parse_args(argv)
     from groundray import hub  # imports torch, which --help does without
     from groundray.storage.folder import Folder, format_bytes
+    from groundray.tracking.model_uris import locate
 
     target = hub.Target(options.to, options.revision, options.private)
     if options.message is not None and not options.message.strip():
         raise ValueError("--message: expected a text, got none")
     open_paths(errors.print, [options.checkpoint])
-    console, checkpoint = plain_console(), Folder.at(options.checkpoint)
+    located = locate(options.checkpoint, errors.print)
+    console, checkpoint = plain_console(), Folder.at(located.place)
     with checkpoint.local_copy() as local:
         files = hub.choose_files(Folder.at(local), options.stream, options.license)
         sizes = hub.sizes(files)
@@ -79,7 +81,8 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
                 console.print(f"file  {name}  {format_bytes(size)}")
             console.print(f"hub  would push to {target.address}")
             return 0
-        message = options.message or f"Push {shown.parent.name}/{shown.name}"
+        name = located.model.uri if located.model else f"{shown.parent.name}/{shown.name}"
+        message = options.message or f"Push {name}"
         try:
             pushed = hub.push(files, target, message, errors.print)
         except hub.PushFailed as error:

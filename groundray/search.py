@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
     options = build_parser().parse_args(argv)
     open_paths(errors.print, [*image_index.paths_of(options).values(), options.json])
+    image_index.locate_model(options, errors)
     write_json(options.json, _search(options, table_console()))
     return 0
 

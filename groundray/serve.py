@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
     options, console = build_parser().parse_args(argv), plain_console(optional=True)
     open_paths(errors.print, image_index.paths_of(options).values())
+    image_index.locate_model(options, errors)
     served = False
     try:
         with _service(options, console) as address:
@@ -92,6 +93,7 @@ def _service(options: argparse.Namespace, console: Console) -> Iterator[str]:
     _check_options(options)
     image_index.check_inputs(options, console)
     with cluster.connect(verbose=options.verbose):
+        image_index.check_shared(options)
         image_index.open_index(options, console)
         from groundray.runtime.serve import deployment  # imports Ray Serve, which `connect` has made quiet
 

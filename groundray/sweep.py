@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,9 +67,11 @@ def _run(argv: Sequence[str] | None, defaults: Defaults, errors: Console) -> int
     overrides = with_defaults(overrides, ["--scaling.num_workers=1", f"--run.name={defaults.name}"])
     sweep = _sweep(options, overrides)
     options.file = config.find(options.config).absolute()
+    from groundray.cli.start_model import with_start_model
     from groundray.tracking.inquiry import Inquiry
 
     go_home(errors.print)
+    sweep = replace(sweep, settings=with_start_model(sweep.settings, errors.print, get_began=sweep.stored_start))
     inquiry = Inquiry(sweep.settings, lambda _: sweep.stored_id())
     sweep.check()
     if problem := inquiry.problem():
@@ -266,6 +268,7 @@ def command(sweep: Sweep, preset: str, file: Path, trial: Trial) -> list[str]:
     name = f"{sweep.settings.run.name}-best"
     shared = sweep.settings
     own = {"run.storage": shared.run.storage, "run.name": name, "features.folder": shared.features.folder}
+    own |= {"run.start_alias": None, "run.start_files": None}  # filled in by the run
     settings = config.changed(sweep.settings_of(trial.all_values, name), own)
     return ["--config", preset, *config.to_cli_args(settings, config.load(file))]
 

@@ -40,7 +40,12 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     go_home(errors.print)
     if options.dry_run:
         from groundray.cli.dry_run import print_preview
+        from groundray.cli.start_model import with_start_model
+        from groundray.storage.user_cache import user_cache
+        from groundray.tracking.model_uris import DOWNLOADS
 
+        # what a dry run downloads is not for the run's storage, to which it writes nothing
+        settings = with_start_model(settings, errors.print, user_cache() / DOWNLOADS)
         return print_preview(settings, plain_console())
     return _train(settings, options, errors)
 
@@ -78,7 +83,9 @@ def _train(settings: Settings, options: argparse.Namespace, errors: Console) -> 
     # imports torch, transformers and Ray, which --help does not need
     from groundray.cli.progress import Reporter
     from groundray.cli.run_session import run_training
+    from groundray.cli.start_model import with_start_model
 
+    settings = with_start_model(settings, errors.print)
     return run_training(settings, Reporter(), errors.print, verify=options.verify, verbose=options.verbose)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
+    import mlflow_registry
     import servers
     from machines import Machine
     from search_fixtures import SearchPaths
@@ -276,3 +278,38 @@ def service(place: SearchPaths) -> Service:
     from groundray.image_search.service import Service
 
     return Service.open(place.checkpoint, place.images, place.index, place.norms)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store, which takes seconds to make."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("store")
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def local_registry(
+    empty_store: Path, place: SearchPaths, tmp_path_factory: pytest.TempPathFactory
+) -> mlflow_registry.Registry:
+    """The model of `place` in a local store of MLflow."""
+    import mlflow_registry
+
+    folder = tmp_path_factory.mktemp("local registry")
+    shutil.copy(empty_store, folder)
+    return mlflow_registry.write(f"sqlite:///{folder}/mlflow.db", place.checkpoint, (folder / "files").as_uri())
+
+
+@pytest.fixture(scope="session")
+def served_registry(
+    empty_store: Path, place: SearchPaths, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[mlflow_registry.Registry]:
+    """The model of `place` on a server of MLflow that serves its artifacts."""
+    import mlflow_registry
+
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copy(empty_store, folder)
+    with mlflow_registry.running(folder) as uri:
+        yield mlflow_registry.write(uri, place.checkpoint)

@@ -158,13 +158,26 @@ def test_kinds_and_folders_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--idle-hours: expected at least 0" in capsys.readouterr().err
     (tmp_path / "cache" / "groundray" / "embeddings").mkdir(parents=True)
     (tmp_path / "cache" / "groundray" / "embeddings" / "1.safetensors").write_bytes(b"x")
+    models = Folder.at(tmp_path / "cache" / "groundray" / "models").make()
+    write(models, "0123456789abcdef/groundray.json")
+    write(runs, ".models/0123456789abcdef/groundray.json")
+    age(tmp_path / "cache")
+    write(models, "another/groundray.json")  # just downloaded
     (tmp_path / "tmp" / "groundray-stacks-1.txt").write_bytes(b"x")
     age(tmp_path / "tmp")
     kinds = [item["kind"] for item in cleaned(runs.path, "--yes").values()]
-    assert sorted(kinds) == ["features", "stacks"]
+    assert sorted(kinds) == ["features", "models", "stacks"]
     assert (tmp_path / "cache" / "groundray" / "embeddings").exists()  # all folders share it
-    (item,) = cleaned(runs.path, "--cache", f"{tmp_path}/cache/groundray", "--yes").values()
-    assert item["kind"] == "vectors"
+    found = cleaned(runs.path, "--cache", f"{tmp_path}/cache/groundray", "--yes").values()
+    assert sorted((item["kind"], item["deleted"]) for item in found) == [
+        ("models", False),
+        ("models", False),
+        ("vectors", True),
+    ]
+    age(tmp_path / "cache")
+    cleaned(runs.path, "--cache", f"{tmp_path}/cache/groundray", "--yes")
+    assert models.files() == []
+    assert runs.files() == [".models/0123456789abcdef/groundray.json"]
     assert not list((tmp_path / "tmp").iterdir())
     assert not (tmp_path / "cache" / "groundray" / "embeddings").exists()
     assert json.loads((tmp_path / "items" / "items.json").read_text())

@@ -61,12 +61,19 @@ class ClientLog:
 
 
 def measure(
-    checkpoint: str, images: str, clients: int, replicas: int, duration: float, note: Callable[[str], None]
+    checkpoint: str,
+    images: str,
+    index: str | None,
+    clients: int,
+    replicas: int,
+    duration: float,
+    note: Callable[[str], None],
 ) -> Report:
     """Run the benchmark `service`.
 
     Args:
         checkpoint, images: the model and the images to serve.
+        index: folder of indexes (default: beside the model's folder).
         clients: number of concurrent clients.
         duration: seconds of the period with all clients.
         note: receives a line about each step.
@@ -85,7 +92,8 @@ def measure(
         )  # brings Serve, which the cluster has made quiet
 
         model, pool = str(Folder.at(checkpoint)), str(Folder.at(images))
-        with serving(Arguments(checkpoint=model, images=pool, replicas=replicas), HOST, free_port()) as address:
+        arguments = Arguments(checkpoint=model, images=pool, index=index, replicas=replicas)
+        with serving(arguments, HOST, free_port()) as address:
             mix = requests(address)
             for count, seconds_each in ((1, SINGLE_FRACTION * duration), (clients, duration)):
                 note(f"service: {count} client{'s' if count > 1 else ''} for {seconds_each:.0f} s")

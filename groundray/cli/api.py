@@ -8,6 +8,7 @@ function of that name in the package.
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,11 +57,13 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
         ArithmeticError: a loss or gradient was not finite.
     """
     from groundray.cli.progress import Reporter
+    from groundray.cli.start_model import with_start_model
     from groundray.runtime.train import launch
     from groundray.tracking.inquiry import Inquiry
     from groundray.tracking.tracker import Tracker
     from groundray.training import preflight
 
+    settings = with_start_model(settings, _tell)
     preflight.check_storage(settings)
     inquiry = Inquiry(settings)
     run = preflight.check(settings)
@@ -96,7 +99,8 @@ def open_model(path: str | Path, stage: str | None = None) -> Exported:
     """Load an exported model, in eval mode: `model`, `tokenizer`, `about` (its settings) and `stage`.
 
     Args:
-        path: folder or URL of a finished run's model/.
+        path: folder or URL of a finished run's model/, or MLflow's name of a model (`models:/NAME@ALIAS`,
+            `models:/NAME/VERSION`, `models:/m-ID`, `runs:/RUN_ID/model`).
         stage: the model as it was after this stage, by default the last.
 
     Raises:
@@ -105,14 +109,15 @@ def open_model(path: str | Path, stage: str | None = None) -> Exported:
     """
     from groundray.model import export
 
-    return export.load(path, stage)
+    return export.load(_place(path), stage)
 
 
 def embed(model: Exported | str | Path, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
     """Return the vector of each text: the mean of the language stream's last hidden state over the text's tokens.
 
     Args:
-        model: a model from `open_model`; or the path, URL or name of any language model that transformers can load.
+        model: a model from `open_model`; or the path, URL or name, MLflow's too, of any language model that
+            transformers can load.
         texts: words or phrases, each embedded on its own, without special tokens.
 
     Raises:
@@ -121,7 +126,7 @@ def embed(model: Exported | str | Path, texts: Sequence[str]) -> Float[np.ndarra
     from groundray.analysis.inputs.embedding import Embedder
 
     if isinstance(model, str | Path):
-        return Embedder.load(model).embed(texts)
+        return Embedder.load(_place(model, exported=False)).embed(texts)
     name = f"{model.about.settings['run']['name']} ({model.stage.name})"
     # the embedder switches off the padding and truncation of its tokenizer
     return Embedder(name, model.model.language.encoder, copy.deepcopy(model.tokenizer)).embed(texts)
@@ -133,7 +138,7 @@ def analyse_model(
     """Analyse the language streams of an exported model, and return the numbers of `groundray analyse --json`.
 
     Args:
-        checkpoint: folder or URL of a finished run's model/.
+        checkpoint: as `path` of `open_model`.
         norms: folder or URL of norms and word sets; by default those of the run's setting `analysis.norms`.
         analyses: names of analyses, such as `["axes", "norms"]`; by default all that there is data for.
 
@@ -150,7 +155,7 @@ def analyse_model(
             f"expected analyses of {', '.join(ANALYSES)}, got {unknown[0]!r}"
             + config.did_you_mean(unknown[0], ANALYSES)
         )
-    request = AnalysisRequest(checkpoint=str(checkpoint), norms=Norms.at(str(norms)) if norms else None)
+    request = AnalysisRequest(checkpoint=_place(checkpoint), norms=Norms.at(str(norms)) if norms else None)
     names = [name for name in ANALYSES if name in analyses] if analyses else list(ANALYSES)
     report, _ = make_report(
         names, request, lambda embedder, texts: embedder.embed(texts), lambda *_: None, frozenset(analyses)
@@ -162,14 +167,31 @@ def open_search(checkpoint: str | Path, images: str | Path, index: str | None = 
     """Open a pool of images for search; `find(text, image, alpha, k)` returns the nearest images.
 
     Args:
-        checkpoint: folder or URL of a model with the retrieval stage.
+        checkpoint: a model with the retrieval stage, as `path` of `open_model`.
         images: folder or URL of shards with images.
-        index: folder or URL that keeps indexes, by default index/ beside the model. A missing index is built in this
-            process.
+        index: folder or URL that keeps indexes, by default index/ beside the model, or ~/.cache/groundray/index for a
+            model in MLflow. A missing index is built in this process.
 
     Raises:
         FileNotFoundError, ValueError: the model cannot search, or there are no such images.
     """
+    from groundray.image_search.index import FOLDER
     from groundray.image_search.query import Search
+    from groundray.storage.user_cache import user_cache
+    from groundray.tracking.model_uris import locate
 
-    return Search.open(str(checkpoint), str(images), index)
+    located = locate(checkpoint, _tell)
+    if located.model and index is None:
+        index = str(user_cache() / FOLDER)
+    return Search.open(located.place, str(images), index)
+
+
+def _place(model: str | Path, exported: bool = True) -> str:
+    """Return the path or URL of a model that is given so, or by MLflow's name."""
+    from groundray.tracking.model_uris import locate
+
+    return locate(model, _tell, exported=exported).place
+
+
+def _tell(line: str) -> None:
+    logging.getLogger(__name__).info("%s", line)

@@ -17,6 +17,7 @@ from groundray.credentials import redacted
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 EXIT_SIGNAL = 128  # plus the signal's number, as a shell reports it
+CHECKPOINT = "a run's model/ folder, as a path, URL or model in MLflow (models:/NAME@ALIAS, runs:/RUN_ID/model)"
 FILE_WIDTH = 160  # columns of a table that is written to a file or pipe
 
 

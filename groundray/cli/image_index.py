@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from groundray.cli.command import CHECKPOINT
 from groundray.cli.progress import Progress
 from groundray.storage.folder import Folder, format_bytes
 
@@ -21,11 +22,15 @@ INTERRUPTED = "interrupted; the finished parts of the index are kept: rerun the 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `open_index` takes."""
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's model/ folder, as a path or URL")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT)
     parser.add_argument("--images", required=True, metavar="SHARDS", help="folder or URL of shards with images")
     parser.add_argument(
-        "--index", metavar="DIR", help="folder or URL that holds indexes (default: index/ beside the model/ folder)"
+        "--index",
+        metavar="DIR",
+        help="folder or URL that holds indexes (default: index/ beside the model/ folder; of a model in MLflow, "
+        "~/.cache/groundray/index)",
     )
+    parser.set_defaults(on_this_machine=False)
     parser.add_argument("--use-gpu", action="store_true", help="build a missing index on the cluster's GPUs")
     parser.add_argument("--verbose", action="store_true", help="show Ray's own logs")
 
@@ -38,6 +43,35 @@ def paths_of(options: argparse.Namespace) -> dict[str, str | None]:
 def absolute_paths_of(options: argparse.Namespace) -> dict[str, str | None]:
     """Return the same as absolute paths or URLs, which mean the same in another process's working directory."""
     return {name: path and str(Folder.at(path)) for name, path in paths_of(options).items()}
+
+
+def locate_model(options: argparse.Namespace, console: Console) -> None:
+    """Replace MLflow's name of a model among the options by the place of its files, and give it a folder for indexes.
+    Changes nothing if the model is given as a path or URL.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: MLflow has no such model, or its files cannot be used.
+    """
+    from groundray.image_search.index import FOLDER
+    from groundray.storage.user_cache import user_cache
+    from groundray.tracking.model_uris import DOWNLOADS, locate
+
+    located = locate(options.checkpoint, lambda line: console.print(line), user_cache(options.index) / DOWNLOADS)
+    options.checkpoint, options.on_this_machine = located.place, bool(located.model and not options.index)
+    if located.model:
+        options.index = options.index or str(user_cache() / FOLDER)
+
+
+def check_shared(options: argparse.Namespace) -> None:
+    """Raise ValueError if the folder for indexes, and the model if it was downloaded, are on this machine alone, and
+    the connected cluster has others."""
+    from groundray.runtime.nodes import accepting_nodes
+
+    if options.on_this_machine and (nodes := len(accepting_nodes())) > 1:
+        raise ValueError(
+            f"--index: expected a folder or URL that the {nodes} machines of the cluster share, got none: a model in "
+            f"MLflow has its index, and its files if they are downloaded, in {options.index} on this one"
+        )
 
 
 def check_inputs(options: argparse.Namespace, console: Console) -> None:
@@ -83,6 +117,7 @@ def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, D
             f"index   {missing:,} of {pool.rows:,} images, {format_bytes(spec.bytes)} in total, to {spec.folder}"
         )
         with cluster.connect(verbose=options.verbose), Progress(console) as progress:
+            check_shared(options)
             from groundray.runtime.data.index_tasks import make_index  # imports Ray Data, which `connect` made quiet
 
             done = 0

@@ -19,6 +19,7 @@ from groundray.analysis.inputs.lexicon import Lexicon
 from groundray.analysis.inputs.norm_tables import read_words
 from groundray.analysis.inputs.vector_cache import Cache
 from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES, AnalysisRequest
+from groundray.analysis.measures.statistics import slug
 from groundray.analysis.report import terminal
 from groundray.analysis.report.document import JSON, PAGE, Report, as_json, files, metrics
 from groundray.cli.command import EXIT_FAILED
@@ -28,6 +29,7 @@ from groundray.model import export
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged
 from groundray.tracking.analysis_log import log_analysis
+from groundray.tracking.model_uris import FoundModel
 from groundray.training import layout
 
 REPORT_FOLDER = "analysis"  # in a run's folder
@@ -108,6 +110,7 @@ def run_analyses(
     on_ray: bool = False,
     use_gpu: bool = False,
     tracked: Settings | None = None,
+    known: FoundModel | None = None,
 ) -> tuple[dict[str, Any], int]:
     """Make and print analyses; return them as JSON, with the exit status: 0, or 1 if one could not be made of its data.
 
@@ -119,6 +122,7 @@ def run_analyses(
         cache: folder that keeps vectors; None for the user's own.
         on_ray: embed texts on a Ray cluster; with `use_gpu` on its GPUs.
         tracked: the settings of a run, to add the results to its MLflow run.
+        known: the checkpoint, if it is a model in MLflow.
 
     Raises:
         FileNotFoundError, ValueError: as `make_report`.
@@ -128,7 +132,7 @@ def run_analyses(
     required = frozenset() if everything else frozenset(names if request.images else {command})
     with Progress(errors) as progress, _embed(cache, on_ray, use_gpu, progress, errors) as embed:
         report, complete = make_report(names, request, embed, progress.update, required)
-        folder = out or (str(_report_folder(request.checkpoint)) if everything else None)
+        folder = out or (str(_report_folder(request.checkpoint, known)) if everything else None)
         written = write_report(report, folder, progress.update) if folder else {}
     for table in (terminal.comparison(report, console, everything), *([] if everything else terminal.tables(report))):
         console.print(table)
@@ -137,8 +141,8 @@ def run_analyses(
     if folder:
         console.print(f"report  {folder}/{PAGE}", soft_wrap=True)
     if tracked and request.checkpoint:
-        run_folder = Folder.at(request.checkpoint).parent
-        complete &= log_analysis(tracked, run_folder, metrics(report), written, errors.print)
+        run = known or Folder.at(request.checkpoint).parent
+        complete &= log_analysis(tracked, run, metrics(report), written, errors.print)
     return as_json(report), 0 if complete else EXIT_FAILED
 
 
@@ -246,8 +250,11 @@ def _embed(cache: str | None, on_ray: bool, use_gpu: bool, progress: Progress, e
         yield lambda embedder, texts: vectors.embed(embedder, texts, compute, device)
 
 
-def _report_folder(checkpoint: str | None) -> Folder:
-    """Return the default folder of a model's report."""
+def _report_folder(checkpoint: str | None, known: FoundModel | None) -> Folder:
+    """Return the default folder of a model's report: in its run's folder; of a model in MLflow in the working folder,
+    by the model's name."""
+    if known:
+        return Folder.at(REPORT_FOLDER) / slug(known.uri.partition(":/")[2])
     return Folder.at(checkpoint).parent / REPORT_FOLDER if checkpoint else Folder.at(REPORT_FOLDER)
 
 

@@ -43,6 +43,7 @@ from groundray.config.settings import (
     Trunk,
     Visual,
     flatten,
+    is_model_uri,
 )
 from groundray.config.yaml_text import parse_yaml
 
@@ -83,6 +84,7 @@ __all__ = [
     "fields",
     "find",
     "flatten",
+    "is_model_uri",
     "load",
     "parse_yaml",
     "presets",

@@ -47,6 +47,9 @@ OperatorInitialization = Literal["normal", "xavier"]
 LEAST_LEARNED_TEMPERATURE = 0.01  # CLIP's: a logit scale of at most 100
 
 
+MODEL_URIS = ("models:/", "runs:/")  # beginnings of MLflow's names of models
+
+
 class Added:
     """Marks a setting that earlier versions lack. At its default it is no part of a run's identity."""
 
@@ -78,7 +81,16 @@ class Run(Section):
     seed: int = Field(default=0, ge=0, description="seed of all random numbers, at least 0")
     start_from: str | None = Field(
         default=None,
-        description="path or URL of another run's model/ folder, to start from its streams and heads",
+        description="path or URL of another run's model/ folder, or a model in MLflow (models:/NAME/VERSION, "
+        "models:/NAME@ALIAS, models:/m-ID, runs:/RUN_ID/model), to start from its streams and heads",
+    )
+    start_alias: Annotated[str | None, ADDED] = Field(
+        default=None,
+        description="name in MLflow that was given for `start_from`, where that is now the version it stood for when "
+        "the run began; the run fills it in",
+    )
+    start_files: Annotated[str | None, ADDED] = Field(
+        default=None, description="path or URL of the files of a `start_from` in MLflow; the run fills it in"
     )
     start_stage: StageName | None = Field(
         default=None, description="stage of the `start_from` model to start from; null: its last stage"
@@ -98,6 +110,11 @@ class Run(Section):
         description="add programs of the stages grounding and retrieval to the exported model, which torch opens "
         "without groundray; takes seconds",
     )
+
+    @property
+    def start_folder(self) -> str | None:
+        """Path or URL of the files of the model to start from; None if there is none."""
+        return self.start_files if self.start_from and is_model_uri(self.start_from) else self.start_from
 
 
 def _workers(value: Any) -> int | tuple[int, int]:
@@ -897,6 +914,8 @@ class Settings(BaseSettings):
         tree["run"]["storage"] = _absolute(self.run.storage)
         if self.run.start_from:
             tree["run"]["start_from"] = _absolute(self.run.start_from)
+        if self.run.start_files:
+            tree["run"]["start_files"] = _absolute(self.run.start_files)
         if self.features.folder:
             tree["features"]["folder"] = _absolute(self.features.folder)
         for key in ("norms", "fit_on"):
@@ -924,6 +943,7 @@ class Settings(BaseSettings):
         flat = dict(flatten(self.model_dump(mode="json", exclude=unused)))
         changeable = (
             *("run.name", "run.storage", "run.on_nan", "run.log_samples", "run.profile", "run.programs"),
+            *("run.start_alias", "run.start_files"),
             *(
                 "tracking.",
                 "scaling.",
@@ -975,8 +995,13 @@ def _cleaned(tree: Any) -> Any:
     return without_secrets(tree) if isinstance(tree, str) else tree
 
 
+def is_model_uri(place: str) -> bool:
+    """Return True if a place is MLflow's name of a model, as `models:/NAME@ALIAS` and `runs:/RUN_ID/model`."""
+    return place.startswith(MODEL_URIS)
+
+
 def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    return path if "://" in path or is_model_uri(path) else str(Path(path).expanduser().absolute())
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

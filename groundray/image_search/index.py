@@ -41,6 +41,7 @@ from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
 from groundray.storage.made_once import made_once
 
+FOLDER = "index"  # beside a model's folder
 THUMBNAIL, QUALITY = 192, 85  # longer side in pixels, and JPEG quality
 THUMBNAIL_BYTES = 8_000  # approximate
 ROWS_PER_GROUP = 256  # rows that are read to get one thumbnail: 1 to 2 MB
@@ -76,7 +77,7 @@ def default_folder(checkpoint: str) -> str:
     parent = (
         checkpoint.rstrip("/").rpartition("/")[0] if "://" in checkpoint else str(Path(checkpoint).absolute().parent)
     )
-    return f"{parent}/index"
+    return f"{parent}/{FOLDER}"
 
 
 def find_index(towers: Towers, images: Dataset, folder: str, device: str = "cpu") -> DerivedDataset:

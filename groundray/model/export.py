@@ -216,10 +216,10 @@ class Writer:
         self._labels = dict(LABELS)
         self._started_from = settings.model
         self._start_card: bytes | None = None
-        if settings.run.start_from is not None:
-            before = about(settings.run.start_from)
+        if settings.run.start_folder is not None:
+            before = about(settings.run.start_folder)
             self._vocabulary |= before.vocabulary
-            self._keep_controls(Folder.at(settings.run.start_from), before.stage(settings.run.start_stage))
+            self._keep_controls(Folder.at(settings.run.start_folder), before.stage(settings.run.start_stage))
             self._started_from = config.Model(**before.settings["model"])
         state = {f"visual.{name}": tensor for name, tensor in model.visual.state_dict().items()}
         state |= {f"language.{name}": tensor for name, tensor in model.language.state_dict().items()}

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from groundray.config import Settings
-from groundray.tracking.store import Deleted, client_of, experiment_of, find_run, store_exists
+from groundray.tracking.store import Deleted, client_of, experiment_of, find_run, store_exists, uri_of
 from groundray.training import identity, layout
 
 CHECK_SECONDS = 15.0  # for the answer of a server before a run starts
@@ -31,7 +31,7 @@ class Inquiry:
         self._settings, self._get_id = settings, get_id
         self._problem: str | None = None
         self._thread = threading.Thread(target=self._ask, name="groundray-tracking-check", daemon=True)
-        if settings.tracking.enabled and store_exists(settings):
+        if settings.tracking.enabled and store_exists(uri_of(settings)):
             self._thread.start()
 
     def problem(self) -> str | None:

@@ -37,9 +37,14 @@ class Deleted(ValueError):
 
 
 def uri_of(settings: Settings) -> str:
-    """Return the tracking URI of a run, which means the same in every folder of this machine. It may have a password,
-    if it comes from the environment: only MLflow's client gets it."""
-    given, environment = settings.tracking.uri, os.environ.get(TRACKING_URI)
+    """Return the tracking URI of a run, as `server_uri`."""
+    return server_uri(settings.tracking.uri)
+
+
+def server_uri(given: str | None = None) -> str:
+    """Return the tracking URI that a setting gives, or else the environment, or the default. It means the same in every
+    folder of this machine. It may have a password, if it comes from the environment: only MLflow's client gets it."""
+    environment = os.environ.get(TRACKING_URI)
     if environment and given in (None, without_secrets(environment)):
         given = environment
     uri = given or DEFAULT_URI
@@ -53,23 +58,28 @@ def written_uri(settings: Settings) -> str:
     return without_secrets(uri_of(settings))
 
 
-def store_exists(settings: Settings) -> bool:
+def store_exists(uri: str) -> bool:
     """Return False if the runs are stored in a local file or folder that does not exist. Asking would create it."""
-    scheme, _, path = uri_of(settings).partition("://")
+    scheme, _, path = uri.partition("://")
     if scheme == "sqlite":
         return Path(path.removeprefix("/").partition("?")[0]).exists()
-    return Path(path).exists() if scheme == "file" else "://" in uri_of(settings)
+    return Path(path).exists() if scheme == "file" else "://" in uri
 
 
 def client_of(settings: Settings) -> Any:
-    """Return MLflow's client."""
+    """Return MLflow's client for a run."""
+    return client_at(uri_of(settings))
+
+
+def client_at(uri: str) -> Any:
+    """Return MLflow's client for a tracking URI."""
     for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "1"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     from mlflow import MlflowClient  # takes seconds, so only a tracked run imports it, off the main thread
 
     logging.getLogger("alembic").setLevel(logging.WARNING)  # else it logs each table that it creates
     logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)
-    return MlflowClient(uri_of(settings))
+    return MlflowClient(uri)
 
 
 def experiment_of(client: Any, settings: Settings, create: bool = True) -> str:

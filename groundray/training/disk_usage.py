@@ -24,7 +24,17 @@ from groundray.storage.folder import WRITING, Folder
 from groundray.training import attempts, feature_uses
 from groundray.training.checkpoint import MANIFEST, CheckpointStore, OtherFormat
 from groundray.training.feature_uses import StoredFeatures, is_active, user_of
-from groundray.training.layout import ATTEMPTS, CHECKPOINTS, CONFIG, FEATURES, NOT_FINITE, RUN, STACKS, is_complete
+from groundray.training.layout import (
+    ATTEMPTS,
+    CHECKPOINTS,
+    CONFIG,
+    FEATURES,
+    NOT_FINITE,
+    RUN,
+    STACKS,
+    START_MODELS,
+    is_complete,
+)
 from groundray.training.watchdog import STACKS_PREFIX, is_watched
 
 RAY = "ray"  # a run's folder of Ray Train's state: runtime/train/launch.py
@@ -127,6 +137,8 @@ def find_items(
     files.take(FEATURES)
     if features:
         items += _features(features, idle_seconds)
+    if (models := files.take(START_MODELS)).sizes:
+        items.append(models.item("models", folder, (START_MODELS,), "runs start from them"))
     for name in runs:
         items += _run(folder / name, _below(files.take(name), folder, name), idle_seconds)
     for name in sorted(name for name in files.sizes if posixpath.basename(name) == INDEX):
@@ -139,10 +151,15 @@ def find_items(
     return sorted((item for item in items if item.bytes or item.kind == "temporary"), key=lambda item: -item.bytes)
 
 
-def find_vectors(cache: Folder) -> list[Item]:
-    """Return the vectors of words that analyses keep in a cache (analysis/inputs/vector_cache.py)."""
-    files = _Files.of(cache / "embeddings")
-    return [files.item("vectors", cache, ("embeddings",))] if files.sizes else []
+def find_cached(cache: Folder, idle_seconds: float = feature_uses.IDLE_SECONDS) -> list[Item]:
+    """Return what commands keep in a cache: the vectors of words (analysis/inputs/vector_cache.py), downloaded models
+    (tracking/model_uris.py) and their indexes."""
+    items = []
+    for name, kind in {"embeddings": "vectors", "models": "models", "index": "index"}.items():
+        if (files := _Files.of(cache / name)).sizes:
+            lately = kind != "vectors" and time.time() - max(files.times.values()) < idle_seconds
+            items.append(files.item(kind, cache, (name,), "used lately" if lately else ""))
+    return items
 
 
 def find_stack_files() -> list[Item]:

@@ -14,6 +14,7 @@ STORAGE/NAME/model/           the exported model: model/export.py
 STORAGE/NAME/result.json      the final metrics of each stage
 
 STORAGE/.features/            the trunk features of all runs: trunk_features.py
+STORAGE/.models/              models that runs start from, downloaded from MLflow: cli/start_model.py
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ RUN, CONFIG, RESULT, MODEL = "run.json", "config.yaml", "result.json", "model"
 FORMER_DATA = "data.json"  # the fingerprints, in folders of earlier versions
 ATTEMPTS, CHECKPOINTS, HISTORY, INPUTS = "attempts", "checkpoints", "history", "inputs"
 NOT_FINITE, STACKS, PROFILE, FEATURES = "not_finite", "stacks", "profile", ".features"
+START_MODELS = ".models"
 
 
 def folder_of(settings: Settings) -> Folder:

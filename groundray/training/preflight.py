@@ -152,7 +152,7 @@ def check(settings: Settings) -> CheckedRun:
     trunk = settings.model.trunk
     check_trunk(trunk.name, "none" if settings.run.start_from else trunk.weights, settings.model.image_size)
     check_encoder(settings, tokenizer)
-    start = export.about(settings.run.start_from) if settings.run.start_from else None
+    start = export.about(settings.run.start_folder) if settings.run.start_folder else None
     start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()
     for index, name in enumerate(settings.stages):
         for needed in NEEDS.get(name, ()):

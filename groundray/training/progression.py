@@ -107,9 +107,9 @@ def initial_model(settings: Settings) -> tuple[GroundedModel, dict[str, nn.Modul
         ValueError: `run.start_from` is not a model of these settings; the message names what differs.
     """
     torch.manual_seed(settings.run.seed)
-    if settings.run.start_from is None:
+    if settings.run.start_folder is None:
         return build_model(settings.model), {}
-    start = export.load(settings.run.start_from, settings.run.start_stage).model
+    start = export.load(settings.run.start_folder, settings.run.start_stage).model
     model = build_model(settings.model, pretrained=False)
     for stream, trained in ((model.visual, start.visual), (model.language, start.language)):
         fill(stream, trained.float().state_dict(), f"run.start_from: {settings.run.start_from}")

@@ -8,7 +8,6 @@ time.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from groundray.analysis.inputs import embedding
 from groundray.analysis.inputs.embedding import Embed, Embedder, Vectors
 from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
+from groundray.storage.user_cache import user_cache
 
 VECTORS, SEAL = "vectors", "sha256"
 
@@ -38,9 +38,8 @@ class Cache:
 
     @staticmethod
     def at(url: str | Path | None, note: Callable[[str], None]) -> Cache:
-        """Return the cache at a path or URL, by default `$XDG_CACHE_HOME/groundray` or `~/.cache/groundray`."""
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Cache(Folder.at(url or f"{home}/groundray") / "embeddings", note)
+        """Return the cache at a path or URL, by default in the user's cache (`storage/user_cache.py`)."""
+        return Cache(user_cache(url) / "embeddings", note)
 
     def embed(
         self, embedder: Embedder, texts: Sequence[str], make: Embed = Embedder.embed, device: str = "cpu"

@@ -21,11 +21,14 @@ from groundray.image_search.http.address import listen_address, url
 from groundray.image_search.http.app import create_app
 from groundray.image_search.http.backend import AnswerOne
 from groundray.image_search.http.same_origin import check_hosts
+from groundray.image_search.index import FOLDER
 from groundray.image_search.service import Service
 from groundray.image_search.upload_limits import STALL_SECONDS
 from groundray.runtime import compat
 from groundray.runtime.ray_address import given_address
 from groundray.runtime.serve import proxy
+from groundray.storage.user_cache import user_cache
+from groundray.tracking.model_uris import DOWNLOADS, locate
 
 NAME = "search"
 MAX_BATCH_SIZE = 16  # queries embedded and compared together: a product of 16 takes as long as three products of one
@@ -40,9 +43,12 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: str = Field(description="model/ folder of a run, or its URL")
+    checkpoint: str = Field(description="model/ folder of a run, its URL, or MLflow's name of a model")
     images: str = Field(description="folder or URL of shards with images")
-    index: str | None = Field(default=None, description="folder of indexes (default: beside the model's folder)")
+    index: str | None = Field(
+        default=None,
+        description="folder of indexes (default: beside the model's folder; of a model in MLflow, in the user's cache)",
+    )
     norms: str | None = Field(default=None, description="folder of categories.csv and concreteness.csv")
     replicas: int = Field(default=1, ge=1, description="number of replicas")
     cpus: float = Field(default=1, gt=0, description="CPUs of a replica, which computes in as many threads")
@@ -70,13 +76,17 @@ class Arguments(BaseModel):
 def app(arguments: Arguments) -> serve.Application:
     """Return the application. Each replica builds its own FastAPI app: an app with mounts cannot be pickled.
 
-    Replicas make a missing index: they share its parts, and one of them makes the files of the whole.
+    Replicas make a missing index: they share its parts, and one of them makes the files of the whole. They all serve
+    what MLflow's name of a model stands for now.
     """
+    downloads = user_cache(arguments.index) / DOWNLOADS
+    located = locate(arguments.checkpoint, logging.getLogger(__name__).info, downloads)
+    index = arguments.index or (str(user_cache() / FOLDER) if located.model else None)
 
     def build_in_replica() -> FastAPI:
         compat.listen_at_node_address()
         torch.set_num_threads(max(1, int(arguments.cpus)))
-        service = Service.open(arguments.checkpoint, arguments.images, arguments.index, arguments.norms)
+        service = Service.open(located.place, arguments.images, index, arguments.norms)
         return create_app(service, batch_queries, hosts=arguments.hosts)
 
     deployment: Any = serve.deployment(

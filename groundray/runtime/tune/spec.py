@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from groundray.config import Settings, SettingsError, StageName, changed, did_you_mean, differences
+from groundray.config import Run, Settings, SettingsError, StageName, changed, did_you_mean, differences
 from groundray.runtime.tune.search_space import Space, format_value
 from groundray.stage.protocol import Best, Direction, check_reported, direction_of
 from groundray.storage.folder import Folder
@@ -29,7 +29,8 @@ Search = Literal["grid", "random", "tpe"]
 DEFINITION, SHARED, TRIALS, STATE = "sweep.json", "before", "trials", "tune"
 TABLE, RESULTS, PLOT = "table.csv", "trials.json", "sweep.png"
 SEED = "run.seed"
-ID, ADOPTED, FOLDER = "id", "adopted", "folder"  # keys of sweep.json besides those that identify the sweep
+# keys of sweep.json besides those that identify the sweep
+ID, ADOPTED, FOLDER, START_ALIAS = "id", "adopted", "folder", "start_alias"
 # keys of sweep.json in an earlier version, which neither sealed it nor gave it an id
 FORMER_KEYS = (
     rf"(run|data|scaling|model|features|{'|'.join(get_args(StageName))})\..*|stages|space|metric|search|samples|seeds|"
@@ -148,6 +149,7 @@ class Sweep:
         }
         if self.shared_stages:
             own |= {"run.start_from": str(self.folder / SHARED / layout.MODEL), "run.start_stage": None}
+            own |= {"run.start_alias": None, "run.start_files": None}
         return changed(self.settings, own | dict(values))
 
     def check(self) -> None:
@@ -192,10 +194,12 @@ class Sweep:
             if folder.exists(layout.RUN) or folder.exists(layout.CONFIG):
                 raise SettingsError(f"{folder} holds a training run: use another --run.name")
             new = identity.mint()
-            if folder.make().create_sealed(DEFINITION, {ID: new, ADOPTED: False, FOLDER: str(folder), **here}):
+            content = {ID: new, ADOPTED: False, FOLDER: str(folder), START_ALIAS: self.settings.run.start_alias, **here}
+            if folder.make().create_sealed(DEFINITION, content):
                 return Identity(new, self.settings, {}, str(folder))
         stored = _stored(folder)
         stored_id, adopted, former = stored.pop(ID, None), stored.pop(ADOPTED, True), stored.pop(FOLDER, None)
+        alias = stored.pop(START_ALIAS, None)
         if different := differences(stored, here):
             raise SettingsError(
                 f"{folder} holds another sweep:\n" + "\n".join(different) + "\nuse another --run.name, or its settings"
@@ -206,12 +210,20 @@ class Sweep:
         known = Identity(stored_id or identity.mint(), self.settings, {}, former or str(folder), adopted)
         known = identity.settled(folder, known, _stored_id)
         if (known.id, known.folder) != (stored_id, former):
-            folder.write_sealed(DEFINITION, {ID: known.id, ADOPTED: known.adopted, FOLDER: known.folder, **here})
+            moved = {ID: known.id, ADOPTED: known.adopted, FOLDER: known.folder, START_ALIAS: alias}
+            folder.write_sealed(DEFINITION, {**moved, **here})
         return known
 
     def stored_id(self) -> str | None:
         """Return the sweep's id, None if it has not started."""
         return _stored_id(self.folder)
+
+    def stored_start(self) -> Run | None:
+        """Return the model from which the sweep's runs start, as the sweep began; None if it has not started."""
+        if not self.folder.exists(DEFINITION):
+            return None
+        stored = _stored(self.folder)
+        return Run(start_from=stored.get("run.start_from"), start_alias=stored.get(START_ALIAS))
 
     def ensure_state_is_trusted(self, resume: bool, trust_storage: bool) -> None:
         """Raise SettingsError if resuming would unpickle Ray Tune's state from storage that others may write to.
