@@ -18,12 +18,17 @@ from groundray.training import identity
 from groundray.training.events import StepDone
 
 
-def settings(uri: str, system_metrics: bool = True) -> Settings:
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('tracked')}/mlflow.db"
+
+
+def settings(uri: str, system_metrics: bool = True, experiment: str = "tests") -> Settings:
     return Settings(
         run={"name": "tracked"},
         stages=("grounding",),
         grounding={"train": "t", "val": "v", "batch_size": 4},
-        tracking={"uri": uri, "experiment": "tests", "system_metrics": system_metrics},
+        tracking={"uri": uri, "experiment": experiment, "system_metrics": system_metrics},
     )  # type: ignore[arg-type]
 
 
@@ -40,11 +45,10 @@ def monitors() -> list[threading.Thread]:
 
 
 def test_system_metrics_are_logged_until_the_end_and_go_on_when_the_run_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # is not asked
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("tests", tmp_path.as_uri())
     folder = Folder.at(tmp_path / "run").make()
@@ -72,23 +76,21 @@ def test_system_metrics_are_logged_until_the_end_and_go_on_when_the_run_resumes(
 
 
 def test_a_server_that_goes_away_ends_the_monitor_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    mlflow.MlflowClient(uri).create_experiment("tests", tmp_path.as_uri())
-    folder = Folder.at(tmp_path / "run").make()
-    log = MlflowLog.open(settings(uri), folder, identity.claim(folder, settings(uri), {}), None)
+    tracked, folder = settings(uri, experiment="away"), Folder.at(tmp_path / "run").make()
+    mlflow.MlflowClient(uri).create_experiment("away", tmp_path.as_uri())
+    log = MlflowLog.open(tracked, folder, identity.claim(folder, tracked, {}), None)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "get_run", lambda *_: 1 / 0)
         wait_for(lambda: not monitors())
     log.end(None, "KILLED", folder)
 
 
-def test_without_the_setting_there_are_no_system_metrics(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    mlflow.MlflowClient(uri).create_experiment("tests", tmp_path.as_uri())
-    without, folder = settings(uri, False), Folder.at(tmp_path / "run").make()
+def test_without_the_setting_there_are_no_system_metrics(uri: str, tmp_path: Path) -> None:
+    mlflow.MlflowClient(uri).create_experiment("without", tmp_path.as_uri())
+    without, folder = settings(uri, False, "without"), Folder.at(tmp_path / "run").make()
     log = MlflowLog.open(without, folder, identity.claim(folder, without, {}), None)
     assert monitors() == []
     log.end(None, "KILLED", folder)
