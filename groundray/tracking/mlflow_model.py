@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from groundray.data.tokenization import whole_words
 from groundray.model import export
+from groundray.model.timm_trunk import TIMM
 from groundray.storage.folder import SEALS
 from groundray.versions import version_of
 
@@ -57,7 +58,7 @@ def write(folder: Path, run_id: str, model_id: str, artifacts: str) -> None:
     about = export.about(folder)
     export.rename_language(folder, STREAM)
     _copy_tokenizer(folder)
-    _write_requirements(folder)
+    _write_requirements(folder, about.settings["model"]["trunk"]["name"])
     stages = [stage.name for stage in about.stages]
     model = Model(
         artifact_path=artifacts,
@@ -101,9 +102,10 @@ def _copy_tokenizer(folder: Path) -> None:
             shutil.copy(file, folder / TOKENIZER / file.name)
 
 
-def _write_requirements(folder: Path) -> None:
+def _write_requirements(folder: Path, trunk: str) -> None:
     """Write what the model needs, with the versions that are installed here. Of an extra that is not, any version."""
-    versions = {name: version_of(name).partition("+")[0] for name in PACKAGES}
+    packages = (*PACKAGES, "timm") if trunk.startswith(TIMM) else PACKAGES
+    versions = {name: version_of(name).partition("+")[0] for name in packages}
     pins = [f"{name}=={version}" if version[0].isdigit() else name for name, version in versions.items()]
     (folder / "requirements.txt").write_text("\n".join(pins) + "\n", encoding="utf-8")
     python = platform.python_version()

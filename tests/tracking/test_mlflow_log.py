@@ -169,6 +169,7 @@ def test_validations_within_an_epoch_are_caught_up(
     if answers:  # all but the validations of the steps 4 and 7 got there
         log = MlflowLog.open(often, folder, run, None)
         log.metrics(one for events in files.values() for one in events if one not in (validation(4), validation(7)))
+        log.release()
     else:
         Tracker(often, folder, run, first.append).close(None, "KILLED")
         assert any("could not be logged" in warning for warning in first)

@@ -292,3 +292,12 @@ def test_a_model_without_retrieval_embeds_texts_alone(world: SmallWorld, tmp_pat
     np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
     with pytest.raises(ValueError, match="the model was trained in grounding"):
         loaded.predict(pd.DataFrame({"text": ["heart"], "image": [b"x"]}))
+
+
+def test_a_model_with_a_trunk_of_timm_needs_timm(world: SmallWorld, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="extra `models` is not installed")
+    trunk = ("--model.trunk.name=timm/test_resnet", "--model.trunk.weights=none")
+    checkpoint = Path(write_model(tmp_path / "model", world, stages=("grounding",), options=trunk))
+    mlflow_model.write(checkpoint, "0" * 32, "m-0", str(checkpoint))
+    names = {line.partition("==")[0] for line in (checkpoint / "requirements.txt").read_text().split()}
+    assert names == {*mlflow_model.PACKAGES, "timm"}
