@@ -152,6 +152,11 @@ def check(settings: Settings) -> CheckedRun:
     trunk = settings.model.trunk
     check_trunk(trunk.name, "none" if settings.run.start_from else trunk.weights, settings.model.image_size)
     check_encoder(settings, tokenizer)
+    if settings.run.start_from and not settings.run.start_folder:  # else it would start from scratch
+        raise SettingsError(
+            f"run.start_from: expected a folder or URL, or its files in run.start_files, got {settings.run.start_from}"
+            ": download the model with `mlflow artifacts download` and give its folder"
+        )
     start = export.about(settings.run.start_folder) if settings.run.start_folder else None
     start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()
     for index, name in enumerate(settings.stages):

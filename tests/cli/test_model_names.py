@@ -22,7 +22,7 @@ from groundray.runtime import cluster
 from groundray.runtime.tune.search_space import parse_spaces
 from groundray.runtime.tune.spec import Metric, Sweep
 from groundray.storage.folder import Folder
-from groundray.training import progression
+from groundray.training import preflight, progression
 
 BEST = f"models:/{NAME}@best"
 
@@ -234,3 +234,9 @@ def test_a_sweep_keeps_the_version_that_its_alias_stood_for(
     words = quick(world, tmp_path / "runs", third)
     with pytest.raises(SettingsError, match=rf"models:/{NAME}/1.* {third}|{third}"):
         begun().claim(resume=True)
+
+
+def test_a_name_of_which_no_files_were_found_does_not_start_from_scratch(world: SmallWorld) -> None:
+    settings = config.load("demo", world.settings("--run.start_from=models:/a/1"))
+    with pytest.raises(SettingsError, match=r"run\.start_files.*models:/a/1"):
+        preflight.check(settings)
