@@ -24,6 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 from groundray import push
 from groundray.model import export
 from groundray.storage.folder import Folder
+from groundray.tracking import mlflow_model
 
 NAME = f"{OWNER}/grounded"
 # pushes to the hub that HF_ENDPOINT names, and loads from it
@@ -142,6 +143,18 @@ def test_a_repository_holds_exactly_the_model_pushed_last(hub: Hub, model: Path)
     for words, folder in (("--stream=language-grounded",), model / "language-grounded"), ((), model):
         assert pushed(model, *words) == 0
         assert in_hub(hub) == {**content(folder), "LICENSE": b"mine"}
+
+
+def test_of_a_model_in_mlflow_the_export_alone_is_pushed(hub: Hub, model: Path, tmp_path: Path) -> None:
+    """And nothing of it is left when the run's own model/ is pushed over it."""
+    logged = Path(shutil.copytree(model, tmp_path / "logged"))
+    mlflow_model.write(logged, "0" * 32, "m-0", str(logged))
+    assert pushed(logged) == 0
+    renamed = {name.replace("language/", f"{mlflow_model.STREAM}/") for name in content(model)}
+    assert set(in_hub(hub)) == renamed
+    export.load(snapshot_download(NAME, cache_dir=tmp_path / "downloaded"))
+    assert pushed(model) == 0
+    assert in_hub(hub) == content(model)
 
 
 def test_a_branch_and_a_private_repository_are_made(hub: Hub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
