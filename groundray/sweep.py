@@ -166,8 +166,12 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
         if (value := getattr(options, name)) is not None and value < 1:
             raise SettingsError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     settings = config.load(options.config, overrides)
-    if options.register and not settings.tracking.enabled:
-        raise SettingsError("--register: expected tracking.enabled true, got false: a model is registered in MLflow")
+    if options.register and not settings.tracking.uses("mlflow"):
+        got = ",".join(settings.tracking.to) if settings.tracking.enabled else "tracking.enabled false"
+        raise SettingsError(
+            f"--register: expected tracking.enabled true and mlflow in tracking.to, got {got}: a model is "
+            "registered in MLflow"
+        )
     swept = parse_spaces(options.space or options.default_space, settings)
     return Sweep(
         settings=settings,
@@ -196,7 +200,7 @@ def _run_trials(sweep: Sweep, options: argparse.Namespace, console: Console, err
         console.print(f"sweep  {folder}, {concurrent} trials at once")
         tracked = settings.tracking.enabled
         log = SweepLog(settings, folder, claimed, sweep.definition(), errors.print) if tracked else None
-        parent = claimed.id if log else None
+        parent = claimed.id if tracked else None
         shared = sweep.shared_settings()
         if shared and not is_complete(folder / SHARED):
             console.print(f"{', '.join(sweep.shared_stages)}  trained once, for all trials")

@@ -35,6 +35,9 @@ SETTINGS = [
         "model.trunk.weights",
         "analysis.norms",
         "tracking.experiment",
+        "tracking.tensorboard.folder",
+        "tracking.wandb.project",
+        "tracking.wandb.entity",
     ),
 ]
 

@@ -197,7 +197,7 @@ def analyse_run(settings: Settings, console: Console, report_error: Callable[[st
     checkpoint, folder = f"{run_folder}/{layout.MODEL}", run_folder / REPORT_FOLDER
     by_hand = [ALL, "--checkpoint", checkpoint, "--norms", settings.analysis.norms]
     by_hand += ["--fit-on", settings.analysis.fit_on] if settings.analysis.fit_on else []
-    by_hand += ["--track"] if settings.tracking.enabled else []
+    by_hand += ["--track"] if settings.tracking.uses("mlflow") else []
     try:
         norms, fit_on = Norms.at(settings.analysis.norms), settings.analysis.fit_on
         request = AnalysisRequest(checkpoint=checkpoint, norms=norms, fit_on=fit_on)
@@ -205,7 +205,7 @@ def analyse_run(settings: Settings, console: Console, report_error: Callable[[st
             console.print(f"analysis  exists already: {folder}/{PAGE}")
             return
         console.print("analysis  of the language streams")
-        tracked = settings if settings.tracking.enabled else None
+        tracked = settings if settings.tracking.uses("mlflow") else None
         _, status = run_analyses(ALL, request, console, console, out=str(folder), tracked=tracked)
     except Exception as error:  # noqa: BLE001  whatever an analysis raises, the run is complete
         report_error(f"analysis failed, the run itself is complete: {type(error).__name__}: {error}")

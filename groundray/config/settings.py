@@ -36,6 +36,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+TrackerName = Literal["mlflow", "tensorboard", "wandb"]
 Initialization = Literal["identity", "pytorch"]
 # as `ray.util.accelerators` names NVIDIA's
 AcceleratorType = Literal[
@@ -762,13 +763,48 @@ class Retrieval(CentreCropped):
     max_tokens: int = Field(default=32, ge=3, description="maximum tokens per caption, with special tokens, at least 3")
 
 
-class Tracking(Section):
-    """Tracking of runs in MLflow."""
+class TensorBoard(Section):
+    """Event files for TensorBoard."""
 
-    enabled: bool = Field(default=True, description="log the run to MLflow")
+    folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder or URL of the event files, with a folder for each run; null: `tensorboard` in the run's "
+        "folder",
+    )
+
+
+class Wandb(Section):
+    """Runs in Weights & Biases. The key is taken from WANDB_API_KEY or `wandb login`."""
+
+    project: str | None = Field(default=None, min_length=1, description="project; null: `tracking.experiment`")
+    entity: str | None = Field(default=None, min_length=1, description="user or team; null: that of the key")
+    mode: Literal["online", "offline"] = Field(
+        default="online",
+        description="online: send the run to the server; offline: write it to `wandb` in the run's folder, for `wandb "
+        "sync`",
+    )
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError(f"expected each name once, got {', '.join(names)}")
+    return names
+
+
+class Tracking(Section):
+    """Tracking of runs in MLflow, TensorBoard or Weights & Biases, or in several of them."""
+
+    enabled: bool = Field(default=True, description="track the run")
+    to: Annotated[tuple[TrackerName, ...], AfterValidator(_distinct)] = Field(
+        default=("mlflow",),
+        min_length=1,
+        description="trackers of the run, as mlflow,tensorboard; tensorboard and wandb need `pip install "
+        "groundray[trackers]`",
+    )
     uri: str | None = Field(
         default=None,
-        description="tracking server, without a password, which belongs in the environment "
+        description="MLflow's tracking server, without a password, which belongs in the environment "
         "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD); null: MLFLOW_TRACKING_URI, which may have one, or "
         "else sqlite:///mlflow.db",
     )
@@ -778,6 +814,12 @@ class Tracking(Section):
         description="log CPU, memory, disk, network and GPUs of the driver's machine to MLflow, every 10 seconds or "
         "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL",
     )
+    tensorboard: TensorBoard = TensorBoard()
+    wandb: Wandb = Wandb()
+
+    def uses(self, name: TrackerName) -> bool:
+        """Return True if runs are tracked there."""
+        return self.enabled and name in self.to
 
 
 class Analysis(Section):
@@ -796,12 +838,6 @@ class Analysis(Section):
         description="file or URL of the words on which principal axes are fitted, one per line or a column `word`; "
         "null: the words of the categories. The choice changes the axes' correlation with concreteness",
     )
-
-
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise ValueError(f"expected each stage once, got {', '.join(names)}")
-    return names
 
 
 class Settings(BaseSettings):
@@ -918,6 +954,8 @@ class Settings(BaseSettings):
             tree["run"]["start_files"] = _absolute(self.run.start_files)
         if self.features.folder:
             tree["features"]["folder"] = _absolute(self.features.folder)
+        if self.tracking.tensorboard.folder:
+            tree["tracking"]["tensorboard"]["folder"] = _absolute(self.tracking.tensorboard.folder)
         for key in ("norms", "fit_on"):
             if tree["analysis"][key]:
                 tree["analysis"][key] = _absolute(tree["analysis"][key])

@@ -13,13 +13,23 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from groundray.config import Settings, flatten
+from groundray.config import Settings
 from groundray.storage.folder import Folder
 from groundray.tracking.data_sets import log_data_sets
+from groundray.tracking.description import configuration_of
 from groundray.tracking.logged_steps import LoggedSteps, series_of
 from groundray.tracking.models import attach_model
 from groundray.tracking.protocol import Status
-from groundray.tracking.store import MAX_METRICS, PARENT_TAG, Deleted, client_of, experiment_of, find_run, reopen
+from groundray.tracking.store import (
+    CHILD_TAG,
+    MAX_METRICS,
+    PARENT_TAG,
+    Deleted,
+    client_of,
+    experiment_of,
+    find_run,
+    reopen,
+)
 from groundray.tracking.system_metrics import monitor
 from groundray.training.events import Event
 from groundray.training.identity import Identity
@@ -59,13 +69,12 @@ class MlflowLog:
         """
         client = client_of(settings)
         experiment = experiment_of(client, settings)
-        flat = {**dict(flatten(settings.model_dump(mode="json"))), "scaling.chunks": settings.chunks}
-        known = flat | {f"data.{name}.fingerprint": value for name, value in run.fingerprints.items()}
+        known = configuration_of(settings, run)
         tags = {PARENT_TAG: parent} if parent else {}
         # missing if the server was down when the sweep started; the sweep's end finds this run by the tag above
         with contextlib.suppress(Deleted):  # the sweep reports it
             if parent and (sweep := find_run(client, settings, experiment, parent)):
-                tags["mlflow.parentRunId"] = sweep
+                tags[CHILD_TAG] = sweep
         run_id = reopen(client, experiment, settings, folder, run, "groundray.train", known, tags)
         logged = LoggedSteps(settings, logged_steps(client, run_id, settings), progress)
         log_data_sets(client, run_id, settings, run)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol
 
-from groundray.config import Settings
+from groundray.config import Settings, TrackerName
 from groundray.storage.folder import Folder
+from groundray.storage.seals import Damaged
 from groundray.training.events import Event
 from groundray.training.identity import Identity
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 MAX_EVENTS = 999  # of one call of `metrics`
+MLFLOW, TENSORBOARD, WANDB = "MLflow", "TensorBoard", "W&B"  # titles, for messages
 
 
 class RunLog(Protocol):
@@ -59,7 +61,33 @@ class OpenLog(Protocol):
 
 
 def openers(settings: Settings) -> dict[str, OpenLog]:
-    """Return what opens a run in each tracker, by the tracker's title."""
+    """Return what opens a run in each of its trackers, by the tracker's title. Each imports its library when it is
+    called."""
     from groundray.tracking.mlflow_log import MlflowLog
+    from groundray.tracking.tensorboard_log import TensorBoardLog
+    from groundray.tracking.wandb_log import WandbLog
 
-    return {"MLflow": MlflowLog.open}
+    known: dict[TrackerName, tuple[str, OpenLog]] = {
+        "mlflow": (MLFLOW, MlflowLog.open),
+        "tensorboard": (TENSORBOARD, TensorBoardLog.open),
+        "wandb": (WANDB, WandbLog.open),
+    }
+    return dict(known[name] for name in settings.tracking.to)
+
+
+def note_end(folder: Folder, title: str, run: Identity, status: Status) -> None:
+    """Note in a run's folder how it ended in a tracker that cannot be asked for it."""
+    folder.write_sealed(_note(title), {"id": run.id, "status": status})
+
+
+def read_end(folder: Folder, title: str, run: Identity) -> str | None:
+    """Return how a run ended in a tracker, by its note; None if there is none."""
+    try:
+        note = folder.read_sealed(_note(title))
+    except (FileNotFoundError, Damaged):
+        return None
+    return note["status"] if note.get("id") == run.id else None
+
+
+def _note(title: str) -> str:
+    return f"{title.replace('&', 'and').lower()}.json"

@@ -19,12 +19,12 @@ from typing import Any
 from groundray.config import Settings
 from groundray.credentials import TRACKING_URI, redacted, without_secrets
 from groundray.storage.folder import Folder
+from groundray.tracking.description import FOLDER_TAG, origin_of
 from groundray.training.identity import Identity
-from groundray.versions import code_version, library_versions, version_of
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 ID_TAG, PARENT_TAG = "groundray.run_id", "groundray.sweep_id"
-FOLDER_TAG = "groundray.run"  # for people; earlier versions found a run by it
+CHILD_TAG = "mlflow.parentRunId"
 TRAINING_EXPERIMENT = {
     "mlflow.experimentKind": "custom_model_development"
 }  # MLflow's page then opens on runs and curves
@@ -167,10 +167,7 @@ def reopen(
         run_id = adopted_run(client, experiment, folder, settings)
     own = {ID_TAG: run.id, **tags}
     if run_id is None:
-        versions = {"mlflow-skinny": version_of("mlflow-skinny"), "groundray": version_of("groundray")}
-        versions |= library_versions()
-        described = {FOLDER_TAG: str(folder), "mlflow.source.name": source, "git.commit": code_version()}
-        described |= {f"version.{name}": version for name, version in versions.items()}
+        described = origin_of(folder) | {"mlflow.source.name": source}
         created = client.create_run(experiment, run_name=settings.run.name, tags={**described, **own})
         run_id = find_run(client, settings, experiment, run.id) or str(created.info.run_id)
     else:

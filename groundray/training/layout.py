@@ -12,6 +12,7 @@ STORAGE/NAME/profile/         traces of some steps (`run.profile`): profiling.py
 STORAGE/NAME/ray/             Ray Train's own state: runtime/train/
 STORAGE/NAME/model/           the exported model: model/export.py
 STORAGE/NAME/result.json      the final metrics of each stage
+STORAGE/NAME/tensorboard/, wandb/, and their .json   what trackers hold, and how the run ended there: tracking/
 
 STORAGE/.features/            the trunk features of all runs: trunk_features.py
 STORAGE/.models/              models that runs start from, downloaded from MLflow: cli/start_model.py

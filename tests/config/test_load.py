@@ -70,7 +70,7 @@ def test_a_section_can_be_given_as_json() -> None:
         (["--grounding.temperature", "-1"], r"greater than 0, got '-1'"),
         (["--grounding", "1"], r"grounding: .*got"),
         (["--grounding", '{"temperture": 1}'], r"grounding\.temperture: .*'temperature'"),
-        (["--stages", "grounding,grounding"], r"each stage once"),
+        (["--stages", "grounding,grounding"], r"each name once"),
         (["--stages", "grunding"], r"stages.0: .*'grounding'.* got 'grunding'"),
         (["--scaling.num_workers", "3", "--scaling.chunks", "4"], r"3 workers .* 4 chunks .*use 1, 2, 4"),
         (["--scaling.num_workers", "[3,4]", "--scaling.chunks", "4"], r"3 workers .* 4 chunks .*use 1, 2, 4"),
