@@ -11,6 +11,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from groundray.config import Settings
@@ -28,6 +29,7 @@ from groundray.tracking.store import (
     client_of,
     experiment_of,
     find_run,
+    one_line,
     reopen,
 )
 from groundray.tracking.system_metrics import monitor
@@ -47,11 +49,13 @@ class MlflowLog:
         client: Any,
         run_id: str,
         logged: LoggedSteps,
+        log_inputs: Callable[[], None],
         attaches_model: bool,
         progress: Callable[[float], None],
         monitor: Any | None,
     ):
         self._client, self._run_id, self._logged = client, run_id, logged
+        self._log_inputs: Callable[[], None] | None = log_inputs
         self._attaches_model, self._progress, self._monitor = attaches_model, progress, monitor
 
     @staticmethod
@@ -77,11 +81,20 @@ class MlflowLog:
                 tags[CHILD_TAG] = sweep
         run_id = reopen(client, experiment, settings, folder, run, "groundray.train", known, tags)
         logged = LoggedSteps(settings, logged_steps(client, run_id, settings), progress)
-        log_data_sets(client, run_id, settings, run)
-        return MlflowLog(client, run_id, logged, parent is None, progress, monitor(settings, run_id))
+        log_inputs = partial(log_data_sets, client, run_id, settings, run)
+        return MlflowLog(client, run_id, logged, log_inputs, parent is None, progress, monitor(settings, run_id))
 
     def catch_up(self, folder: Folder, warn: Callable[[str], None]) -> None:
-        """Log what the files of a run have and MLflow lacks. Files of which MLflow has all are not read."""
+        """Log what the files of a run have and MLflow lacks. Files of which MLflow has all are not read.
+
+        A server that does not take the data sets still gets the rest, with a warning.
+        """
+        if log_inputs := self._log_inputs:
+            self._log_inputs = None
+            try:
+                log_inputs()
+            except Exception as error:  # noqa: BLE001  whatever MLflow raises, the rest is logged
+                warn(f"tracking in MLflow: the data sets could not be logged as inputs: {one_line(error)}")
         self.metrics(self._logged.missed(folder, warn))
 
     def metrics(self, events: Iterable[Event]) -> None:
@@ -119,9 +132,11 @@ class MlflowLog:
             self._client.log_dict(self._run_id, result, "result.json")
             for stage, choice in result.get("best", {}).items():
                 self._client.set_tag(self._run_id, f"{stage}.best", describe_choice(choice))
-            if self._attaches_model:
+        try:
+            if result is not None and self._attaches_model:
                 attach_model(self._client, self._run_id, folder, self._progress)
-        self._client.set_terminated(self._run_id, status)
+        finally:  # the run has ended, whatever becomes of its model
+            self._client.set_terminated(self._run_id, status)
 
     def release(self) -> None:
         """End the monitor of system metrics."""

@@ -188,7 +188,7 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"), flags=re.ASCII)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return the type and the first line of an exception, without secrets."""
     line = (str(error).strip().splitlines() or [""])[0]
     return redacted(line if isinstance(error, Deleted) else f"{type(error).__name__}: {line}")

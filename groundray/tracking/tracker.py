@@ -141,7 +141,7 @@ class _LogThread:
                     if isinstance(job, dict):
                         log.end(job["result"], job["status"], self._folder)
                         self._lost = 0
-            except Exception as error:  # noqa: BLE001  whatever tracking raises, training continues
+            except (Exception, SystemExit) as error:  # noqa: BLE001  whatever tracking raises, training continues
                 if not self._lost:
                     self._warn(f"tracking failed, training continues: {self._title}: {one_line(error)}")
                 self._lost += len(batch)

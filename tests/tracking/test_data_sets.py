@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import mlflow
+import pytest
 from conftest import SmallWorld
 from mlflow.types import Schema
 
@@ -29,7 +30,9 @@ def test_each_data_set_of_a_run_is_one_input(world: SmallWorld, tmp_path: Path) 
     }
     run = identity.claim(folder, settings, {name: dataset.fingerprint for name, dataset in shards.items()})
     for _ in range(2):
-        MlflowLog.open(settings, folder, run, None).release()
+        log = MlflowLog.open(settings, folder, run, None)
+        log.catch_up(folder, pytest.fail)
+        log.release()
 
     (found,) = client.search_runs([experiment])
     assert found.inputs
@@ -62,7 +65,9 @@ def test_a_data_set_that_was_moved_is_an_input_without_a_profile(world: SmallWor
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment(settings.tracking.experiment, tmp_path.as_uri())
     run = identity.claim(folder, moved, {"grounding.val": "0123456789" * 6})
-    MlflowLog.open(moved, folder, run, None).release()
+    log = MlflowLog.open(moved, folder, run, None)
+    log.catch_up(folder, pytest.fail)
+    log.release()
     (found,) = client.search_runs([experiment])
     assert found.inputs
     (each,) = found.inputs.dataset_inputs

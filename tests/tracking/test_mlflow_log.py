@@ -14,7 +14,7 @@ from groundray import config, sweep, train
 from groundray.config import Settings, Tracking
 from groundray.runtime.train import launch
 from groundray.storage.folder import Folder
-from groundray.tracking import store
+from groundray.tracking import mlflow_log, store
 from groundray.tracking.analysis_log import log_analysis
 from groundray.tracking.inquiry import Inquiry
 from groundray.tracking.mlflow_log import MlflowLog
@@ -94,6 +94,28 @@ def test_an_unreachable_server_gives_warnings(folder: Folder) -> None:
     assert len(warnings) == 2
     assert warnings[0].startswith("tracking failed, training continues: ")
     assert "could not be logged; the run itself is complete" in warnings[1]
+
+
+def test_what_mlflow_refuses_spoils_nothing_else(
+    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server that takes neither inputs nor models, and of a library that wants to end the process."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise SystemExit("not here")
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(mlflow_log, "log_data_sets", lambda *_: 1 / 0)
+    monkeypatch.setattr(mlflow_log, "attach_model", refused)
+    warnings = track(uri, folder, range(1, 4))
+    client, found = only_run(uri)
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "grounding/loss")] == [1, 2, 3]
+    assert found.info.status == "FINISHED"
+    inputs, model, lost = warnings
+    assert "ZeroDivisionError" in inputs
+    assert "SystemExit: not here" in model
+    assert "could not be logged" in lost
 
 
 def test_every_step_is_logged_exactly_once(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
