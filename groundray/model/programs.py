@@ -17,6 +17,7 @@ A program holds its weights. The numbers of images, texts and tokens are free.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import warnings
 from collections.abc import Mapping
@@ -169,7 +170,9 @@ def _save(program: nn.Module, file: Path, free: int, *inputs: Tensor) -> None:
             node.meta.pop("stack_trace", None)  # it names files of this machine
             if node.target is torch.ops.aten._assert_tensor_metadata.default:  # that the input is on this device
                 exported.graph.erase_node(node)
-        torch.export.save(exported, file)
+        written = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+        torch.export.save(exported, written)
+        file.write_bytes(written.getbuffer())
 
 
 def image_processor(resize: int, crop: int) -> dict[str, Any]:

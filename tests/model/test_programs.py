@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -217,7 +219,8 @@ def test_a_program_is_for_any_device_and_names_no_file_of_this_machine(case: Cas
         given = [value for node in nodes for value in (*node.args, *node.kwargs.values())]
         assert [value for value in given if isinstance(value, torch.device)] == []
         with zipfile.ZipFile(file) as archive:
-            assert b".py" not in archive.read(f"{name}/models/model.json")
+            (graph,) = (each for each in archive.namelist() if each.endswith("/models/model.json"))
+            assert b".py" not in archive.read(graph)
 
 
 def test_the_image_processor_cuts_as_validation_does(world: SmallWorld, tmp_path: Path) -> None:
@@ -248,3 +251,11 @@ def test_a_trunk_that_cannot_be_exported_is_named_and_leaves_a_whole_model(world
     assert not list(tmp_path.rglob("*.pt2"))
     assert not list(tmp_path.rglob("preprocessor_config.json"))
     export.verify(tmp_path, export.about(tmp_path))
+
+
+def test_a_full_disk_is_an_error_and_no_fault_of_the_trunk(world: SmallWorld, tmp_path: Path) -> None:
+    programs_of = tmp_path / "stages" / "grounding"
+    programs_of.mkdir(parents=True)
+    (programs_of / programs.IMAGE).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        write(tmp_path, config.load("demo", world.settings("--model.image_size=32")))
