@@ -14,12 +14,14 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from groundray.analysis.inputs.embedding import Embedder
+from groundray.credentials import redacted
 from groundray.data.image_decoder import UnusableImage
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.index import Index, default_folder
@@ -33,7 +35,11 @@ from groundray.storage.folder import open_file
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("text", "image", "alpha")
+COLUMNS: dict[str, tuple[Any, str]] = {  # with the types of a cell, and what to call them
+    "text": (str, "a text"),
+    "image": (bytes | bytearray | memoryview | str, "bytes, base64 of a picture, or the path of one"),
+    "alpha": (Real, "a number"),
+}
 ROWS = 64  # that are embedded at once
 
 
@@ -84,10 +90,11 @@ class QueryModel:
         search = self._search(params["images"], params.get("index")) if params.get("images") else None
         index = search.index if search else None
         k = 10 if params.get("k") is None else int(params["k"])
-        prepared = [
-            _prepared(number, row, k, self.towers, index) for number, row in enumerate(_records(queries, COLUMNS))
-        ]
-        blocks = [prepared[first : first + ROWS] for first in range(0, len(prepared), ROWS)]
+        rows = list(enumerate(_records(queries)))
+        blocks = (  # the pixels of one block at a time are in memory
+            [_prepared(number, row, k, self.towers, index) for number, row in rows[first : first + ROWS]]
+            for first in range(0, len(rows), ROWS)
+        )
         if search is None:
             return np.concatenate([embed(block, self.towers) for block in blocks])
         answers = [answer for block in blocks for (answer,) in search.answer(block)]
@@ -122,32 +129,39 @@ class TextModel:
         Raises:
             ValueError: a row has an image or no text, the model does not know a text, or there are images to search.
         """
-        rows = _records(queries, COLUMNS)
+        rows = _records(queries)
         if (params or {}).get("images") or any("image" in row for row in rows):
             raise ValueError(
                 f"expected queries of text alone, got images: the model was trained in {', '.join(self.stages)}, and "
                 f"vectors of images need stage {STAGE}"
             )
         for number, row in enumerate(rows):
-            if not str(row.get("text", "")).strip():
+            if not row.get("text", "").strip():
                 raise BadQuery(f"row {number}: expected a text, got none")
         vectors = self.embedder.embed([row["text"] for row in rows])
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def _records(queries: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _records(queries: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the filled cells of each row.
 
     Raises:
-        BadQuery: there is no row, or a column of another name.
+        BadQuery: there is no row, a column of another name, or a cell of another type.
     """
     import pandas as pd
 
-    if not len(queries) or not set(queries.columns) <= set(columns):
+    if not len(queries) or not set(queries.columns) <= COLUMNS.keys():
         got = f"columns {', '.join(map(str, queries.columns))}" if len(queries) else "none"
-        raise BadQuery(f"expected rows with columns {', '.join(columns)}, got {got}")
-    records = queries.to_dict("records")
-    return [{str(name): cell for name, cell in row.items() if not pd.isna(cell)} for row in records]
+        raise BadQuery(f"expected rows with columns {', '.join(COLUMNS)}, got {got}")
+    records = []
+    for number, row in enumerate(queries.to_dict("records")):
+        filled = {str(name): cell for name, cell in row.items() if not (pd.api.types.is_scalar(cell) and pd.isna(cell))}
+        for name, cell in filled.items():
+            kinds, what = COLUMNS[name]
+            if not isinstance(cell, kinds):
+                raise BadQuery(f"row {number}: {name}: expected {what}, got {type(cell).__name__}")
+        records.append(filled)
+    return records
 
 
 def _prepared(number: int, row: Mapping[str, Any], k: int, towers: Towers, index: Index | None) -> PreparedQuery:
@@ -179,5 +193,6 @@ def picture(image: bytes | str) -> bytes:
         with open_file(image) as file:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError):
-        short = image if len(image) <= 80 else f"{image[:80]}..."
-        raise BadQuery(f"image: expected bytes, base64 of a picture, or the path of one, got {short!r}") from None
+        shown = redacted(image)
+        short = shown if len(shown) <= 80 else f"{shown[:80]}..."
+        raise BadQuery(f"image: expected {COLUMNS['image'][1]}, got {short!r}") from None

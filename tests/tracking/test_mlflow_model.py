@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 import yaml
@@ -192,11 +193,21 @@ def test_many_queries_are_answered_in_order(queries: Any, place: SearchPaths) ->
         ({"text": ["heart"], "image": ["no/such.png"]}, "got 'no/such.png'"),
         ({"image": [b"GIF89a"]}, "row 0: "),
         ({"text": ["heart", "star"], "image": [None, b"x"], "alpha": [0.5, 0.5]}, "row 1: "),
+        ({"image": [np.zeros((2, 2, 3), np.uint8)]}, "row 0: image: expected bytes, .*, got ndarray"),
+        ({"image": [PIL.Image.new("RGB", (2, 2))]}, "row 0: image: expected bytes, .*, got Image"),
+        ({"text": ["heart", ["star"]]}, "row 1: text: expected a text, got list"),
     ],
 )
 def test_a_query_that_cannot_be_answered_is_named(queries: Any, row: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         queries.predict(pd.DataFrame(row))
+
+
+def test_a_secret_in_an_image_s_url_is_not_in_the_error(queries: Any) -> None:
+    url = "http://user:hush-hush-7@127.0.0.1:9/heart.png?token=hush-hush-8"
+    with pytest.raises(ValueError, match="row 0: image: ") as raised:
+        queries.predict(pd.DataFrame({"image": [url]}))
+    assert "hush" not in str(raised.value)
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range is deprecated")  # mlflow 3.17's reading of JSON on pandas 3
