@@ -192,7 +192,7 @@ def _pushed_before(api: HfApi, target: Target, present: set[str]) -> set[str]:
     """Return the files that an earlier push wrote, as their seals in the repository name them.
 
     Raises:
-        PushFailed: the repository holds files, and none that a push wrote.
+        PushFailed: the repository holds files, and none that a push wrote, or what names those is damaged.
     """
     sealed = [name for name in (ABOUT, SEALS) if name in present]
     others = sorted(name for name in present if not OF_THE_HUB.fullmatch(name))
@@ -205,7 +205,13 @@ def _pushed_before(api: HfApi, target: Target, present: set[str]) -> set[str]:
     for name in sealed:
         with tempfile.TemporaryDirectory() as local:
             file = api.hf_hub_download(target.repository, name, revision=target.branch, local_dir=local)
-            written |= set(json.loads(Path(file).read_bytes()).get("files", {}))
+            try:
+                written |= json.loads(Path(file).read_bytes()).get("files", {}).keys()
+            except (ValueError, AttributeError):
+                raise PushFailed(
+                    f"{target.repository}/{name} cannot be read, so that nothing tells what an earlier push wrote: "
+                    "delete that repository's files on the hub, or give another name"
+                ) from None
     return written
 
 

@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
     options = build_parser().parse_args(argv)
     from groundray import hub  # imports torch, which --help does without
+    from groundray.model import export
     from groundray.storage.folder import Folder, format_bytes
     from groundray.tracking.model_uris import locate
 
@@ -75,7 +76,8 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
         sizes = hub.sizes(files)
         shown = checkpoint / options.stream if options.stream else checkpoint
         total = format_bytes(sum(size for _, size in sizes))
-        console.print(f"model  {shown}  {len(sizes)} files, {total}, equal to their seals")
+        seals = "equal to their seals" if export.about(local).files else "without seals, as of an earlier version"
+        console.print(f"model  {shown}  {len(sizes)} files, {total}, {seals}")
         if options.dry_run:
             for name, size in sizes:
                 console.print(f"file  {name}  {format_bytes(size)}")

@@ -239,6 +239,19 @@ def test_a_damaged_model_is_not_pushed(
     assert pushed(copied, "--stream=language-grounded") == 0  # which is whole
 
 
+def test_of_a_model_without_seals_none_are_claimed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = Folder.at(shutil.copytree(model, tmp_path / "model"))
+    assert pushed(copied, "--dry-run") == 0
+    assert "equal to their seals" in capsys.readouterr().out
+    content = copied.read_sealed(export.ABOUT)
+    del content["files"]
+    copied.write_json(export.ABOUT, content)  # as earlier versions wrote it
+    assert pushed(copied, "--dry-run") == 0
+    assert "equal to their seals" not in capsys.readouterr().out
+
+
 def test_a_card_that_the_hub_would_refuse_is_named(
     hub: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +279,8 @@ def test_a_card_that_the_hub_would_refuse_is_named(
         (TOKEN, "else/grounded", "may not write"),
         (TOKEN, f"{OWNER}/gated", "is gated"),
         (TOKEN, f"{OWNER}/bert", "holds another model"),
+        (TOKEN, f"{OWNER}/damaged", "damaged/groundray.json cannot be read"),
+        (TOKEN, f"{OWNER}/list", "list/groundray.json cannot be read"),
     ],
 )
 def test_what_the_hub_refuses_gives_status_1_and_no_token(
@@ -281,6 +296,8 @@ def test_what_the_hub_refuses_gives_status_1_and_no_token(
     hub.use(monkeypatch, token)
     hub.make(f"{OWNER}/gated", gated=True)
     hub.make(f"{OWNER}/bert", {"config.json": b"{}", "model.safetensors": b"", "vocab.txt": b""})
+    hub.make(f"{OWNER}/damaged", {"groundray.json": b"{"})
+    hub.make(f"{OWNER}/list", {"groundray.json": b"[]"})
     assert pushed(model, to=to) == 1
     said = capsys.readouterr()
     assert named in said.err
