@@ -212,9 +212,9 @@ def _finder(uri: str) -> Callable[[Any], Found]:
     if scheme == "runs" and (match := re.fullmatch(r"([^/]+)/([^/].*?)/*", rest)):
         return partial(_of_run, run_id=match[1], path=match[2])
     if scheme == "models":
-        if match := re.fullmatch(r"([^/@]+)@([^/@]+)", rest):
+        if match := re.fullmatch(r"([^/]+)@([^/@]+)", rest):
             return partial(_of_alias, name=match[1], alias=match[2])
-        if match := re.fullmatch(r"([^/@]+)/(\d+|latest)", rest):
+        if match := re.fullmatch(r"([^/]+)/(\d+|latest)", rest):
             return partial(_of_version, name=match[1], version=match[2])
         if re.fullmatch(r"m-[^/@]+", rest):
             return partial(_logged, model_id=rest)

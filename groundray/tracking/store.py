@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from groundray.config import Settings
 from groundray.credentials import TRACKING_URI, redacted, without_secrets
@@ -49,7 +50,7 @@ def server_uri(given: str | None = None) -> str:
         given = environment
     uri = given or DEFAULT_URI
     scheme, slashes, path = uri.partition(":///")
-    return f"{scheme}:///{Path(path).absolute()}" if slashes and scheme == "sqlite" else uri
+    return f"{scheme}:///{Path(_in_url(str(Path.cwd()))) / path}" if slashes and scheme == "sqlite" else uri
 
 
 def written_uri(settings: Settings) -> str:
@@ -60,10 +61,30 @@ def written_uri(settings: Settings) -> str:
 
 def store_exists(uri: str) -> bool:
     """Return False if the runs are stored in a local file or folder that does not exist. Asking would create it."""
-    scheme, _, path = uri.partition("://")
-    if scheme == "sqlite":
-        return Path(path.removeprefix("/").partition("?")[0]).exists()
-    return Path(path).exists() if scheme == "file" else "://" in uri
+    url = urlsplit(uri)
+    if url.scheme == "sqlite":
+        return Path(_database(uri)).exists()
+    if url.scheme in ("", "file"):  # a folder, as earlier versions of MLflow have
+        return uri == "databricks" or Path(unquote(url.path) if url.scheme else uri).exists()
+    return True
+
+
+def _database(uri: str) -> str:
+    """Return the path of the file of a URI of SQLite."""
+    if "%" not in uri:
+        return uri.partition(":///")[2].partition("?")[0]
+    from sqlalchemy.engine import make_url  # whose versions differ in what they unquote
+
+    return make_url(uri).database or ""
+
+
+def _in_url(folder: str) -> str:
+    """Return a folder as it stands in a URI of SQLite."""
+    if not {"%", "?"} & {*folder}:
+        return folder
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=folder).render_as_string().partition(":///")[2]
 
 
 def client_of(settings: Settings) -> Any:

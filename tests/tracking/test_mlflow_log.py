@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sqlite3
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -484,3 +487,29 @@ def test_an_analysis_without_a_run_gives_a_warning(
         "tracking failed, the analysis itself is complete: ValueError: no MLflow run of "
         f"{folder} at {uri}: train with tracking.enabled true"
     ]
+
+
+def test_the_default_store_is_in_the_working_folder_whatever_its_name(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "50%41 b?c#d"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert not store.store_exists(store.server_uri())
+    shutil.copy(empty_store, folder)
+    assert store.store_exists(store.server_uri())
+    store.client_at(store.server_uri()).create_experiment("here", "artifacts")
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        assert ("here",) in database.execute("select name from experiments").fetchall()
+
+
+def test_a_store_that_is_no_file_of_sqlite_is_asked_unless_its_folder_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my runs"
+    uris = (str(folder), folder.as_uri(), f"file:{folder}", "my runs")
+    assert not any(store.store_exists(uri) for uri in uris)
+    folder.mkdir()
+    assert all(store.store_exists(uri) for uri in (*uris, "http://127.0.0.1:9", "databricks", "databricks://me"))

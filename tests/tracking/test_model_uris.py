@@ -63,6 +63,17 @@ def test_every_name_of_a_model_leads_to_its_files(registry: Registry, place: Sea
     assert Folder.at(inner.place).exists("tokenizer.json")
 
 
+def test_a_name_may_have_all_characters_that_mlflow_takes(
+    local_registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(local_registry, monkeypatch, tmp_path)
+    name = "me@lab's ü%41#?"
+    local_registry.client.create_registered_model(name)
+    local_registry.client.create_model_version(name, f"{local_registry.artifacts}/export", local_registry.run)
+    local_registry.client.set_registered_model_alias(name, "best", "1")
+    assert {find_model(f"models:/{name}{end}").uri for end in ("@best", "/1", "/latest")} == {f"models:/{name}/1"}
+
+
 def test_a_path_or_url_stays_as_it_is(tmp_path: Path) -> None:
     for place in ("runs/demo/model", "s3://bucket/model", str(tmp_path)):
         assert locate(place, pytest.fail) == model_uris.Located(place)
