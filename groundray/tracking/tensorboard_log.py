@@ -112,10 +112,13 @@ class TensorBoardLog:
         self._file.table("config", known | self._origin)
 
     def _replace(self) -> None:
-        """Give the file its name, after those of former files, and delete these."""
-        ours = re.compile(rf"events\.out\.tfevents\.(\d+)\.{self._run.id}")
-        former = {name: int(match[1]) for name in self._place.names() if (match := ours.fullmatch(name))}
-        self._name = f"events.out.tfevents.{max(former.values(), default=0) + 1:06d}.{self._run.id}"
+        """Give the file its name, after those of former files, and delete these. Before it are also those of the run
+        that this one's folder was copied from: readers drop their steps."""
+        named = re.compile(r"events\.out\.tfevents\.(\d+)\.(\w+)")
+        found = {name: match for name in self._place.names() if (match := named.fullmatch(name))}
+        former = [name for name, match in found.items() if match[2] == self._run.id]
+        number = max((int(match[1]) for match in found.values()), default=0) + 1
+        self._name = f"events.out.tfevents.{number:06d}.{self._run.id}"
         self._path.rename(self._local / self._name)
         self._flush(at_end=not self._place.local)
         for name in former:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -367,6 +368,20 @@ def test_runs_share_a_folder_of_tensorboard(tmp_path: Path) -> None:
         Tracker(own, folder, claimed(folder), pytest.fail, parent).close(None)
     found = {str(path.parent.relative_to(tmp_path / "logs")) for path in tmp_path.glob("logs/**/*tfevents*")}
     assert found == {f"tracked-{ids[0]}", f"tracked-{ids[1]}", f"01234567/tracked-{ids[2]}"}
+
+
+def test_in_a_copy_of_a_run_the_copy_s_own_steps_are_read(folder: Folder, tmp_path: Path) -> None:
+    attempt = made_history.begin(folder, 0, EPOCH_STEPS)
+    made_history.write(attempt, events(1, 5), EPOCH_STEPS)
+    Tracker(settings("tensorboard"), folder, claimed(folder), pytest.fail).close(None, "KILLED")
+    copied = Folder.at(shutil.copytree(folder.path, tmp_path / "runs" / "copied"))
+    (first,) = Path(copied.path).glob("tensorboard/*")
+    first.rename(first.with_suffix(f".{'f' * 32}"))  # an id that may come last
+    tracker = Tracker(settings("tensorboard"), copied, claimed(copied), pytest.fail)
+    for event in events(6, STEPS):
+        tracker.observe(event)
+    tracker.close(RESULT)
+    assert of_tensorboard(copied)["grounding/loss"] == expected()["grounding/loss"]
 
 
 def test_files_go_to_a_store(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
