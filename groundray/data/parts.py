@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from groundray.data.schema import Shard
+from groundray.data.schema import LEFT_OUT, Shard
 from groundray.data.shards import write_shard_files
 from groundray.data.sources.caption_text import distinct
 from groundray.data.sources.image_files import ImageRules
@@ -136,7 +136,7 @@ class PartTask:
         for row in self.part.rows(reading):
             if self.distinct_captions and "captions" in row:
                 captions = distinct(row["captions"])
-                reading.left_out["left out, captions said twice"] += len(row["captions"]) - len(captions)
+                reading.left_out[f"{LEFT_OUT}captions said twice"] += len(row["captions"]) - len(captions)
                 yield row | {"captions": captions}
             else:
                 yield row

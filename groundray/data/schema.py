@@ -26,6 +26,7 @@ from groundray.storage.seals import Damaged, OtherVersion, Version
 VERSION = 2
 INDEX = "dataset.json"
 REJECTED = "rejected.jsonl"
+LEFT_OUT = "left out, "  # begins the name of a count of what a source left out of a data set
 ROW_GROUP_BYTES = 32 * 2**20
 
 # `image` is the source's encoded file, unchanged

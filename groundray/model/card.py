@@ -32,6 +32,15 @@ PUBLISHED = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "vgg16": f"{TIMM}vgg16.tv_in1k",
 }
+# `FOLDER` is for the reader to fill in: training does not know where a card is copied or pushed
+USE = """from groundray import embed, open_model
+
+exported = open_model("FOLDER")  # this folder: both streams and the heads, in eval mode
+vectors = embed(exported, ["a red heart", "a blue star"])  # one row per text"""
+USE_OF_STREAM = """from sentence_transformers import SentenceTransformer
+
+sentences = SentenceTransformer("FOLDER")  # this folder, or its name on the hub
+vectors = sentences.encode(["a red heart", "a blue star"])  # one row per text, the mean over its tokens"""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -62,6 +71,7 @@ def card(
         f"# {name}",
         f"{kind} grounded in vision, {trained}. It follows *Explainable Semantic Space by Grounding Language to Vision "
         "with Cross-Modal Contrastive Learning* (Zhang, Choi, Han and Liu, NeurIPS 2021).",
+        f"## Use\n\n```python\n{USE_OF_STREAM if stream else USE}\n```",
     ]
     if lines := [f"- `{part}`: {line}" for part, line in data.items() if part.split(".")[0] in stages]:
         sections.append("## Data\n\n" + "\n".join(lines))

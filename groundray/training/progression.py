@@ -11,7 +11,7 @@ from torch import nn
 
 from groundray import arithmetic
 from groundray.config import Settings
-from groundray.data.schema import Dataset
+from groundray.data.schema import LEFT_OUT, Dataset
 from groundray.model import export, programs
 from groundray.model.build import build_head, build_model, learn_logits
 from groundray.model.grounded import GroundedModel
@@ -151,7 +151,7 @@ def export_model(run: CheckedRun, metrics: dict[str, Metrics], store: Checkpoint
                 special_tokens = SpecialTokens.of(run.tokenizer.backend_tokenizer)
                 if problem := programs.write(Path(local), added, run.settings, model.visual, special_tokens):
                     worker.emit(Notice(problem))
-        writer.close({part: f"{dataset.folder} ({_describe(dataset)})" for part, dataset in run.datasets.items()})
+        writer.close({part: f"{dataset.folder} ({describe(dataset)})" for part, dataset in run.datasets.items()})
         store.attempt.ensure_current()  # a newer attempt may have exported the model
         for name in (RESULT, MODEL):
             run.folder.delete(name)
@@ -160,6 +160,9 @@ def export_model(run: CheckedRun, metrics: dict[str, Metrics], store: Checkpoint
         written.copy([export.ABOUT], run.folder / MODEL)  # last: a folder without it is no model
 
 
-def _describe(dataset: Dataset) -> str:
-    counts = ", ".join(f"{count} {name}" for name, count in dataset.counts.items() if name != "rows")
-    return f"{counts}; fingerprint {dataset.fingerprint[:12]}"
+def describe(dataset: Dataset) -> str:
+    """Return what a data set holds, what was left out of it, and its fingerprint, for the model cards."""
+    named = {name: f"{count} {name.removeprefix(LEFT_OUT)}" for name, count in dataset.counts.items() if name != "rows"}
+    held = ", ".join(text for name, text in named.items() if not name.startswith(LEFT_OUT))
+    left_out = ", ".join(text for name, text in named.items() if name.startswith(LEFT_OUT) and dataset.counts[name])
+    return f"{held}{left_out and f'; left out: {left_out}'}; fingerprint {dataset.fingerprint[:12]}"

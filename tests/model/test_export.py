@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,6 +150,17 @@ def test_cards_hold_metadata_data_settings_and_metrics(settings: config.Settings
     grounded = (tmp_path / "language-grounded" / "README.md").read_text()
     assert "| grounding | loss | 0.5 |" in grounded
     assert "relational.train" not in grounded  # a later stage's data
+
+
+@pytest.mark.parametrize("folder", ["", "language"])
+def test_the_code_in_a_card_runs(settings: config.Settings, tmp_path: Path, folder: str) -> None:
+    write(tmp_path, settings)
+    text = (tmp_path / folder / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert "FOLDER" in code
+    names: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(tmp_path / folder)), names)
+    assert names["vectors"].shape == (2, settings.model.language.width)
 
 
 def stages_of(folder: Path) -> set[str]:

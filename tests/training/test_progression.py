@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +313,11 @@ def test_stage_without_a_finite_validation_ends_with_an_error(
     assert [event.best for event in events if isinstance(event, EpochDone)] == [False, False]
     assert sum("never the best" in event.text for event in events if isinstance(event, Notice)) == 2
     assert not (tmp_path / "demo" / "model").exists()
+
+
+def test_a_card_names_what_a_data_set_holds_and_what_was_left_out_of_it(tmp_path: Path) -> None:
+    counts = {"images": 20, "rows": 20, "left out, relations of dropped objects": 0, "left out, captions said twice": 3}
+    data = Dataset(Folder.at(tmp_path), "captions", (), counts, {}, "0123456789abcdef")
+    assert progression.describe(data) == "20 images; left out: 3 captions said twice; fingerprint 0123456789ab"
+    data = replace(data, counts={"images": 20, "captions": 100, "rows": 20})
+    assert progression.describe(data) == "20 images, 100 captions; fingerprint 0123456789ab"

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from groundray.data.schema import LEFT_OUT
 from groundray.data.sources.caption_text import caption_problem, cleaned, short
 from groundray.data.sources.coco import CaptionedImage, CaptionedPart
 from groundray.data.sources.json_values import as_integer, is_text, read_json_member
@@ -177,8 +178,8 @@ class Karpathy(Source):
             parts = parts_of(found.images(name), partial(CaptionedPart, images), work.limit)
             split = Split(folder, "captions", parts, total=work.limited(count), rejected=log)
             if first and found.dropped:
-                split.left_out[f"left out, images of {RESTVAL}"] = found.dropped
+                split.left_out[f"{LEFT_OUT}images of {RESTVAL}"] = found.dropped
             if first and (others := sum(found.counts.values()) - sum(found.counts[each] for each in self._names)):
-                split.left_out["left out, images of other splits"] = others
+                split.left_out[f"{LEFT_OUT}images of other splits"] = others
             first = False
             yield split

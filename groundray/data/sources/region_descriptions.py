@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from groundray.data.schema import LEFT_OUT
 from groundray.data.sources.caption_text import caption_problem, cleaned, distinct, short
 from groundray.data.sources.coco import CaptionedImage, CaptionedPart
 from groundray.data.sources.held_out import add_val_fraction, is_held_out, part_of, val_fraction_of
@@ -111,8 +112,8 @@ class Regions:
             log.append(Rejected("image", str(id), "duplicate id", "the id is repeated"))
             return
         self.counts[held_out] += 1
-        left_out["left out, phrases said twice of an image"] += len(captions) - len(kept)
-        left_out["left out, phrases beyond --max-captions"] += len(kept) - len(chosen)
+        left_out[f"{LEFT_OUT}phrases said twice of an image"] += len(captions) - len(kept)
+        left_out[f"{LEFT_OUT}phrases beyond --max-captions"] += len(kept) - len(chosen)
 
 
 class RegionDescriptions(Source):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from groundray.data.schema import Dataset
+from groundray.data.schema import LEFT_OUT, Dataset
 from groundray.data.sources.held_out import add_val_fraction, is_held_out, val_fraction_of
 from groundray.data.sources.image_files import CheckedImage
 from groundray.data.sources.json_values import as_integer, is_text, read_json_list
@@ -620,7 +620,7 @@ def graph_split(
         graphs = found.graphs(is_chosen, report=not is_val)
         yield from parts_of(graphs, partial(GraphPart, images), limit)
         if not is_val:
-            skipped = {f"left out, {what}": number for what, number in sorted(found.skipped.items())}
+            skipped = {f"{LEFT_OUT}{what}": number for what, number in sorted(found.skipped.items())}
             split.left_out |= skipped | found.without_synset
 
     split.parts = parts()
