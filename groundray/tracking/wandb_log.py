@@ -90,6 +90,9 @@ class WandbLog:
         self._progress(FINISH_SECONDS)
         self._run.finish(exit_code=0 if status == "FINISHED" else 1)
         self._progress(0.0)
+        for link in self._own.rglob("*"):  # to a log of wandb's own in the cache: whoever copies the folder lacks it
+            if link.is_symlink():
+                link.unlink()
         if self._offline and not self._place.local:
             own = self._own.name
             (self._place / own).make().upload(self._own)
