@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -235,7 +236,6 @@ def test_what_a_tracker_missed_is_logged_at_its_place(reader: Reader, folder: Fo
     assert warnings[0].startswith(f"tracking failed, training continues: {reader.title}: ")
 
 
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # wandb's, which is killed
 def test_wandb_goes_on_when_its_process_dies(folder: Folder) -> None:
     attempt = made_history.begin(folder, 0, EPOCH_STEPS)
     warnings: list[str] = []
@@ -244,8 +244,9 @@ def test_wandb_goes_on_when_its_process_dies(folder: Folder) -> None:
         tracker.observe(event)
     wait_until(lambda: has_begun(READERS[1], folder))
     (service,) = services()
-    service.kill()
-    service.wait()
+    (started,) = (each for each in gc.get_objects() if type(each) is subprocess.Popen and each.pid == service.pid)
+    started.kill()
+    started.wait()  # by the object that wandb keeps, which else warns when it is collected, in a later test
     for event in events(4, 5):
         tracker.observe(event)
     wait_until(lambda: warnings)
@@ -256,7 +257,6 @@ def test_wandb_goes_on_when_its_process_dies(folder: Folder) -> None:
     assert {name: sorted(points) for name, points in curves.items() if name in expected()} == expected()
     assert len(warnings) == 1
     assert services() == []
-    gc.collect()
 
 
 def test_trackers_that_fail_do_not_disturb_another(folder: Folder) -> None:
@@ -268,6 +268,7 @@ def test_trackers_that_fail_do_not_disturb_another(folder: Folder) -> None:
         tracker.observe(event)
     tracker.close(None, "KILLED")
     assert in_float32(of_wandb(folder)) == expected()
+    warnings = [warning for warning in warnings if "still logging" not in warning]  # where the machine is busy
     assert len(warnings) == 4
     for title in ("MLflow", "TensorBoard"):
         first, last = (warning for warning in warnings if f" {title}: " in warning)
