@@ -793,7 +793,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Tracking(Section):
-    """Tracking of runs in MLflow, TensorBoard or Weights & Biases, or in several of them."""
+    """Tracking of runs in MLflow, TensorBoard and W&B."""
 
     enabled: bool = Field(default=True, description="track the run")
     to: Annotated[tuple[TrackerName, ...], AfterValidator(_distinct)] = Field(
