@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 120.0
 MAIN = "main"
 STREAM = re.compile(r"language(-.+)?")  # folders of an export that hold language streams
-# files beside an export that MLflow has downloaded or logged, of which the hub has no use (tracking/mlflow_model.py)
-OF_MLFLOW = re.compile(
-    r"MLmodel|conda\.yaml|python_env\.yaml|requirements\.txt|(serving_)?input_example\.json|components/.+"
-)
 OF_THE_HUB = re.compile(r"\.gitattributes|README\.md|LICENSE.*")  # files that the hub's website writes
 
 
@@ -96,8 +92,7 @@ class Pushed:
 def choose_files(model: Folder, stream: str | None = None, license: str | None = None) -> dict[str, Path | bytes]:
     """Return the files to push, by their names in the repository, after comparing them with their seals.
 
-    All files of the folder are pushed but hidden ones, and MLflow's own if it is a model of MLflow. Cards are pushed as
-    they are in it, whoever edited them.
+    All files of the folder are pushed but hidden ones. Cards are pushed as they are in it, whoever edited them.
 
     Args:
         model: local folder of an exported model.
@@ -116,8 +111,6 @@ def choose_files(model: Folder, stream: str | None = None, license: str | None =
     verify(str(model), description, (stream or "",))
     folder = model / stream if stream else model
     names = [name for name in folder.files() if not any(part.startswith(".") for part in name.split("/"))]
-    if "MLmodel" in names:
-        names = [name for name in names if not OF_MLFLOW.fullmatch(name)]
     files: dict[str, Path | bytes] = {name: Path(folder.locate(name)) for name in names}
     if CARD in files:
         card = _read_card(folder)
@@ -290,12 +283,13 @@ def _quiet(report: Callable[[str], None]) -> Iterator[None]:
     if not sys.stderr.isatty():
         disable_progress_bars()
     session: Any = get_session()
-    session.timeout = (CONNECT_SECONDS, ANSWER_SECONDS, ANSWER_SECONDS, CONNECT_SECONDS)
+    former, session.timeout = session.timeout, (CONNECT_SECONDS, ANSWER_SECONDS, ANSWER_SECONDS, CONNECT_SECONDS)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
     finally:
+        session.timeout = former
         logger.setLevel(level)
         if bars:
             enable_progress_bars()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from groundray.cli.command import CHECKPOINT, CommandFailed, plain_console, run_command
 from groundray.cli.workdir import open_paths
 
-MAIN = "main"
+if TYPE_CHECKING:
+    from groundray.storage.folder import Folder
+
 INTERRUPTED = "interrupted: rerun the same command, which sends only what the hub lacks"
 
 
@@ -44,9 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--revision",
-        default=MAIN,
         metavar="BRANCH",
-        help=f"branch to upload to; made from {MAIN} if it does not exist (default: {MAIN})",
+        help="branch to upload to; made from main if it does not exist (default: main)",
     )
     parser.add_argument("--message", metavar="TEXT", help="message of the commit (default: names the model)")
     parser.add_argument(
@@ -65,13 +70,13 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     from groundray.storage.folder import Folder, format_bytes
     from groundray.tracking.model_uris import locate
 
-    target = hub.Target(options.to, options.revision, options.private)
+    target = hub.Target(options.to, options.revision or hub.MAIN, options.private)
     if options.message is not None and not options.message.strip():
         raise ValueError("--message: expected a text, got none")
     open_paths(errors.print, [options.checkpoint])
     located = locate(options.checkpoint, errors.print)
     console, checkpoint = plain_console(), Folder.at(located.place)
-    with checkpoint.local_copy() as local:
+    with _local_export(checkpoint) as local:
         files = hub.choose_files(Folder.at(local), options.stream, options.license)
         sizes = hub.sizes(files)
         shown = checkpoint / options.stream if options.stream else checkpoint
@@ -94,6 +99,19 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     console.print(f"hub  commit {pushed.commit[:12]}" if pushed.changed else "hub  holds these files already")
     console.print(f"hub  {target.address}")
     return 0
+
+
+@contextlib.contextmanager
+def _local_export(checkpoint: Folder) -> Iterator[Path]:
+    """Yield a local folder with an export: that of a model in MLflow without what MLflow needs."""
+    from groundray.tracking import mlflow_model
+
+    with checkpoint.local_copy() as local, tempfile.TemporaryDirectory() as copies:
+        if not (local / mlflow_model.ENTRY).exists():
+            yield local
+            return
+        mlflow_model.copy_export(local, Path(copies) / "model")
+        yield Path(copies) / "model"
 
 
 if __name__ == "__main__":

@@ -145,16 +145,16 @@ def test_a_repository_holds_exactly_the_model_pushed_last(hub: Hub, model: Path)
         assert in_hub(hub) == {**content(folder), "LICENSE": b"mine"}
 
 
-def test_of_a_model_in_mlflow_the_export_alone_is_pushed(hub: Hub, model: Path, tmp_path: Path) -> None:
-    """And nothing of it is left when the run's own model/ is pushed over it."""
+def test_of_a_model_in_mlflow_the_run_s_own_export_is_pushed(hub: Hub, model: Path, tmp_path: Path) -> None:
     logged = Path(shutil.copytree(model, tmp_path / "logged"))
     mlflow_model.write(logged, "0" * 32, "m-0", str(logged))
     assert pushed(logged) == 0
-    renamed = {name.replace("language/", f"{mlflow_model.STREAM}/") for name in content(model)}
-    assert set(in_hub(hub)) == renamed
-    export.load(snapshot_download(NAME, cache_dir=tmp_path / "downloaded"))
-    assert pushed(model) == 0
     assert in_hub(hub) == content(model)
+    assert pushed(model) == 0  # the same files
+    assert len(hub.repositories[NAME].commits) == 2
+    assert pushed(logged, "--stream=language", to=f"{OWNER}/stream") == 0
+    assert in_hub(hub, f"{OWNER}/stream") == content(model / "language")
+    assert (logged / mlflow_model.ENTRY).exists()  # which is left as it was
 
 
 def test_a_branch_and_a_private_repository_are_made(hub: Hub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

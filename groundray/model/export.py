@@ -336,19 +336,19 @@ def last_stream(url: str | Path) -> str:
     return LANGUAGE if Folder.at(url).exists(LANGUAGE) else about(url).stage().language
 
 
-def rename_language(folder: Path, name: str) -> None:
-    """Rename `language/` in an export, in its seals too. Nothing else refers to it: the last stage's model has the same
-    stream under its own name.
+def rename_language(folder: Path, name: str, former: str = LANGUAGE) -> None:
+    """Rename the folder of the last language stream in an export, in its seals too. Nothing else refers to it: the last
+    stage's model has the same stream under its own name.
 
     Raises:
         FileNotFoundError, ValueError: the folder holds no exported model that can be read.
     """
     about(folder)
     content = Folder.at(folder).read_sealed(ABOUT, KEYS, REPAIR)
-    (folder / LANGUAGE).rename(folder / name)
+    (folder / former).rename(folder / name)
     if "files" in content:
         content["files"] = {
-            f"{name}/{file.removeprefix(f'{LANGUAGE}/')}" if file.startswith(f"{LANGUAGE}/") else file: seal
+            f"{name}/{file.removeprefix(f'{former}/')}" if file.startswith(f"{former}/") else file: seal
             for file, seal in content["files"].items()
         }
     Folder.at(folder).write_sealed(ABOUT, content)

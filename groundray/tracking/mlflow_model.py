@@ -36,6 +36,10 @@ STREAM = "model.sentence_transformer"  # fixed in MLflow
 TOKENIZER = "components/tokenizer"  # also fixed
 EXAMPLE = "a red heart"
 PACKAGES = ("groundray", "mlflow", "sentence-transformers", "torch", "transformers")
+ENTRY = "MLmodel"
+REQUIREMENTS, CONDA, PYTHON = "requirements.txt", "conda.yaml", "python_env.yaml"
+INPUT, SERVING = "input_example.json", "serving_input_example.json"
+ADDED = (ENTRY, REQUIREMENTS, CONDA, PYTHON, INPUT, SERVING, TOKENIZER.partition("/")[0])  # beside the export
 NO_TOKENIZER = (SEALS, export.CARD, "modules.json")
 
 
@@ -73,7 +77,7 @@ def write(folder: Path, run_id: str, model_id: str, artifacts: str) -> None:
         "python_function",
         loader_module=LOADER,
         python_version=platform.python_version(),
-        env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
+        env={"conda": CONDA, "virtualenv": PYTHON},
     )
     source = {"source_model_name": about.settings["run"]["name"], "pipeline_model_type": "AutoModel", "code": None}
     if (folder / STREAM / "modules.json").exists():  # not in exports of the first versions
@@ -91,7 +95,17 @@ def write(folder: Path, run_id: str, model_id: str, artifacts: str) -> None:
         **source,
     )
     model.model_size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    model.save(str(folder / "MLmodel"))
+    model.save(str(folder / ENTRY))
+
+
+def copy_export(folder: Path, copy: Path) -> None:
+    """Copy the export in an MLflow model to a new folder, as it was before `write`.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder holds no exported model that can be read.
+    """
+    shutil.copytree(folder, copy, ignore=lambda place, _: ADDED if Path(place) == folder else ())
+    export.rename_language(copy, export.LANGUAGE, STREAM)
 
 
 def _copy_tokenizer(folder: Path) -> None:
@@ -107,17 +121,17 @@ def _write_requirements(folder: Path, trunk: str) -> None:
     packages = (*PACKAGES, "timm") if trunk.startswith(TIMM) else PACKAGES
     versions = {name: version_of(name).partition("+")[0] for name in packages}
     pins = [f"{name}=={version}" if version[0].isdigit() else name for name, version in versions.items()]
-    (folder / "requirements.txt").write_text("\n".join(pins) + "\n", encoding="utf-8")
+    (folder / REQUIREMENTS).write_text("\n".join(pins) + "\n", encoding="utf-8")
     python = platform.python_version()
     environment: dict[str, Any] = {
         "name": "mlflow-env",
         "channels": ["conda-forge"],
         "dependencies": [f"python={python}", "pip", {"pip": pins}],
     }
-    _write_yaml(folder / "conda.yaml", environment)
+    _write_yaml(folder / CONDA, environment)
     _write_yaml(
-        folder / "python_env.yaml",
-        {"python": python, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]},
+        folder / PYTHON,
+        {"python": python, "build_dependencies": ["pip"], "dependencies": [f"-r {REQUIREMENTS}"]},
     )
 
 
@@ -147,8 +161,6 @@ def _write_example(folder: Path) -> dict[str, str]:
     words = whole_words(Tokenizer.from_file(str(folder / STREAM / "tokenizer.json")))
     text = EXAMPLE if set(EXAMPLE.split()) <= {"a", *words} or not words else words[0]
     split = {"columns": ["text"], "data": [[text]]}
-    files = {"input_example.json": split, "serving_input_example.json": {"dataframe_split": split}}
-    for name, content in files.items():
+    for name, content in {INPUT: split, SERVING: {"dataframe_split": split}}.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    example, serving = files
-    return {"artifact_path": example, "type": "dataframe", "pandas_orient": "split", "serving_input_path": serving}
+    return {"artifact_path": INPUT, "type": "dataframe", "pandas_orient": "split", "serving_input_path": SERVING}
