@@ -46,8 +46,6 @@ AcceleratorType = Literal[
 Precision = Literal["float32", "tf32", "bf16", "float64"]
 OperatorInitialization = Literal["normal", "xavier"]
 LEAST_LEARNED_TEMPERATURE = 0.01  # CLIP's: a logit scale of at most 100
-
-
 MODEL_URIS = ("models:/", "runs:/")  # beginnings of MLflow's names of models
 
 

@@ -24,13 +24,14 @@ from groundray.analysis.inputs.embedding import Embedder
 from groundray.credentials import redacted
 from groundray.data.image_decoder import UnusableImage
 from groundray.image_search.errors import BadQuery
-from groundray.image_search.index import Index, default_folder
+from groundray.image_search.index import FOLDER, Index
 from groundray.image_search.query import DEFAULT_ALPHA, PreparedQuery, Query, Search, embed, prepare
 from groundray.image_search.towers import STAGE, Towers
 from groundray.image_search.upload_limits import MAX_BYTES
 from groundray.image_search.uploads import checked
 from groundray.model import export
 from groundray.storage.folder import open_file
+from groundray.storage.user_cache import user_cache
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,7 @@ def _load_pyfunc(path: str) -> QueryModel | TextModel:
     """
     about = export.about(path)
     stages = [stage.name for stage in about.stages]
-    return QueryModel(path, Towers.load(path)) if STAGE in stages else TextModel(Embedder.load(path), stages)
+    return QueryModel(Towers.load(path)) if STAGE in stages else TextModel(Embedder.load(path), stages)
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,9 @@ class QueryModel:
     """A model with stage retrieval: texts and images have vectors in one space.
 
     Attributes:
-        path: the exported model's folder.
         towers: the model.
     """
 
-    path: str
     towers: Towers
     _searches: dict[tuple[str, str], Search] = field(default_factory=dict)
 
@@ -76,8 +75,8 @@ class QueryModel:
             queries: a row for each query, with columns `text`, `image` and `alpha`, each of which may be left out or
                 empty. An image is an encoded picture, as bytes or in base64, or its path or URL; of a pool also an id.
                 Alpha is the weight of the text, 0 to 1, by default 0.5; it is used if a query has both.
-            params: `images`, shards to search in, and `index`, the folder of their index, by default `index/` beside
-                the model's folder, where a missing index is built; `k`, the number of images, by default 10.
+            params: `images`, shards to search in, and `index`, the folder of their index, by default
+                `~/.cache/groundray/index`, where a missing index is built; `k`, the number of images, by default 10.
 
         Returns:
             Vectors of length 1, whose products with those of images are the scores of `groundray search`. With
@@ -108,7 +107,7 @@ class QueryModel:
 
     def _search(self, images: str, index: str | None) -> Search:
         """Return the search in a pool of images, which stays open for the next queries."""
-        place = images, index or default_folder(self.path)
+        place = images, index or str(user_cache() / FOLDER)  # as commands do for a model in MLflow
         if place not in self._searches:
             self._searches[place] = Search.of(self.towers, *place)
         return self._searches[place]

@@ -67,7 +67,10 @@ def _of_folder(settings: Settings, folder: Folder) -> tuple[Any, str]:
     if run is None or run.adopted:
         run_id = run_id or adopted_run(client, experiment, folder, settings)
     if run_id is None:
-        raise ValueError(f"no MLflow run of {folder} at {redacted(uri_of(settings))}: train with tracking.enabled true")
+        raise ValueError(
+            f"no MLflow run of {folder} at {redacted(uri_of(settings))}: train with tracking.enabled true and "
+            "mlflow in tracking.to"
+        )
     return client, run_id
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from groundray.config import Settings
 from groundray.storage.folder import Folder
+from groundray.tracking.store import metric_name
 from groundray.training import history, recovery
 from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
 from groundray.training.history import HistoryFile
@@ -98,7 +99,7 @@ def entry_of(event: Event) -> Entry | None:
     match event:
         case StepDone() | EpochDone() | StageDone():
             series = event.stage + PREFIXES[type(event)]
-            metrics = {f"{series}/{name.replace('@', '_at_')}": value for name, value in event.metrics.items()}
+            metrics = {metric_name(f"{series}/{name}"): value for name, value in event.metrics.items()}
             return Entry(series, event.step, event.time, metrics)
         case Attempted():
             metrics = {

@@ -32,6 +32,7 @@ from groundray.storage.made_once import made_once
 from groundray.storage.object_store import is_store
 from groundray.storage.seals import Damaged, FileSeal
 from groundray.storage.user_cache import user_cache
+from groundray.tracking.mlflow_model import STREAM
 from groundray.tracking.store import client_at, one_line, server_uri, store_exists
 
 ANSWER_SECONDS = 15.0
@@ -187,7 +188,7 @@ def language_folder(model: FoundModel, place: str) -> str:
         FileNotFoundError: there is none.
     """
     folder = Folder.at(place)
-    for name in (".", "model.sentence_transformer", "model"):  # the others are those of MLflow's flavours
+    for name in (".", STREAM, "model"):  # the others are those of MLflow's flavours
         inner = folder / name
         tokens = inner.exists("tokenizer.json") or inner.exists("vocab.txt") or inner.exists("tokenizer_config.json")
         if inner.exists(export.ABOUT) or inner.exists("modules.json") or (inner.exists("config.json") and tokens):

@@ -70,7 +70,7 @@ def openers(settings: Settings) -> dict[str, OpenLog]:
     known: dict[TrackerName, tuple[str, OpenLog]] = {
         "mlflow": (MLFLOW, MlflowLog.open),
         "tensorboard": (TENSORBOARD, TensorBoardLog.open),
-        "wandb": (WANDB, WandbLog.open),
+        "wandb": (WANDB, WandbLog),
     }
     return dict(known[name] for name in settings.tracking.to)
 

@@ -12,7 +12,7 @@ from groundray.config import Settings
 from groundray.storage.folder import Folder
 from groundray.tracking import models
 from groundray.tracking.protocol import MLFLOW, OpenLog, Status, openers, read_end
-from groundray.tracking.store import CHILD_TAG, client_of, experiment_of, find_run, one_line, reopen
+from groundray.tracking.store import CHILD_TAG, client_of, experiment_of, find_run, metric_name, one_line, reopen
 from groundray.training import identity, layout
 from groundray.training.identity import Identity
 
@@ -92,7 +92,7 @@ class SweepLog:
         self, client: Any, run_id: str, metrics: Mapping[str, float], files: Sequence[str], finished: bool
     ) -> None:
         for name, value in metrics.items():
-            client.log_metric(run_id, name.replace("@", "_at_"), value)
+            client.log_metric(run_id, metric_name(name), value)
         with tempfile.TemporaryDirectory() as local:
             for name in files:
                 (Path(local) / name).write_bytes(self._folder.read_bytes(name))

@@ -34,8 +34,15 @@ class WandbLog:
     """A W&B run that is open for writing."""
 
     def __init__(
-        self, settings: Settings, folder: Folder, run: Identity, parent: str | None, progress: Callable[[float], None]
+        self,
+        settings: Settings,
+        folder: Folder,
+        run: Identity,
+        parent: str | None,
+        progress: Callable[[float], None] = lambda _: None,
     ):
+        """Find the W&B run of a training run by its id, or create it with the run's configuration, in the group of its
+        sweep."""
         self._place, self._identity, self._progress = folder / FOLDER, run, progress
         self._offline = settings.tracking.wandb.mode == "offline"
         with contextlib.ExitStack() as held:
@@ -43,26 +50,15 @@ class WandbLog:
             held.callback(_end_service)
             progress(START_SECONDS)
             self._run = _start(settings, self._local, folder, run, parent)
+            held.callback(_finish, self._run)
             progress(0.0)
             self._logged = LoggedSteps(settings, _logged_steps(self._run, settings), progress)
+            for stage in settings.stages:
+                self._run.define_metric(f"{stage}/step", hidden=True)
+                self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+            self._run.define_metric("recovery/attempt", hidden=True)
+            self._run.define_metric("recovery/*", step_metric="recovery/attempt")
             self._held = held.pop_all()
-        for stage in settings.stages:
-            self._run.define_metric(f"{stage}/step", hidden=True)
-            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        self._run.define_metric("recovery/attempt", hidden=True)
-        self._run.define_metric("recovery/*", step_metric="recovery/attempt")
-
-    @staticmethod
-    def open(
-        settings: Settings,
-        folder: Folder,
-        run: Identity,
-        parent: str | None,
-        progress: Callable[[float], None] = lambda _: None,
-    ) -> WandbLog:
-        """Find the W&B run of a training run by its id, or create it with the run's configuration, in the group of its
-        sweep."""
-        return WandbLog(settings, folder, run, parent, progress)
 
     def catch_up(self, folder: Folder, warn: Callable[[str], None]) -> None:
         """Log what the files of a run have and the W&B run lacks."""
@@ -101,12 +97,6 @@ class WandbLog:
 
     def release(self) -> None:
         """End the run, if `end` has not, and wandb's process, if it is used for no other run."""
-        import wandb
-
-        try:
-            self._run.finish(exit_code=1)
-        except Exception:  # noqa: BLE001  wandb's process has died, and wandb counts the run as active
-            wandb.setup().remove_active_run(self._run)
         self._held.close()
 
     @property
@@ -158,6 +148,16 @@ def _start(settings: Settings, local: Path, folder: Folder, run: Identity, paren
             reinit="create_new",  # a notebook's own run goes on
             settings=options,
         )
+
+
+def _finish(run: Any) -> None:
+    """End a run as failed, if it has not ended."""
+    import wandb
+
+    try:
+        run.finish(exit_code=1)
+    except Exception:  # noqa: BLE001  wandb's process has died, and wandb counts the run as active
+        wandb.setup().remove_active_run(run)
 
 
 def _end_service() -> None:

@@ -102,7 +102,7 @@ def test_an_unreachable_server_gives_warnings(folder: Folder) -> None:
 def test_what_mlflow_refuses_spoils_nothing_else(
     tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a server that takes neither inputs nor models, and of a library that wants to end the process."""
+    """The server takes neither inputs nor models, and a library raises SystemExit."""
 
     def refused(*_: object, **__: object) -> None:
         raise SystemExit("not here")
@@ -485,7 +485,7 @@ def test_an_analysis_without_a_run_gives_a_warning(
     assert not log_analysis(settings(uri), folder, {}, {}, warnings.append)
     assert warnings == [
         "tracking failed, the analysis itself is complete: ValueError: no MLflow run of "
-        f"{folder} at {uri}: train with tracking.enabled true"
+        f"{folder} at {uri}: train with tracking.enabled true and mlflow in tracking.to"
     ]
 
 
