@@ -1,11 +1,11 @@
-"""Stores of MLflow with a registered model, for tests: a local one, and a server on loopback.
-
-The server runs in a thread of this process: in a process of its own it takes 20 s to start.
-"""
+"""Stores of MLflow with a registered model, for tests: a local one, and a server on loopback."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,30 +58,42 @@ def running(folder: Path) -> Iterator[str]:
     Args:
         folder: holds the store, `mlflow.db`, and the artifacts.
 
-    MLflow keeps a store for the life of a process: one server a process.
+    It is a process of its own: MLflow keeps a server's settings in the environment, where they change what clients of
+    the same process do. It runs this file, since `mlflow server` takes 20 s to start.
     """
+    settings = {
+        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder}/mlflow.db",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "served"),
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+    }
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, __file__],
+            env=os.environ | settings,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    try:
+        assert server.stdout is not None
+        port = server.stdout.readline().decode().strip()
+        assert port, (folder / "server.log").read_text()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def _serve() -> None:
+    """Serve MLflow's application on a free port, which is printed, until standard input ends with the parent."""
+    from mlflow.server import app
     from werkzeug.serving import make_server
 
-    with pytest.MonkeyPatch.context() as patches:
-        patches.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{folder}/mlflow.db")
-        patches.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
-        patches.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(folder / "served"))
-        patches.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
-        from mlflow.server import app
-        from mlflow.tracking._model_registry import utils as registry_utils
-        from mlflow.tracking._tracking_service import utils as tracking_utils
-
-        # its handlers would make the server's store the one of all clients of this process
-        patches.setattr(tracking_utils, "set_tracking_uri", lambda _: None)
-        patches.setattr(registry_utils, "set_registry_uri", lambda _: None)
-        server = make_server("127.0.0.1", 0, app, threaded=True)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(server.port, flush=True)
+    sys.stdin.read()
 
 
 def use(registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,3 +101,7 @@ def use(registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+
+
+if __name__ == "__main__":
+    _serve()
