@@ -1,0 +1,206 @@
+"""Files of words and their vectors: the Parquet format of groundray, written and read.
+
+A row is a word: column `word` (string), column `vector` (fixed-size list of float32; lists of other floats are read
+too). What the vectors are is JSON in the schema's metadata, under the key `groundray`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32
+
+from groundray.storage.folder import Folder
+
+WORD, VECTOR = "word", "vector"  # columns
+METADATA = b"groundray"  # key of the schema's metadata
+GROUP_ROWS = 2**16
+BATCH_ROWS = 2**13
+SHOWN = 5
+NOT_FINITE, REPEATED = "words with numbers that are not finite", "repeated words"
+WORDLESS, VECTORLESS = "rows without a word", "words without a vector"
+
+Vectors = Float32[np.ndarray, "word dim"]
+
+
+class LeftOut(NamedTuple):
+    """How many words were left out, and where the first of them stands."""
+
+    number: int
+    first: str
+
+
+@dataclass(frozen=True)
+class FoundVectors:
+    """Vectors of words that a file has.
+
+    Attributes:
+        words: distinct, in the file's order.
+        vectors: finite.
+        rows: number of the file's words, the others included.
+        layout: the file's format, such as `Parquet`.
+        left_out: words that were asked for and left out, by reason.
+        metadata: what the writer says of the vectors.
+    """
+
+    words: tuple[str, ...]
+    vectors: Vectors
+    rows: int
+    layout: str
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Gathering:
+    """Gathers vectors of words while a file is read: the first of each word, if its numbers are finite."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._words: list[str] = []
+        self._parts: list[Vectors] = []
+        self._left_out: dict[str, LeftOut] = {}
+
+    def add(self, words: list[str], vectors: Vectors, places: Sequence[str]) -> None:
+        """Add words with their vectors.
+
+        Args:
+            places: location of each word, such as `line 17`.
+        """
+        finite: list[bool] = np.all(np.isfinite(vectors), axis=1).tolist()
+        kept: list[int] = []
+        for row, (word, place) in enumerate(zip(words, places, strict=True)):
+            if word in self._seen:
+                self.leave_out(REPEATED, place)
+                continue
+            self._seen.add(word)
+            if finite[row]:
+                kept.append(row)
+            else:
+                self.leave_out(NOT_FINITE, place)
+        self._words.extend(words[row] for row in kept)
+        self._parts.append(vectors[kept])
+
+    def leave_out(self, what: str, place: str) -> None:
+        """Count a word that is left out."""
+        number, first = self._left_out.get(what, (0, place))
+        self._left_out[what] = LeftOut(number + 1, first)
+
+    def found(self, width: int, rows: int, layout: str, metadata: Mapping[str, Any] | None = None) -> FoundVectors:
+        """Return all that was added."""
+        vectors = np.concatenate(self._parts) if self._parts else np.zeros((0, width), dtype=np.float32)
+        return FoundVectors(tuple(self._words), vectors, rows, layout, self._left_out, metadata or {})
+
+
+def write_vectors(url: str | Path, words: Sequence[str], vectors: Vectors, metadata: Mapping[str, Any]) -> None:
+    """Write words with their vectors to a Parquet file, whole or not at all.
+
+    Args:
+        url: path or URL of the file; its folder is created.
+        metadata: what the vectors are, as JSON can hold it; `about` is one line for readers.
+
+    Raises:
+        ValueError: a word is empty or repeated, there are not as many vectors as words, or a number is not finite.
+    """
+    if len(words) != len(vectors) or vectors.ndim != 2 or not vectors.size:
+        raise ValueError(f"expected a vector for each of {len(words)} words, got an array of shape {vectors.shape}")
+    repeated = len(words) - len(set(words))
+    if repeated or not all(words):
+        raise ValueError(f"expected distinct words, got {repeated} repeated ones" if repeated else "got an empty word")
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        infinite = [repr(words[row]) for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))[:SHOWN].tolist()]
+        raise ValueError(f"expected finite vectors, got others for {', '.join(infinite)}")
+    width = vectors.shape[1]
+    columns = {
+        WORD: pa.array(words, pa.string()),
+        VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), width),
+    }
+    content = {METADATA: json.dumps(dict(metadata), ensure_ascii=False)}
+    file = Folder.at(url)
+    with file.parent.make().open_output(file.name) as sink:
+        table = pa.table(columns, metadata=content)
+        pq.write_table(table, sink, row_group_size=GROUP_ROWS, use_dictionary=False, write_page_checksum=True)
+
+
+def read_vectors(url: str | Path, wanted: Collection[str] | None = None) -> FoundVectors:
+    """Read the vectors of words from a file. Only those of `wanted` words are kept in memory.
+
+    Args:
+        url: path or URL.
+        wanted: None for all words.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: it has another format, or vectors of several lengths, or is damaged.
+    """
+    file = Folder.at(url)
+    with file.parent.open_input(file.name) as source:
+        try:
+            with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
+                return _read_parquet(str(url), parquet, wanted)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and not file.local:
+                raise
+            raise ValueError(f"{url} is cut off, damaged, or not Parquet ({error}): restore the file") from None
+
+
+def _read_parquet(url: str, parquet: pq.ParquetFile, wanted: Collection[str] | None) -> FoundVectors:
+    schema = parquet.schema_arrow
+    width = _check_columns(url, schema)
+    asked = None if wanted is None else frozenset(wanted)
+    gathering, rows = Gathering(), 0
+    for batch in parquet.iter_batches(BATCH_ROWS, columns=[WORD, VECTOR]):
+        words: list[str | None] = batch.column(WORD).to_pylist()
+        vectors = batch.column(VECTOR)
+        has_vector = vectors.is_valid().to_pylist()
+        kept: dict[int, str] = {}
+        for row, word in enumerate(words):
+            if not word:
+                gathering.leave_out(WORDLESS, f"row {rows + row + 1}")
+            elif asked is None or word in asked:
+                if has_vector[row]:
+                    kept[row] = word
+                else:
+                    gathering.leave_out(VECTORLESS, f"row {rows + row + 1}")
+        chosen = vectors.take(pa.array(kept, pa.int64()))
+        for row, vector in zip(kept, chosen, strict=True):
+            width = width or len(vector)
+            if len(vector) != width:
+                raise ValueError(
+                    f"{url} row {rows + row + 1}: expected a vector of {width} numbers as in the rows before, "
+                    f"got {len(vector)}"
+                )
+        numbers = chosen.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(kept), width or 0)
+        gathering.add(list(kept.values()), numbers, [f"row {rows + row + 1}" for row in kept])
+        rows += len(batch)
+    if not rows:
+        raise ValueError(f"{url}: expected words and vectors, got no row")
+    metadata = json.loads((schema.metadata or {}).get(METADATA, b"{}"))
+    return gathering.found(width or 0, rows, "Parquet", metadata)
+
+
+def _check_columns(url: str, schema: pa.Schema) -> int | None:
+    """Return the length of vectors; None if the schema does not say it.
+
+    Raises:
+        ValueError: a column is missing, or has another type.
+    """
+    listed = ", ".join(f"{column.name} ({column.type})" for column in schema) or "none"
+    expected = f"expected columns {WORD} (string) and {VECTOR} (list of floats), got {listed}"
+    if WORD not in schema.names or VECTOR not in schema.names:
+        raise ValueError(f"{url}: {expected}")
+    word, vector = schema.field(WORD).type, schema.field(VECTOR).type
+    lists = pa.types.is_list(vector) or pa.types.is_large_list(vector) or pa.types.is_fixed_size_list(vector)
+    if pa.types.is_dictionary(word):
+        word = word.value_type
+    texts = pa.types.is_string(word) or pa.types.is_large_string(word)
+    if not texts or not lists or not pa.types.is_floating(vector.value_type):
+        raise ValueError(f"{url}: {expected}")
+    return vector.list_size if pa.types.is_fixed_size_list(vector) else None
