@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from groundray.analysis.result import Analysis, Difference, Measure, Point, Scatter, Spread, Table, Value
+from groundray.analysis.result import Analysis, Bars, Difference, Measure, Point, Scatter, Spread, Table, Value
 
 MODELS = ("ungrounded", "text-only", "grounded", "relational")
 GROUPS = ("shape", "kind", "colour", "texture", "size", "relation", "abstract noun", "abstract adjective", "adverb")
@@ -84,6 +84,13 @@ def analyses() -> tuple[Analysis, ...]:
                 },
             ),
             Scatter("tsne", "t-SNE", "", "", {model: words(2000, 40, 5, named=0) for model in MODELS[:2]}),
+            Bars(
+                "categories/most-improved",
+                "Most improved categories",
+                "silhouette",
+                {NASTY: {model: Value(0.2, 0.1, 0.3) for model in MODELS}, "animal": {MODELS[0]: Value(-0.1)}},
+                {NASTY: 40},
+            ),
         ),
     )
     return axes, categories

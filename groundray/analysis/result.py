@@ -110,6 +110,26 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """Figures with their intervals, as bars by group and model.
+
+    Attributes:
+        y: name of the figure, such as `Spearman rho`.
+        groups: figure by group, such as a part of speech, and model. A group need not have all models.
+        items: number of items of each group, shown with its name; a group without one has its name alone.
+    """
+
+    key: str
+    title: str
+    y: str
+    groups: dict[str, dict[str, Value]]
+    items: dict[str, int] = field(default_factory=dict)
+
+
+Picture = Scatter | Spread | Bars
+
+
+@dataclass(frozen=True)
 class Analysis:
     """The result of one analysis.
 
@@ -123,5 +143,5 @@ class Analysis:
     about: str
     measures: tuple[Measure, ...]
     tables: tuple[Table, ...] = ()
-    pictures: tuple[Scatter | Spread, ...] = ()
+    pictures: tuple[Picture, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)

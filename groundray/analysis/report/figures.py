@@ -1,4 +1,4 @@
-"""The pictures of an analysis: measures with their intervals, words in a plane, distributions over items."""
+"""The pictures of an analysis: measures with their intervals, words in a plane, distributions over items, bars."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from groundray.analysis.report.labels import NEAR, place
+from groundray.analysis.report.numbers import MISSING
 from groundray.analysis.report.plotting import (
     GREY,
     PAPER,
@@ -26,11 +27,12 @@ from groundray.analysis.report.plotting import (
     style,
     tidy,
 )
-from groundray.analysis.result import Analysis, Measure, Point, Scatter, Spread, Value
+from groundray.analysis.result import Analysis, Bars, Measure, Picture, Point, Scatter, Spread, Value
 
 PANEL = (5.4, 4.7)  # inches
 MAX_LEGEND_GROUPS = 12  # more groups are named at their place, without a legend
 MAX_VECTOR_POINTS = 1500  # more points are rasterized within an SVG
+MOST_UPRIGHT = 12  # groups of bars; more are drawn in rows
 GAP = 4.0  # distance of a name from its point, in points (1/72 inch)
 BAND = (5, 95)  # percentiles at the whiskers' ends
 
@@ -45,8 +47,17 @@ def pictures(analysis: Analysis, models: Sequence[str] = ()) -> Iterator[tuple[s
         title = "With 95% intervals; hollow: published by the paper"
         yield "measures", title, forest(analysis.measures, models)
     for picture in analysis.pictures:
-        figure = scatter(picture) if isinstance(picture, Scatter) else spread(picture, models)
-        yield picture.key.replace("/", "-"), picture.title, figure
+        yield picture.key.replace("/", "-"), picture.title, _drawn(picture, models)
+
+
+def _drawn(picture: Picture, models: Sequence[str]) -> Figure:
+    match picture:
+        case Scatter():
+            return scatter(picture)
+        case Spread():
+            return spread(picture, models)
+        case Bars():
+            return bars(picture, models)
 
 
 @style()
@@ -264,6 +275,62 @@ def _spread_row(panel: Axes, values: np.ndarray, where: float, step: float, look
         where, high - low, step * 0.62, left=low, facecolor=PAPER, edgecolor=look.colour, linewidth=1.3, zorder=4
     )
     panel.plot(middle, where, look.shape, color=look.colour, markersize=5.5, markeredgecolor=PAPER, zorder=5)
+
+
+@style()
+def bars(picture: Bars, known: Sequence[str] = ()) -> Figure:
+    """Draw a bar from 0 for each group and model, with the value's marker and interval: side by side, or in rows if
+    there are more than MOST_UPRIGHT groups. A value that is not finite has a dash in its place."""
+    looks = _looks((model for of_group in picture.groups.values() for model in of_group), known)
+    upright = len(picture.groups) <= MOST_UPRIGHT
+    step = 1 / (len(looks) + 0.6)
+    length = 1.2 + len(picture.groups) * ((0.3 if upright else 0.12) + (0.2 if upright else 0.13) * len(looks))
+    figure = new(max(4.5, length), 3.6) if upright else new(7.2, length)
+    panel = figure.subplots()
+    for group, found in enumerate(picture.groups.values()):
+        for number, (model, one) in enumerate(looks.items()):
+            if model in found:
+                _bar(panel, found[model], group - 0.5 + step * (number + 0.8), step, one, upright)
+    named = [
+        _wrapped(
+            f"{group} (n\u00a0=\u00a0{picture.items[group]:,})" if group in picture.items else group,
+            14 if upright else 34,
+        )
+        for group in picture.groups
+    ]
+    places, ends = range(len(named)), (-0.5, len(named) - 0.5)
+    if upright:
+        panel.set_xticks(places, named)
+        panel.set_xlim(*ends)
+        panel.set_ylabel(picture.y)
+        panel.axhline(0, color=GREY, linewidth=0.8)
+    else:
+        panel.set_yticks(places, named)
+        panel.set_ylim(*reversed(ends))
+        panel.set_xlabel(picture.y)
+        panel.axvline(0, color=GREY, linewidth=0.8)
+    panel.tick_params(axis="x" if upright else "y", length=0)
+    tidy(panel)
+    panel.grid(visible=False, axis="x" if upright else "y")
+    legend(figure, {model: marker(one) for model, one in looks.items()})
+    settle(figure)
+    return figure
+
+
+def _bar(panel: Axes, value: Value, where: float, step: float, look: Look, upright: bool) -> None:
+    if not math.isfinite(value.value):
+        at = (where, 0.0) if upright else (0.0, where)
+        panel.annotate(
+            MISSING, at, ha="center" if upright else "left", va="bottom" if upright else "center", color=GREY
+        )
+        return
+    draw = panel.bar if upright else panel.barh
+    draw(where, value.value, step * 0.8, color=look.colour, alpha=0.45, linewidth=0)
+    line, point = ((where, where), _interval(value)), (where, value.value)
+    if not upright:
+        line, point = line[::-1], point[::-1]
+    panel.plot(*line, color=look.colour, linewidth=1.6, zorder=3)
+    panel.plot(*point, look.shape, color=look.colour, markersize=5, markeredgecolor=PAPER, zorder=4)
 
 
 def _counts(found: Mapping[str, Sequence[float]]) -> str:

@@ -78,7 +78,7 @@ def page(made: dict[str, bytes]) -> Page:
 
 def test_everything_is_in_files_and_pictures_are_png(made: dict[str, bytes]) -> None:
     drawn = ["axes-measures", "axes-pc2-pc3", "categories-measures", "categories-silhouette", "categories-tsne"]
-    drawn.append("summary")
+    drawn += ["categories-most-improved", "summary"]
     assert sorted(made) == sorted([*(f"{name}.png" for name in drawn), "report.html", "report.json"])
     assert all(made[f"{name}.png"].startswith(b"\x89PNG") for name in drawn)
 

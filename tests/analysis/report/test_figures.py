@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import matplotlib.colors
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from groundray.analysis.report.figures import forest, pictures, scatter, spread
+from groundray.analysis.report.figures import MOST_UPRIGHT, bars, forest, pictures, scatter, spread
 from groundray.analysis.report.labels import NEAR, place
 from groundray.analysis.report.plotting import COLOURS, SHAPES, look, png, svg
-from groundray.analysis.result import Measure, Point, Scatter, Spread, Value
+from groundray.analysis.result import Bars, Measure, Point, Scatter, Spread, Value
 
 
 def names(panel: Axes) -> list[Annotation]:
@@ -176,6 +177,36 @@ def test_a_spread_shows_quartiles() -> None:
     assert drawn_x(panel, hollow=False) == [0.5, 0.5]
     assert [text.get_text() for text in panel.texts] == ["none"]
     assert panel.get_yticklabels()[0].get_text() == "all (n\u00a0=\u00a0101 / 1 / 0)"
+
+
+def test_bars_stand_at_their_values_with_intervals() -> None:
+    groups = {
+        "adjectives": {"ungrounded": Value(0.2, 0.1, 0.3), "grounded": Value(-0.4, -0.5, -0.3)},
+        "verbs": {"grounded": Value(0.6), "text-only": Value(math.nan)},
+    }
+    (panel,) = bars(Bars("similarity/strata", "Strata", "rho", groups, {"adjectives": 1111}), MODELS).axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["adjectives\n(n\u00a0=\u00a01,111)", "verbs"]
+    assert [bar.get_height() for bar in panel.patches] == [0.2, -0.4, 0.6]  # type: ignore[attr-defined]
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in panel.patches]  # type: ignore[attr-defined]
+    assert middles == pytest.approx([-0.5 + 0.8 / 3.6, -0.5 + 2.8 / 3.6, 1 - 0.5 + 2.8 / 3.6])
+    assert drawn_x(panel, hollow=False) == pytest.approx(middles)
+    ends = [tuple(line.get_ydata()) for line in panel.lines if len(line.get_ydata()) == 2]  # type: ignore[arg-type]
+    assert ends == [(0.1, 0.3), (-0.5, -0.3), (0.6, 0.6), (0, 0)]
+    assert [text.get_text() for text in panel.texts] == ["–"]  # noqa: RUF001
+    assert [bar.get_facecolor()[:3] for bar in panel.patches] == [
+        matplotlib.colors.to_rgb(look(place).colour) for place in (0, 2, 2)
+    ]
+
+
+def test_many_groups_of_bars_are_rows_from_above() -> None:
+    groups = {
+        f"group {number}": {"grounded": Value(number, number - 1, number + 1)} for number in range(MOST_UPRIGHT + 1)
+    }
+    (panel,) = bars(Bars("most-improved", "Most improved", "change", groups)).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == list(groups)
+    assert panel.get_ylim()[0] > panel.get_ylim()[1]
+    assert [bar.get_width() for bar in panel.patches] == list(range(MOST_UPRIGHT + 1))  # type: ignore[attr-defined]
+    assert drawn_x(panel, hollow=False) == list(range(MOST_UPRIGHT + 1))
 
 
 def test_files_are_the_same_each_time_and_hold_no_ids_of_another_figure() -> None:
