@@ -15,7 +15,7 @@ from groundray.cli.command import CHECKPOINT, run_command, table_console
 from groundray.cli.workdir import open_paths, write_json
 
 if TYPE_CHECKING:
-    from groundray.analysis.jobs import AnalysisRequest
+    from groundray.analysis.request import AnalysisRequest
 
 NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs")
 # options that are paths or URLs
@@ -233,8 +233,8 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
 def _request(options: argparse.Namespace) -> AnalysisRequest:
     from groundray.analysis.inputs.catalog import Norms
     from groundray.analysis.inputs.embedding import Options
-    from groundray.analysis.jobs import AnalysisRequest
     from groundray.analysis.measures.feature_norms import ClassifierOptions
+    from groundray.analysis.request import AnalysisRequest
 
     given = vars(options)
     if given.get("batch_size", 1) < 1:

@@ -16,10 +16,10 @@ from made_up import MODELS, analyses
 from rich.console import Console
 
 from groundray import analyse, config, train
-from groundray.analysis import jobs
-from groundray.analysis.jobs import AnalysisRequest
+from groundray.analysis.inputs.catalog import Norms
 from groundray.analysis.report import terminal
 from groundray.analysis.report.document import Report
+from groundray.analysis.request import AnalysisRequest
 from groundray.cli import reports
 from groundray.model import export
 from groundray.storage.folder import Folder
@@ -327,10 +327,10 @@ def test_words_to_fit_axes_on_are_a_setting_of_the_run(
     pool.write_text("circle\nsquare\n")
     settings = config.load("demo", [f"--analysis.norms={few}", f"--analysis.fit_on={pool}"])
     assert reports.norms_problem(settings) is None
-    monkeypatch.setattr(jobs.export, "about", lambda _: export.About(settings.model_dump(mode="json"), ()))
+    monkeypatch.setattr(export, "about", lambda _: export.About(settings.model_dump(mode="json"), ()))
     assert AnalysisRequest("model").resolved().fit_on == str(pool)
     assert AnalysisRequest("model", fit_on="other.txt").resolved().fit_on == "other.txt"
-    assert AnalysisRequest("model", norms=jobs.Norms()).resolved().fit_on == str(pool)
+    assert AnalysisRequest("model", norms=Norms()).resolved().fit_on == str(pool)
     request = AnalysisRequest(fit_on=str(pool))
     before = request.made_of()
     pool.write_text("circle\nsquare\nred\n")

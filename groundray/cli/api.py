@@ -146,8 +146,9 @@ def analyse_model(
         FileNotFoundError, ValueError: there is no model or an unknown analysis, or data of a named analysis is missing.
     """
     from groundray.analysis.inputs.catalog import Norms
-    from groundray.analysis.jobs import ANALYSES, AnalysisRequest
+    from groundray.analysis.jobs import ANALYSES
     from groundray.analysis.report.document import as_json
+    from groundray.analysis.request import AnalysisRequest
     from groundray.cli.reports import make_report
 
     if unknown := [name for name in analyses if name not in ANALYSES]:

@@ -18,10 +18,11 @@ from groundray.analysis.inputs.embedding import Embed, Embedder, Vectors
 from groundray.analysis.inputs.lexicon import Lexicon
 from groundray.analysis.inputs.norm_tables import read_words
 from groundray.analysis.inputs.vector_cache import Cache
-from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES, AnalysisRequest
+from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES
 from groundray.analysis.measures.statistics import slug
 from groundray.analysis.report import terminal
 from groundray.analysis.report.document import JSON, PAGE, Report, as_json, files, metrics
+from groundray.analysis.request import AnalysisRequest
 from groundray.cli.command import EXIT_FAILED
 from groundray.cli.progress import Progress
 from groundray.config import Settings

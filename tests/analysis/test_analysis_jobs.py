@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from groundray.analysis.inputs.catalog import Norms
-from groundray.analysis.jobs import ANALYSES, AnalysisRequest
+from groundray.analysis.jobs import ANALYSES
+from groundray.analysis.request import AnalysisRequest
 
 
 def request(folder: Path, **files: str) -> AnalysisRequest:

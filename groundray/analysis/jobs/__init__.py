@@ -1,0 +1,21 @@
+"""Analyses as jobs: where the data of each is, which texts it needs vectors of, and what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from groundray.analysis.jobs import axes, categories, composition, norms, relations, retrieval, similarity
+from groundray.analysis.jobs.job import AnalysisJob
+from groundray.analysis.request import AnalysisRequest
+
+THROUGH_IMAGES = "composition_through_images"
+ANALYSES: dict[str, Callable[[AnalysisRequest], AnalysisJob]] = {
+    "axes": axes.job,
+    "norms": norms.job,
+    "categories": categories.job,
+    "composition": composition.job,
+    THROUGH_IMAGES: composition.through_images,
+    "similarity": similarity.job,
+    "retrieval": retrieval.job,
+    "relations": relations.job,
+}
