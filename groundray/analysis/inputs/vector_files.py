@@ -1,101 +1,31 @@
-"""Files of words and their vectors: the Parquet format of groundray, written and read.
+"""Files of words and their vectors, by their content: GloVe, word2vec and fastText, plain or in gzip, and Parquet.
 
-A row is a word: column `word` (string), column `vector` (fixed-size list of float32; lists of other floats are read
-too). What the vectors are is JSON in the schema's metadata, under the key `groundray`.
+Parquet is groundray's own format, and that of other programs. A row is a word: column `word` (string), column `vector`
+(fixed-size list of float32; lists of other floats are read too). What the vectors are is JSON in the schema's metadata,
+under the key `groundray`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32
 
+from groundray.analysis.inputs.found_vectors import VECTORLESS, WORDLESS, FoundVectors, Gathering, Vectors
+from groundray.analysis.inputs.vector_text import read_vector_text
 from groundray.storage.folder import Folder
 
 WORD, VECTOR = "word", "vector"  # columns
 METADATA = b"groundray"  # key of the schema's metadata
+MAGIC = b"PAR1"  # of Parquet
 GROUP_ROWS = 2**16
 BATCH_ROWS = 2**13
 SHOWN = 5
-NOT_FINITE, REPEATED = "words with numbers that are not finite", "repeated words"
-WORDLESS, VECTORLESS = "rows without a word", "words without a vector"
-
-Vectors = Float32[np.ndarray, "word dim"]
-
-
-class LeftOut(NamedTuple):
-    """How many words were left out, and where the first of them stands."""
-
-    number: int
-    first: str
-
-
-@dataclass(frozen=True)
-class FoundVectors:
-    """Vectors of words that a file has.
-
-    Attributes:
-        words: distinct, in the file's order.
-        vectors: finite.
-        rows: number of the file's words, the others included.
-        layout: the file's format, such as `Parquet`.
-        left_out: words that were asked for and left out, by reason.
-        metadata: what the writer says of the vectors.
-    """
-
-    words: tuple[str, ...]
-    vectors: Vectors
-    rows: int
-    layout: str
-    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Gathering:
-    """Gathers vectors of words while a file is read: the first of each word, if its numbers are finite."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-        self._words: list[str] = []
-        self._parts: list[Vectors] = []
-        self._left_out: dict[str, LeftOut] = {}
-
-    def add(self, words: list[str], vectors: Vectors, places: Sequence[str]) -> None:
-        """Add words with their vectors.
-
-        Args:
-            places: location of each word, such as `line 17`.
-        """
-        finite: list[bool] = np.all(np.isfinite(vectors), axis=1).tolist()
-        kept: list[int] = []
-        for row, (word, place) in enumerate(zip(words, places, strict=True)):
-            if word in self._seen:
-                self.leave_out(REPEATED, place)
-                continue
-            self._seen.add(word)
-            if finite[row]:
-                kept.append(row)
-            else:
-                self.leave_out(NOT_FINITE, place)
-        self._words.extend(words[row] for row in kept)
-        self._parts.append(vectors[kept])
-
-    def leave_out(self, what: str, place: str) -> None:
-        """Count a word that is left out."""
-        number, first = self._left_out.get(what, (0, place))
-        self._left_out[what] = LeftOut(number + 1, first)
-
-    def found(self, width: int, rows: int, layout: str, metadata: Mapping[str, Any] | None = None) -> FoundVectors:
-        """Return all that was added."""
-        vectors = np.concatenate(self._parts) if self._parts else np.zeros((0, width), dtype=np.float32)
-        return FoundVectors(tuple(self._words), vectors, rows, layout, self._left_out, metadata or {})
 
 
 def write_vectors(url: str | Path, words: Sequence[str], vectors: Vectors, metadata: Mapping[str, Any]) -> None:
@@ -138,23 +68,33 @@ def read_vectors(url: str | Path, wanted: Collection[str] | None = None) -> Foun
 
     Raises:
         FileNotFoundError: there is no file.
-        ValueError: it has another format, or vectors of several lengths, or is damaged.
+        ValueError: it has another format, is damaged, or has vectors of several lengths; the message names the line.
     """
     file = Folder.at(url)
-    with file.parent.open_input(file.name) as source:
+    if not file.filesystem.get_file_info(file.path).is_file:
+        raise FileNotFoundError(f"expected a file of word vectors at {url}, found {_instead(file)}")
+    asked = None if wanted is None else frozenset(wanted)
+    with file.open_input() as source:
+        if source.read(len(MAGIC)) != MAGIC:
+            source.seek(0)
+            return read_vector_text(str(url), source, asked)
+        source.seek(0)
         try:
             with pq.ParquetFile(source, page_checksum_verification=True) as parquet:
-                return _read_parquet(str(url), parquet, wanted)
+                return _read_parquet(str(url), parquet, asked)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and not file.local:
                 raise
-            raise ValueError(f"{url} is cut off, damaged, or not Parquet ({error}): restore the file") from None
+            raise ValueError(f"{url} is cut off or damaged ({error}): restore the file") from None
 
 
-def _read_parquet(url: str, parquet: pq.ParquetFile, wanted: Collection[str] | None) -> FoundVectors:
+def _instead(file: Folder) -> str:
+    return "a folder" if file.exists() else "none"
+
+
+def _read_parquet(url: str, parquet: pq.ParquetFile, asked: frozenset[str] | None) -> FoundVectors:
     schema = parquet.schema_arrow
     width = _check_columns(url, schema)
-    asked = None if wanted is None else frozenset(wanted)
     gathering, rows = Gathering(), 0
     for batch in parquet.iter_batches(BATCH_ROWS, columns=[WORD, VECTOR]):
         words: list[str | None] = batch.column(WORD).to_pylist()
@@ -177,7 +117,9 @@ def _read_parquet(url: str, parquet: pq.ParquetFile, wanted: Collection[str] | N
                     f"{url} row {rows + row + 1}: expected a vector of {width} numbers as in the rows before, "
                     f"got {len(vector)}"
                 )
-        numbers = chosen.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(kept), width or 0)
+        with np.errstate(over="ignore"):  # of a double, which becomes infinite
+            numbers = chosen.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        numbers = numbers.reshape(len(kept), width or 0)
         gathering.add(list(kept.values()), numbers, [f"row {rows + row + 1}" for row in kept])
         rows += len(batch)
     if not rows:

@@ -9,14 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from groundray.analysis.inputs.vector_files import (
-    NOT_FINITE,
-    REPEATED,
-    VECTORLESS,
-    WORDLESS,
-    read_vectors,
-    write_vectors,
-)
+from groundray.analysis.inputs.found_vectors import NOT_FINITE, REPEATED, VECTORLESS, WORDLESS, ZERO
+from groundray.analysis.inputs.vector_files import read_vectors, write_vectors
 
 WORDS = ("zebra", "ice cream", "Paris", "naïve")
 VECTORS = np.array([[1, 2], [-3, 0.25], [0, 1e-30], [7, -0.1]], dtype=np.float32)
@@ -67,19 +61,20 @@ def test_parquet_of_other_programs_is_read(tmp_path: Path, kind: pa.DataType, te
 
 def test_rows_that_cannot_be_used_are_counted_with_the_first_place(tmp_path: Path) -> None:
     rows = [("a", [1, 2]), ("a", [3, 4]), (None, [1, 1]), ("b", None), ("c", [1, np.nan]), ("", [1, 1])]
-    rows += [("d", [np.inf, 1]), ("a", [5, 6]), ("e", [8, 9]), ("f", [None, 1])]
+    rows += [("d", [np.inf, 1]), ("a", [5, 6]), ("e", [8, 9]), ("f", [None, 1]), ("g", [0, 0])]
     words, vectors = zip(*rows, strict=True)
     pq.write_table(
         pa.table({"word": pa.array(words), "vector": pa.array(vectors, pa.list_(pa.float32()))}),
         tmp_path / "v.parquet",
     )
     found = read_vectors(tmp_path / "v.parquet")
-    assert (found.words, found.vectors.tolist(), found.rows) == (("a", "e"), [[1, 2], [8, 9]], 10)
+    assert (found.words, found.vectors.tolist(), found.rows) == (("a", "e"), [[1, 2], [8, 9]], 11)
     assert found.left_out == {
         REPEATED: (2, "row 2"),
         WORDLESS: (2, "row 3"),
         VECTORLESS: (1, "row 4"),
         NOT_FINITE: (3, "row 5"),
+        ZERO: (1, "row 11"),
     }
     assert read_vectors(tmp_path / "v.parquet", ["e"]).left_out == {WORDLESS: (2, "row 3")}
 
@@ -101,10 +96,10 @@ def test_parquet_that_cannot_be_used_is_refused_with_its_row(tmp_path: Path, fil
     content = file.read_bytes()
     for place in (4, len(content) // 4):
         file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(ValueError, match=r"vectors\.parquet is cut off, damaged"):
+        with pytest.raises(ValueError, match=r"vectors\.parquet is cut off or damaged"):
             read_vectors(file)
     file.write_bytes(content[:-5])
-    with pytest.raises(ValueError, match=r"vectors\.parquet is cut off, damaged, or not Parquet"):
+    with pytest.raises(ValueError, match=r"vectors\.parquet is cut off or damaged"):
         read_vectors(file)
     with pytest.raises(FileNotFoundError):
         read_vectors(tmp_path / "none.parquet")
