@@ -42,7 +42,7 @@ def neighbours(vectors: Vectors, words: Sequence[str], categories: Sequence[str]
     )
     return Analysis(
         "neighbours",
-        "Fraction of words whose nearest other word, by cosine, is of the same category. Intervals: bootstrap.",
+        "Fraction of words whose nearest other word, by cosine, is of the same category. Intervals: over words.",
         (purity,),
         (Table("Nearest words", ("word", "category", *nearest), table),),
     )

@@ -20,6 +20,10 @@ class Value:
     high: float | None = None
 
 
+class ReadOff(float):
+    """A published number that was read off a figure, and not printed. It is shown as approximate."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """The difference `other` − `first` of two models over the same items.
@@ -45,7 +49,8 @@ class Measure:
         items: number of words, categories, features or pairs.
         values: value of each model.
         differences: difference of each model from each earlier one.
-        published: the paper's values for `ungrounded`, `grounded` and `relational`; empty if none was published.
+        published: the paper's values for `ungrounded`, `grounded` and `relational`, each a `ReadOff` if it was read off
+            a figure; empty if none was published.
     """
 
     key: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import posixpath
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -155,6 +156,8 @@ def write_report(report: Report, path: str, update: Update) -> dict[str, bytes]:
     for count, (name, content) in enumerate(files(report), start=1):
         drawn[name] = content
         update("report", min(count, total), total)
+    for parent in {posixpath.dirname(name) for name in drawn} - {""}:
+        (folder / parent).make()
     for name, content in drawn.items():  # after all are drawn: an interrupted analysis leaves no part of a report
         folder.write_bytes(name, content)
     return drawn

@@ -50,7 +50,8 @@ def log_analysis(
             client.log_batch(run_id, metrics=points[start : start + MAX_METRICS])
         with tempfile.TemporaryDirectory() as local:
             for name, content in files.items():
-                (Path(local) / name).write_bytes(content)
+                (file := Path(local) / name).parent.mkdir(exist_ok=True)
+                file.write_bytes(content)
             client.log_artifacts(run_id, local, "analysis")
     except Exception as error:  # noqa: BLE001  whatever tracking raises, the analysis is complete
         warn(f"tracking failed, the analysis itself is complete: {one_line(error)}")

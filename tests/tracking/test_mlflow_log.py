@@ -464,7 +464,7 @@ def test_an_analysis_is_added_to_the_run(tmp_path: Path, folder: Folder, monkeyp
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 4)) == []
     found = {"analysis/axes/pc1/words/pearson/grounded": 0.9, "analysis/norms/f1/a@b, c/med": 0.5}
-    files = {"report.html": b"<html>", "axes-measures.png": b"PNG"}
+    files = {"report.html": b"<html>", "axes-measures.png": b"PNG", "tables/axes.csv": b"a,b", "tables/axes.tex": b"%"}
     for _ in range(2):
         assert log_analysis(settings(uri), folder, found, files, pytest.fail)
 
@@ -473,7 +473,8 @@ def test_an_analysis_is_added_to_the_run(tmp_path: Path, folder: Folder, monkeyp
     assert run.data.metrics["analysis/axes/pc1/words/pearson/grounded"] == 0.9
     assert run.data.metrics["analysis/norms/f1/a_at_b_ c/med"] == 0.5
     logged = {file.path for file in client.list_artifacts(run.info.run_id, "analysis")}
-    assert logged == {"analysis/report.html", "analysis/axes-measures.png"}
+    logged |= {file.path for file in client.list_artifacts(run.info.run_id, "analysis/tables")}
+    assert logged == {"analysis/tables", *(f"analysis/{name}" for name in files)}
 
 
 def test_an_analysis_without_a_run_gives_a_warning(

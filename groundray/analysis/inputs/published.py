@@ -3,30 +3,34 @@
 Source: Zhang, Choi, Han and Liu, "Explainable Semantic Space by Grounding Language to Vision with Cross-Modal
 Contrastive Learning" (NeurIPS 2021), its slides and the authors' repository. The numbers are for the paper's own word
 sets: 8,189 rated rows of 100 SemCat categories (13 of them twice), the CSLB norms, and a vocabulary whose size is not
-given. Medians of F1 and quartiles of silhouettes were read off figures, within 0.002; all others are printed. A
-phrase's own words are ranked like all others.
+given. Medians of F1 and quartiles of silhouettes were read off figures, within 0.002, and are `ReadOff`; all others are
+printed. A phrase's own words are ranked like all others.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from groundray.analysis.result import ReadOff
+
 MODELS = ("ungrounded", "grounded", "relational")
 
 # figures of each model, by analysis and measure
-_MEASURES: dict[str, dict[str, tuple[float, float, float]]] = {
+_PRINTED: dict[str, dict[str, tuple[float, float, float]]] = {
     "axes": {
         "pc1/words/pearson": (0.1040, 0.6615, 0.6948),
         "pc1/categories/pearson": (0.3538, 0.8749, 0.8001),
     },
-    "norms": {  # read off a figure, within 0.002
+}
+_READ_OFF: dict[str, dict[str, tuple[float, float, float]]] = {  # figures' medians and quartiles, within 0.002
+    "norms": {
         "f1/visual/median": (0.0, 0.102, 0.177),
         "f1/other_perceptual/median": (0.036, 0.120, 0.173),
         "f1/functional/median": (0.0, 0.087, 0.157),
         "f1/encyclopaedic/median": (0.0, 0.128, 0.051),
         "f1/taxonomic/median": (0.017, 0.193, 0.291),
     },
-    "categories": {  # read off a figure, within 0.002
+    "categories": {
         "silhouette/rest/lower_quartile": (0.072, 0.134, 0.107),
         "silhouette/rest/median": (0.097, 0.181, 0.149),
         "silhouette/rest/upper_quartile": (0.127, 0.221, 0.223),
@@ -70,6 +74,15 @@ PC1_WORDS: dict[str, float] = {
     "thousand": 3.65,
     "huge": 0.17,
     "cheerful": -2.54,
+}
+
+
+_MEASURES: dict[str, dict[str, tuple[float, ...]]] = {
+    **_PRINTED,
+    **{
+        analysis: {key: tuple(map(ReadOff, numbers)) for key, numbers in of_analysis.items()}
+        for analysis, of_analysis in _READ_OFF.items()
+    },
 }
 
 

@@ -140,7 +140,7 @@ def axes(
         f"Principal axes fitted on the centred vectors of {_fitted_on(len(words), fitted_on, fitted_on_name)}, "
         f"against human concreteness of {len(rated.words)} rated rows (a word of two categories has two). Each axis "
         "points to where the concreteness of the rated words rises: Pearson's r over words is never negative, its size "
-        "counts. Intervals: bootstrap over words, and over categories for their means.",
+        "counts. Intervals: over words, and over categories for their means.",
         tuple(_measures(found, rated, number)),
         (
             _variance(found, number),

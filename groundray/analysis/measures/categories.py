@@ -159,7 +159,7 @@ def categories(
         f"Silhouettes by cosine distance of {len(names)} categories of {len(member.words)} words. {several} words have "
         "several categories: they have a silhouette in each, and in none are they among the others. Against the rest: "
         "all words that are not of the category, as in the paper; against the nearest category: the usual silhouette. "
-        "Intervals: bootstrap over categories; p: Wilcoxon's signed-rank test over categories.",
+        "Intervals and p: over categories.",
         tuple(measures),
         (Table("Silhouette of each category", columns, tuple(rows)),),
         (

@@ -126,7 +126,7 @@ def composition(
         name,
         f"{len(pairs)} phrases rank {len(vocabulary)} words by {about}. A phrase's own words are ranked like all "
         "others, as in the paper; a second rank leaves them out. Words as near as the target stand before it. "
-        "Intervals: bootstrap over phrases; p: Wilcoxon's signed-rank test over phrases."
+        "Intervals and p: over phrases."
         f"{' Published ranks are in a vocabulary of another size.' if paper else ''}",
         tuple(_measures(found, pairs, paper)),
         (*_tables(found, pairs, paper), _neighbours(found, pairs, vocabulary)),

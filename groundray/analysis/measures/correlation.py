@@ -39,7 +39,8 @@ def correlations(
     """Correlate each column of each model's scores with the ratings; return the estimates by column, kind and model.
 
     Pearson's r, and Spearman's rho: Pearson's r of ranks, ties at their mean rank, every resample ranked again. All
-    are over the same resamples, which are drawn once: that takes longer than a correlation.
+    are over the same resamples, which are drawn once: that takes longer than a correlation. The acceleration of their
+    intervals is of each unit's exact influence, so that no correlation is computed without each unit.
 
     Args:
         units: unit of each item, numbered from 0. Items of a unit are resampled together, since they are not
@@ -67,8 +68,10 @@ def correlations(
     resampled = np.concatenate([found(counts) for counts in _counts(numbers)], axis=-1)
     estimates: list[dict[Kind, dict[str, Estimate]]] = [{kind: {} for kind in kinds} for _ in range(_columns(scores))]
     for row, kind in enumerate(kinds):
+        of_ratings, *of_scores = [Standardised.of(values, kind) for values in tables]
         for place, (model, column) in enumerate(columns):
-            estimates[column][kind][model] = Estimate(float(whole[row, place]), resampled[row, place])
+            influence = np.bincount(numbers, weights=of_scores[place].influence(of_ratings))
+            estimates[column][kind][model] = Estimate(float(whole[row, place]), resampled[row, place], influence)
     return estimates
 
 
@@ -98,6 +101,48 @@ class Ranking:
         if len(self.starts) < len(self.order):
             sizes = np.add.reduceat(sizes, self.starts, axis=1)
         return (np.cumsum(sizes, axis=1) - sizes / 2 + 0.5).take(self.group, axis=1)
+
+    def mean_above(self, values: Float[np.ndarray, " item"]) -> Float[np.ndarray, " item"]:
+        """Return, for each item, the sum of the values of all items that rank above it, and half of those that tie
+        with it, over the number of items."""
+        sums = np.bincount(self.group, weights=values)
+        return (sums.sum() - np.cumsum(sums) + sums / 2)[self.group] / len(values)
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """Values, or ranks, of mean 0 and variance 1.
+
+    Attributes:
+        ranking: order of the items; None of values.
+        sd: standard deviation of the ranks, as fractions of the number of items.
+    """
+
+    values: Float[np.ndarray, " item"]
+    ranking: Ranking | None = None
+    sd: float = 1.0
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, " item"], kind: Kind) -> Standardised:
+        if kind == "pearson":
+            return cls((values - values.mean()) / values.std())
+        ranking = Ranking.of(values)
+        ranks = ranking.ranks(np.ones((1, len(values))))[0] / len(values)
+        return cls((ranks - ranks.mean()) / ranks.std(), ranking, float(ranks.std()))
+
+    def influence(self, other: Standardised) -> Float[np.ndarray, " item"]:
+        """Return the derivative of the correlation by each item's weight (Efron 1987), less its mean.
+
+        A change of weights moves the ranks of all items above: that is a part of Spearman's influence, and what it
+        takes is a sum over the items above, not over pairs of items.
+        """
+        x, y = self.values, other.values
+        r = float((x * y).mean())
+        influence = x * y - r / 2 * (x**2 + y**2)
+        for one, by_value in ((self, y - r * x), (other, x - r * y)):
+            if one.ranking is not None:
+                influence = influence + one.ranking.mean_above(by_value) / one.sd
+        return influence - influence.mean()
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,7 @@ def feature_norms(
         f"F1 of {len(usable)} features of {len(concepts)} concepts, each predicted by L2-penalised logistic regression "
         f"(C = {options.strength:g}, class weights: {options.weighting}) of vectors standardised in each training "
         f"fold; over the held-out concepts of all {options.folds} stratified folds, which are the same for all models. "
-        "Intervals: bootstrap over features; p: Wilcoxon's signed-rank test over features. Published: of the CSLB "
-        "norms.",
+        "Intervals and p: over features. Published: of the CSLB norms.",
         tuple(_measures(scores, groups)),
         (_table(scores, [features[number] for number in usable], kinds, positive[usable], len(concepts)),),
         (Spread("norms/f1", "How well features are predicted", "held-out F1", spread),),

@@ -68,7 +68,7 @@ def similarity(
     }
     return Analysis(
         "similarity",
-        "Spearman's rho of the cosine of two words' vectors with human scores. Intervals: bootstrap over pairs.",
+        "Spearman's rho of the cosine of two words' vectors with human scores. Intervals: over pairs.",
         tuple(measures),
         (Table("Pairs used and correlation", ("set", "pairs", "used", "share used", *vectors), tuple(rows)),),
         left_out={**(left_out or {}), **{what: count for what, count in counts.items() if count}},

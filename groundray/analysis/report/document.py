@@ -1,4 +1,5 @@
-"""The report of several analyses: a self-contained page, its pictures as PNG files, and its numbers as JSON."""
+"""The report of several analyses: a self-contained page, its pictures as PNG files, its tables as CSV and LaTeX files,
+and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from groundray.analysis.report.figures import pictures
 from groundray.analysis.report.numbers import format_interval, format_number, format_p
 from groundray.analysis.report.plotting import png, svg
 from groundray.analysis.report.summary import Summary, summarize
-from groundray.analysis.result import Analysis, Cell, Difference, Measure, Table
+from groundray.analysis.report.table_files import table_files
+from groundray.analysis.result import Analysis, Cell, Difference, Measure, ReadOff, Table
 from groundray.storage.seals import seal_document
 
 PAGE, JSON, SUMMARY = "report.html", "report.json", "summary.png"
@@ -68,6 +70,7 @@ def files(report: Report) -> Iterator[tuple[str, bytes]]:
             key = name if name.startswith(analysis.name) else f"{analysis.name}-{name}"
             yield f"{key}.png", png(figure)
             drawn.setdefault(analysis.name, []).append(Drawn(title, f"{key}.png", Markup(svg(figure, key))))
+    yield from table_files(report.analyses)
     yield JSON, as_text(seal_document(as_json(report))).encode()
     yield PAGE, _page(report, overview, drawn).encode()
 
@@ -110,6 +113,7 @@ def analysis_as_json(analysis: Analysis) -> dict[str, Any]:
                     "items": measure.items,
                     "values": {model: vars(value) for model, value in measure.values.items()},
                     "published": measure.published,
+                    "published_read_off": [name for name, one in measure.published.items() if isinstance(one, ReadOff)],
                     "differences": [
                         {"first": pair.first, "other": pair.other, **vars(pair.value), "p": pair.p}
                         for pair in measure.differences

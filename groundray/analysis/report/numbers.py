@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 
-from groundray.analysis.result import Cell, Value
+from groundray.analysis.result import Cell, ReadOff, Value
 
-MISSING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+MISSING, MINUS, ABOUT = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{ALMOST EQUAL TO}"
 
 
 def format_number(cell: Cell) -> str:
-    """Format a table's cell: numbers below 100 with three decimals, others with one; text as it is."""
+    """Format a table's cell: numbers below 100 with three decimals, others with one; `≈` before a number that was read
+    off a figure; text as it is."""
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return MISSING
     if isinstance(cell, str):
         return cell
     if isinstance(cell, int):
         return f"{cell:,}"
-    return (f"{cell:.3f}" if abs(cell) < 100 else f"{cell:,.1f}").replace("-", MINUS)
+    shown = (f"{cell:.3f}" if abs(cell) < 100 else f"{cell:,.1f}").replace("-", MINUS)
+    return f"{ABOUT}{shown}" if isinstance(cell, ReadOff) else shown
 
 
 def format_interval(value: Value) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import reference
@@ -15,6 +18,7 @@ from groundray.analysis.measures.statistics import (
     SEED,
     Estimate,
     holm,
+    lower_quartile,
     mean,
     measure,
     median,
@@ -22,6 +26,7 @@ from groundray.analysis.measures.statistics import (
     paired_tests,
     slug,
 )
+from groundray.analysis.result import Value
 
 SCIPY = {pearson: scipy.stats.pearsonr, spearman: scipy.stats.spearmanr}
 BOTH = pytest.mark.parametrize("correlation", SCIPY, ids=lambda one: one.__name__)
@@ -82,22 +87,107 @@ def test_columns_share_resamples_in_blocks_of_any_size(correlation, monkeypatch:
             np.testing.assert_allclose(of_column.resampled, estimate.resampled, rtol=0, atol=1e-13)
 
 
-@BOTH
-def test_intervals_are_scipys_percentile_bootstrap(correlation) -> None:
-    """Other resamples, so the ends agree but for a few hundredths: 1,000 resamples put them at about ± .01."""
-    x, y = made(150, 0.6)
-    ours = correlation({"m": x}, y)["m"].with_interval()
-    theirs = scipy.stats.bootstrap(
-        (x, y),
-        lambda x, y: r(correlation, x, y),
-        paired=True,
+def scipys_bca(figure, samples: tuple[np.ndarray, ...], resampled: np.ndarray) -> tuple[float, float]:
+    """SciPy's BCa interval of these resamples, with its own jackknife."""
+    found = scipy.stats.bootstrap(
+        samples,
+        figure,
+        paired=len(samples) > 1,
         vectorized=False,
-        n_resamples=1500,
-        method="percentile",
-        rng=np.random.default_rng(3),
+        n_resamples=0,
+        bootstrap_result=SimpleNamespace(bootstrap_distribution=resampled),
+        method="BCa",
     ).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
-    assert ours.low < ours.value < ours.high
+    return float(found.low), float(found.high)
+
+
+@BOTH
+def test_intervals_are_scipys_bca(correlation) -> None:
+    """SciPy leaves out each item; ours takes each item's exact influence, which differs by the order of 1 / items."""
+    x, y = made(150, 1.2)
+    found = correlation({"m": x}, y)["m"]
+    ours = found.with_interval()
+    theirs = scipys_bca(lambda x, y: r(correlation, x, y), (x, y), found.resampled)
+    assert (ours.low, ours.high) == pytest.approx(theirs, abs=5e-4)
+    percentiles = np.quantile(found.resampled, statistics.TAILS)
+    assert np.abs(percentiles - theirs).min() > 1.5e-3, "expected a correction that the tolerance tells"
+
+
+@BOTH
+@pytest.mark.parametrize("units", [np.arange(30), np.arange(30) // 2 % 11], ids=["items", "words of several rows"])
+def test_influence_is_the_derivative_by_weight(correlation, units: np.ndarray) -> None:
+    x, y = (values.round() for values in made(30, 0.7))
+
+    def weighted(weight: np.ndarray) -> float:
+        numbers = [x, y]
+        if correlation is spearman:  # the weight of all below, and half of that of all equal ones
+            numbers = [[weight @ ((own < one) * 0.5 + (own <= one) * 0.5) for one in own] for own in numbers]
+        covariance = np.cov(*numbers, aweights=weight, ddof=0)
+        return covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+
+    ours = correlation({"m": x}, y, units)["m"].influence / len(x)
+    step = 1e-5
+    naive = [
+        (weighted(1 + step * (units == unit)) - weighted(1 - step * (units == unit))) / (2 * step)
+        for unit in range(units.max() + 1)
+    ]
+    np.testing.assert_allclose(ours, naive, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("figure", "naive", "items"),
+    [
+        (mean, np.mean, 40),
+        (mean, np.mean, 3),
+        (median, np.median, 41),
+        (lower_quartile, lambda x: np.quantile(x, 0.25), 60),
+    ],
+)
+def test_intervals_of_items_are_scipys_bca(figure, naive, items: int) -> None:
+    values = {"m": np.random.default_rng(items).exponential(size=items).round(1), "n": np.arange(items) / items}
+    for model, found in over_items(values, figure).items():
+        theirs = scipys_bca(lambda x: naive(x), (values[model],), found.resampled)
+        value = found.with_interval()
+        assert (value.low, value.high) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_a_differences_interval_is_scipys_bca() -> None:
+    draw = np.random.default_rng(3)
+    scores = {"a": draw.exponential(size=50), "b": draw.exponential(size=50) ** 2}
+    found = over_items(scores, mean)
+    value = (found["b"] - found["a"]).with_interval()
+    theirs = scipys_bca(
+        lambda a, b: b.mean() - a.mean(), (scores["a"], scores["b"]), found["b"].resampled - found["a"].resampled
+    )
+    assert (value.low, value.high) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_of_many_items_groups_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The acceleration of 47 items in 20 groups, of two sizes; and about that of leaving out each item."""
+    values = np.random.default_rng(1).exponential(size=47)
+    each = over_items({"m": values}, mean)["m"].influence
+    monkeypatch.setattr(statistics, "GROUPS", 20)
+    ours = over_items({"m": values}, mean)["m"].influence
+    left = [values[np.arange(47) % 20 != group].mean() for group in range(20)]
+    np.testing.assert_allclose(ours, np.mean(left) - left, atol=1e-12)
+    assert acceleration(ours) == pytest.approx(acceleration(each), abs=0.02)
+    monkeypatch.setattr(statistics, "NUMBERS", 100)
+    assert np.array_equal(over_items({"m": values}, mean)["m"].influence, ours)
+
+
+def acceleration(influence: np.ndarray) -> float:
+    return float((influence**3).sum() / (influence**2).sum() ** 1.5 / 6)
+
+
+def test_an_interval_is_between_percentiles_where_bca_is_not_defined() -> None:
+    resampled = np.arange(1000.0)
+    percentiles = pytest.approx(np.quantile(resampled, (0.025, 0.975)))
+    skewed = np.array([3.0, -1, -1, -1])
+    for value, influence in ((500.0, np.empty(0)), (500.0, np.zeros(4)), (-1.0, skewed), (1000.0, skewed)):
+        found = Estimate(value, resampled, influence).with_interval()
+        assert (found.low, found.high) == percentiles
+    corrected = Estimate(400.0, resampled, skewed).with_interval()  # bias z(.4005), acceleration 24 / (6 · 12^1.5)
+    assert (corrected.low, corrected.high) == pytest.approx((18.934104, 962.449511))
 
 
 @BOTH
@@ -152,13 +242,53 @@ def test_undefined_correlation_is_refused(correlation, scores, ratings, message:
 @settings(deadline=None, max_examples=30)
 def test_quartiles_are_numpys(values: list[float]) -> None:
     scores = {"m": np.array(values)}
-    for name, share in (("lower_quartile", 0.25), ("median", 0.5), ("upper_quartile", 0.75)):
+    for name, share, fewest in (("lower_quartile", 0.25, 13), ("median", 0.5, 6), ("upper_quartile", 0.75, 13)):
         found = over_items(scores, statistics.QUARTILES[name])["m"]
         assert found.value == pytest.approx(np.quantile(values, share), abs=1e-12)
-        assert (found.with_interval().low is None) == (len(values) < 3)
+        assert (found.with_interval().low is None) == (len(values) < fewest)
 
 
-def test_a_medians_interval_is_that_of_the_resamples_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("items", [6, 7, 12, 13, 20, 29])
+@pytest.mark.parametrize("figure", statistics.QUARTILES.values(), ids=statistics.QUARTILES)
+def test_exact_intervals_cover_the_quantile_by_counting(figure, items: int) -> None:
+    """The chance that the quantile lies outside, term by term, is at most 2.5% a side; of a narrower interval more."""
+
+    def chance(fewest: int, most: int) -> float:
+        """Chance that the number of items below the quantile is in a range."""
+        return sum(
+            math.comb(items, below) * figure.share**below * (1 - figure.share) ** (items - below)
+            for below in range(fewest, most + 1)
+        )
+
+    value = over_items({"m": np.arange(1.0, items + 1)}, figure)["m"].with_interval()
+    if value.low is None or value.high is None:
+        assert chance(0, 0) > 0.025 or chance(items, items) > 0.025
+        return
+    low, high = int(value.low), int(value.high)  # an item's value is its rank
+    assert chance(0, low - 1) <= 0.025 < chance(0, low)
+    assert chance(high, items) <= 0.025 < chance(high - 1, items)
+
+
+def test_the_exact_interval_of_a_median_by_a_table() -> None:
+    """The ranks that textbooks list for a sign test of 5%: 1 and 6 of 6, 2 and 8 of 9, 6 and 15 of 20, none of 5."""
+    draw = np.random.default_rng(0)
+    for items, ranks in ((6, (1, 6)), (9, (2, 8)), (20, (6, 15)), (5, None)):
+        values = draw.permutation(items) + 1.0
+        found = over_items({"m": values}, median)["m"].with_interval()
+        assert (found.low, found.high) == (ranks or (None, None))
+
+
+def test_a_difference_of_small_medians_has_the_interval_of_its_resamples() -> None:
+    """Its figure is no order statistic. Four items are too few for an interval of each median."""
+    scores = {"a": np.array([0.1, 0.2, 0.4, 0.9]), "b": np.array([0.3, 0.4, 0.5, 1.1])}
+    found = over_items(scores, median)
+    assert found["a"].with_interval() == Value(pytest.approx(0.3))
+    difference = (found["b"] - found["a"]).with_interval()
+    assert difference.low is not None
+    assert difference.low <= difference.value == pytest.approx(0.15)
+
+
+def test_a_medians_resamples_are_those_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = made(25, 0.0)
     found = over_items({"m": x, "shifted": x + 1}, median)
     naive = reference.resampled(lambda x, _: float(np.median(x)), x, x, np.arange(25), SEED, 60)

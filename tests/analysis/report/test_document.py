@@ -17,7 +17,7 @@ from groundray.analysis.report.document import (
     metrics,
 )
 from groundray.analysis.report.numbers import format_interval, format_number, format_p
-from groundray.analysis.result import Value
+from groundray.analysis.result import Analysis, Measure, ReadOff, Value
 from groundray.storage.seals import seal_document
 
 Row = list[tuple[str, dict[str, str]]]
@@ -79,7 +79,10 @@ def page(made: dict[str, bytes]) -> Page:
 def test_everything_is_in_files_and_pictures_are_png(made: dict[str, bytes]) -> None:
     drawn = ["axes-measures", "axes-pc2-pc3", "categories-measures", "categories-silhouette", "categories-tsne"]
     drawn += ["categories-most-improved", "summary"]
-    assert sorted(made) == sorted([*(f"{name}.png" for name in drawn), "report.html", "report.json"])
+    tables = [f"tables/{name}" for name in ("axes-measures", "axes-differences", "axes-words-along-pc1")]
+    tables += [f"tables/{name}" for name in ("categories-measures", "categories-differences")]
+    names = [f"{name}.png" for name in drawn] + [f"{name}.{ending}" for name in tables for ending in ("csv", "tex")]
+    assert sorted(made) == sorted([*names, "report.html", "report.json"])
     assert all(made[f"{name}.png"].startswith(b"\x89PNG") for name in drawn)
 
 
@@ -162,6 +165,16 @@ def test_json_holds_the_same_numbers_and_null_for_nan(report: Report, made: dict
     assert content["skipped"].keys() == {"similarity"}
 
 
+def test_a_published_number_says_whether_it_was_printed_or_read_off() -> None:
+    found = Measure("f1", "F1", 3, {"grounded": Value(0.1)}, (), {"ungrounded": ReadOff(0.05), "grounded": 0.102})
+    made = dict(files(Report("r", {"grounded": "g"}, (Analysis("norms", "F1.", (found,)),))))
+    own = json.loads(made["report.json"])["analyses"]["norms"]["measures"]["f1"]
+    assert own["published"] == {"ungrounded": 0.05, "grounded": 0.102}
+    assert own["published_read_off"] == ["ungrounded"]
+    (row,) = Page(made["report.html"].decode()).tables[0][2:]
+    assert [text for text, _ in row[-2:]] == ["≈0.050", "0.102"]
+
+
 def test_equal_reports_give_equal_bytes(report: Report, made: dict[str, bytes]) -> None:
     assert dict(files(report)) == made
 
@@ -186,6 +199,8 @@ def test_an_empty_report_is_a_page() -> None:
         (-0.25, "−0.250"),  # noqa: RUF001
         (1234, "1,234"),
         (489.25, "489.2"),
+        (ReadOff(0.102), "≈0.102"),
+        (ReadOff(0), "≈0.000"),
         ("oven", "oven"),
     ],
 )
