@@ -156,7 +156,7 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
         "--norms",
         metavar="DIR",
         help="folder with any of concreteness.csv; categories.csv, semcat100.csv or semcat/; features.csv; "
-        "composition.csv; similarity/ (default: the run's setting analysis.norms)",
+        "composition.csv; category_sets/; similarity/ (default: the run's setting analysis.norms)",
     )
     if takes("axes"):
         group.add_argument(

@@ -88,6 +88,10 @@ def test_all_makes_every_analysis_that_has_data(
         ["categories.csv", 74, 74, "nothing"],
         ["concreteness.csv", 74, 74, "nothing"],
     ]
+    files = found["analyses"]["categories"]["tables"][-1]
+    assert [row[0] for row in files["rows"]] == ["categories.csv", "kind.csv", "outline.csv", "warmth.csv"]
+    medians = ["kind/silhouette/rest/median", "outline/silhouette/rest/median", "warmth/silhouette/nearest/median"]
+    assert set(medians) < set(found["analyses"]["categories"]["measures"])
     for analysis in ("axes", "norms", "categories", "composition", "similarity"):
         for measure in found["analyses"][analysis]["measures"].values():
             assert measure["values"]["again"] == measure["values"]["grounded"], measure["name"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from groundray.analysis.inputs.catalog import Norms
+from groundray.analysis.inputs.lexicon import Lexicon
 from groundray.analysis.jobs import ANALYSES
 from groundray.analysis.request import AnalysisRequest
 
@@ -41,3 +43,24 @@ def test_a_given_file_of_word_pairs_must_be_readable(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"bad\.txt line 1"):
         ANALYSES["similarity"](given)
+
+
+def test_a_further_set_of_categories_that_cannot_be_read_spoils_only_itself(tmp_path: Path) -> None:
+    (tmp_path / "category_sets").mkdir()
+    table = "category,word\nround,moon\nround,ball\nlong,road\nlong,rope\n"
+    for name in ("categories", "category_sets/looks"):
+        (tmp_path / f"{name}.csv").write_text(table)
+    (tmp_path / "category_sets" / "bad.csv").write_text("kind,word\nround,moon\n")
+    job = ANALYSES["categories"](AnalysisRequest(norms=Norms.at(str(tmp_path))))
+    assert [source.url for source in job.sources] == [
+        f"{tmp_path}/categories.csv",
+        f"{tmp_path}/category_sets/looks.csv",
+    ]
+    (note,) = job.notes
+    assert note.startswith(f"set of categories not read: {tmp_path}/category_sets/bad.csv")
+    words = ("moon", "ball", "road", "rope")
+    vectors = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]])
+    found = job.analyse(Lexicon({word: row for row, word in enumerate(words)}, {"one": vectors}, {}))
+    values = {measure.key: measure.values["one"].value for measure in found.measures}
+    assert values["looks/silhouette/rest/median"] == values["silhouette/rest/median"] > 0.9
+    assert not [measure for measure in found.measures if measure.key.startswith("looks/") and measure.published]

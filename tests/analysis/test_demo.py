@@ -52,6 +52,14 @@ def test_categories_keep_together_as_they_did_not_before(found: dict[str, Any]) 
     assert of["grounded"] > of["ungrounded"]
 
 
+@pytest.mark.parametrize("name", ["kind", "outline", "warmth"])
+def test_categories_that_only_pictures_tell(found: dict[str, Any], name: str) -> None:
+    """Captions use the words of all categories of these sets alike."""
+    of = values(found, "categories", f"{name}/silhouette/rest/median")
+    assert of["grounded"] > 0.1
+    assert of["text-only"] < 0.05
+
+
 def test_visual_features_are_predicted_better_than_from_text(found: dict[str, Any]) -> None:
     of = values(found, "norms", "f1/visual/median")
     assert of["grounded"] > of["text-only"]

@@ -82,6 +82,25 @@ def test_categories_keep_together(found: dict[str, Analysis]) -> None:
     assert one.differences[0].value.low > 0
 
 
+@pytest.mark.parametrize("name", ["kind", "outline", "warmth"])
+def test_categories_that_pictures_tell_keep_together(name: str) -> None:
+    """The features of the words are their looks: a model that knows them tells these categories."""
+    of_category, words = zip(*world.category_sets()[name], strict=True)
+    one = measure(categories(vectors(words), words, of_category), "silhouette/rest/median")
+    assert one.values["knows"].value > 0.05 > one.values["chance"].value
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("kind", {"shape", "kind"}), ("outline", {"shape", "kind"}), ("warmth", {"colour"})]
+)
+def test_word_classes_do_not_tell_the_looks(name: str, classes: set[str]) -> None:
+    """Captions use the words of a class in the same places: each category has words of every class of its set."""
+    class_of = {word: category for category, word, _ in ROWS}
+    rows = world.category_sets()[name]
+    for category in dict(rows):
+        assert {class_of[word] for of, word in rows if of == category} == classes
+
+
 def test_features_are_told_by_vectors(found: dict[str, Analysis]) -> None:
     one = measure(found["norms"], "f1/all/median")
     assert one.values["knows"].value > one.values["chance"].value + 0.3

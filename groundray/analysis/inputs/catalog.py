@@ -21,9 +21,9 @@ CONTROLS = {
 }
 ENDINGS = (".csv", ".tsv", ".txt", ".tab", ".dat")  # in order of preference
 CONCRETENESS, FEATURES, PHRASES, PAIRS = "concreteness", "features", "composition", "similarity"
-CATEGORIES, CATEGORY_FOLDER = ("categories", "semcat100"), "semcat"
+CATEGORIES, CATEGORY_FOLDER, CATEGORY_SETS = ("categories", "semcat100"), "semcat", "category_sets"
 PAIR_FILES = (*ENDINGS, ".full", ".dev", ".test", "")  # MEN_dataset_lemma_form.dev, MEN_dataset_natural_form_full
-NO_PAIRS = re.compile(r"read[_-]?me|licen[cs]e|changelog|citation", re.IGNORECASE)
+NO_TABLE = re.compile(r"read[_-]?me|licen[cs]e|changelog|citation", re.IGNORECASE)
 NAME = re.compile(r"\w[\w.+\- ]*")
 
 
@@ -88,6 +88,7 @@ class Norms:
         features: which concepts have which features.
         phrases: phrases, each with the word that it describes.
         pairs: pairs of words with their similarity, by file name.
+        category_sets: further sets of words by category, each measured apart from the others, by file name.
         looked_for: where they were searched for, for error messages.
         passed_over: a line for each file of the folder that is not read, with what was expected.
         pairs_found: whether the pairs were found in a folder, where a file that cannot be read spoils only itself.
@@ -98,6 +99,7 @@ class Norms:
     features: str | None = None
     phrases: str | None = None
     pairs: Mapping[str, str] | None = None
+    category_sets: Mapping[str, str] | None = None
     looked_for: str = "was given, nor a folder of norms (--norms DIR)"
     passed_over: tuple[str, ...] = field(default=(), repr=False, compare=False)
     pairs_found: bool = field(default=False, repr=False, compare=False)
@@ -106,13 +108,13 @@ class Norms:
     def paths(self) -> list[str]:
         """All files and folders."""
         single = (self.concreteness, self.categories, self.features, self.phrases)
-        return [*(path for path in single if path), *(self.pairs or {}).values()]
+        return [*(path for path in single if path), *(self.pairs or {}).values(), *(self.category_sets or {}).values()]
 
     @staticmethod
     def at(url: str) -> Norms:
         """Find the norms in a folder: concreteness.csv, the first of categories.csv, semcat100.csv and semcat/,
-        features.csv, composition.csv, and the files of similarity/ and its folders. Each may end in any of ENDINGS,
-        those of similarity/ in any of PAIR_FILES.
+        features.csv, composition.csv, and the files of category_sets/ and similarity/ with their folders. Each may end
+        in any of ENDINGS, those of similarity/ in any of PAIR_FILES.
 
         Raises:
             FileNotFoundError: the folder does not exist, or has none of these files.
@@ -130,10 +132,11 @@ class Norms:
             "features": first(FEATURES),
             "phrases": first(PHRASES),
         }
-        pairs, unread = _find_pairs(folder / PAIRS)
+        pairs, unread = _find_tables(folder / PAIRS, PAIR_FILES)
+        sets, unread_sets = _find_tables(folder / CATEGORY_SETS, ENDINGS)
         expected = ", ".join(f"{stem}.csv" for stem in (CONCRETENESS, *CATEGORIES, FEATURES, PHRASES))
-        expected += f" (or {', '.join(ENDINGS[1:])}), {CATEGORY_FOLDER}/ or {PAIRS}/"
-        others = [name for name in present if name not in single.values() and name != PAIRS]
+        expected += f" (or {', '.join(ENDINGS[1:])}), {CATEGORY_FOLDER}/, {CATEGORY_SETS}/ or {PAIRS}/"
+        others = [name for name in present if name not in (*single.values(), PAIRS, CATEGORY_SETS)]
         instead = {name: kept for name in others if (kept := _read_instead(name, single))}
         unknown = [name for name in others if name not in instead]
         passed_over = [f"{name}: not read, {kept} is read instead" for name, kept in instead.items()]
@@ -145,8 +148,13 @@ class Norms:
             at["features"],
             at["phrases"],
             {name: f"{base}/{PAIRS}/{file}" for name, file in pairs.items()} or None,
+            {name: f"{base}/{CATEGORY_SETS}/{file}" for name, file in sets.items()} or None,
             looked_for=f"in {url}",
-            passed_over=(*passed_over, *(f"{PAIRS}/{line}" for line in unread)),
+            passed_over=(
+                *passed_over,
+                *(f"{PAIRS}/{line}" for line in unread),
+                *(f"{CATEGORY_SETS}/{line}" for line in unread_sets),
+            ),
             pairs_found=True,
         )
         if norms == Norms(looked_for=norms.looked_for):
@@ -189,8 +197,12 @@ def _read_instead(name: str, single: Mapping[str, str | None]) -> str | None:
     return None
 
 
-def _find_pairs(folder: Folder) -> tuple[dict[str, str], list[str]]:
-    """Return the files of word pairs in a folder and the folders inside it, by name; and a line for each other file."""
+def _find_tables(folder: Folder, endings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the tables in a folder and the folders inside it, by name; and a line for each other file.
+
+    Args:
+        endings: endings of a table's name, in lower case, with "" for none.
+    """
     files: dict[str, str] = {}
     unread = []
     for file in folder.files():
@@ -199,8 +211,9 @@ def _find_pairs(folder: Folder) -> tuple[dict[str, str], list[str]]:
         ending = f"{dot}{ending}".lower() if stem else ""
         if any(part.startswith((".", "__")) for part in file.split("/")):
             unread.append(f"{file}: not read, it is hidden")
-        elif ending not in PAIR_FILES or NO_PAIRS.match(name):
-            unread.append(f"{file}: not read, expected {', '.join(PAIR_FILES[:-1])} or no ending")
+        elif ending not in endings or NO_TABLE.match(name):
+            bare = " or no ending" if "" in endings else ""
+            unread.append(f"{file}: not read, expected {', '.join(filter(None, endings))}{bare}")
         else:
             files[file] = name
     return _named(files), unread

@@ -1,4 +1,9 @@
-"""Norms of the words: concreteness, categories, features and phrases, with the columns of the published norms."""
+"""Norms of the words: concreteness, categories, features and phrases, with the columns of the published norms.
+
+The categories are word classes: captions use the words of one in the same places, so text alone tells them. Those of
+`category_sets` are told by looks: captions use the words of all their categories alike, and only pictures tell which
+belong together.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +65,21 @@ def categories() -> Iterator[tuple[str, str, float]]:
             yield category, word, ratings[word]
 
 
+def category_sets() -> dict[str, list[tuple[str, str]]]:
+    """Return sets of (category, word) that pictures tell and captions do not, by name."""
+    shape_of = {shape: shape for shape in SHAPES} | {kind.noun: kind.shape for kind in KINDS}
+    return {
+        "outline": [("round" if shape in ROUND else "straight", word) for word, shape in shape_of.items()],
+        "warmth": [("warm" if _is_warm(colour) else "cool", colour) for colour in COLOURS],
+        "kind": [(kind.shape, word) for kind in KINDS for word in (kind.shape, kind.noun)],
+    }
+
+
+def _is_warm(colour: str) -> bool:
+    red, _, blue = COLOURS[colour]
+    return red > blue
+
+
 def features() -> Iterator[tuple[str, str, int, str]]:
     """Yield (concept, feature, production_frequency, type) for every shape, named kind, colour and texture."""
     shape_of = {shape: shape for shape in SHAPES} | {kind.noun: kind.shape for kind in KINDS}
@@ -78,9 +98,9 @@ def features() -> Iterator[tuple[str, str, int, str]]:
     for kind in KINDS:
         yield kind.noun, f"is {kind.attribute}", 10, "visual"
         yield kind.noun, "has a made-up name", 6, "encyclopaedic"
-    for colour, (red, _, blue) in COLOURS.items():
+    for colour in COLOURS:
         yield colour, "is a colour", 12, "taxonomic"
-        yield colour, "is warm" if red > blue else "is cool", 8, "other perceptual"
+        yield colour, "is warm" if _is_warm(colour) else "is cool", 8, "other perceptual"
     for texture in TEXTURES:
         yield texture, "is a texture", 12, "taxonomic"
 

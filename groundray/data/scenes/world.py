@@ -187,9 +187,13 @@ def _write_tables(out: Path, scenes: Sequence[Scene]) -> None:
         "norms/categories": (("category", "word", "concreteness"), ground_truth.categories()),
         "norms/features": (("concept", "feature", "production_frequency", "type"), ground_truth.features()),
         "norms/composition": (("phrase", "target"), ground_truth.composition()),
+        **{
+            f"norms/category_sets/{name}": (("category", "word"), rows)
+            for name, rows in ground_truth.category_sets().items()
+        },
         "triplets": (("image", "subject", "predicate", "object"), triplets),
     }
-    (out / "norms").mkdir(parents=True, exist_ok=True)
+    (out / "norms" / "category_sets").mkdir(parents=True, exist_ok=True)
     for name, (columns, lines) in tables.items():
         with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")

@@ -76,9 +76,25 @@ def test_norms_of_the_embedded_world(world: SmallWorld) -> None:
         f"{folder}/features.csv",
         f"{folder}/composition.csv",
         None,
+        {name: f"{folder}/category_sets/{name}.csv" for name in ("kind", "outline", "warmth")},
         f"in {folder}",
     )
-    assert found.paths == [f"{folder}/{name}.csv" for name in ("concreteness", "categories", "features", "composition")]
+    single = [f"{folder}/{name}.csv" for name in ("concreteness", "categories", "features", "composition")]
+    assert found.paths == [*single, *(f"{folder}/category_sets/{name}.csv" for name in ("kind", "outline", "warmth"))]
+
+
+def test_sets_of_categories_are_found_by_name(tmp_path: Path) -> None:
+    for name in ("looks.tsv", "mine/use.csv", "README.txt", ".looks.csv", "notes.md"):
+        (tmp_path / "category_sets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "category_sets" / name).write_text("x")
+    found = Norms.at(str(tmp_path))
+    folder = f"{tmp_path}/category_sets"
+    assert found.category_sets == {"looks": f"{folder}/looks.tsv", "use": f"{folder}/mine/use.csv"}
+    assert found.passed_over == (
+        "category_sets/.looks.csv: not read, it is hidden",
+        "category_sets/README.txt: not read, expected .csv, .tsv, .txt, .tab, .dat",
+        "category_sets/notes.md: not read, expected .csv, .tsv, .txt, .tab, .dat",
+    )
 
 
 def test_norms_as_they_are_published(tmp_path: Path) -> None:

@@ -165,6 +165,8 @@ def test_norms_cover_the_words(world: SmallWorld) -> None:
     assert set(ratings) == {word for word, *_ in concreteness()}
     assert min(ratings[shape] for shape in SHAPES) > 4 > 2.5 > ratings["idea"]
     assert {row["category"] for row in table(world, "norms/categories")} >= {"shape", "kind", "colour", "abstract noun"}
+    for name in ("kind", "outline", "warmth"):
+        assert {row["word"] for row in table(world, f"norms/category_sets/{name}")} <= set(ratings)
     assert [row["phrase"] for row in table(world, "norms/composition")] == [kind.phrase for kind in KINDS]
     assert {"concept": "zebrine", "feature": "is striped", "production_frequency": "10", "type": "visual"} in table(
         world, "norms/features"
