@@ -30,6 +30,7 @@ ABOUT = {
     "similarity": "rank correlation with human similarity of word pairs",
     "all": "every analysis that there is data for, and a report",
 }
+PROTOCOLS = ("published", "first-caption")
 BATCH_SIZE, COMPONENTS, FOLDS, MIN_PEOPLE = 64, 3, 5, 1
 
 
@@ -82,10 +83,19 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(name=name, analyse=ANALYSE.get(name, _analyse_words), track=False)
         if name in ANALYSE:
-            command.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT)
+            command.add_argument("--checkpoint", required=name != "retrieval", metavar="DIR", help=CHECKPOINT)
             command.add_argument(
                 "--data", metavar="SHARDS", help="shards to measure on (default: the run's validation data)"
             )
+            if name == "retrieval":
+                _add_dual_encoders(command)
+                command.add_argument(
+                    "--protocol",
+                    choices=PROTOCOLS,
+                    default=PROTOCOLS[0],
+                    help="published: all captions are queries, and any of an image's first five counts; first-caption: "
+                    "an image's first caption alone, as in validation (default: published, beside first captions)",
+                )
         else:
             _add_models(command)
             _add_norms(command, name)
@@ -103,6 +113,17 @@ def build_parser() -> argparse.ArgumentParser:
             "--json", metavar="FILE", help="path or URL to write the numbers to as well (default: none)"
         )
     return parser
+
+
+def _add_dual_encoders(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a model of images and texts as transformers writes it (CLIP, SigLIP, ALIGN), with its image processor; "
+        "may be repeated",
+    )
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
@@ -282,7 +303,10 @@ def _analyse_words(options: argparse.Namespace, console: Console, errors: Consol
 def _analyse_retrieval(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
     from groundray.cli import reports
 
-    return reports.show_retrieval(options.checkpoint, options.data, options.batch_size, console), 0
+    found = reports.show_retrieval(
+        options.checkpoint, options.data, options.batch_size, console, options.model, options.protocol
+    )
+    return found, 0
 
 
 def _analyse_relations(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:

@@ -98,9 +98,12 @@ def test_all_makes_every_analysis_that_has_data(
     measure = found["analyses"]["axes"]["measures"]["pc1/words/pearson"]
     assert measure["published"] == {"ungrounded": 0.104, "grounded": 0.6615, "relational": 0.6948}
     assert len(measure["differences"]) == 6
+    ways = ("text_to_image", "image_to_text")
     assert list(found["analyses"]["retrieval"]["measures"]) == [
-        "grounding/text_to_image/recall_at_10",
-        "grounding/image_to_text/recall_at_10",
+        *(f"grounding/{way}/recall_at_10" for way in ways),  # first captions
+        *(f"published/{way}/recall_at_{k}" for way in ways for k in (1, 5, 10)),
+        "published/rsum",
+        *(f"published/{way}/median_rank" for way in ways),
     ]
     assert Folder.at(tmp_path / "report").read_sealed("report.json") == found
     assert (tmp_path / "report" / "report.html").stat().st_size > 100_000

@@ -1,4 +1,4 @@
-"""Analyses of an exported model on its own kind of data: retrieval and relations; and the data for them."""
+"""What analyses of an exported model need: its stages, its settings, its data; and relations in scene graphs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
-from groundray.analysis.measures import image_text_retrieval, relations
+from groundray.analysis.measures import relations
 from groundray.config import Settings
 from groundray.data.plan import Cursor
 from groundray.data.schema import INDEX, Dataset
 from groundray.data.stream import Source, stream
 from groundray.model import export
 from groundray.model.export import About
-from groundray.stage.contrastive import captioned_images
 from groundray.stage.protocol import vocabulary_of
 from groundray.stage.relational import scene_graphs
 from groundray.storage.folder import Folder
@@ -23,37 +20,6 @@ from groundray.storage.folder import Folder
 
 class Missing(ValueError):
     """Data that an analysis needs is missing. Other analyses are not affected."""
-
-
-def measure_retrieval(
-    checkpoint: str, images: str | None, batch_size: int
-) -> dict[str, image_text_retrieval.Retrieval]:
-    """Measure retrieval with each of the stages `grounding` and `retrieval` that the model was trained in.
-
-    Args:
-        images: shards of captioned images; None for the stage's own validation shards.
-
-    Raises:
-        ValueError: the model was trained in neither stage.
-    """
-    about = export.about(checkpoint)
-    results = {}
-    for name in trained_stages(about, "grounding", "retrieval"):
-        exported = export.load(checkpoint, name)
-        settings = reading_settings(about, name, batch_size)
-        stage = settings.stage(name)
-        batches = batches_of(
-            captioned_images(settings, stage, exported.tokenizer, choose_shards(stage.val, images), shuffle=False)
-        )
-        with torch.no_grad():
-            results[name] = (
-                image_text_retrieval.by_grounding(
-                    exported.model, batches, stage.similarity, stage.special_tokens, stage.alignment
-                )
-                if name == "grounding"
-                else image_text_retrieval.by_heads(exported.model, batches, stage.special_tokens)
-            )
-    return results
 
 
 def measure_relations(checkpoint: str, graphs: str | None, batch_size: int) -> relations.Relations:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from groundray.analysis.inputs.catalog import Norms
+from groundray.analysis.inputs.dual_encoder import DualEncoders
 from groundray.analysis.inputs.embedding import IN_ISOLATION, Options
 from groundray.analysis.measures import feature_norms
 from groundray.model import export
@@ -31,6 +32,7 @@ class AnalysisRequest:
         fit_on: file of words that the axes are fitted on; None for the words of the categories, or those of the run's
             setting `analysis.fit_on`.
         vocabulary: file of words among which a phrase's target is ranked (default: the words of the categories).
+        encoders: models of images and texts, each loaded once for all analyses.
     """
 
     checkpoint: str | None = None
@@ -45,6 +47,7 @@ class AnalysisRequest:
     components: int = 3
     fit_on: str | None = None
     vocabulary: str | None = None
+    encoders: DualEncoders = field(default_factory=DualEncoders, repr=False, compare=False)
 
     def resolved(self) -> AnalysisRequest:
         """Return the request with norms and words to fit axes on: the given ones, or else those of the run.

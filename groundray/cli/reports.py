@@ -13,17 +13,20 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from groundray.analysis.exported import Missing, measure_relations, measure_retrieval
+from groundray.analysis.exported import Missing, measure_relations
 from groundray.analysis.inputs.catalog import Models, Norms
 from groundray.analysis.inputs.embedding import Embed, Embedder, Vectors
 from groundray.analysis.inputs.lexicon import Lexicon
 from groundray.analysis.inputs.norm_tables import read_words
 from groundray.analysis.inputs.vector_cache import Cache
 from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES
+from groundray.analysis.measures import image_text_retrieval
+from groundray.analysis.measures.image_text_retrieval import Protocol
 from groundray.analysis.measures.statistics import slug
 from groundray.analysis.report import terminal
 from groundray.analysis.report.document import JSON, PAGE, Report, as_json, files, metrics
 from groundray.analysis.request import AnalysisRequest
+from groundray.analysis.systems import measure_retrieval, refuse_others, system_labels
 from groundray.cli.command import EXIT_FAILED
 from groundray.cli.progress import Progress
 from groundray.config import Settings
@@ -262,11 +265,27 @@ def _report_folder(checkpoint: str | None, known: FoundModel | None) -> Folder:
     return Folder.at(checkpoint).parent / REPORT_FOLDER if checkpoint else Folder.at(REPORT_FOLDER)
 
 
-def show_retrieval(checkpoint: str, images: str | None, batch_size: int, console: Console) -> dict[str, Any]:
-    """Print retrieval by stage, and return it as JSON."""
-    results = measure_retrieval(checkpoint, images, batch_size)
-    console.print(terminal.retrieval(results))
-    return {stage: asdict(result) for stage, result in results.items()}
+def show_retrieval(
+    checkpoint: str | None,
+    images: str | None,
+    batch_size: int,
+    console: Console,
+    models: Sequence[str] = (),
+    protocol: Protocol = "published",
+) -> dict[str, Any]:
+    """Print retrieval by stage and by model, and return it as JSON.
+
+    Raises:
+        FileNotFoundError, ValueError: a model or the shards cannot be used.
+    """
+    refuse_others(models)
+    results = measure_retrieval(checkpoint, images, batch_size, models, protocol)
+    for table in image_text_retrieval.tables(results, system_labels(checkpoint, models)):
+        console.print(terminal.table(table))
+    for name, one in results.items():
+        if one.left_out:
+            console.print(f"{name}  {', '.join(f'{count:,} {what}' for what, count in one.left_out.items())}")
+    return {name: one.as_json() for name, one in results.items()}
 
 
 def show_relations(checkpoint: str, graphs: str | None, batch_size: int, console: Console) -> dict[str, Any]:

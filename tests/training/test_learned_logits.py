@@ -13,7 +13,7 @@ import torch
 from conftest import SmallWorld
 
 from groundray import config
-from groundray.analysis.exported import measure_retrieval
+from groundray.analysis.systems import measure_retrieval
 from groundray.data.batches import CaptionBatch
 from groundray.image_search.explain import Matcher
 from groundray.model import export

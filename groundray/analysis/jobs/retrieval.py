@@ -1,25 +1,23 @@
-"""Recall between images and captions, of a whole model."""
+"""Recall between images and captions, of a whole model and of other models of images and texts."""
 
 from __future__ import annotations
 
-from groundray.analysis.exported import choose_shards, language_streams, measure_retrieval, trained_stages
 from groundray.analysis.inputs.lexicon import Lexicon
-from groundray.analysis.jobs.job import AnalysisJob, checkpoint_of
+from groundray.analysis.jobs.job import AnalysisJob
 from groundray.analysis.measures import image_text_retrieval
 from groundray.analysis.request import AnalysisRequest
 from groundray.analysis.result import Analysis
-from groundray.model import export
+from groundray.analysis.systems import measure_retrieval, retrieval_shards, system_labels
 
 
 def job(request: AnalysisRequest) -> AnalysisJob:
-    checkpoint = checkpoint_of(request)
-    about = export.about(checkpoint)
-    for name in trained_stages(about, "grounding", "retrieval"):
-        choose_shards(about.settings[name]["val"], request.images)
+    labels = system_labels(request.checkpoint, request.models)
+    retrieval_shards(request.checkpoint, request.images, list(labels))
 
     def run(_: Lexicon) -> Analysis:
-        return image_text_retrieval.analysis(
-            measure_retrieval(checkpoint, request.images, request.batch_size), language_streams(about)
+        found = measure_retrieval(
+            request.checkpoint, request.images, request.batch_size, request.models, encoders=request.encoders
         )
+        return image_text_retrieval.analysis(found, labels)
 
     return AnalysisJob((), run)

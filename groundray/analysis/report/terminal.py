@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.box import HORIZONTALS
@@ -13,17 +13,16 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as Grid
 
-from groundray.analysis.measures.image_text_retrieval import ROWS, WAYS, Retrieval
 from groundray.analysis.measures.relations import Relations
 from groundray.analysis.report import document
 from groundray.analysis.report.document import Report, compared, summary_of
 from groundray.analysis.report.numbers import format_interval, format_number
-from groundray.analysis.result import Measure, Value
+from groundray.analysis.result import Measure, Table, Value
 
 MOST_ROWS = 20  # of a table on screen
 CERTAIN = 0.05
 LESSER = re.compile(
-    r"lower_quartile|upper_quartile|^pc[2-9]|^without_own_words/rank/within"
+    r"lower_quartile|upper_quartile|^pc[2-9]|^without_own_words/rank/within|^published/.*_at_5$"
 )  # keys of measures that a short table leaves out
 
 
@@ -104,29 +103,19 @@ def _figure(measure: Measure, model: str, intervals: bool) -> str:
 
 def tables(made: Report) -> Iterator[Grid]:
     """The tables of all analyses, the first rows where one is long."""
-    for one in (table for analysis in made.analyses for table in analysis.tables):
-        title = one.title if len(one.rows) <= MOST_ROWS else f"{one.title} (the first {MOST_ROWS} of {len(one.rows)})"
-        grid = Grid(title=title, box=HORIZONTALS, pad_edge=False)
-        for place, column in enumerate(one.columns):
-            numbers = any(isinstance(row[place], int | float) for row in one.rows)
-            grid.add_column(column, justify="right" if numbers else "left")
-        for row in one.rows[:MOST_ROWS]:
-            grid.add_row(*map(format_number, row))
-        yield grid
+    for analysis in made.analyses:
+        yield from map(table, analysis.tables)
 
 
-def retrieval(found: Mapping[str, Retrieval]) -> Grid:
-    """Recall and ranks of each stage, both ways."""
-    first = next(iter(found.values()))
-    grid = Grid(title=f"Retrieval among {first.images} images (chance recall@10 {first.chance:.3f})")
-    grid.add_column("")
-    for name in found:
-        for way in WAYS:
-            grid.add_column(f"{name}\n{way.replace('_', ' ')}", justify="right")
-    for measure in ROWS:
-        digits = 3 if measure.startswith("recall") else 1
-        values = [one.metrics[f"{way}/{measure}"] for one in found.values() for way in WAYS]
-        grid.add_row(measure.replace("_", " "), *(f"{value:.{digits}f}" for value in values))
+def table(one: Table) -> Grid:
+    """Return a table, the first rows where it is long."""
+    title = one.title if len(one.rows) <= MOST_ROWS else f"{one.title} (the first {MOST_ROWS} of {len(one.rows)})"
+    grid = Grid(title=title, box=HORIZONTALS, pad_edge=False)
+    for place, column in enumerate(one.columns):
+        numbers = any(isinstance(row[place], int | float) for row in one.rows)
+        grid.add_column(column, justify="right" if numbers else "left")
+    for row in one.rows[:MOST_ROWS]:
+        grid.add_row(*map(format_number, row))
     return grid
 
 
