@@ -26,7 +26,7 @@ MODULE = re.compile(r"(?<![\w/.-])groundray(?:\.(?!py\b)[A-Za-z_]\w*)+")
 SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(
-    r"(?:python -m groundray\.(\w+)|(?<![\w./-])groundray (train|prepare|analyse|sweep|serve|search|bench)"
+    r"(?:python -m groundray\.(\w+)|(?<![\w./-])groundray (train|prepare|analyse|baseline|sweep|serve|search|bench)"
     r"|python (sweeps/\w+)\.py)((?: [^&|;]*)?)"
 )
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a model, or resume its training",
     "sweep": "train many models that differ in a few settings, and compare them",
     "analyse": "measure what a trained model has learned",
+    "baseline": "make word vectors of other kinds of evidence, to compare a model with",
     "search": "search images with a text, an image, or a mix of both",
     "serve": "serve image search in a browser",
     "clean": "show what takes disk space, and delete what may go",
