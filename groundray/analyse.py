@@ -136,8 +136,8 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="another model: a folder that transformers or sentence-transformers wrote, a model in MLflow, or minilm; "
-        "may be repeated",
+        help="another model: a folder that transformers or sentence-transformers wrote, a model in MLflow, minilm, or "
+        "a file of word vectors (GloVe, word2vec, fastText, Parquet); may be repeated",
     )
     group = command.add_argument_group("vectors")
     group.add_argument(
@@ -158,6 +158,11 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SENTENCE",
         help="sentence to embed texts in, at {}, as in 'a photo of a {}'; if repeated, their mean (default: none)",
+    )
+    group.add_argument(
+        "--no-projection",
+        action="store_true",
+        help="take the mean over a text's tokens of CLIP, SigLIP and ALIGN too (default: their projected vectors)",
     )
     group.add_argument("--cache", metavar="DIR", help="folder that keeps vectors (default: ~/.cache/groundray)")
     group.add_argument(
@@ -271,7 +276,9 @@ def _request(options: argparse.Namespace) -> AnalysisRequest:
         images=given.get("images"),
         graphs=given.get("graphs"),
         batch_size=given.get("batch_size", BATCH_SIZE),
-        embedding=Options(options.special_tokens, options.layer, tuple(options.template)),
+        embedding=Options(
+            options.special_tokens, options.layer, tuple(options.template), projected=not options.no_projection
+        ),
         classifiers=ClassifierOptions(given.get("folds", FOLDS), given.get("class_weight", "none")),
         min_people=given.get("min_people", MIN_PEOPLE),
         components=given.get("components", COMPONENTS),

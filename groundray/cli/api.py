@@ -117,16 +117,17 @@ def embed(model: Exported | str | Path, texts: Sequence[str]) -> Float[np.ndarra
 
     Args:
         model: a model from `open_model`; or the path, URL or name, MLflow's too, of any language model that
-            transformers can load.
+            transformers can load (of CLIP, SigLIP or ALIGN the projected vectors), or of a file of word vectors.
         texts: words or phrases, each embedded on its own, without special tokens.
 
     Raises:
         ValueError: there is no such model, or it does not know all words of a text.
     """
     from groundray.analysis.inputs.embedding import Embedder
+    from groundray.analysis.inputs.model_loading import load_text_model
 
     if isinstance(model, str | Path):
-        return Embedder.load(_place(model, exported=False)).embed(texts)
+        return load_text_model(_place(model, exported=False)).embed(texts)
     name = f"{model.about.settings['run']['name']} ({model.stage.name})"
     # the embedder switches off the padding and truncation of its tokenizer
     return Embedder(name, model.model.language.encoder, copy.deepcopy(model.tokenizer)).embed(texts)

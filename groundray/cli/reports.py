@@ -6,7 +6,6 @@ import contextlib
 import posixpath
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
@@ -15,9 +14,10 @@ from rich.console import Console
 
 from groundray.analysis.exported import Missing, measure_relations
 from groundray.analysis.inputs.catalog import Models, Norms
-from groundray.analysis.inputs.embedding import Embed, Embedder, Vectors
 from groundray.analysis.inputs.lexicon import Lexicon
+from groundray.analysis.inputs.model_loading import load_text_model
 from groundray.analysis.inputs.norm_tables import read_words
+from groundray.analysis.inputs.text_model import Embed, TextModel, Vectors, encode_here
 from groundray.analysis.inputs.vector_cache import Cache
 from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES
 from groundray.analysis.measures import image_text_retrieval
@@ -86,9 +86,10 @@ def make_report(
     jobs = {name: job for name in names if (job := attempt(name, partial(ANALYSES[name], request)))}
     texts = [text for job in jobs.values() for text in job.texts]
     lexicon = Lexicon({}, {}, {})
+    loaded: dict[str, TextModel] = {}
     if texts:
-        embedders = {name: Embedder.load(source, request.embedding) for name, source in models.sources.items()}
-        lexicon = Lexicon.of(embedders, texts, embed)
+        loaded = {name: load_text_model(source, request.embedding) for name, source in models.sources.items()}
+        lexicon = Lexicon.of(loaded, texts, embed)
     analyses = []
     for done, (name, job) in enumerate(jobs.items(), start=1):
         if analysis := attempt(name, partial(job.analyse, lexicon)):
@@ -98,6 +99,7 @@ def make_report(
     title = export.about(checkpoint).settings["run"]["name"] if checkpoint else ", ".join(models.sources)
     notes = (
         *models.notes,
+        *(f"{name}: {note}" for name, model in loaded.items() for note in model.notes),
         *(request.norms or Norms()).passed_over,
         *(note for job in jobs.values() for note in job.notes),
     )
@@ -237,24 +239,22 @@ def _embed(cache: str | None, on_ray: bool, use_gpu: bool, progress: Progress, e
     """Yield a function that returns the vectors of texts, and keeps them in the cache."""
     vectors = Cache.at(cache, errors.print)
 
-    def compute(embedder: Embedder, texts: Sequence[str]) -> Vectors:
-        def update(done: int, total: int) -> None:
-            progress.update(f"vectors of {Folder.at(embedder.name).name}", done, total)
-
-        if on_ray:
-            from groundray.runtime.data import embedding_tasks
-
-            return embedding_tasks.embed(embedder, texts, update, use_gpu)
-        return embedder.embed(texts, update)
-
-    connection: AbstractContextManager[None] = contextlib.nullcontext()
+    encode, connection = encode_here, contextlib.nullcontext()
     if on_ray:
         from groundray.runtime import cluster
+        from groundray.runtime.data import embedding_tasks
 
-        connection = cluster.connect()
+        encode, connection = partial(embedding_tasks.encode, use_gpu=use_gpu), cluster.connect()
+
+    def compute(model: TextModel, texts: Sequence[str]) -> Vectors:
+        def update(done: int, total: int) -> None:
+            progress.update(f"vectors of {Folder.at(model.name).name}", done, total)
+
+        return model.embed(texts, update, encode)
+
     with connection:
         device = "cuda" if on_ray and use_gpu else "cpu"
-        yield lambda embedder, texts: vectors.embed(embedder, texts, compute, device)
+        yield lambda model, texts: vectors.embed(model, texts, compute, device)
 
 
 def _report_folder(checkpoint: str | None, known: FoundModel | None) -> Folder:

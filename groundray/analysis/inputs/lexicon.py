@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from groundray.analysis.inputs.embedding import Embed, Embedder
+from groundray.analysis.inputs.text_model import Embed, TextModel, embed_here
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Lexicon:
     unknown: dict[str, frozenset[str]]
 
     @staticmethod
-    def of(models: Mapping[str, Embedder], texts: Sequence[str], embed: Embed = Embedder.embed) -> Lexicon:
+    def of(models: Mapping[str, TextModel], texts: Sequence[str], embed: Embed = embed_here) -> Lexicon:
         """Embed all texts that every model knows. A repeated text is embedded once.
 
         Args:
-            embed: computes the vectors (`Cache.embed` keeps them on disk, `runtime.data.embedding_tasks.embed`
-                distributes the work).
+            embed: computes the vectors (`Cache.embed` keeps them on disk).
 
         Raises:
-            ValueError: there is no model, no text, or no text that every model knows; or as `Embedder.embed`.
+            ValueError: there is no model, no text, or no text that every model knows; or as
+                `TextModel.embed`.
         """
         if not models:
             raise ValueError("expected at least one model, got none")

@@ -1,8 +1,8 @@
 """Vectors kept on disk, so that a repeated command gives the same bits without computing them.
 
-A file's name is a hash of all that its vectors depend on: the embedder's digest (weights, tokenizer, options), the
-texts in order, the code, the libraries and the arithmetic (`storage/cache_key.py`). The folder may be deleted at any
-time.
+A file's name is a hash of all that its vectors depend on: the model's digest (of its weights, tokenizer and options, or
+of its file of word vectors), the texts in order, the code, the libraries and the arithmetic (`storage/cache_key.py`).
+The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from groundray.analysis.inputs import embedding
-from groundray.analysis.inputs.embedding import Embed, Embedder, Vectors
+from groundray.analysis.inputs.text_model import Embed, TextModel, Vectors, embed_here
 from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
 from groundray.storage.user_cache import user_cache
@@ -41,16 +40,14 @@ class Cache:
         """Return the cache at a path or URL, by default in the user's cache (`storage/user_cache.py`)."""
         return Cache(user_cache(url) / "embeddings", note)
 
-    def embed(
-        self, embedder: Embedder, texts: Sequence[str], make: Embed = Embedder.embed, device: str = "cpu"
-    ) -> Vectors:
+    def embed(self, model: TextModel, texts: Sequence[str], make: Embed = embed_here, device: str = "cpu") -> Vectors:
         """Return the vector of each text, from the cache or from `make`.
 
         Args:
             make: computes vectors that the cache lacks.
             device: kind of device that it computes on, `cpu` or `cuda`.
         """
-        key = cache_key([embedder.digest, *texts], code=(embedding,), device=device, stored="float32")
+        key = cache_key([model.digest, *texts], code=model.code, device=device, stored="float32")
         name = f"{key}.safetensors"
         try:
             return self._read(name, len(texts))
@@ -58,7 +55,7 @@ class Cache:
             pass
         except (OSError, ValueError, SafetensorError) as error:
             self.note(f"{self.folder}/{name} is damaged ({error}) and is computed again")
-        vectors = make(embedder, texts)
+        vectors = make(model, texts)
         content = safetensors.numpy.save({VECTORS: vectors, SEAL: _seal(vectors)})
         try:
             self.folder.make().write_bytes(name, content)

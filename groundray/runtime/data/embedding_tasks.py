@@ -1,4 +1,4 @@
-"""Embeds a large vocabulary with an actor pool on the whole cluster.
+"""Encodes a large vocabulary with an actor pool on the whole cluster.
 
 The batches are those of `Embedder.embed`. The vectors are the same up to rounding: another number of threads adds up in
 another order.
@@ -6,7 +6,7 @@ another order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,13 +15,14 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from groundray import arithmetic
-from groundray.analysis.inputs.embedding import Embedder, Vectors
+from groundray.analysis.inputs.embedding import Batch, Embedder
+from groundray.analysis.inputs.text_model import Vectors
 from groundray.runtime.data.ray_stream import quiet_context
 from groundray.runtime.nodes import accepting_nodes, places
 
 
 class EmbeddingActor:
-    """An actor that embeds batches with its own copy of the model, on a GPU if it has one."""
+    """An actor that encodes batches with its own copy of the model, on a GPU if it has one."""
 
     def __init__(self, embedder_and_batches: Any):
         embedder, self._batches = ray.get(embedder_and_batches)
@@ -34,29 +35,21 @@ class EmbeddingActor:
             return {"vectors": self._embedder.encode(self._batches[row["batch"]]).tobytes()}
 
 
-def embed(
-    embedder: Embedder,
-    texts: Sequence[str],
-    progress: Callable[[int, int], None] = lambda done, of: None,
-    use_gpu: bool = False,
-) -> Vectors:
-    """Return the vector of each text, computed on the connected Ray cluster.
+def encode(embedder: Embedder, batches: Sequence[Batch], use_gpu: bool = False) -> Iterator[Vectors]:
+    """Yield the vectors of each batch, in order, computed on the connected Ray cluster.
 
     Args:
-        progress: called after each batch with the number of word pieces that are done, and of all.
         use_gpu: one actor for each GPU of the cluster, instead of one for each CPU.
 
     Raises:
-        ValueError: see `Embedder.embed`; or the cluster has no GPU.
+        ValueError: the cluster has no GPU.
     """
-    batches = embedder.batches(texts)
     cpus, gpus = (0, 1) if use_gpu else (1, 0)
     actors = places(accepting_nodes(), cpus, gpus)
     if not actors:
         raise ValueError(
             f"expected a cluster with a {'GPU' if use_gpu else 'CPU'} to embed on, got {ray.cluster_resources()}"
         )
-    total, done = sum(batch.tokens.size for batch in batches), 0
     context = quiet_context()
     context.execution_options.preserve_order = True
     with ray.data.DataContext.current(context):
@@ -69,12 +62,5 @@ def embed(
             num_cpus=cpus,
             num_gpus=gpus or None,
         )
-
-        def encoded() -> Any:
-            nonlocal done
-            for batch, row in zip(batches, rows.iter_rows(), strict=True):
-                yield np.frombuffer(row["vectors"], dtype=np.float32).reshape(len(batch.texts), -1)
-                done += batch.tokens.size
-                progress(done, total)
-
-        return embedder.gathered(texts, batches, encoded())
+        for batch, row in zip(batches, rows.iter_rows(), strict=True):
+            yield np.frombuffer(row["vectors"], dtype=np.float32).reshape(len(batch.texts), -1)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from analysis.models import bert, word_pieces, write
 
-from groundray.analysis.inputs.embedding import Embedder, Options, Vectors
+from groundray.analysis.inputs.embedding import Embedder, Options
+from groundray.analysis.inputs.text_model import TextModel, Vectors
 from groundray.analysis.inputs.vector_cache import Cache
+from groundray.analysis.inputs.word_vectors import WordVectors
 
 TEXTS = ("zebra", "striped horse", "strawberry")
 
@@ -20,7 +22,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     return Embedder.load(write(tmp_path_factory.mktemp("stream"), bert()))
 
 
-def never(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+def never(model: TextModel, texts: Sequence[str]) -> Vectors:
     raise AssertionError(f"{len(texts)} vectors are made")
 
 
@@ -51,6 +53,17 @@ def test_cache_key_covers_all_that_vectors_depend_on(embedder: Embedder, tmp_pat
             cache.embed(other, texts, never)
         assert np.array_equal(cache.embed(other, texts), other.embed(texts))
     assert len(list((tmp_path / "embeddings").iterdir())) == 1 + len(others)
+
+
+def test_word_vectors_are_kept_by_the_content_of_their_file(tmp_path: Path) -> None:
+    file = tmp_path / "glove.txt"
+    file.write_text("zebra 1 2\nhorse 3 4\n")
+    cache = Cache.at(tmp_path / "cache", pytest.fail)
+    assert cache.embed(WordVectors(file), ["horse"]).tolist() == [[3, 4]]
+    file.rename(tmp_path / "same.txt")
+    assert cache.embed(WordVectors(tmp_path / "same.txt"), ["horse"], never).tolist() == [[3, 4]]
+    file.write_text("zebra 1 2\nhorse 3 5\n")
+    assert cache.embed(WordVectors(file), ["horse"]).tolist() == [[3, 5]]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "another's"])

@@ -1,7 +1,8 @@
-"""A vocabulary embedded on Ray: the same vectors, in the same order."""
+"""A vocabulary encoded on Ray: the same vectors, in the same order."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_vectors_are_those_of_one_process(ray_cluster: None) -> None:
     texts = [" ".join(words[place % 13] for place in range(start, start + start % 5 + 1)) for start in range(2000)]
     embedder = Embedder("model", bert(), word_pieces(), Options(templates=("a photo of a {}", "{} and the bear")))
     heard: list[tuple[int, int]] = []
-    found = embedding_tasks.embed(embedder, texts, lambda done, of: heard.append((done, of)))
+    found = embedder.embed(texts, lambda done, of: heard.append((done, of)), embedding_tasks.encode)
     # an actor adds up on one thread, this process on several
     np.testing.assert_allclose(found, embedder.embed(texts), rtol=1e-4, atol=1e-5)
     assert len(heard) > 4
@@ -30,7 +31,7 @@ def test_vectors_are_those_of_one_process(ray_cluster: None) -> None:
 def test_texts_that_cannot_be_embedded_are_refused_before_any_work(ray_cluster: None) -> None:
     embedder = Embedder("model", bert(), word_pieces())
     with pytest.raises(ValueError, match="got others for 'giraffe'"):
-        embedding_tasks.embed(embedder, ["zebra", "giraffe"])
+        embedder.embed(["zebra", "giraffe"], encode=embedding_tasks.encode)
 
 
 @pytest.mark.ray
@@ -38,7 +39,7 @@ def test_texts_that_cannot_be_embedded_are_refused_before_any_work(ray_cluster: 
 def test_a_gpu_that_is_not_there_is_refused(ray_cluster: None) -> None:
     embedder = Embedder("model", bert(), word_pieces())
     with pytest.raises(ValueError, match="expected a cluster with a GPU to embed on"):
-        embedding_tasks.embed(embedder, ["zebra"], use_gpu=True)
+        embedder.embed(["zebra"], encode=partial(embedding_tasks.encode, use_gpu=True))
 
 
 @pytest.mark.parametrize(("gpus", "factors"), [([0], "ieee"), ([], None)])

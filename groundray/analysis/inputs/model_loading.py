@@ -1,0 +1,30 @@
+"""Loads a model of texts from where it is: a language model, or a file of word vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from groundray.analysis.inputs.embedding import IN_ISOLATION, Embedder, Options
+from groundray.analysis.inputs.text_model import TextModel
+from groundray.analysis.inputs.word_vectors import WordVectors
+from groundray.storage.folder import Folder
+
+VECTORS = "vectors.parquet"  # of a folder with one file of word vectors, and what is said of it
+
+
+def load_text_model(place: str | Path, options: Options = IN_ISOLATION) -> TextModel:
+    """Load a model of texts.
+
+    Args:
+        place: path or URL of a file of word vectors, or of a folder that holds `vectors.parquet`; or of a language
+            model, as `Embedder.load` takes it.
+
+    Raises:
+        ValueError: there is no model, or it cannot be used.
+    """
+    folder = Folder.at(place)
+    if folder.filesystem.get_file_info(folder.path).is_file:
+        return WordVectors(place, options.of_sentences)
+    if folder.exists(VECTORS):
+        return WordVectors(f"{str(place).rstrip('/')}/{VECTORS}", options.of_sentences)
+    return Embedder.load(place, options)
