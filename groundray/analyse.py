@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs")
 # options that are paths or URLs
-PATHS = ("checkpoint", "data", "images", "graphs", "norms", *NORM_FILES, "fit_on", "vocabulary", "out", "cache", "json")
+PATHS = (
+    *("checkpoint", "data", "images", "graphs", "norms", *NORM_FILES, "fit_on", "contrasts", "vocabulary"),
+    *("out", "cache", "json"),
+)
 ABOUT = {
     "retrieval": "recall@k and ranks between images and captions, in both directions",
     "relations": "accuracy of predicates and objects, against the majority and a blank image",
@@ -204,9 +207,16 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
         )
         group.add_argument(
             "--fit-on",
+            metavar="rated|words|rows|FILE",
+            help="words to fit the axes on, which change the correlations: those of the categories that are rated, all "
+            "of them, a word as often as it stands there, or those of a file (default: the run's setting "
+            "analysis.fit_on, or rated)",
+        )
+        group.add_argument(
+            "--contrasts",
             metavar="FILE",
-            help="words to fit the axes on; they change the correlations (default: the words of the categories, or "
-            "the run's setting analysis.fit_on)",
+            help="table with columns contrast, side, category: sets of categories that the axes are to tell apart "
+            "(default: human or not, animate or not, object or scene, of SemCat's categories)",
         )
     if takes("norms"):
         group.add_argument(
@@ -283,6 +293,7 @@ def _request(options: argparse.Namespace) -> AnalysisRequest:
         min_people=given.get("min_people", MIN_PEOPLE),
         components=given.get("components", COMPONENTS),
         fit_on=given.get("fit_on"),
+        contrasts=given.get("contrasts"),
         vocabulary=given.get("vocabulary"),
     )
 

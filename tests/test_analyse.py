@@ -338,6 +338,10 @@ def test_words_to_fit_axes_on_are_a_setting_of_the_run(
     assert AnalysisRequest("model").resolved().fit_on == str(pool)
     assert AnalysisRequest("model", fit_on="other.txt").resolved().fit_on == "other.txt"
     assert AnalysisRequest("model", norms=Norms()).resolved().fit_on == str(pool)
+    rows = config.load("demo", [f"--analysis.norms={few}", "--analysis.fit_on=rows"])
+    assert reports.norms_problem(rows) is None  # a choice of the categories' words, not a file
+    assert rows.absolute().analysis.fit_on == "rows"
+    assert "rows" not in AnalysisRequest(fit_on="rows").made_of()
     request = AnalysisRequest(fit_on=str(pool))
     before = request.made_of()
     pool.write_text("circle\nsquare\nred\n")

@@ -9,6 +9,7 @@ from groundray.analysis.inputs.catalog import Norms
 from groundray.analysis.inputs.dual_encoder import DualEncoders
 from groundray.analysis.inputs.embedding import IN_ISOLATION, Options
 from groundray.analysis.measures import feature_norms
+from groundray.config.settings import FIT_ON
 from groundray.model import export
 from groundray.storage.folder import Folder
 
@@ -29,8 +30,9 @@ class AnalysisRequest:
         classifiers: options of the classifiers of features.
         min_people: number of people who must have named a feature of a concept.
         components: number of principal axes.
-        fit_on: file of words that the axes are fitted on; None for the words of the categories, or those of the run's
-            setting `analysis.fit_on`.
+        fit_on: words that the axes are fitted on: a file, or a name of FIT_ON; None for those of the run's setting
+            `analysis.fit_on`, or else `rated`.
+        contrasts: file of the sets of categories that the axes are to tell apart; None for those that are built in.
         vocabulary: file of words among which a phrase's target is ranked (default: the words of the categories).
         encoders: models of images and texts, each loaded once for all analyses.
     """
@@ -46,6 +48,7 @@ class AnalysisRequest:
     min_people: float = 1
     components: int = 3
     fit_on: str | None = None
+    contrasts: str | None = None
     vocabulary: str | None = None
     encoders: DualEncoders = field(default_factory=DualEncoders, repr=False, compare=False)
 
@@ -71,8 +74,8 @@ class AnalysisRequest:
         checksums = {"settings": _digest(repr(replace(self, checkpoint=None)).encode())}
         if self.checkpoint:
             checksums["checkpoint"] = _digest(Folder.at(self.checkpoint).read_bytes(export.ABOUT))
-        words = [path for path in (self.fit_on, self.vocabulary) if path]
-        return checksums | {path: _digest_of(path) for path in ((self.norms or Norms()).paths + words)}
+        files = [path for path in (self.fit_on, self.contrasts, self.vocabulary) if path and path not in FIT_ON]
+        return checksums | {path: _digest_of(path) for path in ((self.norms or Norms()).paths + files)}
 
 
 def _digest(content: bytes) -> str:

@@ -90,7 +90,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Words in a plane: one panel per model, with the same axis labels."""
+    """Words in a plane: one panel per model, with the same axis labels.
+
+    Attributes:
+        shade: name of the points' shade.
+        line: draw each panel's regression line, of y on x.
+    """
 
     key: str
     title: str
@@ -98,6 +103,7 @@ class Scatter:
     y: str
     panels: dict[str, tuple[Point, ...]]
     shade: str | None = None
+    line: bool = False
 
 
 @dataclass(frozen=True)

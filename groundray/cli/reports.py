@@ -30,6 +30,7 @@ from groundray.analysis.systems import measure_retrieval, refuse_others, system_
 from groundray.cli.command import EXIT_FAILED
 from groundray.cli.progress import Progress
 from groundray.config import Settings
+from groundray.config.settings import FIT_ON
 from groundray.model import export
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged
@@ -180,7 +181,7 @@ def norms_problem(settings: Settings) -> str | None:
         setting = "norms"
         try:
             Norms.at(own.norms)
-            if own.fit_on:
+            if own.fit_on and own.fit_on not in FIT_ON:
                 setting = "fit_on"
                 read_words(own.fit_on)
         except (OSError, ValueError) as error:

@@ -820,6 +820,9 @@ class Tracking(Section):
         return self.enabled and name in self.to
 
 
+FIT_ON = ("rated", "words", "rows")  # names of `analysis.fit_on`; a file of such a name is `./rows`
+
+
 class Analysis(Section):
     """Report on the language streams at the end of a run. `groundray analyse all` writes the same."""
 
@@ -833,8 +836,9 @@ class Analysis(Section):
     fit_on: str | None = Field(
         default=None,
         min_length=1,
-        description="file or URL of the words on which principal axes are fitted, one per line or a column `word`; "
-        "null: the words of the categories. The choice changes the axes' correlation with concreteness",
+        description="words on which principal axes are fitted: a file or URL, one per line or a column `word`; or of "
+        "the categories `rated` (their words that have a concreteness rating), `words` (all, each once) or `rows` (a "
+        "word as often as it stands there); null: rated. The choice changes the axes' correlation with concreteness",
     )
 
 
@@ -955,7 +959,7 @@ class Settings(BaseSettings):
         if self.tracking.tensorboard.folder:
             tree["tracking"]["tensorboard"]["folder"] = _absolute(self.tracking.tensorboard.folder)
         for key in ("norms", "fit_on"):
-            if tree["analysis"][key]:
+            if tree["analysis"][key] and tree["analysis"][key] not in FIT_ON:
                 tree["analysis"][key] = _absolute(tree["analysis"][key])
         for name in self.stages:
             tree[name]["train"], tree[name]["val"] = _absolute(tree[name]["train"]), _absolute(tree[name]["val"])

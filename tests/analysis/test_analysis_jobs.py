@@ -11,6 +11,7 @@ from groundray.analysis.inputs.catalog import Norms
 from groundray.analysis.inputs.lexicon import Lexicon
 from groundray.analysis.jobs import ANALYSES
 from groundray.analysis.request import AnalysisRequest
+from groundray.analysis.result import Analysis
 
 
 def request(folder: Path, **files: str) -> AnalysisRequest:
@@ -64,3 +65,42 @@ def test_a_further_set_of_categories_that_cannot_be_read_spoils_only_itself(tmp_
     values = {measure.key: measure.values["one"].value for measure in found.measures}
     assert values["looks/silhouette/rest/median"] == values["silhouette/rest/median"] > 0.9
     assert not [measure for measure in found.measures if measure.key.startswith("looks/") and measure.published]
+
+
+def axes_of(folder: Path, fit_on: str | None = None, contrasts: str | None = None) -> Analysis:
+    """The axes of ten words, of which one has two categories and stands twice in the second."""
+    rows = [f"{'people' if number < 5 else 'things'},w{number},{number}" for number in range(9)]
+    (folder / "categories.csv").write_text(
+        "\n".join(["category,word,concreteness", *rows, "people,w9,", "things,w0,0"])
+    )
+    job = ANALYSES["axes"](
+        AnalysisRequest(norms=Norms.at(str(folder)), fit_on=fit_on, contrasts=contrasts, components=2)
+    )
+    words = tuple(dict.fromkeys(job.texts))
+    vectors = np.random.default_rng(0).normal(size=(len(words), 4))
+    return job.analyse(Lexicon({word: row for row, word in enumerate(words)}, {"m": vectors}, {"m": frozenset()}))
+
+
+@pytest.mark.parametrize(
+    ("fit_on", "said"),
+    [(None, "the 9 rated words"), ("rated", "the 9 rated words"), ("words", "the 10 words"), ("rows", "the 11 rows")],
+)
+def test_axes_are_fitted_on_the_chosen_words(tmp_path: Path, fit_on: str | None, said: str) -> None:
+    assert said in axes_of(tmp_path, fit_on).about
+
+
+def test_a_file_named_as_a_choice_is_read_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text("w1\nw2\nw3\nw4\n")
+    assert "the 4 words of" in axes_of(tmp_path, str(tmp_path / "rows")).about
+
+
+def test_contrasts_of_a_file_are_measured_and_those_of_semcat_counted(tmp_path: Path) -> None:
+    file = tmp_path / "contrasts.csv"
+    file.write_text("contrast,side,category\nalive,people,people\nalive,things,things\n")
+    found = axes_of(tmp_path, contrasts=str(file))
+    assert [one.items for one in found.measures if one.key.endswith("contrast/alive/rank_biserial")] == [9, 9]
+    assert found.left_out["words that are of both sides of a contrast"] == 1  # w0
+    assert any(row[0] == "contrasts.csv" for row in found.tables[-1].rows)
+    built_in = axes_of(tmp_path)
+    assert built_in.left_out["contrasts of categories that are not there"] == 2  # people are among the humans
+    assert next(one.key for one in built_in.measures if "contrast" in one.key).startswith("pc1/contrast/human_or_not/")

@@ -68,7 +68,9 @@ class Ratings:
 
 @dataclass(frozen=True)
 class Categories:
-    """Words by category: one row for each category of a word.
+    """Words by category: a row for each line of the file, so that a word has one for each of its categories.
+
+    A word that stands twice in its category has two rows there, as in SemCat's published rows.
 
     Attributes:
         concreteness: rating of each row's word; NaN if it has none.
@@ -166,7 +168,7 @@ def read_categories(url: str | Path) -> Categories:
         return _categories_of(folder)
     columns = {"category": ("category",), "word": ("word",), "concreteness": RATING}
     table = read_table(url, columns, optional=("concreteness",), numbers=("concreteness",))
-    kept, left_out = _once(table, ("category", "word"), "concreteness")
+    kept, left_out = _agreeing(table, ("category", "word"), "concreteness")
     return Categories(
         tuple(row.fields["category"] for row, _ in kept),
         tuple(row.text("word") for row, _ in kept),
@@ -178,9 +180,9 @@ def read_categories(url: str | Path) -> Categories:
 
 def _categories_of(folder: Folder) -> Categories:
     """Read SemCat as published: one file per category, one word per line. A file that cannot be read is left out."""
-    entries: dict[tuple[str, str], None] = {}
+    entries: list[tuple[str, str]] = []
     problems: list[str] = []
-    lines = repeated = other = 0
+    other = 0
     for name in folder.names():
         named = None if name.startswith(".") else TEXT_FILE.fullmatch(name)
         if not named:
@@ -191,10 +193,7 @@ def _categories_of(folder: Folder) -> Categories:
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
-        rows = {(named["category"], word): None for word in words}
-        lines += len(words)
-        repeated += len(words) - len(rows)
-        entries |= rows
+        entries += [(named["category"], word) for word in words]
     if not entries:
         raise ValueError(
             problems[0]
@@ -204,13 +203,12 @@ def _categories_of(folder: Folder) -> Categories:
     categories, words = zip(*entries, strict=True)
     left_out = _nonzero(
         {
-            "words that stand twice in their category": repeated,
             "categories whose file cannot be read": len(problems),
             "files that are not .txt": other,
         }
     )
     notes = tuple(f"category not read: {problem}" for problem in problems)
-    source = Source(str(folder), "a file per category", lines, len(words), left_out, notes)
+    source = Source(str(folder), "a file per category", len(words), len(words), left_out, notes)
     return Categories(categories, words, np.full(len(words), np.nan), left_out, source)
 
 
@@ -360,27 +358,38 @@ def _once(table: Table, key: Sequence[str], column: str) -> tuple[list[tuple[Row
     """Return the first row of each key with its number, and the counts of rows that repeat one or lack one.
 
     Raises:
+        ValueError: as `_agreeing`.
+    """
+    rows, left_out = _agreeing(table, key, column)
+    kept: dict[tuple[str, ...], tuple[Row, float | None]] = {}
+    for row, value in rows:
+        kept.setdefault(tuple(row.text(name) for name in key), (row, value))
+    return list(kept.values()), _nonzero({"words that stand twice": len(rows) - len(kept)}) | left_out
+
+
+def _agreeing(table: Table, key: Sequence[str], column: str) -> tuple[list[tuple[Row, float | None]], dict[str, int]]:
+    """Return the rows that have a key with their numbers, and the count of those without one.
+
+    Raises:
         ValueError: two rows of a key have different numbers, or no row has a key.
     """
-    kept: dict[tuple[str, ...], tuple[Row, float | None]] = {}
-    repeated = wordless = 0
+    first: dict[tuple[str, ...], tuple[Row, float | None]] = {}
+    kept: list[tuple[Row, float | None]] = []
     for row in table.rows:
         words = tuple(row.text(name) for name in key)
         value = row.number_if_any(column)
         if not all(words):
-            wordless += 1
             continue
-        first, said = kept.setdefault(words, (row, value))
+        one, said = first.setdefault(words, (row, value))
         if said != value:
             raise ValueError(
                 f"{row.where}: expected one {column} of {', '.join(words)}, got {row.fields[column] or 'none'} "
-                f"after {first.fields[column] or 'none'} (line {first.where.rpartition(' ')[2]})"
+                f"after {one.fields[column] or 'none'} (line {one.where.rpartition(' ')[2]})"
             )
-        repeated += first is not row
+        kept.append((row, value))
     if not kept:
         raise ValueError(f"{table.url}: expected rows with a {' and a '.join(key)}, got none among {len(table.rows)}")
-    what = "words that stand twice in their category" if "category" in key else "words that stand twice"
-    return list(kept.values()), _nonzero({what: repeated, f"rows without a {' or '.join(key)}": wordless})
+    return kept, _nonzero({f"rows without a {' or '.join(key)}": len(table.rows) - len(kept)})
 
 
 def _source(table: Table, used: int, left_out: dict[str, int]) -> Source:

@@ -7,6 +7,7 @@ import numpy as np
 from groundray.analysis.exported import Missing
 from groundray.analysis.inputs import norm_tables as read
 from groundray.analysis.inputs.catalog import Norms
+from groundray.analysis.inputs.category_contrasts import read_contrasts
 from groundray.analysis.inputs.lexicon import Lexicon
 from groundray.analysis.jobs.job import AnalysisJob, job_of, rated_rows
 from groundray.analysis.measures import axes as measures
@@ -21,7 +22,9 @@ def job(request: AnalysisRequest) -> AnalysisJob:
             f"no concreteness of the categories' words {(request.norms or Norms()).looked_for}: "
             "give --concreteness FILE"
         )
-    fit_on = read.read_words(request.fit_on) if request.fit_on else None
+    choice: measures.FitOn = request.fit_on if request.fit_on in measures.FITS else measures.DEFAULT_FIT
+    fit_on = read.read_words(request.fit_on) if request.fit_on and request.fit_on not in measures.FITS else None
+    contrasts = read_contrasts(request.contrasts, rows.category)
 
     def run(lexicon: Lexicon) -> Analysis:
         selection = lexicon.select(rows.word)
@@ -32,10 +35,11 @@ def job(request: AnalysisRequest) -> AnalysisJob:
             [rows.category[row] for row in selection.rows],
             rows.concreteness[selection.rows],
             request.components,
-            other.vectors if other else None,
+            other.vectors if other else choice,
             f"of {request.fit_on}",
             rows.left_out | selection.left_out,
+            contrasts.every,
         )
 
     texts = (*rows.word, *(fit_on.words if fit_on else ()))
-    return job_of(texts, run, *sources, fit_on.source if fit_on else None)
+    return job_of(texts, run, *sources, fit_on.source if fit_on else None, contrasts.source)

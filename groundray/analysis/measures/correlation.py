@@ -65,7 +65,7 @@ def correlations(
 
     whole = found(np.ones((1, len(ratings))))[..., 0]
     numbers = np.arange(len(ratings)) if units is None else units
-    resampled = np.concatenate([found(counts) for counts in _counts(numbers)], axis=-1)
+    resampled = np.concatenate([found(counts) for counts in occurrences(numbers)], axis=-1)
     estimates: list[dict[Kind, dict[str, Estimate]]] = [{kind: {} for kind in kinds} for _ in range(_columns(scores))]
     for row, kind in enumerate(kinds):
         of_ratings, *of_scores = [Standardised.of(values, kind) for values in tables]
@@ -189,7 +189,7 @@ def _correlation(
     return np.where(varied, np.clip(xy / np.sqrt(np.where(varied, xx * yy, 1.0)), -1, 1), np.nan)
 
 
-def _counts(units: Int[np.ndarray, " item"]) -> Iterator[Float[np.ndarray, "resample item"]]:
+def occurrences(units: Int[np.ndarray, " item"]) -> Iterator[Float[np.ndarray, "resample item"]]:
     """Return how often each item occurs in each resample."""
     count = int(units.max()) + 1
     for drawn in draws(count):

@@ -134,6 +134,8 @@ def scatter(picture: Scatter) -> Figure:
     mapped = None
     for panel, (model, points) in zip(panels, drawn.items(), strict=False):
         mapped = _scatter_panel(panel, points, looks, limits) or mapped
+        if picture.line:
+            _regression(panel, points)
         odd = len(picture.panels[model]) - len(points)
         panel.set_title(f"{model} ({odd} not finite)" if odd else model, loc="left")
         panel.set_xlabel(picture.x)
@@ -188,6 +190,16 @@ def _scatter_panel(
             )
             mapped = marks if shaded else mapped
     return mapped
+
+
+def _regression(panel: Axes, points: Sequence[Point]) -> None:
+    """Draw the least-squares line of y on x over the points' range; none if all have the same x."""
+    x, y = (np.array(values) for values in ([point.x for point in points], [point.y for point in points]))
+    if len(points) < 2 or np.ptp(x) <= 1e-12 * np.abs(x).max():
+        return
+    ends = np.array([x.min(), x.max()])
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    panel.plot(ends, y.mean() + slope * (ends - x.mean()), color=GREY, linewidth=1.2, linestyle="--", zorder=1.5)
 
 
 def _write_names(panel: Axes, names: Sequence[tuple[str, float, float, str]], points: Sequence[Point]) -> int:
@@ -284,7 +296,10 @@ def bars(picture: Bars, known: Sequence[str] = ()) -> Figure:
     looks = _looks((model for of_group in picture.groups.values() for model in of_group), known)
     upright = len(picture.groups) <= MOST_UPRIGHT
     step = 1 / (len(looks) + 0.6)
-    length = 1.2 + len(picture.groups) * ((0.3 if upright else 0.12) + (0.2 if upright else 0.13) * len(looks))
+    width = (
+        max(0.95, 0.3 + 0.2 * len(looks)) if upright else 0.12 + 0.13 * len(looks)
+    )  # a name is up to 0.95 inches wide
+    length = 1.2 + len(picture.groups) * width
     figure = new(max(4.5, length), 3.6) if upright else new(7.2, length)
     panel = figure.subplots()
     for group, found in enumerate(picture.groups.values()):

@@ -82,12 +82,12 @@ def test_categories(write: Write) -> None:
     )
     found = read_categories(file)
     assert list(zip(found.category, found.word, strict=True)) == [
-        ("cats", "lion"), ("pets", "cat"), ("cats", "cat"), ("pets", "soul mate"),
+        ("cats", "lion"), ("pets", "cat"), ("cats", "cat"), ("cats", "lion"), ("pets", "soul mate"),
     ]  # fmt: skip
-    np.testing.assert_array_equal(found.concreteness, [4.9, 4.8, 4.8, np.nan])
-    assert found.left_out == {"words that stand twice in their category": 1}
+    np.testing.assert_array_equal(found.concreteness, [4.9, 4.8, 4.8, 4.9, np.nan])
+    assert found.left_out == {}
     rated = found.rated()
-    assert rated.word == ("lion", "cat", "cat")
+    assert rated.word == ("lion", "cat", "cat", "lion")
     assert rated.left_out == {**found.left_out, "rows without a concreteness rating": 1}
 
 
@@ -98,12 +98,13 @@ def test_categories_as_semcat_published_them(write: Write, tmp_path: Path) -> No
     write("whose are these", name="cats/README.md")
     found = read_categories(tmp_path / "cats")
     assert list(zip(found.category, found.word, strict=True)) == [
-        ("big_cats", "lion"), ("big_cats", "tiger"), ("desserts", "ice cream"), ("desserts", "pie"), ("pets", "cat"),
+        ("big_cats", "lion"), ("big_cats", "tiger"), ("big_cats", "lion"),
+        ("desserts", "ice cream"), ("desserts", "pie"), ("pets", "cat"),
     ]  # fmt: skip
-    assert found.left_out == {"words that stand twice in their category": 1, "files that are not .txt": 1}
+    assert found.left_out == {"files that are not .txt": 1}
     rated = found.rated_by(norm_tables.Ratings({"tiger": 4.9, "cat": 4.8}))
-    np.testing.assert_array_equal(rated.concreteness, [np.nan, 4.9, np.nan, np.nan, 4.8])
-    with pytest.raises(ValueError, match="words with a concreteness rating, got none among 5"):
+    np.testing.assert_array_equal(rated.concreteness, [np.nan, 4.9, np.nan, np.nan, np.nan, 4.8])
+    with pytest.raises(ValueError, match="words with a concreteness rating, got none among 6"):
         found.rated()
 
 
@@ -314,11 +315,10 @@ def test_the_published_norms(published: Path) -> None:
     assert (ratings.of["ice cream"], ratings.left_out) == (5, {})
 
     table = read_categories(published / "semcat100.csv")
-    twice = table.left_out["words that stand twice in their category"]
-    assert len(table.word) + twice == 9_197
-    assert len(set(table.category)) == 100
+    assert (len(table.word), len(set(table.word)), len(set(table.category))) == (9_197, 6_238, 100)
     rated = table.rated()
-    assert len(rated.word) + rated.left_out["rows without a concreteness rating"] == len(table.word)
+    assert len(rated.word) == 8_189
+    assert len({*zip(rated.category, rated.word, strict=True)}) == 8_189 - 13
     np.testing.assert_array_equal(table.rated_by(ratings).concreteness, table.concreteness)
 
     folder = read_categories(published / "semcat")

@@ -34,10 +34,10 @@ def table(analysis: Analysis, start: str) -> Table:
 
 
 def scores_of(vectors: np.ndarray, ratings: np.ndarray, fitted_on: np.ndarray | None = None) -> np.ndarray:
-    """Scores of rated rows, by the singular vectors, signs by Pearson's r."""
-    source = vectors if fitted_on is None else fitted_on
-    right = np.linalg.svd(source - source.mean(axis=0), full_matrices=False)[2]
+    """Scores of rated rows, by the singular vectors of the rated rows or others, signs by Pearson's r."""
     rated = np.isfinite(ratings)
+    source = vectors[rated] if fitted_on is None else fitted_on
+    right = np.linalg.svd(source - source.mean(axis=0), full_matrices=False)[2]
     scores = ((vectors - source.mean(axis=0)) @ right.T)[rated]
     return scores * [np.sign(scipy.stats.pearsonr(column, ratings[rated])[0]) for column in scores.T]
 
@@ -50,7 +50,8 @@ def test_scores_variance_and_correlations() -> None:
         for kind, correlation in (("pearson", scipy.stats.pearsonr), ("spearman", scipy.stats.spearmanr)):
             expected = correlation(scores[:, axis], ratings[rated])[0]
             assert of(found, f"pc{axis + 1}/words/{kind}").values["m"].value == pytest.approx(expected)
-    variance = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False) ** 2
+    fitted = vectors[rated]
+    variance = np.linalg.svd(fitted - fitted.mean(axis=0), compute_uv=False) ** 2
     shares = [row[1] for row in table(found, "Share").rows]
     assert shares == pytest.approx([*(variance / variance.sum())[:3], variance[:3].sum() / variance.sum()])
     assert of(found, "pc1/words/pearson").items == rated.sum() == 50
@@ -124,11 +125,64 @@ def test_axes_of_another_vocabulary() -> None:
     expected = scipy.stats.pearsonr(scores[:, 1], ratings[np.isfinite(ratings)])[0]
     assert of(found, "pc2/words/pearson").values["m"].value == pytest.approx(expected)
     assert "the 90 words of a.txt" in found.about
-    assert "the 60 rows" in axes({"m": vectors}, words, categories, ratings).about
+    assert "the 50 rated words" in axes({"m": vectors}, words, categories, ratings).about
     assert {one.key for one in found.measures if one.key.endswith("words/pearson")} == {
         "pc1/words/pearson",
         "pc2/words/pearson",
     }
+
+
+def repeated() -> tuple[np.ndarray, list[str], list[str], np.ndarray]:
+    """The words of `made`, the first 20 in a second category too, and the next 5 twice in theirs."""
+    vectors, words, categories, ratings = made()
+    rows = [*range(60), *range(20), *range(20, 25)]
+    again = ["second"] * 20 + categories[20:25]
+    return vectors[rows], [words[row] for row in rows], [*categories, *again], ratings[rows]
+
+
+def test_words_that_the_axes_are_fitted_on() -> None:
+    """Fitted on each rated word once, on each word once, or on all rows: by hand each, and all of them in a table."""
+    vectors, words, categories, ratings = repeated()
+    once = vectors[:60]
+    sources = {"rated": once[np.isfinite(ratings[:60])], "words": once, "rows": vectors}
+    expected = {
+        fit: scipy.stats.pearsonr(scores_of(vectors, ratings, source)[:, 1], ratings[np.isfinite(ratings)])[0]
+        for fit, source in sources.items()
+    }
+    assert len({round(one, 6) for one in expected.values()}) == 3
+    for fit in ("rated", "words", "rows"):
+        found = axes({"m": vectors}, words, categories, ratings, fitted_on=fit)
+        assert of(found, "pc2/words/pearson").values["m"].value == pytest.approx(expected[fit])
+        assert f"the {len(sources[fit])} " in found.about
+        own = [row for row in table(found, "Pearson r of each axis").rows if row[1:3] == ("PC2", "words")]
+        assert [row[0].split()[1] for row in own] == [str(len(sources[one])) for one in dict.fromkeys((fit, *sources))]
+        assert [row[3] for row in own] == pytest.approx([expected[one] for one in dict.fromkeys((fit, *sources))])
+    assert axes({"m": vectors}, words, categories, ratings) == axes(
+        {"m": vectors}, words, categories, ratings, fitted_on="rated"
+    )
+    whole = made()
+    assert not [
+        one
+        for one in axes({"m": whole[0]}, whole[1], whole[2], np.nan_to_num(whole[3], nan=2.0)).tables
+        if one.title.startswith("Pearson r of each axis")
+    ]  # all choices are the same words
+
+
+def test_a_row_that_stands_twice_counts_twice() -> None:
+    vectors, words, categories, ratings = repeated()
+    found = axes({"m": vectors}, words, categories, ratings)
+    rated = np.isfinite(ratings)
+    scores = scores_of(vectors, ratings, vectors[:60][rated[:60]])
+    assert of(found, "pc1/words/pearson").items == rated.sum()
+    assert of(found, "pc1/words/pearson").values["m"].value == pytest.approx(
+        scipy.stats.pearsonr(scores[:, 0], ratings[rated])[0]
+    )
+    of_second = [row for row in table(found, "Mean scores").rows if row[0] == "c4"]
+    places = np.flatnonzero(np.array(categories)[rated] == "c4")
+    assert (of_second[0][1], of_second[0][3]) == (len(places), pytest.approx(scores[places, 0].mean()))
+    twice = int(rated[80:].sum())
+    assert twice == 4
+    assert f"{twice} stand twice in their category" in found.about
 
 
 def test_words_of_the_paper_and_the_ends_of_an_axis() -> None:
@@ -136,14 +190,16 @@ def test_words_of_the_paper_and_the_ends_of_an_axis() -> None:
     words[1], words[2], ratings[1] = "zebra", "cheerful", 4.86
     found = axes({"m": vectors, "n": vectors * 2}, words, categories, ratings)
     example = table(found, "The paper's example")
-    assert example.columns == ("word", "rating", "paper", "m", "n")
+    assert example.columns == ("word", "category", "rating", "paper", "m", "n")
     scores = dict(zip(np.array(words)[np.isfinite(ratings)], scores_of(vectors, ratings)[:, 0], strict=True))
     assert [row[0] for row in example.rows] == ["zebra", "cheerful"]
-    assert example.rows[0][1:] == pytest.approx((4.86, 24.74, scores["zebra"], 2 * scores["zebra"]))
+    assert example.rows[0][1] == dict(zip(words, categories, strict=True))["zebra"]
+    assert example.rows[0][2:] == pytest.approx((4.86, 24.74, scores["zebra"], 2 * scores["zebra"]))
     ends = [row for row in table(found, "Words at the ends").rows if row[:2] == ("PC1", "m")]
     ordered = sorted(scores, key=lambda word: scores[word])
     assert [row[3] for row in ends if row[2] == "high"] == ordered[::-1][:5]
     assert [row[3] for row in ends if row[2] == "low"] == ordered[:5]
+    assert all(row[4] == dict(zip(words, categories, strict=True))[row[3]] for row in ends)
     vectors, words, categories, ratings = made()
     assert not [one for one in axes({"m": vectors}, words, categories, ratings).tables if "paper" in one.title]
 
@@ -156,6 +212,7 @@ def test_pictures_show_words_where_they_are_few_and_categories_where_they_are_ma
     assert len(first.panels["m"]) == 50
     assert all((point.group, point.shade) == rated[point.text] and point.named for point in first.panels["m"])
     assert all(point.y == point.shade for point in first.panels["m"])
+    assert (first.line, second.line) == (True, False)
 
     vectors, words, _, ratings = made(200)
     first, second = axes({"m": vectors}, words, [f"c{row % 40}" for row in range(200)], ratings).pictures
@@ -209,8 +266,8 @@ def test_published_numbers_stand_beside() -> None:
             "model 'm': expected finite vectors, got NaN or .* 60 of 60, first for 'w0'",
         ),
         ({"vectors": {"m": np.ones((59, 8))}}, r"model 'm': expected a vector for each of 60 texts, got \(59, 8\)"),
-        ({"vectors": {"m": np.ones((60, 8))}}, "expected vectors that differ, got 60 that are all the same"),
-        ({"vectors": {"m": np.eye(60)[:, :2]}}, r"expected 1 to 2 axes of vectors \(60, 2\), got 3"),
+        ({"vectors": {"m": np.ones((60, 8))}}, "expected vectors that differ, got 50 that are all the same"),
+        ({"vectors": {"m": np.eye(60)[:, :2]}}, r"expected 1 to 2 axes of vectors \(50, 2\), got 3"),
         ({"vectors": {"m": np.outer(np.arange(60.0), np.ones(8))}}, "differ along 3 axes, got fewer"),
         ({"number": 0}, "expected 1 to 8 axes"),
         ({"fitted_on": {"n": np.ones((9, 8))}}, "model 'm': expected 8-wide vectors to fit the axes on, got none"),

@@ -179,6 +179,26 @@ def test_a_spread_shows_quartiles() -> None:
     assert panel.get_yticklabels()[0].get_text() == "all (n\u00a0=\u00a0101 / 1 / 0)"
 
 
+def test_a_regression_line_is_that_of_least_squares() -> None:
+    points = words(30, 3, 2, named=0)
+    panels = {"m": points, "one point": points[:1], "upright": tuple(Point("w", 2.0, float(y)) for y in range(5))}
+    figure = scatter(Scatter("pc1", "PC1", "PC1", "concreteness", panels, line=True))
+    drawn, *others = figure.axes
+    (line,) = drawn.lines
+    slope, at_zero = np.polyfit([point.x for point in points], [point.y for point in points], 1)
+    x, y = line.get_data()
+    assert (min(x), max(x)) == (min(point.x for point in points), max(point.x for point in points))
+    np.testing.assert_allclose(y, slope * np.array(x) + at_zero)
+    assert not any(panel.lines for panel in others)  # no line of one point, or of one x
+    assert not scatter(Scatter("pc1", "PC1", "PC1", "concreteness", panels)).axes[0].lines
+
+
+def test_names_of_bars_side_by_side_do_not_overlap() -> None:
+    groups = {f"human or not: PC{axis}": {"m": Value(0.5, 0.4, 0.6)} for axis in range(MOST_UPRIGHT)}
+    figure = bars(Bars("axes/contrasts", "Contrasts", "r", groups, dict.fromkeys(groups, 6234)))
+    assert_apart(boxes(figure.axes[0].get_xticklabels()))
+
+
 def test_bars_stand_at_their_values_with_intervals() -> None:
     groups = {
         "adjectives": {"ungrounded": Value(0.2, 0.1, 0.3), "grounded": Value(-0.4, -0.5, -0.3)},
