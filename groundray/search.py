@@ -1,14 +1,14 @@
 """`python -m groundray.search`: find the images of a pool nearest to a text, a picture, or a mix of both.
 
-With neither text nor picture, it builds the index of the images and stops.
+With neither text nor picture, it builds the index of the images and stops. `--grid` draws many searches as a picture.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -19,10 +19,13 @@ from rich.table import Table
 
 from groundray.cli import image_index
 from groundray.cli.command import run_command, table_console
-from groundray.cli.workdir import open_paths, write_json
+from groundray.cli.workdir import open_paths, write_file, write_json
+from groundray.storage.folder import format_bytes
 
 if TYPE_CHECKING:
-    from groundray.image_search.query import Answer
+    from groundray.image_search.grid import GridQuery
+    from groundray.image_search.named_image import NamedImage
+    from groundray.image_search.query import Answer, Query, Search
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
     options = build_parser().parse_args(argv)
-    open_paths(errors.print, [*image_index.paths_of(options).values(), options.json])
+    open_paths(errors.print, [*image_index.paths_of(options).values(), options.json, options.grid])
+    work = _work(options)
     image_index.locate_model(options, errors)
-    write_json(options.json, _search(options, table_console()))
+    write_json(options.json, work(options, table_console()))
     return 0
 
 
@@ -49,39 +53,111 @@ def build_parser() -> argparse.ArgumentParser:
         "index of the images and stop.",
     )
     image_index.add_options(parser)
-    parser.add_argument("--text", metavar="TEXT", help="word or phrase to search for (default: none)")
     parser.add_argument(
-        "--image", metavar="ID|FILE", help="image of the pool, or picture file, to search for (default: none)"
+        "--text",
+        action="append",
+        metavar="TEXT",
+        help="word or phrase to search for; repeatable with --grid (default: none)",
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        metavar="ID|FILE",
+        help="image of the pool, or picture file, to search for; repeatable with --grid (default: none)",
     )
     parser.add_argument(
         "--alpha",
         type=float,
         nargs="+",
-        default=[0.5],
         metavar="A",
-        help="weight of the text, from 0, the image alone, to 1, the text alone; one answer for each (default: 0.5)",
+        help="weight of the text, from 0, the image alone, to 1, the text alone; one answer for each (default: 0.5; "
+        "with --grid, one image and one text, 0 to 1 by .05)",
     )
-    parser.add_argument("--k", type=int, default=10, metavar="N", help="images in each answer (default: 10)")
+    parser.add_argument(
+        "--k",
+        type=int,
+        metavar="N",
+        help="images in each answer (default: 10; with --grid 5 at each alpha, or 3 in each cell)",
+    )
+    parser.add_argument(
+        "--grid",
+        metavar="FILE",
+        help="path or URL of a picture to draw, .png, .svg or .pdf: one image and one text over alpha, with each found "
+        "image at the alphas where it is among the nearest; or several images by several texts (default: none)",
+    )
     parser.add_argument("--json", metavar="FILE", help="path or URL to write the answers to as well (default: none)")
     return parser
 
 
-def _search(options: argparse.Namespace, console: Console) -> list[dict[str, object]]:
-    """Print the answers and return them."""
-    from groundray.image_search.query import Query, Search
+def _work(options: argparse.Namespace) -> Callable[[argparse.Namespace, Console], list[dict[str, object]]]:
+    """Return what the options ask for: a function that does it and returns its answers. A query that cannot be answered
+    fails here, before anything is loaded."""
+    from groundray.image_search.grid import GridQuery
+    from groundray.image_search.named_image import NamedImage
+    from groundray.image_search.query import DEFAULT_ALPHA, Query
 
-    if options.text is None and options.image is None:
-        image_index.open_index(options, console)
-        return []
-    # a query that cannot be answered fails before anything is loaded
-    query = Query(options.text, options.image, tuple(options.alpha), options.k)
-    towers, spec = image_index.open_index(options, console)
-    search = Search.over(towers, spec, lambda line: console.print(f"index   {line}"))
-    if options.image is not None and options.image not in search.index and Path(options.image).is_file():
-        query = Query(options.text, Path(options.image).read_bytes(), tuple(options.alpha), options.k)
+    images, texts = options.image or [], options.text or []
+    if options.grid is not None:
+        _check_file(options.grid)
+        asked = GridQuery.of([*map(NamedImage.read, images)], texts, options.alpha, options.k)
+        return partial(_draw, asked)
+    for name, given in (("--image", images), ("--text", texts)):
+        if len(given) > 1:
+            raise ValueError(f"{name}: expected one, got {len(given)}: several are drawn as a picture with --grid FILE")
+    if not images and not texts:
+        return _build
+    image = NamedImage.read(images[0]) if images else None
+    alphas, k = tuple(options.alpha or (DEFAULT_ALPHA,)), 10 if options.k is None else options.k
+    query = Query(texts[0] if texts else None, image and image.name, alphas, k)
+    return partial(_search, query, image)
+
+
+def _check_file(grid: str) -> None:
+    """Raise ValueError if a picture cannot be written to a path or URL."""
+    from groundray.image_search.grid_picture import format_of
+
+    format_of(grid)
+    if "://" not in grid and Path(grid).expanduser().is_dir():
+        raise ValueError(f"grid: expected a file, got the folder {grid}")
+
+
+def _build(options: argparse.Namespace, console: Console) -> list[dict[str, object]]:
+    """Build the index, if it is missing."""
+    image_index.open_index(options, console)
+    return []
+
+
+def _search(
+    query: Query, image: NamedImage | None, options: argparse.Namespace, console: Console
+) -> list[dict[str, object]]:
+    """Print the answers and return them."""
+    search = _open(options, console)
+    query = replace(query, image=image and image.query(search.index))
     (answers,) = search.answer([search.prepare(query)])
     console.print(table_of(answers))
     return [asdict(answer) for answer in answers]
+
+
+def _draw(asked: GridQuery, options: argparse.Namespace, console: Console) -> list[dict[str, object]]:
+    """Write the picture and return the answers that it shows."""
+    from groundray.image_search.grid import ask
+    from groundray.image_search.grid_picture import format_of, picture
+
+    grid = ask(asked, _open(options, console))
+    content = picture(grid, format_of(options.grid))
+    write_file(options.grid, content)
+    console.print(
+        f"grid    {options.grid}  {format_bytes(len(content))}  {len(grid.answers)} answers, "
+        f"{len(grid.thumbnails)} images found"
+    )
+    return [asdict(answer) for answer in grid.answers]
+
+
+def _open(options: argparse.Namespace, console: Console) -> Search:
+    from groundray.image_search.query import Search
+
+    towers, spec = image_index.open_index(options, console)
+    return Search.over(towers, spec, lambda line: console.print(f"index   {line}"))
 
 
 def table_of(answers: Sequence[Answer]) -> Table:

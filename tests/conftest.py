@@ -52,6 +52,7 @@ install_import_hook(
                 "knn",
                 "inverted_file",
                 "query",
+                "grid",
                 "explain",
                 "word_space",
                 "uploads",

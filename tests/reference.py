@@ -342,6 +342,21 @@ def ranked(vectors: list[list[float]], query: list[float], k: int) -> list[tuple
     return [(row, scores[row]) for row in order[:k]]
 
 
+def alphas_in_top(
+    vectors: list[list[float]], image: list[float], text: list[float], alphas: Sequence[float], k: int
+) -> dict[int, dict[int, int]]:
+    """Return the rows whose products with (1 - alpha) image + alpha text are among the `k` highest at any alpha, each
+    with its rank by the number of the alpha; ties by row."""
+    found: dict[int, dict[int, int]] = {}
+    for number, alpha in enumerate(alphas):
+        query = [(1 - alpha) * x + alpha * y for x, y in zip(image, text, strict=True)]
+        products = [math.fsum(x * y for x, y in zip(vector, query, strict=True)) for vector in vectors]
+        order = sorted(range(len(products)), key=lambda row: (-products[row], row))
+        for rank, row in enumerate(order[:k], start=1):
+            found.setdefault(row, {})[number] = rank
+    return found
+
+
 def epoch_order(
     group_sizes: Sequence[int], batch_size: int, chunks: int, window: int, seed: int, epoch: int
 ) -> list[list[list[int]]]:

@@ -71,6 +71,14 @@ def open_paths(report: Callable[[str], None], paths: Iterable[str | None]) -> No
             Folder.connect(path)
 
 
+def write_file(path: str, content: bytes) -> None:
+    """Write a file at a path or URL, whole or not at all."""
+    from groundray.storage.folder import Folder
+
+    file = Folder.at(path)
+    file.parent.make().write_bytes(file.name, content)
+
+
 def write_json(path: str | None, content: Any) -> None:
     """Write JSON to a path or URL; do nothing if it is None."""
     if path:

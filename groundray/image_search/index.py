@@ -69,7 +69,13 @@ def open_pool(images: str) -> Dataset:
     Raises:
         FileNotFoundError, ValueError: there are no shards, or they have no images.
     """
-    return Dataset.open(images, *POOLS)
+    dataset = Dataset.open(images)
+    if dataset.kind not in POOLS:
+        raise ValueError(
+            f"expected shards of kind {' or '.join(map(repr, POOLS))} at {dataset.folder}, got kind {dataset.kind!r}, "
+            "which has no images: `python -m groundray.prepare images` makes shards of a folder of images"
+        )
+    return dataset
 
 
 def default_folder(checkpoint: str) -> str:

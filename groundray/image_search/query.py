@@ -211,22 +211,24 @@ def prepare(query: Query, towers: Towers, index: Index | None = None) -> Prepare
 def embed(
     queries: Sequence[PreparedQuery], towers: Towers, index: Index | None = None
 ) -> Float32[np.ndarray, "answer dim"]:
-    """Return the vectors of length 1 of several queries, one for each of a query's alphas in turn.
+    """Return the vectors of length 1 of several queries, one for each of a query's alphas in turn. A text or a picture
+    of several queries is embedded once.
 
     Args:
         index: has the vectors of the images of the pool; None if no query refers to one.
     """
-    numbered = list(enumerate(queries))
-    texts = {number: prepared.query.text for number, prepared in numbered if prepared.query.text}
-    said = dict(zip(texts, towers.embed_texts(list(texts.values())), strict=True)) if texts else {}
-    shown = {number: index.vector(query.row) for number, query in numbered if index and query.row is not None}
-    uploads = {number: query.pixels for number, query in numbered if query.pixels is not None}
+    texts = list(dict.fromkeys(prepared.query.text for prepared in queries if prepared.query.text))
+    said = dict(zip(texts, towers.embed_texts(texts), strict=True)) if texts else {}
+    uploads = {prepared.query.image: prepared.pixels for prepared in queries if prepared.pixels is not None}
+    shown: dict[str | bytes | None, Vector] = {
+        prepared.query.image: index.vector(prepared.row) for prepared in queries if index and prepared.row is not None
+    }
     if uploads:
         shown |= dict(zip(uploads, towers.embed_pixels(np.stack(list(uploads.values()))), strict=True))
     return np.stack(
         [
-            mix_vectors(shown.get(number), said.get(number), alpha)
-            for number, prepared in numbered
+            mix_vectors(shown.get(prepared.query.image), said.get(prepared.query.text or ""), alpha)
+            for prepared in queries
             for alpha in prepared.query.effective_alphas
         ]
     )

@@ -60,6 +60,7 @@ COMMANDS: dict[str, Callable[[SmallWorld, str], int]] = {
     "serve --norms": lambda world, url: serves(world, norms=url),
     "search --index": lambda world, url: searches(world, index=url),
     "search --json": lambda world, url: searches(world, json=f"{url}/found.json"),
+    "search --grid": lambda world, url: searches(world, grid=f"{url}/found.png"),
     "sweep": lambda world, url: sweeps(world, f"--run.storage={url}"),
 }
 
