@@ -260,6 +260,14 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
             metavar="FILE",
             help="table with columns word1, word2, score, or as published; may be repeated (default: of --norms)",
         )
+        group.add_argument(
+            "--strata",
+            action="append",
+            default=[],
+            metavar="COLUMN",
+            help="column of the pairs' file whose values are measured apart, numbers by quartile; or concreteness; may "
+            "be repeated (default: columns of few values, such as POS, and concreteness)",
+        )
     if name == "all":
         group.add_argument(
             "--graphs", metavar="SHARDS", help="scene graphs for relations (default: the run's validation data)"
@@ -295,6 +303,7 @@ def _request(options: argparse.Namespace) -> AnalysisRequest:
         fit_on=given.get("fit_on"),
         contrasts=given.get("contrasts"),
         vocabulary=given.get("vocabulary"),
+        strata=tuple(given.get("strata", ())),
     )
 
 

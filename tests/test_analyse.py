@@ -128,8 +128,9 @@ def test_results_are_equal_byte_for_byte_when_repeated(
         assert analyse.main(["all", *words, "--norms", str(few), "--out", str(tmp_path / out)]) == 0
     for name in ("axes", "categories"):
         assert (tmp_path / f"{name}-one.json").read_bytes() == (tmp_path / f"{name}-other.json").read_bytes()
-    names = sorted(file.name for file in (tmp_path / "one").iterdir())
-    assert {"report.html", "report.json", "norms-f1.png"} <= set(names)
+    found = (file for file in (tmp_path / "one").rglob("*") if file.is_file())
+    names = sorted(str(file.relative_to(tmp_path / "one")) for file in found)
+    assert {"report.html", "report.json", "norms-f1.png", "tables/norms-measures.csv"} <= set(names)
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
 

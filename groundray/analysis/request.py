@@ -34,6 +34,7 @@ class AnalysisRequest:
             `analysis.fit_on`, or else `rated`.
         contrasts: file of the sets of categories that the axes are to tell apart; None for those that are built in.
         vocabulary: file of words among which a phrase's target is ranked (default: the words of the categories).
+        strata: columns that sets of word pairs are divided by; empty for those that are recognised.
         encoders: models of images and texts, each loaded once for all analyses.
     """
 
@@ -50,6 +51,7 @@ class AnalysisRequest:
     fit_on: str | None = None
     contrasts: str | None = None
     vocabulary: str | None = None
+    strata: tuple[str, ...] = ()
     encoders: DualEncoders = field(default_factory=DualEncoders, repr=False, compare=False)
 
     def resolved(self) -> AnalysisRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,58 @@ def test_contrasts_of_a_file_are_measured_and_those_of_semcat_counted(tmp_path: 
     built_in = axes_of(tmp_path)
     assert built_in.left_out["contrasts of categories that are not there"] == 2  # people are among the humans
     assert next(one.key for one in built_in.measures if "contrast" in one.key).startswith("pc1/contrast/human_or_not/")
+
+
+SIMLEX = "word1\tword2\tPOS\tSimLex999\tconc(w1)\tconc(w2)\tconcQ\tAssoc(USF)\tSimAssoc333\tSD(SimLex)\n"
+
+
+def of_simlex(rows: int) -> str:
+    """Invented pairs in the layout of SimLex-999: each third a verb, the first half less concrete, each other hard."""
+    return SIMLEX + "".join(
+        f"a{n}\tb{n}\t{'NNV'[n % 3]}\t{n % 7}.5\t2.5\t3.5\t{1 + 2 * n // rows}\t{n / 9:.2f}\t{n % 2}\t1.0\n"
+        for n in range(rows)
+    )
+
+
+def vectors_of(texts: tuple[str, ...]) -> Lexicon:
+    draw = np.random.default_rng(0)
+    vectors = {model: draw.normal(size=(len(texts), 6)) for model in ("m", "n")}
+    return Lexicon({text: row for row, text in enumerate(texts)}, vectors, {})
+
+
+def test_simlex_is_measured_by_its_strata(tmp_path: Path) -> None:
+    job = ANALYSES["similarity"](
+        request(tmp_path, simlex_txt=of_simlex(42), plain_txt="sun moon 3\ncar bus 2\nx y 1\n")
+    )
+    found = job.analyse(vectors_of(job.texts))
+    by_key = {one.key: one.items for one in found.measures}
+    assert by_key == {
+        "plain/spearman": 3,
+        "simlex/spearman": 42,
+        "simlex/by/nouns/spearman": 28,
+        "simlex/by/verbs/spearman": 14,
+        "simlex/by/concreteness_1_of_4/spearman": 21,
+        "simlex/by/concreteness_2_of_4/spearman": 21,
+        "simlex/by/hard/spearman": 21,
+    }
+    assert [picture.key for picture in found.pictures] == ["similarity/simlex-strata"]
+    assert "simlex by POS, concQ, SimAssoc333" in found.about
+
+
+def test_chosen_strata_and_ratings_of_concreteness(tmp_path: Path) -> None:
+    (tmp_path / "concreteness.csv").write_text(
+        "word,concreteness\n" + "".join(f"a{n},{n}\nb{n},1\n" for n in range(48))
+    )
+    made = replace(request(tmp_path, simlex_txt=of_simlex(48)), strata=("assoc (usf)", "concreteness"))
+    job = ANALYSES["similarity"](made)
+    names = [one.key.split("/")[2] for one in job.run(vectors_of(job.texts)).measures[1:]]
+    quartiles = [f"{number}_of_4" for number in range(1, 5)]
+    assert names == [f"{column}_{one}" for column in ("Assoc_USF", "concreteness") for one in quartiles]
+    assert [source.url.rpartition("/")[2] for source in job.sources] == ["simlex.txt", "concreteness.csv"]
+    with pytest.raises(ValueError, match=r"--strata: expected a column .* got colour; they have POS, conc\(w1\)"):
+        ANALYSES["similarity"](replace(made, strata=("colour",)))
+    (tmp_path / "concreteness.csv").write_text("word,concreteness\na1,x\n")
+    with pytest.raises(ValueError, match="line 2: expected a number as concreteness, got 'x'"):
+        ANALYSES["similarity"](made)
+    (note,) = ANALYSES["similarity"](replace(made, strata=())).notes
+    assert note.startswith("word pairs have no strata by concreteness: ")

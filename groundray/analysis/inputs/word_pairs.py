@@ -74,6 +74,7 @@ class Pairs:
     Attributes:
         repeated: number of pairs that occur more than once, in either order. They are kept: published sets contain
             some, and are scored with them.
+        columns: text of each pair in the other columns, by their names; empty if the file names no columns.
     """
 
     first: tuple[str, ...]
@@ -81,6 +82,7 @@ class Pairs:
     score: Float[np.ndarray, " pair"]
     repeated: int
     left_out: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     source: Source | None = field(default=None, repr=False, compare=False)
 
 
@@ -108,7 +110,13 @@ def read_pairs(url: str | Path) -> Pairs:
     rows = rows[1:] if columns.named else rows
     fields = [(content.where(line), parts[columns.score]) for line, parts in rows]
     commas = has_decimal_commas(fields, "score", separator)
+    others = {
+        at: title
+        for at, title in enumerate(titles if columns.named else [])
+        if title and at not in taken and titles.count(title) == 1
+    }
     kept: list[tuple[str, str, float]] = []
+    beside: list[list[str]] = []
     wordless = unscored = 0
     for line, parts in rows:
         row = Row(
@@ -123,6 +131,7 @@ def read_pairs(url: str | Path) -> Pairs:
             unscored += 1
         else:
             kept.append((first, second, score))
+            beside.append([parts[at] for at in others])
     if not kept:
         raise ValueError(f"{url}: expected pairs of words with a score, got none among {len(rows)}")
     lemmas = all(LEMMA.fullmatch(word) for pair in kept for word in pair[:2])
@@ -132,16 +141,17 @@ def read_pairs(url: str | Path) -> Pairs:
     distinct = {frozenset(pair) for pair in zip(firsts, seconds, strict=True)}
     counts = {"pairs without two words": wordless, "pairs without a score": unscored}
     left_out = {what: count for what, count in counts.items() if count}
-    others = [*(["decimal commas"] if commas else []), *(["tags of lemmas removed"] if lemmas else [])]
+    remarks = [*(["decimal commas"] if commas else []), *(["tags of lemmas removed"] if lemmas else [])]
     return Pairs(
         firsts,
         seconds,
         np.array(scores),
         len(kept) - len(distinct),
         left_out,
+        dict(zip(others.values(), zip(*beside, strict=True), strict=True)) if others else {},
         Source(
             str(url),
-            f"columns {', '.join(titles[at] for at in taken)}; {content.layout(separator, *others)}",
+            f"columns {', '.join(titles[at] for at in taken)}; {content.layout(separator, *remarks)}",
             len(rows),
             len(kept),
             left_out,

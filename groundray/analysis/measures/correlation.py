@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from groundray.analysis.measures.statistics import FEWEST, ROUNDING, Estimate, Scores, draws, refuse_unfinite
+from groundray.analysis.measures import statistics
+from groundray.analysis.measures.statistics import FEWEST, ROUNDING, Estimate, Scores, draws, holm, refuse_unfinite
 
+SEED = 805
+SWAPS = 9_999  # of a test; with that of the data itself p is a multiple of 1 / 10,000
 Kind = Literal["pearson", "spearman"]
 # the numbers to correlate in resamples, given how often each item occurs in them
 AsDrawn = Callable[[Float[np.ndarray, "resample item"]], Float[np.ndarray, "resample item"]]
@@ -73,6 +77,53 @@ def correlations(
             influence = np.bincount(numbers, weights=of_scores[place].influence(of_ratings))
             estimates[column][kind][model] = Estimate(float(whole[row, place]), resampled[row, place], influence)
     return estimates
+
+
+def paired_correlation_tests(
+    scores: Scores, ratings: Float[np.ndarray, " item"], kind: Kind
+) -> dict[tuple[str, str], float]:
+    """Return the two-sided p of a permutation test for each pair of models, corrected for all (Holm).
+
+    If two models are alike, it is chance which of an item's two standard scores (or ranks) is whose: p is the share of
+    SWAPS random swaps, and of none, under which the correlations differ as much. Models with equal scores have p = 1.
+
+    Raises:
+        ValueError: as for `correlations`.
+    """
+    _check(scores, ratings)
+    y = Standardised.of(ratings, kind).values
+    standard = {model: Standardised.of(values, kind).values for model, values in scores.items()}
+    pairs = list(combinations(standard, 2))
+    if not pairs:
+        return {}
+    first, other = (np.stack([standard[pair[place]] for pair in pairs], axis=1) for place in (0, 1))
+    # what a swap turns around: differences of scores, of their squares, and of their products with the ratings
+    half = np.stack([other - first, other**2 - first**2, (other - first) * y[:, None]]) / (2 * len(y))
+    middle = np.stack([first + other, first**2 + other**2, (first + other) * y[:, None]]).mean(axis=1) / 2
+
+    def difference(signs: Float[np.ndarray, "swap item"]) -> Float[np.ndarray, "swap pair"]:
+        turned = np.einsum("si,mip->msp", signs, half, optimize=True)
+        low, high = (
+            product / np.sqrt(np.maximum(square - mean**2, ROUNDING))
+            for mean, square, product in (middle[:, None] - turned, middle[:, None] + turned)
+        )
+        return np.abs(high - low)
+
+    observed = difference(np.ones((1, len(y)))) - ROUNDING
+    as_large = np.ones(len(pairs))  # none is swapped
+    for signs in _signs(len(y)):
+        as_large += (difference(signs) >= observed).sum(axis=0)
+    return dict(zip(pairs, holm((as_large / (1 + SWAPS)).tolist()), strict=True))
+
+
+def _signs(items: int) -> Iterator[Float[np.ndarray, "swap item"]]:
+    """Yield a random 1 or -1 of each item in each of SWAPS swaps, in arrays of NUMBERS numbers or of 32 swaps."""
+    draw = np.random.default_rng(SEED)
+    at_once = 32 * max(1, statistics.NUMBERS // (32 * items))  # whole words of bits in blocks of any size
+    for start in range(0, SWAPS, at_once):
+        shape = (min(at_once, SWAPS - start), items)
+        bits = np.unpackbits(np.frombuffer(draw.bytes(-(-shape[0] * items // 8)), np.uint8), count=shape[0] * items)
+        yield 1.0 - 2.0 * bits.reshape(shape)
 
 
 @dataclass(frozen=True)

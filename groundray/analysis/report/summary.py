@@ -80,7 +80,10 @@ KEY_MEASURES = (
         decimals=1,
     ),
     KeyMeasure(
-        "similarity", re.compile(r".*simlex.*spearman", re.I), "the correlation with SimLex-999", "SimLex-999 (rho)"
+        "similarity",
+        re.compile(r"[^/]*simlex[^/]*/spearman", re.I),
+        "the correlation with SimLex-999",
+        "SimLex-999 (rho)",
     ),
     KeyMeasure("norms", re.compile(r"f1/visual/median"), "the median F1 of visual features", "F1 of visual features"),
     KeyMeasure(

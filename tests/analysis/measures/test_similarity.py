@@ -59,6 +59,49 @@ def test_a_share_of_one_is_said_of_all_pairs_alone() -> None:
     assert [row[1:4] for row in table.rows] == [(4001, 4000, 0.999), (50, 50, 1.0), (51, 50, 0.98)]
 
 
+def test_each_stratum_is_measured_as_its_pairs_alone() -> None:
+    vectors, pairs = made()
+    models = {"m": vectors, "n": vectors**3, "twice": 2 * vectors}
+    even, tail = np.arange(0, 50, 2), np.arange(35, 50)
+    missing = [*pairs, ("w1", "unknown", 1.0)]
+    found = similarity(models, WORDS, {"set": missing, "plain": pairs}, strata={"set": {"A & B": even, "tail": tail}})
+    assert [one.key for one in found.measures] == [
+        "set/spearman",
+        "set/by/A_B/spearman",
+        "set/by/tail/spearman",
+        "plain/spearman",
+    ]
+    for members, of_stratum in zip((even, tail), found.measures[1:3], strict=True):
+        alone = similarity(models, WORDS, {"alone": [pairs[one] for one in members]}).measures[0]
+        assert of_stratum.values == alone.values
+        assert of_stratum.differences == alone.differences
+        assert of_stratum.items == len(members)
+    by_pair = {(one.first, one.other): one for one in found.measures[1].differences}
+    assert by_pair["m", "twice"].p == 1
+    assert 0 < by_pair["m", "n"].p <= 1
+    table = found.tables[1]
+    assert (table.title, table.columns) == ("set by stratum", ("model", "all", "A & B", "tail"))
+    assert table.rows[0] == ("pairs", 50, 25, 15)
+    assert table.rows[2] == ("n", *(one.values["n"].value for one in found.measures[:3]))
+    (bars,) = found.pictures
+    assert list(bars.groups) == ["all", "A & B", "tail"]
+    assert bars.items == {"all": 50, "A & B": 25, "tail": 15}
+    assert bars.groups["tail"] == found.measures[2].values
+
+
+def test_strata_that_have_no_correlation_are_counted() -> None:
+    vectors, pairs = made()
+    pairs = [*pairs, *(("w1", f"w{number}", 5.0) for number in range(2, 16))]
+    strata = {"set": {"few": np.arange(9), "flat": np.arange(50, 64), "same words": np.array([1] * 12)}}
+    found = similarity({"m": vectors}, WORDS, {"set": pairs}, strata=strata)
+    assert [one.key for one in found.measures] == ["set/spearman"]
+    assert found.left_out == {
+        "strata of fewer than 10 pairs with vectors": 2,
+        "strata whose scores or cosines are all equal": 1,
+    }
+    assert found.pictures == ()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -12,8 +13,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundray.analysis.measures import statistics
-from groundray.analysis.measures.correlation import correlations, pearson, spearman
+from groundray.analysis.measures import correlation, statistics
+from groundray.analysis.measures.correlation import correlations, paired_correlation_tests, pearson, spearman
 from groundray.analysis.measures.statistics import (
     SEED,
     Estimate,
@@ -329,6 +330,46 @@ def test_paired_tests_of_equal_or_few_scores() -> None:
     assert paired_tests({"a": same[:2], "b": -same[:2]}) == {}
     with pytest.raises(ValueError, match="1 NaN"):
         paired_tests({"a": np.array([1.0, 2, np.nan]), "b": same[:3]})
+
+
+@pytest.mark.parametrize("kind", ["pearson", "spearman"])
+def test_a_correlations_p_is_the_share_of_swaps_that_differ_as_much(kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against all 2^10 swaps, written out: of the models' standard scores, or ranks, of each item."""
+    draw = np.random.default_rng(4)
+    y = draw.normal(size=10).round(1)
+    scores = {"a": (y + 2 * draw.normal(size=10)).round(1), "b": draw.normal(size=10).round(1)}
+    as_numbers = scipy.stats.rankdata if kind == "spearman" else np.asarray
+    ((pair, p),) = paired_correlation_tests(scores, y, kind).items()
+    assert pair == ("a", "b")
+
+    def standard(values: np.ndarray) -> np.ndarray:
+        return scipy.stats.zscore(as_numbers(values))
+
+    a, b, rated = standard(scores["a"]), standard(scores["b"]), standard(y)
+    found = []
+    for swaps in itertools.product((False, True), repeat=10):
+        first, other = np.where(swaps, b, a), np.where(swaps, a, b)
+        found.append(abs(np.corrcoef(first, rated)[0, 1] - np.corrcoef(other, rated)[0, 1]))
+    assert found[0] == pytest.approx(abs(r(globals()[kind], scores["a"], y) - r(globals()[kind], scores["b"], y)))
+    exact = np.mean(np.array(found) >= found[0] - 1e-9)
+    assert 0.01 < exact < 0.5
+    assert p == pytest.approx(exact, abs=4 * np.sqrt(exact / correlation.SWAPS))
+    monkeypatch.setattr(statistics, "NUMBERS", 5_000)  # blocks of another size draw the same bits
+    assert paired_correlation_tests(scores, y, kind)[pair] == p
+
+
+def test_correlations_of_models_are_tested_and_corrected() -> None:
+    draw = np.random.default_rng(0)
+    y = draw.normal(size=60)
+    good = y + draw.normal(size=60)
+    scores = {"good": good, "same": good * 3, "bad": draw.normal(size=60)}
+    found = paired_correlation_tests(scores, y, "spearman")
+    assert list(found) == [("good", "same"), ("good", "bad"), ("same", "bad")]
+    assert found["good", "same"] == 1
+    assert found["good", "bad"] == found["same", "bad"] < 0.01
+    assert paired_correlation_tests({"one": y}, -y, "pearson") == {}
+    with pytest.raises(ValueError, match="expected the ratings to differ"):
+        paired_correlation_tests(scores, np.ones(60), "spearman")
 
 
 def test_holm_by_hand() -> None:
