@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs")
 # options that are paths or URLs
 PATHS = (
-    *("checkpoint", "data", "images", "graphs", "norms", *NORM_FILES, "fit_on", "contrasts", "vocabulary"),
+    *("checkpoint", "data", "images", "graphs", "labelled", "norms", *NORM_FILES, "fit_on", "contrasts", "vocabulary"),
     *("out", "cache", "json"),
 )
 ABOUT = {
@@ -31,8 +31,10 @@ ABOUT = {
     "categories": "cohesion of categories of words",
     "composition": "rank of the word that a phrase stands for",
     "similarity": "rank correlation with human similarity of word pairs",
+    "zero-shot": "accuracy of the class whose text is most similar to an image",
     "all": "every analysis that there is data for, and a report",
 }
+OF_IMAGES = ("zero-shot",)  # analyses of models of images and texts
 PROTOCOLS = ("published", "first-caption")
 BATCH_SIZE, COMPONENTS, FOLDS, MIN_PEOPLE = 64, 3, 5, 1
 
@@ -99,10 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
                     help="published: all captions are queries, and any of an image's first five counts; first-caption: "
                     "an image's first caption alone, as in validation (default: published, beside first captions)",
                 )
+        elif name in OF_IMAGES:
+            _add_images_and_texts(command, name)
         else:
             _add_models(command)
             _add_norms(command, name)
-        if name in ("retrieval", "relations", "composition", "all"):
+        if name in ("retrieval", "relations", "composition", *OF_IMAGES, "all"):
             command.add_argument(
                 "--batch-size",
                 type=int,
@@ -116,6 +120,26 @@ def build_parser() -> argparse.ArgumentParser:
             "--json", metavar="FILE", help="path or URL to write the numbers to as well (default: none)"
         )
     return parser
+
+
+def _add_images_and_texts(command: argparse.ArgumentParser, name: str) -> None:
+    command.add_argument("--checkpoint", metavar="DIR", help=f"{CHECKPOINT} (default: none)")
+    _add_dual_encoders(command)
+    if name == "zero-shot":
+        command.add_argument(
+            "--data",
+            metavar="SHARDS",
+            help="labelled images, as `prepare image-folder` writes them (default: what the run's stage visual was "
+            "validated on)",
+        )
+        command.add_argument(
+            "--template",
+            action="append",
+            default=[],
+            metavar="SENTENCE",
+            help="sentence that names a class, at {}; if repeated, their mean (default: 'a photo of a {}.')",
+        )
+    command.add_argument("--out", metavar="DIR", help="folder to write the report to (default: no report)")
 
 
 def _add_dual_encoders(command: argparse.ArgumentParser) -> None:
@@ -270,6 +294,9 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
         )
     if name == "all":
         group.add_argument(
+            "--labelled", metavar="SHARDS", help="labelled images for zero-shot classification (default: none)"
+        )
+        group.add_argument(
             "--graphs", metavar="SHARDS", help="scene graphs for relations (default: the run's validation data)"
         )
 
@@ -284,7 +311,7 @@ def _request(options: argparse.Namespace) -> AnalysisRequest:
     if given.get("batch_size", 1) < 1:
         raise ValueError(f"--batch-size: expected at least 1, got {options.batch_size}")
     files = {name: file for name in NORM_FILES if (file := given.get(name))}
-    norms = Norms.at(options.norms) if options.norms else None
+    norms = Norms.at(options.norms) if given.get("norms") else None
     if files:
         norms = (norms or Norms()).with_files(**files)
     return AnalysisRequest(
@@ -295,7 +322,10 @@ def _request(options: argparse.Namespace) -> AnalysisRequest:
         graphs=given.get("graphs"),
         batch_size=given.get("batch_size", BATCH_SIZE),
         embedding=Options(
-            options.special_tokens, options.layer, tuple(options.template), projected=not options.no_projection
+            given.get("special_tokens", False),
+            given.get("layer", -1),
+            tuple(given.get("template", ())),
+            projected=not given.get("no_projection", False),
         ),
         classifiers=ClassifierOptions(given.get("folds", FOLDS), given.get("class_weight", "none")),
         min_people=given.get("min_people", MIN_PEOPLE),
@@ -304,12 +334,15 @@ def _request(options: argparse.Namespace) -> AnalysisRequest:
         contrasts=given.get("contrasts"),
         vocabulary=given.get("vocabulary"),
         strata=tuple(given.get("strata", ())),
+        labelled=given.get("labelled") or (given.get("data") if options.name == "zero-shot" else None),
     )
 
 
 def _analyse_words(options: argparse.Namespace, console: Console, errors: Console) -> tuple[dict[str, Any], int]:
     from groundray.cli import reports
 
+    if options.name in OF_IMAGES:
+        reports.refuse_others(options.model)
     request = _request(options)
     if options.track and request.checkpoint is None:
         raise ValueError("--track: expected --checkpoint DIR, the model of the run to add the results to, got none")
@@ -319,9 +352,9 @@ def _analyse_words(options: argparse.Namespace, console: Console, errors: Consol
         console,
         errors,
         out=options.out,
-        cache=options.cache,
-        on_ray=options.ray,
-        use_gpu=options.use_gpu,
+        cache=getattr(options, "cache", None),
+        on_ray=getattr(options, "ray", False),
+        use_gpu=getattr(options, "use_gpu", False),
         tracked=reports.settings_of(request.checkpoint) if options.track and request.checkpoint else None,
         known=options.known,
     )

@@ -35,6 +35,7 @@ class AnalysisRequest:
         contrasts: file of the sets of categories that the axes are to tell apart; None for those that are built in.
         vocabulary: file of words among which a phrase's target is ranked (default: the words of the categories).
         strata: columns that sets of word pairs are divided by; empty for those that are recognised.
+        labelled: shards of labelled images; None for those that the run's stage `visual` was validated on.
         encoders: models of images and texts, each loaded once for all analyses.
     """
 
@@ -52,6 +53,7 @@ class AnalysisRequest:
     contrasts: str | None = None
     vocabulary: str | None = None
     strata: tuple[str, ...] = ()
+    labelled: str | None = None
     encoders: DualEncoders = field(default_factory=DualEncoders, repr=False, compare=False)
 
     def resolved(self) -> AnalysisRequest:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from groundray.analysis.exported import Missing, choose_shards, language_streams, trained_stages
 from groundray.analysis.inputs.caption_pool import CAPTIONS, CaptionedImages, Pool
 from groundray.analysis.inputs.catalog import Models
+from groundray.analysis.inputs.class_texts import ClassTexts
 from groundray.analysis.inputs.dual_encoder import STAGES, TYPES, DualEncoder, DualEncoders, is_dual_encoder
 from groundray.analysis.measures.image_text_retrieval import Protocol, Retrieval, retrieval
 from groundray.data.image_rows import read_image_rows
@@ -117,3 +122,27 @@ def retrieval_shards(checkpoint: str | None, images: str | None, names: Sequence
 def system_labels(checkpoint: str | None, models: Sequence[str]) -> dict[str, str]:
     """Return the label of each system by its name, as `systems`. No weights are read."""
     return {name: system.label for name, system in systems(checkpoint, models, DualEncoders()).items()}
+
+
+class ClassScores(NamedTuple):
+    """Labelled images as a system sees them.
+
+    Attributes:
+        scores: similarity of each image and the text of each class.
+        truth: class of each image.
+        unknown: number of classes whose name has no word pieces, or an unknown one.
+    """
+
+    scores: Float[np.ndarray, "image class"]
+    truth: Int[np.ndarray, " image"]
+    unknown: int
+
+
+def score_classes(encoder: DualEncoder, dataset: Dataset, templates: Sequence[str], batch_size: int) -> ClassScores:
+    """Return the scores of a data set's images and classes. No embedding of an image is kept."""
+    texts = ClassTexts(encoder, dataset.vocabulary["classes"], templates)
+    scores, truth = [], []
+    for rows in read_image_rows(dataset, encoder.image_inputs, ("label",), batch_size):
+        scores.append(texts.scores(encoder.images(rows["image"])))
+        truth.append(rows["label"].astype(np.int64))
+    return ClassScores(np.concatenate(scores), np.concatenate(truth), texts.unknown)

@@ -19,7 +19,7 @@ from groundray.analysis.inputs.model_loading import load_text_model
 from groundray.analysis.inputs.norm_tables import read_words
 from groundray.analysis.inputs.text_model import Embed, TextModel, Vectors, encode_here
 from groundray.analysis.inputs.vector_cache import Cache
-from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES
+from groundray.analysis.jobs import ANALYSES, ON_REQUEST, THROUGH_IMAGES
 from groundray.analysis.measures import image_text_retrieval
 from groundray.analysis.measures.image_text_retrieval import Protocol
 from groundray.analysis.measures.statistics import slug
@@ -48,6 +48,7 @@ MADE_BY = {
     "categories": ("categories",),
     "composition": ("composition", THROUGH_IMAGES),
     "similarity": ("similarity",),
+    "zero-shot": ("zero_shot",),
     ALL: tuple(ANALYSES),
 }
 Made = TypeVar("Made")
@@ -99,7 +100,7 @@ def make_report(
     checkpoint = request.checkpoint
     title = export.about(checkpoint).settings["run"]["name"] if checkpoint else ", ".join(models.sources)
     notes = (
-        *models.notes,
+        *(models.notes if texts else ()),
         *(f"{name}: {note}" for name, model in loaded.items() for note in model.notes),
         *(request.norms or Norms()).passed_over,
         *(note for job in jobs.values() for note in job.notes),
@@ -137,7 +138,9 @@ def run_analyses(
     """
     everything = command == ALL
     names = MADE_BY[command]
-    required = frozenset() if everything else frozenset(names if request.images else {command})
+    if everything:
+        names = tuple(name for name in names if name not in ON_REQUEST or ON_REQUEST[name](request))
+    required = frozenset() if everything else frozenset(names if request.images else names[:1])
     with Progress(errors) as progress, _embed(cache, on_ray, use_gpu, progress, errors) as embed:
         report, complete = make_report(names, request, embed, progress.update, required)
         folder = out or (str(_report_folder(request.checkpoint, known)) if everything else None)

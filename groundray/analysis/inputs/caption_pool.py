@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from groundray.analysis.inputs.dual_encoder import DualEncoder, Texts
+from groundray.analysis.inputs.on_disk import on_disk
 from groundray.loss.match_map import Kind
 from groundray.stage.metrics import MatchedRanks
 from groundray.stage.recall import matched_ranks
@@ -56,7 +56,7 @@ class Pool:
         for arrays, captions in batches:
             if not captions:
                 continue
-            self._V.append(_on_disk(encoder.images(arrays)))
+            self._V.append(on_disk(encoder.images(arrays)))
             self._first.add(encoder.texts([own[0] for own in captions]))
             counts += [len(own) for own in captions]
             others += [caption for own in captions for caption in own[1:most]]
@@ -103,7 +103,7 @@ class _Captions(NamedTuple):
     valid: list[Bool[Tensor, "caption token"]]
 
     def add(self, texts: Texts) -> None:
-        self.W.append(_on_disk(texts[0]))
+        self.W.append(on_disk(texts[0]))
         self.valid.append(texts[1])
 
     def of(self, first: int, end: int) -> _Captions:
@@ -111,18 +111,6 @@ class _Captions(NamedTuple):
 
     def followed_by(self, other: _Captions) -> _Captions:
         return _Captions(self.W + other.W, self.valid + other.valid)
-
-
-def _on_disk(tensor: Tensor) -> Tensor:
-    """Return a tensor in a file without a name, which ends with the tensor."""
-    content = tensor.detach().contiguous()
-    if content.numel() == 0:
-        return content
-    with TemporaryFile(prefix="groundray-") as file:
-        file.write(content.view(torch.uint8).numpy().data)
-        file.flush()
-        mapped = np.memmap(file, np.uint8, "r+", shape=(content.nbytes,))
-    return torch.from_numpy(mapped).view(content.dtype).view(content.shape)
 
 
 def _rows(parts: Sequence[Tensor], first: int, end: int) -> list[Tensor]:

@@ -70,6 +70,15 @@ class DualEncoder(Protocol):
         """How encoded images become the arrays that `images` takes."""
         ...
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether an image and a text are one vector each, of length 1."""
+        ...
+
+    def known(self, texts: Sequence[str]) -> list[bool]:
+        """Return for each text whether it has word pieces, and no unknown one."""
+        ...
+
     def images(self, arrays: np.ndarray) -> Float[Tensor, "image position dim"]:
         """Return the embeddings of images."""
         ...
@@ -111,6 +120,13 @@ class StageEncoder:
     @property
     def image_inputs(self) -> ImageInputs:
         return centre_crop(self._settings, self.exported.about.settings["model"]["image_size"], training=False)
+
+    @property
+    def has_vectors(self) -> bool:
+        return self.name != "grounding" or self._alignment == "pooled"
+
+    def known(self, texts: Sequence[str]) -> list[bool]:
+        return _known(self.exported.tokenizer, texts)
 
     @torch.no_grad()
     def images(self, arrays: np.ndarray) -> Float[Tensor, "image position dim"]:
@@ -181,6 +197,7 @@ class TwoTowers:
     longest: int
     how: str = "cosine"
     kind: Kind = "cosine"
+    has_vectors: bool = True
 
     @staticmethod
     def load(name: str, place: str) -> TwoTowers:
@@ -212,6 +229,9 @@ class TwoTowers:
         longest = min(int(tokenizer.model_max_length), configuration.get_text_config().max_position_embeddings)
         return TwoTowers(name, model.eval(), tokenizer, ProcessedImages(processor), longest)
 
+    def known(self, texts: Sequence[str]) -> list[bool]:
+        return _known(self.tokenizer, texts)
+
     @torch.no_grad()
     def images(self, arrays: np.ndarray) -> Float[Tensor, "image 1 dim"]:
         found = self.model.get_image_features(pixel_values=torch.from_numpy(arrays))
@@ -231,6 +251,11 @@ class TwoTowers:
 
     def blank(self, arrays: np.ndarray) -> np.ndarray:
         return np.zeros_like(arrays)  # normalised: the mean colour
+
+
+def _known(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[bool]:
+    pieces = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [len(own) > 0 and tokenizer.unk_token_id not in own for own in pieces]
 
 
 class _NoImageTower(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from groundray.analysis.jobs import axes, categories, composition, norms, relations, retrieval, similarity
+from groundray.analysis.jobs import axes, categories, composition, norms, relations, retrieval, similarity, zero_shot
 from groundray.analysis.jobs.job import AnalysisJob
 from groundray.analysis.request import AnalysisRequest
 
@@ -18,4 +18,7 @@ ANALYSES: dict[str, Callable[[AnalysisRequest], AnalysisJob]] = {
     "similarity": similarity.job,
     "retrieval": retrieval.job,
     "relations": relations.job,
+    "zero_shot": zero_shot.job,
 }
+# analyses that `all` makes where their data is given: what the request has then
+ON_REQUEST: dict[str, Callable[[AnalysisRequest], object]] = {"zero_shot": lambda request: request.labelled}

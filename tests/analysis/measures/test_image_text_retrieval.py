@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import numpy as np
 import pytest
 import reference
 import torch
+from analysis.known_encoder import Known, Vectors
 from analysis.two_towers import write_two_towers
 from conftest import SmallWorld
-from torch import Tensor
 
 from groundray import analyse, config
 from groundray.analysis.exported import batches_of, reading_settings
@@ -29,38 +28,12 @@ from groundray.analysis.measures.image_text_retrieval import (
     tables,
 )
 from groundray.analysis.systems import measure_retrieval
-from groundray.data.image_inputs import CentreCrop
-from groundray.loss.match_map import Kind
 from groundray.model import export
 from groundray.stage.contrastive import captioned_images, encode_for_grounding, pool_recalls
 from groundray.training import preflight, progression
 from groundray.training.worker import InProcess
 
-WIDTH = 6
-CROP = CentreCrop(8, 8)  # of no use here
-
-
-@dataclass(frozen=True)
-class Known:
-    """An encoder whose texts name their vectors: "1 0 2" is one token, "1 0 2, 0 1 1" are two. Small whole numbers,
-    whose products are exact in every order: many scores are equal."""
-
-    name: str = "known"
-    how: str = "dot product"
-    kind: Kind = "dot"
-    image_inputs: CentreCrop = CROP
-
-    def images(self, arrays: np.ndarray) -> Tensor:
-        return torch.from_numpy(arrays).float()
-
-    def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        tokens = [[list(map(float, token.split())) for token in text.split(",")] for text in texts]
-        longest = max(map(len, tokens))
-        W = torch.tensor([own + [[0.0] * WIDTH] * (longest - len(own)) for own in tokens])
-        return W, torch.tensor([[place < len(own) for place in range(longest)] for own in tokens])
-
-    def blank(self, arrays: np.ndarray) -> np.ndarray:
-        return np.zeros_like(arrays)
+WIDTH = Vectors.width
 
 
 def made_up(counts: Sequence[int], seed: int = 0) -> tuple[np.ndarray, list[list[str]]]:
