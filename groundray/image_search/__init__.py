@@ -8,6 +8,9 @@ image_ids.py   ids of many images: by row, and the row of an id
 neighbours.py  nearest neighbours of a query: exact, or with FAISS in a large pool
 knn.py         exact search, block by block
 inverted_file.py  approximate search with FAISS
+grid.py        many searches as a picture: one query over alpha, or images by words
+grid_picture.py  what is drawn of them
+named_image.py  an image that a command names: an id of the pool, or a picture file
 explain.py     match maps of a text on a picture
 word_space.py  words on their principal axes, before and after grounding
 uploads.py     checks of uploaded pictures

@@ -29,8 +29,9 @@ FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
 EDGE, GAP = 0.2, 0.08
 SMALL, LARGE = 0.62, 1.35  # sides of thumbnails: of a row's image, of the query's
 BARS, NARROWEST, WIDEST = 7.4, 0.075, 0.9  # width of all bars, and least and greatest of one alpha's
-NUMBERED, LABELLED = 0.17, 0.27  # least widths of one alpha that hold a rank, and a label as `0.05`
+NUMBERED = 0.17  # least width of one alpha that holds a rank
 CELLS, SMALLEST, LARGEST = 11.0, 0.62, 1.3  # width of all cells, and least and greatest side of their thumbnails
+EVERY = (1, 2, 5, 10, 20, 50, 100, 200)  # one of so many alphas has its value written
 LABEL = 1.7  # width at which an id beside a bar is broken
 TITLE, TEXT, NOTE = 12.0, 9.0, 8.5  # points
 WORDS = ((18, 22.0), (48, 15.0), (10_000, TEXT))  # sizes of a query's text, up to a number of characters
@@ -88,7 +89,8 @@ def _bars(grid: Grid) -> Figure:
     first = top + header + 0.4  # of the rows
     heights = [max(SMALL, _tall(lines, NOTE)) + GAP for lines in labels]
     below = 0.45 if sum(heights) > 5 else 0.0  # alphas again, below many rows
-    sheet = Sheet(max(right, *ends) + EDGE, first + sum(heights) + below + EDGE)
+    values = [f"{alpha:g}" for alpha in asked.alphas]
+    sheet = Sheet(max(right + _widest(values, NOTE) / 2, *ends) + EDGE, first + sum(heights) + below + EDGE)
 
     sheet.words(title, EDGE, EDGE, TITLE)
     sheet.words(note, EDGE, EDGE + _tall(title, TITLE) + GAP, NOTE, GREY)
@@ -97,21 +99,26 @@ def _bars(grid: Grid) -> Figure:
     sheet.words(words, right, top + max(0.0, (LARGE - _tall(words, size)) / 2), size, align="right")
     sheet.arrow(left + LARGE + 0.2, right - _widest(words, size) - 0.2, top + LARGE / 2)
 
-    bottom = first + sum(heights)
-    for y in (first - 0.1, bottom + 0.1 + _tall(["0"], NOTE))[: 2 if below else 1]:
-        sheet.words(["alpha"], left - GAP, y - _tall(["0"], NOTE), NOTE, GREY, "right")
-        every = max(1, round(LABELLED / step + 0.49))
-        for number, alpha in enumerate(asked.alphas):
-            if number % every == 0:
-                middle = left + step * (number + 0.5)
-                sheet.words([f"{alpha:g}"], middle, y - _tall(["0"], NOTE), NOTE, align="center")
-    for number in range(len(asked.alphas) + 1):
-        sheet.line((left + step * number, first), (left + step * number, bottom))
+    _alphas(sheet, values, left, step, first, first + sum(heights), twice=below > 0)
     y = first
     for each, lines, height in zip(found, labels, heights, strict=True):
         _bar(sheet, grid, each, left, step, y, height, lines)
         y += height
     return sheet.figure
+
+
+def _alphas(
+    sheet: Sheet, values: Sequence[str], left: float, step: float, top: float, bottom: float, twice: bool
+) -> None:
+    """Write the values of alpha, as many as have room, above all rows, and below them too; lines lead to them."""
+    widest, tall = _widest(values, NOTE), _tall(["0"], NOTE)
+    every = next(count for count in EVERY if count * step >= widest + GAP or count > len(values))
+    for y in (top - 0.1 - tall, bottom + 0.1)[: 1 + twice]:
+        sheet.words(["alpha"], left - GAP - max(0.0, (widest - step) / 2), y, NOTE, GREY, "right")
+        for number in range(0, len(values), every):
+            sheet.words([values[number]], left + step * (number + 0.5), y, NOTE, align="center")
+    for number in range(0, len(values) + 1, every):
+        sheet.line((left + step * number, top), (left + step * number, bottom))
 
 
 def _bar(
