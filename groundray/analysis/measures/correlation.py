@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 
 from groundray.analysis.measures import statistics
 from groundray.analysis.measures.statistics import FEWEST, ROUNDING, Estimate, Scores, draws, holm, refuse_unfinite
@@ -98,21 +99,22 @@ def paired_correlation_tests(
         return {}
     first, other = (np.stack([standard[pair[place]] for pair in pairs], axis=1) for place in (0, 1))
     # what a swap turns around: differences of scores, of their squares, and of their products with the ratings
-    half = np.stack([other - first, other**2 - first**2, (other - first) * y[:, None]]) / (2 * len(y))
-    middle = np.stack([first + other, first**2 + other**2, (first + other) * y[:, None]]).mean(axis=1) / 2
+    half = np.hstack([other - first, other**2 - first**2, (other - first) * y[:, None]]) / (2 * len(y))
+    middle = np.hstack([first + other, first**2 + other**2, (first + other) * y[:, None]]).mean(axis=0) / 2
 
     def difference(signs: Float[np.ndarray, "swap item"]) -> Float[np.ndarray, "swap pair"]:
-        turned = np.einsum("si,mip->msp", signs, half, optimize=True)
+        turned = signs @ half  # one product for the three sums of all pairs of models
         low, high = (
             product / np.sqrt(np.maximum(square - mean**2, ROUNDING))
-            for mean, square, product in (middle[:, None] - turned, middle[:, None] + turned)
+            for mean, square, product in (np.hsplit(end, 3) for end in (middle - turned, middle + turned))
         )
         return np.abs(high - low)
 
     observed = difference(np.ones((1, len(y)))) - ROUNDING
     as_large = np.ones(len(pairs))  # none is swapped
-    for signs in _signs(len(y)):
-        as_large += (difference(signs) >= observed).sum(axis=0)
+    with threadpool_limits(1):  # small products: threads that wait for each other took ten times the time
+        for signs in _signs(len(y)):
+            as_large += (difference(signs) >= observed).sum(axis=0)
     return dict(zip(pairs, holm((as_large / (1 + SWAPS)).tolist()), strict=True))
 
 
