@@ -70,6 +70,8 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sweep --retrieval.drop", {"--retrieval.dropout"}),
         ("prepare vis", {"visual-genome", "visual-genome-regions"}),
         ("analyse all --check", {"--checkpoint"}),
+        ("baseline pic", {"picturebook"}),
+        ("baseline bovw --weighting ''", {"ppmi", "lmi"}),
     ],
 )
 def test_bash_completes_commands_options_settings_and_choices(

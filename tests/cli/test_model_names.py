@@ -14,7 +14,7 @@ from mlflow_registry import NAME, Registry, use
 from search_fixtures import SearchPaths, write_model
 
 import groundray
-from groundray import analyse, bench, config, push, search, serve, sweep, train
+from groundray import analyse, baseline, bench, config, push, search, serve, sweep, train
 from groundray.cli.start_model import with_start_model
 from groundray.config import Settings, SettingsError
 from groundray.model import export
@@ -43,6 +43,9 @@ COMMANDS: dict[str, Callable[[str, SmallWorld, Path], int]] = {
     "analyse": lambda model, world, _: analyse.main(["retrieval", f"--checkpoint={model}"]),
     "analyse --model": lambda model, world, _: analyse.main(
         ["axes", f"--model=other={model}", f"--norms={world.source}/norms"]
+    ),
+    "baseline": lambda model, world, tmp: baseline.main(
+        ["picturebook", f"--checkpoint={model}", f"--data={world.shards}/captions/val", f"--out={tmp}/out"]
     ),
     "search": lambda model, world, _: search.main(
         ["--text=red", f"--checkpoint={model}", f"--images={world.shards}/captions/val"]
