@@ -32,9 +32,12 @@ class WordVectors:
 
     Attributes:
         name: path or URL of the file.
-        notes: a line for each reason to leave words out, with their number and the first's place.
+        about: what its vectors are, for display.
+        notes: a line for each reason to leave words out of those that were looked up, with their number and the
+            first's place; and one for options that are not used.
     """
 
+    about: str = "vector of the text, or mean of its words' vectors"
     code: tuple[ModuleType, ...] = (sys.modules[__name__], found_vectors, vector_files, vector_text)
 
     def __init__(self, url: str | Path, unused: Sequence[str] = ()):
@@ -50,13 +53,6 @@ class WordVectors:
         self._digest: str | None = None
 
     @property
-    def about(self) -> str:
-        """What the writer of the file says of its vectors, or else how they are read."""
-        found = self._look_up(())
-        described = f"{found.rows:,} words, {found.vectors.shape[1]} numbers each ({found.layout})"
-        return str(found.metadata.get("about", described))
-
-    @property
     def digest(self) -> str:
         """Checksum of the file."""
         if self._digest is None:
@@ -66,10 +62,8 @@ class WordVectors:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        found = self._look_up(())
-        left_out = (
-            f"{number:,} {what} left out, the first in {first}" for what, (number, first) in found.left_out.items()
-        )
+        found = self._found.left_out if self._found else {}
+        left_out = (f"{number:,} {what} left out, the first in {first}" for what, (number, first) in found.items())
         unused = f"{', '.join(self._unused)}: not used, a word has one vector" if self._unused else ""
         return (*left_out, *([unused] if unused else []))
 

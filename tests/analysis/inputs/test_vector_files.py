@@ -93,6 +93,13 @@ def test_parquet_that_cannot_be_used_is_refused_with_its_row(tmp_path: Path, fil
             read_vectors(write(**columns))
     with pytest.raises(ValueError, match="got no row"):
         read_vectors(write(word=pa.array([], pa.string()), vector=pa.array([], pa.list_(pa.float32(), 2))))
+    for metadata in ("{", "3"):
+        table = pa.table({"word": ["a"], "vector": [[1.0]]}, metadata={"groundray": metadata})
+        pq.write_table(table, tmp_path / "other.parquet")
+        with pytest.raises(
+            ValueError, match=r"other\.parquet: expected a JSON object as metadata groundray, got another"
+        ):
+            read_vectors(tmp_path / "other.parquet")
     content = file.read_bytes()
     for place in (4, len(content) // 4):
         file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])

@@ -129,12 +129,6 @@ def test_what_is_left_out_or_not_used_is_noted(tmp_path: Path) -> None:
     assert model.embed(["horse"]).tolist() == [[1, 2]]
 
 
-def test_about_is_what_the_writer_says(file: Path, tmp_path: Path) -> None:
-    assert WordVectors(file).about == "12 words, 2 numbers each (text)"
-    write_vectors(tmp_path / "v.parquet", ["a"], np.ones((1, 2), np.float32), {"about": "mean of images"})
-    assert WordVectors(tmp_path / "v.parquet").about == "mean of images"
-
-
 def test_word_vectors_and_a_language_model_share_their_words(file: Path) -> None:
     models = {"bert": Embedder("bert", bert(), word_pieces()), "glove": WordVectors(file)}
     lexicon = Lexicon.of(models, ["striped horse", "zebra", "May", "horse", "striped bear"])
