@@ -219,7 +219,8 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
         group.add_argument(
             "--categories",
             metavar="FILE|DIR",
-            help="table with columns category, word; or a folder with a file per category (default: of --norms)",
+            help="table with columns category, word (or scene, sentence); or a folder with a file per category ("
+            "default: of --norms)",
         )
     if takes("axes"):
         group.add_argument(

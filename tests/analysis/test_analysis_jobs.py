@@ -160,3 +160,20 @@ def test_chosen_strata_and_ratings_of_concreteness(tmp_path: Path) -> None:
         ANALYSES["similarity"](made)
     (note,) = ANALYSES["similarity"](replace(made, strata=())).notes
     assert note.startswith("word pairs have no strata by concreteness: ")
+
+
+def test_sentences_by_scene_in_place_of_words_by_category(tmp_path: Path) -> None:
+    file = tmp_path / "scenes.csv"
+    sentences = {f"{scene} {number}, seen": scene for scene in ("a pier", "a wood") for number in range(4)}
+    file.write_text("\n".join(["scene,sentence", *(f'{scene},"{text}"' for text, scene in sentences.items())]))
+    job = ANALYSES["categories"](AnalysisRequest(norms=Norms().with_files(categories=str(file))))
+    assert job.texts == tuple(sentences)
+    vectors = np.random.default_rng(0).normal(size=(7, 4))
+    lexicon = Lexicon(
+        {text: row for row, text in enumerate(job.texts[1:])}, {"m": vectors}, {"m": frozenset(job.texts[:1])}
+    )
+    found = job.analyse(lexicon)
+    assert found.tables[0].columns[:2] == ("scene", "sentences")
+    assert [row[:2] for row in found.tables[0].rows] == [("a pier", 3), ("a wood", 4)]
+    assert found.left_out == {"sentences out of vocabulary (m)": 1}
+    assert not any(one.published for one in found.measures)

@@ -60,7 +60,7 @@ def found() -> dict[str, Analysis]:
     concepts, *rest = features()
     return {
         "axes": axes(of_rows, WORDS, names, RATINGS),
-        "categories": categories(of_rows, WORDS, names),
+        "categories": categories(of_rows, WORDS, names, of_semcat=True),
         "norms": feature_norms(vectors(concepts), concepts, *rest, ONE_PROCESS),
     }
 

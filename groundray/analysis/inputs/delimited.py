@@ -18,7 +18,7 @@ import math
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from groundray.storage.delimited_text import EXCEL, SEPARATORS, SIGNATURES, csv_rows, plain, unquoted
@@ -63,11 +63,13 @@ class Table:
         url: path or URL of the file.
         rows: in the file's order.
         layout: how the file was read, such as `columns Word, Conc.M; semicolons, decimal commas`.
+        names: by which of its accepted names each column was found.
     """
 
     url: str
     rows: tuple[Row, ...]
     layout: str
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,8 @@ def _table(
         made.append(Row(content.where(line), own))
     described = f"columns {', '.join(titles[position] for position in positions.values())}"
     layout = content.layout(separator, *(["decimal commas"] if commas else []))
-    return Table(content.url, tuple(made), f"{described}; {layout}")
+    found = {column: names[position] for column, position in positions.items()}
+    return Table(content.url, tuple(made), f"{described}; {layout}", found)
 
 
 def has_decimal_commas(fields: Iterable[tuple[str, str]], column: str, separator: str) -> bool:

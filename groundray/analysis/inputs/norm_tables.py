@@ -6,7 +6,8 @@ words are read by `word_pairs`.
 
 data                    columns, and published files that have them
 ratings                 word, concreteness: Brysbaert et al. 2014, as `Word`, `Conc.M`
-categories              category, word[, concreteness]; or a folder of `animal-268.txt`, one word per line: SemCat
+categories              category or scene, word or sentence or text[, concreteness]
+                        or a folder of files such as `animal-268.txt`, one word per line: SemCat
 features                concept, feature, production_frequency[, type]
                         McRae et al. 2005 (CONCS_FEATS_concstats): Concept, Feature, Prod_Freq, BR_Label
                         CSLB (Devereux et al. 2014): concept, feature, feature type, pf
@@ -22,6 +23,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -57,6 +59,21 @@ TEXT_FILE = re.compile(r"(?P<category>.+?)(-(?P<count>\d+))?\.txt")
 SENSE = re.compile(r"\s*\([^()]*\)$")  # the `(animal)` of McRae's `bat_(animal)`
 
 
+class Kinds(NamedTuple):
+    """What the rows of categories are: words by category, sentences by scene."""
+
+    category: str
+    text: str
+
+    @property
+    def plural(self) -> Kinds:
+        """Return the plurals, such as categories and words."""
+        return Kinds(*("categories" if kind == "category" else f"{kind}s" for kind in self))
+
+
+WORDS_BY_CATEGORY = Kinds("category", "word")
+
+
 @dataclass(frozen=True)
 class Ratings:
     """Concreteness of each word, on the raters' scale."""
@@ -74,11 +91,13 @@ class Categories:
 
     Attributes:
         concreteness: rating of each row's word; NaN if it has none.
+        kinds: what they are, as the file names its columns.
     """
 
     category: tuple[str, ...]
     word: tuple[str, ...]
     concreteness: Float[np.ndarray, " row"]
+    kinds: Kinds = WORDS_BY_CATEGORY
     left_out: dict[str, int] = field(default_factory=dict)
     source: Source | None = field(default=None, repr=False, compare=False)
 
@@ -100,6 +119,7 @@ class Categories:
             tuple(self.category[row] for row in kept),
             tuple(self.word[row] for row in kept),
             self.concreteness[has],
+            self.kinds,
             _nonzero(self.left_out | {"rows without a concreteness rating": len(has) - len(kept)}),
         )
 
@@ -166,13 +186,14 @@ def read_categories(url: str | Path) -> Categories:
     folder = Folder.at(url)
     if folder.exists() and not folder.filesystem.get_file_info(folder.path).is_file:
         return _categories_of(folder)
-    columns = {"category": ("category",), "word": ("word",), "concreteness": RATING}
+    columns = {"category": ("category", "scene"), "word": ("word", "sentence", "text"), "concreteness": RATING}
     table = read_table(url, columns, optional=("concreteness",), numbers=("concreteness",))
     kept, left_out = _agreeing(table, ("category", "word"), "concreteness")
     return Categories(
         tuple(row.fields["category"] for row, _ in kept),
         tuple(row.text("word") for row, _ in kept),
         np.array([np.nan if rating is None else rating for _, rating in kept]),
+        Kinds(table.names["category"], table.names["word"]),
         left_out,
         _source(table, len(kept), left_out),
     )
@@ -209,7 +230,7 @@ def _categories_of(folder: Folder) -> Categories:
     )
     notes = tuple(f"category not read: {problem}" for problem in problems)
     source = Source(str(folder), "a file per category", len(words), len(words), left_out, notes)
-    return Categories(categories, words, np.full(len(words), np.nan), left_out, source)
+    return Categories(categories, words, np.full(len(words), np.nan), left_out=left_out, source=source)
 
 
 def _category(file: str, count: str | None) -> list[str]:
@@ -389,7 +410,8 @@ def _agreeing(table: Table, key: Sequence[str], column: str) -> tuple[list[tuple
         kept.append((row, value))
     if not kept:
         raise ValueError(f"{table.url}: expected rows with a {' and a '.join(key)}, got none among {len(table.rows)}")
-    return kept, _nonzero({f"rows without a {' or '.join(key)}": len(table.rows) - len(kept)})
+    named = " or ".join(table.names[name] for name in key)
+    return kept, _nonzero({f"rows without a {named}": len(table.rows) - len(kept)})
 
 
 def _source(table: Table, used: int, left_out: dict[str, int]) -> Source:

@@ -9,6 +9,8 @@ printed. A phrase's own words are ranked like all others.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from groundray.analysis.result import ReadOff
@@ -84,6 +86,16 @@ _MEASURES: dict[str, dict[str, tuple[float, ...]]] = {
         for analysis, of_analysis in _READ_OFF.items()
     },
 }
+
+
+# of the distinct rows of its 100 categories: a file of them is known by what it holds, and not by its name
+SEMCAT100 = "d356caa227cc693e48e1cb98bf3bde4c93277c7cd952f2b48fad3a51ea94d22f"
+
+
+def is_semcat(words: Iterable[str], categories: Iterable[str]) -> bool:
+    """Return whether words by category are the paper's 100 SemCat categories, in any order, repeated or not."""
+    rows = sorted({f"{category}\t{word}" for word, category in zip(words, categories, strict=True)})
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest() == SEMCAT100
 
 
 def of(analysis: str, key: str) -> dict[str, float]:

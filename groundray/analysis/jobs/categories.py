@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from groundray.analysis.inputs import norm_tables as read
+from groundray.analysis.inputs import published
 from groundray.analysis.inputs.catalog import Norms
 from groundray.analysis.inputs.lexicon import Lexicon
-from groundray.analysis.jobs.job import CATEGORY_FILES, AnalysisJob, job_of, path_of
+from groundray.analysis.jobs.job import CATEGORY_FILES, AnalysisJob, job_of, of_kind, path_of
 from groundray.analysis.measures import categories as measures
 from groundray.analysis.measures.statistics import slug
 from groundray.analysis.request import AnalysisRequest
@@ -40,7 +41,9 @@ def _measured(rows: read.Categories, lexicon: Lexicon) -> Analysis:
         selection.vectors,
         [rows.word[row] for row in selection.rows],
         [rows.category[row] for row in selection.rows],
-        rows.left_out | selection.left_out,
+        rows.left_out | of_kind(rows.kinds.plural.text, selection),
+        rows.kinds,
+        published.is_semcat(rows.word, rows.category),
     )
 
 
@@ -48,7 +51,7 @@ def _joined(main: Analysis, further: Mapping[str, Analysis]) -> Analysis:
     """Return the main set's analysis with the medians and tables of further sets, named by the set."""
     for name, other in further.items():
         own = (
-            replace(one, key=f"{slug(name)}/{one.key}", name=f"{name}: {one.name}", published={})
+            replace(one, key=f"{slug(name)}/{one.key}", name=f"{name}: {one.name}")
             for one in other.measures
             if one.key.endswith("/median")
         )

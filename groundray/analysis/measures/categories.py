@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -12,12 +13,14 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from groundray.analysis.inputs import published
+from groundray.analysis.inputs.norm_tables import WORDS_BY_CATEGORY, Kinds
 from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
-from groundray.analysis.measures.statistics import QUARTILES, measure, over_items, paired_tests
-from groundray.analysis.result import Analysis, Cell, Point, Scatter, Spread, Table
+from groundray.analysis.measures.statistics import QUARTILES, mean, measure, over_items, paired_tests, slug
+from groundray.analysis.result import Analysis, Bars, Cell, Point, Scatter, Spread, Table, Value
 
 SEED = 803
-FORMS = {"rest": "against the rest", "nearest": "against the nearest category"}
+FORMS = {"rest": "against the rest", "nearest": "against the nearest {category}"}
+MOST_IMPROVED = 12  # categories of a picture and a table for each two models
 SHOWN, WORDS_SHOWN, SHARED = 12, 80, 0.1  # of the picture: categories, words of each, share of words that two may share
 PERPLEXITY = 30.0  # of t-SNE: about as many words are each word's neighbours
 
@@ -79,6 +82,8 @@ def categories(
     words: Sequence[str],
     categories: Sequence[str],
     left_out: Mapping[str, int] | None = None,
+    kinds: Kinds = WORDS_BY_CATEGORY,
+    of_semcat: bool = False,
 ) -> Analysis:
     """Compute the silhouette of each category: the mean of its words' silhouettes.
 
@@ -91,6 +96,8 @@ def categories(
     Args:
         vectors: one row for each word of each category; rows of one word have equal vectors.
         left_out: counts of what was omitted before; the result repeats them.
+        kinds: what the words and categories are, such as sentences and scenes, in the result's own words.
+        of_semcat: the rows are SemCat's 100 categories: only then do the paper's values stand beside the measured ones.
 
     Raises:
         ValueError: there are fewer than two categories, none has a silhouette, or the vectors fail `directions`.
@@ -113,10 +120,13 @@ def categories(
     taken = choose_shown(member)
     shown = [place for of_category in taken.values() for place in of_category]
     found: dict[str, dict[str, Float[np.ndarray, " category"]]] = {}
+    of_words: dict[str, Float[np.ndarray, " member"]] = {}
     drawn: dict[str, Float[np.ndarray, "word dim"]] = {}
     for model, own in vectors.items():
         units = directions(own, member.first)
-        found[model], drawn[model] = silhouettes(units, member), units[shown]
+        each = word_silhouettes(units, member)
+        found[model], of_words[model], drawn[model] = _means(each, member), each["rest"], units[shown]
+    forms = {form: about.format(category=kinds.category) for form, about in FORMS.items()}
     compared = {"rest": kept, "nearest": kept & (member.sizes_without_common > 0)}
     scores = {
         form: {model: one[form][compared[form]] for model, one in found.items()}
@@ -125,11 +135,12 @@ def categories(
     }
     names = [name for name, keep in zip(member.categories, kept.tolist(), strict=True) if keep]
     several = int((np.diff(member.of.indptr) > 1).sum())
+    every, (one_category, one_word) = kinds.plural, kinds
     counts = {
-        "words that stand twice in their category": member.repeated,
-        "words of all categories, for the nearest category": int(member.common.sum()),
-        "categories of one word": int(single.sum()),
-        "categories that all words are of": int(whole.sum()),
+        f"{every.text} that stand twice in their {one_category}": member.repeated,
+        f"{every.text} of all {every.category}, for the nearest {one_category}": int(member.common.sum()),
+        f"{every.category} of one {one_word}": int(single.sum()),
+        f"{every.category} that all {every.text} are of": int(whole.sum()),
     }
     measures = []
     for form, of_models in scores.items():
@@ -137,10 +148,11 @@ def categories(
         for name, figure in QUARTILES.items():
             key = f"silhouette/{form}/{name}"
             estimates = over_items(of_models, figure)
-            label = f"Silhouette {FORMS[form]}: {name.replace('_', ' ')}"
+            label = f"Silhouette {forms[form]}: {name.replace('_', ' ')}"
             tested = tests if name == "median" else {}
             count = int(compared[form].sum())
-            measures.append(measure(key, label, count, estimates, tested, published.of("categories", key)))
+            paper = published.of("categories", key) if of_semcat else {}
+            measures.append(measure(key, label, count, estimates, tested, paper))
     rows: list[tuple[Cell, ...]] = [
         (
             name,
@@ -153,34 +165,64 @@ def categories(
         )
         for place, name, size in zip(np.flatnonzero(kept).tolist(), names, sizes[kept].tolist(), strict=True)
     ]
-    columns = ("category", "words", *(f"{about}, {model}" for about in FORMS.values() for model in vectors))
+    columns = (one_category, every.text, *(f"{about}, {model}" for about in forms.values() for model in vectors))
+    improved = most_improved(of_words, member, kept)
     return Analysis(
         "categories",
-        f"Silhouettes by cosine distance of {len(names)} categories of {len(member.words)} words. {several} words have "
-        "several categories: they have a silhouette in each, and in none are they among the others. Against the rest: "
-        "all words that are not of the category, as in the paper; against the nearest category: the usual silhouette. "
-        "Intervals and p: over categories.",
+        f"Silhouettes by cosine distance of {len(names)} {every.category} of {len(member.words)} {every.text}. "
+        f"{several} {every.text} have several {every.category}: they have a silhouette in each, and in none are they "
+        f"among the others. Against the rest: all {every.text} that are not of the {one_category}, as in the paper; "
+        f"against the nearest {one_category}: the usual silhouette. Intervals and p: over {every.category}"
+        f"{f'; of the change of one {one_category}: over its {every.text}' if len(vectors) > 1 else ''}.",
         tuple(measures),
-        (Table("Silhouette of each category", columns, tuple(rows)),),
+        (Table(f"Silhouette of each {one_category}", columns, tuple(rows)), *_changes(improved, kinds)),
         (
             Spread(
                 "categories/silhouette",
-                "Silhouettes of categories",
+                f"Silhouettes of {every.category}",
                 "silhouette",
                 {
-                    FORMS[form]: {model: tuple(values.tolist()) for model, values in of_models.items()}
+                    forms[form]: {model: tuple(values.tolist()) for model, values in of_models.items()}
                     for form, of_models in scores.items()
                 },
             ),
-            *_picture(drawn, taken, member),
+            *_bars(improved, kinds),
+            *_picture(drawn, taken, member, kinds),
         ),
         {**(left_out or {}), **{what: count for what, count in counts.items() if count}},
     )
 
 
 def silhouettes(units: Float[np.ndarray, "word dim"], member: Membership) -> dict[str, Float[np.ndarray, " category"]]:
-    """Return the silhouette of each category, by form; NaN if it has one word only, or all words. In the form
-    `nearest`, words of all categories do not count; NaN for a category of such words alone.
+    """Return the silhouette of each category, by form: the mean of `word_silhouettes`; NaN if it has one word only, or
+    all words. In the form `nearest`, words of all categories do not count; NaN for a category of such words alone.
+
+    Args:
+        units: vectors of length 1.
+    """
+    return _means(word_silhouettes(units, member), member)
+
+
+def _means(
+    each: Mapping[str, Float[np.ndarray, " member"]], member: Membership
+) -> dict[str, Float[np.ndarray, " category"]]:
+    sizes = member.sizes
+    whole = (sizes < 2) | (sizes == len(member.words))
+    counts = {"rest": sizes, "nearest": member.sizes_without_common}
+    with np.errstate(invalid="ignore"):  # no words
+        return {
+            form: np.where(whole, np.nan, np.bincount(member.of.indices, values, len(sizes)) / counts[form])
+            for form, values in each.items()
+        }
+
+
+def word_silhouettes(
+    units: Float[np.ndarray, "word dim"], member: Membership
+) -> dict[str, Float[np.ndarray, " member"]]:
+    """Return the silhouette of each word in each of its categories, in the order of `member.of`, by form.
+
+    That of a word of all categories is 0 in the form `nearest`. Those of a category of one word, or of all words, have
+    no meaning.
 
     The mean cosine of a word with a set of words is its product with their mean, so that no two words are compared: the
     cost is O(word · category · dim), instead of 39 million distances for 6,238 words. Words are multiplied with all
@@ -192,7 +234,7 @@ def silhouettes(units: Float[np.ndarray, "word dim"], member: Membership) -> dic
     sizes, of = member.sizes, member.of
     sums = of.T @ units
     every = units.sum(axis=0)
-    totals = {form: np.zeros(len(sizes)) for form in FORMS}
+    found: dict[str, list[Float[np.ndarray, " _member"]]] = {form: [] for form in FORMS}
     for block in row_blocks(len(units), len(sizes)):
         rows = units[block]
         row, column = of[block].nonzero()  # a word in one of its categories
@@ -209,11 +251,75 @@ def silhouettes(units: Float[np.ndarray, "word dim"], member: Membership) -> dic
                 larger = np.maximum(within, between)
                 each = np.where(larger == 0, 0.0, (between - within) / larger)
                 each = np.where(between == np.inf, 0.0, each)  # of a word of all categories
-                totals[form] += np.bincount(column, weights=each, minlength=len(sizes))
-    whole = (sizes < 2) | (sizes == len(units))
-    counts = {"rest": sizes, "nearest": member.sizes_without_common}
-    with np.errstate(invalid="ignore"):  # no words
-        return {form: np.where(whole, np.nan, total / counts[form]) for form, total in totals.items()}
+                found[form].append(each)
+    return {form: np.concatenate(parts) for form, parts in found.items()}
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a category's silhouette changes from one model to another, over its words.
+
+    Attributes:
+        before, after: its silhouettes against the rest.
+        value: the change, with its interval: the words that stand for the category are resampled.
+    """
+
+    category: str
+    words: int
+    before: float
+    after: float
+    value: Value
+
+
+def most_improved(
+    each: Mapping[str, Float[np.ndarray, " member"]], member: Membership, kept: Bool[np.ndarray, " category"]
+) -> dict[tuple[str, str], tuple[Change, ...]]:
+    """Return the categories whose silhouette rises most from each model to the next, at most MOST_IMPROVED; equal
+    changes in the order of the categories.
+
+    An interval is of one category, and not corrected for having been chosen as one of the largest.
+
+    Args:
+        each: silhouettes against the rest of `word_silhouettes`, by model.
+        kept: categories that have a silhouette.
+    """
+    column, sizes = member.of.indices, member.sizes
+    found: dict[tuple[str, str], tuple[Change, ...]] = {}
+    for first, other in pairwise(each):
+        rises = np.bincount(column, each[other] - each[first], len(sizes)) / np.maximum(sizes, 1)
+        order = [place for place in np.argsort(-rises, kind="stable").tolist() if kept[place] and rises[place] > 0]
+        changes = []
+        for place in order[:MOST_IMPROVED]:
+            own = column == place
+            change = over_items({other: (each[other] - each[first])[own]}, mean)[other].with_interval()
+            before, after = (float(each[model][own].mean()) for model in (first, other))
+            changes.append(Change(member.categories[place], int(sizes[place]), before, after, change))
+        found[first, other] = tuple(changes)
+    return found
+
+
+def _changes(improved: Mapping[tuple[str, str], Sequence[Change]], kinds: Kinds) -> Iterator[Table]:
+    rows: list[tuple[Cell, ...]] = [
+        (first, other, one.category, one.words, one.before, one.after, one.value.value, one.value.low, one.value.high)
+        for (first, other), changes in improved.items()
+        for one in changes
+    ]
+    columns = ("from model", "to model", kinds.category, kinds.plural.text, "before", "after", "change", "low", "high")
+    if rows:
+        title = f"{kinds.plural.category.capitalize()} whose silhouette rises most, with 95% intervals"
+        yield Table(title, columns, tuple(rows))
+
+
+def _bars(improved: Mapping[tuple[str, str], Sequence[Change]], kinds: Kinds) -> Iterator[Bars]:
+    for (first, other), changes in improved.items():
+        if changes:
+            yield Bars(
+                f"categories/most-improved/{slug(other)}",
+                f"{kinds.plural.category.capitalize()} whose silhouette rises most from {first} to {other}",
+                "change of silhouette",
+                {one.category: {other: one.value} for one in changes},
+                {one.category: one.words for one in changes},
+            )
 
 
 def choose_shown(member: Membership) -> dict[str, list[int]]:
@@ -241,7 +347,9 @@ def choose_shown(member: Membership) -> dict[str, list[int]]:
     return taken
 
 
-def _picture(units: Vectors, taken: Mapping[str, Sequence[int]], member: Membership) -> tuple[Scatter, ...]:
+def _picture(
+    units: Vectors, taken: Mapping[str, Sequence[int]], member: Membership, kinds: Kinds
+) -> tuple[Scatter, ...]:
     """Return the words taken in a plane by t-SNE (van der Maaten and Hinton 2008); none for fewer than four words.
 
     Args:
@@ -261,4 +369,5 @@ def _picture(units: Vectors, taken: Mapping[str, Sequence[int]], member: Members
             Point(member.words[place], float(x), float(y), group)
             for place, group, (x, y) in zip(places, groups, plane, strict=True)
         )
-    return (Scatter("categories/tsne", f"Words of {len(taken)} categories in a plane (t-SNE)", "", "", panels),)
+    title = f"{kinds.plural.text.capitalize()} of {len(taken)} {kinds.plural.category} in a plane (t-SNE)"
+    return (Scatter("categories/tsne", title, "", "", panels),)

@@ -32,7 +32,7 @@ from groundray.analysis.result import Analysis, Bars, Measure, Picture, Point, S
 PANEL = (5.4, 4.7)  # inches
 MAX_LEGEND_GROUPS = 12  # more groups are named at their place, without a legend
 MAX_VECTOR_POINTS = 1500  # more points are rasterized within an SVG
-MOST_UPRIGHT = 12  # groups of bars; more are drawn in rows
+MOST_UPRIGHT = 10  # groups of bars; more are drawn in rows
 GAP = 4.0  # distance of a name from its point, in points (1/72 inch)
 BAND = (5, 95)  # percentiles at the whiskers' ends
 

@@ -91,6 +91,19 @@ def test_categories(write: Write) -> None:
     assert rated.left_out == {**found.left_out, "rows without a concreteness rating": 1}
 
 
+def test_sentences_by_scene(write: Write) -> None:
+    file = write("sentence,scene", '"a boat, and a pier",harbour', "two_boats,harbour", "a tall tree,forest", ",forest")
+    found = read_categories(file)
+    assert found.word == ("a boat, and a pier", "two boats", "a tall tree")
+    assert found.category == ("harbour", "harbour", "forest")
+    assert (found.kinds, found.kinds.plural) == (("scene", "sentence"), ("scenes", "sentences"))
+    assert found.left_out == {"rows without a scene or sentence": 1}
+    usual = read_categories(write("category,word,scene", "cats,lion,zoo"))
+    assert (usual.category, usual.kinds, usual.kinds.plural) == (
+        *(("cats",), ("category", "word"), ("categories", "words")),
+    )
+
+
 def test_categories_as_semcat_published_them(write: Write, tmp_path: Path) -> None:
     write("lion", "tiger", "lion", name="cats/big_cats-3.txt")
     write("ice_cream", "", "pie", name="cats/desserts-2.txt")

@@ -9,8 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 
+from groundray.analysis.inputs.norm_tables import Kinds
 from groundray.analysis.measures import directions
-from groundray.analysis.measures.categories import Membership, categories, choose_shown, silhouettes
+from groundray.analysis.measures.categories import (
+    MOST_IMPROVED,
+    Membership,
+    categories,
+    choose_shown,
+    silhouettes,
+)
+from groundray.analysis.measures.statistics import mean, over_items
 
 
 def made(count: int = 30, groups: int = 4, seed: int = 0) -> tuple[np.ndarray, list[str], list[str]]:
@@ -116,7 +124,7 @@ def test_quartiles_differences_and_left_out() -> None:
     of[-1] = "alone"
     twice = np.concatenate([vectors, vectors[:2]]), [*words, *words[:2]], [*of, *of[:2]]
     models = {"m": twice[0], "n": twice[0] + 3}
-    found = categories(models, *twice[1:], left_out={"words out of vocabulary": 1})
+    found = categories(models, *twice[1:], left_out={"words out of vocabulary": 1}, of_semcat=True)
     assert found.left_out == {
         "words out of vocabulary": 1,
         "words that stand twice in their category": 2,
@@ -137,13 +145,13 @@ def test_quartiles_differences_and_left_out() -> None:
     assert 0 < median.differences[0].p <= 1
     assert median.published == {"ungrounded": 0.097, "grounded": 0.181, "relational": 0.149}
     assert by_key["silhouette/nearest/median"].published == {}
+    assert not any(one.published for one in categories(models, *twice[1:]).measures)  # other words than the paper's
 
 
 def test_the_picture_shows_categories_apart_and_the_same_words_for_all_models() -> None:
     vectors, words, of = made(60, 6)
     found = categories({"m": vectors, "n": vectors**2}, words, of)
-    picture = found.pictures[1]
-    assert picture.key == "categories/tsne"
+    (picture,) = [one for one in found.pictures if one.key == "categories/tsne"]
     texts = [[(point.text, point.group) for point in panel] for panel in picture.panels.values()]
     assert texts[0] == texts[1]
     assert dict(texts[0]) == dict(zip(words, of, strict=True))
@@ -162,6 +170,69 @@ def test_the_categories_shown_are_large_and_share_few_words() -> None:
     every = [place for places in taken.values() for place in places]
     assert len(every) == len(set(every))
     assert all(member.words[place].startswith("89-") for place in taken["c89"])
+
+
+def test_the_most_improved_categories_and_their_intervals() -> None:
+    """Against scikit-learn's silhouettes of each word, and a bootstrap over the words of each category."""
+    _, words, of = made(60, 5)
+    draw = np.random.default_rng(2)
+    labels = np.array(of)
+    pull = {"c0": 0.0, "c1": 0.5, "c2": 1.0, "c3": 2.0, "c4": 3.0}
+    start = draw.normal(size=(60, 6))
+    middles = {name: draw.normal(size=6) for name in pull}
+    end = start + np.stack([pull[name] * middles[name] for name in of])
+    models = {"before": start, "after": end, "again": end}
+    found = categories(models, words, of)
+    (table,) = [one for one in found.tables if "rises most" in one.title]
+    assert table.columns == (
+        *("from model", "to model", "category", "words", "before", "after", "change", "low", "high"),
+    )
+    each = {
+        name: [silhouette_samples(vectors, labels == name, metric="cosine")[labels == name] for vectors in (start, end)]
+        for name in pull
+    }
+    rises = {name: after.mean() - before.mean() for name, (before, after) in each.items()}
+    expected = sorted((name for name in pull if rises[name] > 0), key=lambda name: -rises[name])
+    assert [row[:4] for row in table.rows] == [("before", "after", name, 12) for name in expected]  # none rises again
+    for name, *numbers in (row[2:3] + row[4:] for row in table.rows):
+        before, after = each[name]
+        value = over_items({"m": after - before}, mean)["m"].with_interval()
+        assert numbers == pytest.approx([before.mean(), after.mean(), rises[name], value.low, value.high])
+    (bars,) = [one for one in found.pictures if one.key.startswith("categories/most-improved")]
+    assert (bars.key, list(bars.groups)) == ("categories/most-improved/after", expected)
+    assert bars.groups["c4"]["after"].value == pytest.approx(rises["c4"])
+    assert bars.items["c4"] == 12
+
+
+def test_no_more_than_the_most_improved_are_shown() -> None:
+    _, words, of = made(90, 30)
+    draw = np.random.default_rng(2)
+    start = draw.normal(size=(90, 6))
+    end = start + np.stack([5 * np.eye(30, 6)[int(name[1:]) % 6 :][0] for name in of])
+    found = categories({"m": start, "n": end}, words, of)
+    (bars,) = [one for one in found.pictures if one.key.startswith("categories/most-improved")]
+    values = [one["n"].value for one in bars.groups.values()]
+    assert len(values) == MOST_IMPROVED
+    assert values == sorted(values, reverse=True)
+    assert min(values) > 0
+    assert not [one for one in categories({"m": start}, words, of).pictures if "most-improved" in one.key]
+
+
+def test_sentences_by_scene_are_called_so() -> None:
+    vectors, words, of = made(60, 6)
+    of[-1] = "alone"
+    found = categories({"m": vectors, "n": vectors**3}, words, of, kinds=Kinds("scene", "sentence"))
+    assert found.tables[0].title == "Silhouette of each scene"
+    assert found.tables[0].columns == (
+        *("scene", "sentences", "against the rest, m", "against the rest, n"),
+        *("against the nearest scene, m", "against the nearest scene, n"),
+    )
+    assert found.left_out == {"scenes of one sentence": 1}
+    titles = [one.title for one in (*found.tables, *found.pictures)]
+    assert "Sentences of 7 scenes in a plane (t-SNE)" in titles
+    said = " ".join([*titles, found.about, *(one.name for one in found.measures)])
+    assert "categor" not in said
+    assert "word" not in said
 
 
 def test_few_words_have_no_picture() -> None:
