@@ -17,7 +17,7 @@ from groundray.cli.workdir import open_paths, write_json
 if TYPE_CHECKING:
     from groundray.analysis.request import AnalysisRequest
 
-NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs")
+NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs", "ratings", "rating_groups")
 # options that are paths or URLs
 PATHS = (
     *("checkpoint", "data", "images", "graphs", "labelled", "norms", *NORM_FILES, "fit_on", "contrasts", "vocabulary"),
@@ -31,6 +31,7 @@ ABOUT = {
     "categories": "cohesion of categories of words",
     "composition": "rank of the word that a phrase stands for",
     "similarity": "rank correlation with human similarity of word pairs",
+    "ratings": "human ratings on many dimensions, predicted for held-out words by ridge regression",
     "zero-shot": "accuracy of the class whose text is most similar to an image",
     "all": "every analysis that there is data for, and a report",
 }
@@ -209,7 +210,7 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
         "--norms",
         metavar="DIR",
         help="folder with any of concreteness.csv; categories.csv, semcat100.csv or semcat/; features.csv; "
-        "composition.csv; category_sets/; similarity/ (default: the run's setting analysis.norms)",
+        "composition.csv; category_sets/; similarity/; ratings/ (default: the run's setting analysis.norms)",
     )
     if takes("axes"):
         group.add_argument(
@@ -292,6 +293,19 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
             metavar="COLUMN",
             help="column of the pairs' file whose values are measured apart, numbers by quartile; or concreteness; may "
             "be repeated (default: columns of few values, such as POS, and concreteness)",
+        )
+    if takes("ratings"):
+        group.add_argument(
+            "--ratings",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="table with a column word and a column of numbers a dimension; may be repeated (default: of --norms)",
+        )
+        group.add_argument(
+            "--rating-groups",
+            metavar="FILE",
+            help="table with columns dimension, group (default: of --norms, or the domains of Binder et al. 2016)",
         )
     if name == "all":
         group.add_argument(

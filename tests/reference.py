@@ -330,6 +330,28 @@ def logistic(X: np.ndarray, has: np.ndarray, X_new: np.ndarray, strength: float,
     return Z_new @ best.x[:-1] + best.x[-1] > 0
 
 
+def ridge(X: np.ndarray, y: np.ndarray, X_new: np.ndarray, penalties: Sequence[float]) -> tuple[np.ndarray, float]:
+    """Return the predictions for new rows less the mean of y, and the penalty with the least leave-one-out error, each
+    row left out and the normal equations solved again, of columns standardised over all rows."""
+    centre, scale = X.mean(axis=0), X.std(axis=0)
+    Z, Z_new = (X - centre) / scale, (X_new - centre) / scale
+
+    def weights(rows: list[int], penalty: float) -> tuple[np.ndarray, np.ndarray, float]:
+        own = Z[rows] - Z[rows].mean(axis=0)
+        w = np.linalg.solve(own.T @ own + penalty * np.eye(Z.shape[1]), own.T @ (y[rows] - y[rows].mean()))
+        return w, Z[rows].mean(axis=0), float(y[rows].mean())
+
+    errors = []
+    for penalty in penalties:
+        error = 0.0
+        for left in range(len(y)):
+            w, middle, mean = weights([row for row in range(len(y)) if row != left], penalty)
+            error += (y[left] - mean - (Z[left] - middle) @ w) ** 2
+        errors.append(error)
+    best = penalties[int(np.argmin(errors))]
+    return Z_new @ weights(list(range(len(y))), best)[0], best
+
+
 def ranked(vectors: list[list[float]], query: list[float], k: int) -> list[tuple[int, float]]:
     """Return the rows of the `k` vectors with the highest cosine to a query, and the cosines; ties by row."""
 

@@ -64,6 +64,9 @@ def test_all_makes_every_analysis_that_has_data(
     (tmp_path / "similarity").mkdir()
     shutil.copytree(world.source / "norms", tmp_path, dirs_exist_ok=True)
     (tmp_path / "similarity" / "pairs.txt").write_text("red\torange\t8\nred\tidea\t1\ncircle\tring\t7\nhope\tblue\t0\n")
+    (tmp_path / "ratings").mkdir()
+    concreteness = (tmp_path / "concreteness.csv").read_text().splitlines()
+    (tmp_path / "ratings" / "own.csv").write_text("\n".join(",".join(row.split(",")[:2]) for row in concreteness[:40]))
     words = ["all", "--checkpoint", str(model), "--norms", str(tmp_path), "--out", str(tmp_path / "report")]
     assert analyse.main([*words, "--model", f"again={model / 'language'}", "--json", str(tmp_path / "all.json")]) == 0
     found = read(tmp_path / "all.json")
@@ -75,6 +78,7 @@ def test_all_makes_every_analysis_that_has_data(
         "composition",
         "composition_through_images",
         "similarity",
+        "ratings",
         "retrieval",
     ]
     assert found["skipped"] == {"relations": "the model has no stage relational: it was trained in language, grounding"}
@@ -92,7 +96,7 @@ def test_all_makes_every_analysis_that_has_data(
     assert [row[0] for row in files["rows"]] == ["categories.csv", "kind.csv", "outline.csv", "warmth.csv"]
     medians = ["kind/silhouette/rest/median", "outline/silhouette/rest/median", "warmth/silhouette/nearest/median"]
     assert set(medians) < set(found["analyses"]["categories"]["measures"])
-    for analysis in ("axes", "norms", "categories", "composition", "similarity"):
+    for analysis in ("axes", "norms", "categories", "composition", "similarity", "ratings"):
         for measure in found["analyses"][analysis]["measures"].values():
             assert measure["values"]["again"] == measure["values"]["grounded"], measure["name"]
     measure = found["analyses"]["axes"]["measures"]["pc1/words/pearson"]
@@ -201,6 +205,7 @@ def test_options_change_the_measures(world: SmallWorld, model: Path, tmp_path: P
         ),
         (["similarity", "--checkpoint", "MODEL"], "no similarity/ with word pairs in"),
         (["similarity", "--checkpoint", "MODEL"], "norms: give --pairs FILE"),
+        (["ratings", "--checkpoint", "MODEL"], "norms: give --ratings FILE"),
         (["norms", "--checkpoint", "MODEL", "--norms", "NOWHERE"], "expected norms in NOWHERE"),
         (["axes", "--checkpoint", "MODEL", "--layer", "9"], "layer: expected 0 to 2"),
         (["axes", "--checkpoint", "MODEL", "--components", "0"], "expected 1 to 73 axes of vectors (74, 128), got 0"),

@@ -145,7 +145,7 @@ class Analysis:
     """The result of one analysis.
 
     Attributes:
-        name: `axes`, `norms`, `categories`, `composition`, `similarity`, `retrieval`, `relations`.
+        name: `axes`, `norms`, `categories`, `composition`, `similarity`, `ratings`, `retrieval`, `relations`.
         about: what was measured and how, with its source, in a few sentences.
         left_out: counts of all that could not be used, such as {"words out of vocabulary": 3}.
     """

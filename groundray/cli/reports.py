@@ -48,6 +48,7 @@ MADE_BY = {
     "categories": ("categories",),
     "composition": ("composition", THROUGH_IMAGES),
     "similarity": ("similarity",),
+    "ratings": ("ratings",),
     "zero-shot": ("zero_shot",),
     ALL: tuple(ANALYSES),
 }

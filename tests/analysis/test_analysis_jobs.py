@@ -37,6 +37,21 @@ def test_word_pairs_of_which_none_can_be_read_are_an_error(tmp_path: Path) -> No
         ANALYSES["similarity"](request(tmp_path, bad_txt="sun\tmoon\tstar\t1\n"))
 
 
+def test_a_file_of_ratings_that_cannot_be_read_spoils_only_itself(tmp_path: Path) -> None:
+    (tmp_path / "ratings").mkdir()
+    (tmp_path / "ratings" / "good.csv").write_text("word,warm,colour\nsun,5,yellow\nice,0,white\n")
+    (tmp_path / "ratings" / "bad.csv").write_text("word,warm\nsun,hot\nice,1\n")
+    norms = Norms.at(str(tmp_path))
+    job = ANALYSES["ratings"](AnalysisRequest(norms=norms))
+    assert job.texts == ("sun", "ice")
+    assert [source.used for source in job.sources] == [2]
+    text, bad = job.notes
+    assert text.endswith("good.csv: not dimensions: colour")
+    assert bad.startswith(f"ratings not read: {tmp_path}/ratings/bad.csv line 2: expected a number as warm, got 'hot'")
+    with pytest.raises(ValueError, match=r"bad\.csv line 2"):
+        ANALYSES["ratings"](AnalysisRequest(norms=norms.with_files(ratings=[f"{tmp_path}/ratings/bad.csv"])))
+
+
 def test_a_given_file_of_word_pairs_must_be_readable(tmp_path: Path) -> None:
     found = request(tmp_path, good_txt="sun moon 3\n", bad_txt="sun\tmoon\tstar\t1\n")
     assert found.norms is not None

@@ -20,9 +20,16 @@ CONTROLS = {
     "relational": "train stage relational after grounding",
 }
 ENDINGS = (".csv", ".tsv", ".txt", ".tab", ".dat")  # in order of preference
-CONCRETENESS, FEATURES, PHRASES, PAIRS = "concreteness", "features", "composition", "similarity"
-CATEGORIES, CATEGORY_FOLDER, CATEGORY_SETS = ("categories", "semcat100"), "semcat", "category_sets"
+CONCRETENESS, FEATURES, PHRASES = "concreteness", "features", "composition"
+CATEGORIES, CATEGORY_FOLDER = ("categories", "semcat100"), "semcat"
 PAIR_FILES = (*ENDINGS, ".full", ".dev", ".test", "")  # MEN_dataset_lemma_form.dev, MEN_dataset_natural_form_full
+# kinds of which there are several sets: the folder of each, and the endings of its files
+SETS = {
+    "pairs": ("similarity", PAIR_FILES),
+    "category_sets": ("category_sets", ENDINGS),
+    "ratings": ("ratings", ENDINGS),
+}
+RATING_GROUPS = "groups"  # file of the folder of ratings
 NO_TABLE = re.compile(r"read[_-]?me|licen[cs]e|changelog|citation", re.IGNORECASE)
 NAME = re.compile(r"\w[\w.+\- ]*")
 
@@ -89,9 +96,11 @@ class Norms:
         phrases: phrases, each with the word that it describes.
         pairs: pairs of words with their similarity, by file name.
         category_sets: further sets of words by category, each measured apart from the others, by file name.
+        ratings: words rated on several dimensions, by file name.
+        rating_groups: groups of these dimensions.
         looked_for: where they were searched for, for error messages.
         passed_over: a line for each file of the folder that is not read, with what was expected.
-        pairs_found: whether the pairs were found in a folder, where a file that cannot be read spoils only itself.
+        found: kinds whose files were found in a folder, where a file that cannot be read spoils only itself.
     """
 
     concreteness: str | None = None
@@ -100,21 +109,24 @@ class Norms:
     phrases: str | None = None
     pairs: Mapping[str, str] | None = None
     category_sets: Mapping[str, str] | None = None
+    ratings: Mapping[str, str] | None = None
+    rating_groups: str | None = None
     looked_for: str = "was given, nor a folder of norms (--norms DIR)"
     passed_over: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    pairs_found: bool = field(default=False, repr=False, compare=False)
+    found: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     @property
     def paths(self) -> list[str]:
         """All files and folders."""
-        single = (self.concreteness, self.categories, self.features, self.phrases)
-        return [*(path for path in single if path), *(self.pairs or {}).values(), *(self.category_sets or {}).values()]
+        single = (self.concreteness, self.categories, self.features, self.phrases, self.rating_groups)
+        sets = [path for kind in SETS for path in (getattr(self, kind) or {}).values()]
+        return [*(path for path in single if path), *sets]
 
     @staticmethod
     def at(url: str) -> Norms:
         """Find the norms in a folder: concreteness.csv, the first of categories.csv, semcat100.csv and semcat/,
-        features.csv, composition.csv, and the files of category_sets/ and similarity/ with their folders. Each may end
-        in any of ENDINGS, those of similarity/ in any of PAIR_FILES.
+        features.csv, composition.csv, and the files of the folders of SETS, with the folders inside them; ratings/
+        may have groups.csv. Each may end in any of ENDINGS, those of similarity/ in any of PAIR_FILES.
 
         Raises:
             FileNotFoundError: the folder does not exist, or has none of these files.
@@ -132,11 +144,17 @@ class Norms:
             "features": first(FEATURES),
             "phrases": first(PHRASES),
         }
-        pairs, unread = _find_tables(folder / PAIRS, PAIR_FILES)
-        sets, unread_sets = _find_tables(folder / CATEGORY_SETS, ENDINGS)
+        sets: dict[str, dict[str, str]] = {}
+        unread: list[str] = []
+        for kind, (inside, endings) in SETS.items():
+            files, lines = _find_tables(folder / inside, endings)
+            sets[kind] = {name: f"{base}/{inside}/{file}" for name, file in files.items()}
+            unread += [f"{inside}/{line}" for line in lines]
+        groups = sets["ratings"].pop(RATING_GROUPS, None)
+        folders = [inside for inside, _ in SETS.values()]
         expected = ", ".join(f"{stem}.csv" for stem in (CONCRETENESS, *CATEGORIES, FEATURES, PHRASES))
-        expected += f" (or {', '.join(ENDINGS[1:])}), {CATEGORY_FOLDER}/, {CATEGORY_SETS}/ or {PAIRS}/"
-        others = [name for name in present if name not in (*single.values(), PAIRS, CATEGORY_SETS)]
+        expected += f" (or {', '.join(ENDINGS[1:])}), {CATEGORY_FOLDER}/, {'/, '.join(folders[:-1])}/ or {folders[-1]}/"
+        others = [name for name in present if name not in (*single.values(), *folders)]
         instead = {name: kept for name in others if (kept := _read_instead(name, single))}
         unknown = [name for name in others if name not in instead]
         passed_over = [f"{name}: not read, {kept} is read instead" for name, kept in instead.items()]
@@ -147,15 +165,11 @@ class Norms:
             at["categories"],
             at["features"],
             at["phrases"],
-            {name: f"{base}/{PAIRS}/{file}" for name, file in pairs.items()} or None,
-            {name: f"{base}/{CATEGORY_SETS}/{file}" for name, file in sets.items()} or None,
+            rating_groups=groups,
             looked_for=f"in {url}",
-            passed_over=(
-                *passed_over,
-                *(f"{PAIRS}/{line}" for line in unread),
-                *(f"{CATEGORY_SETS}/{line}" for line in unread_sets),
-            ),
-            pairs_found=True,
+            passed_over=(*passed_over, *unread),
+            found=frozenset(SETS),
+            **{kind: files or None for kind, files in sets.items()},
         )
         if norms == Norms(looked_for=norms.looked_for):
             raise FileNotFoundError(
@@ -170,16 +184,24 @@ class Norms:
         features: str | None = None,
         phrases: str | None = None,
         pairs: Sequence[str] = (),
+        ratings: Sequence[str] = (),
+        rating_groups: str | None = None,
     ) -> Norms:
         """Replace some norms by single files."""
+        sets = {
+            kind: _named({file: Folder.at(file).name for file in files})
+            for kind, files in (("pairs", pairs), ("ratings", ratings))
+            if files
+        }
         return replace(
             self,
             concreteness=concreteness or self.concreteness,
             categories=categories or self.categories,
             features=features or self.features,
             phrases=phrases or self.phrases,
-            pairs=_named({file: Folder.at(file).name for file in pairs}) or self.pairs,
-            pairs_found=self.pairs_found and not pairs,
+            rating_groups=rating_groups or self.rating_groups,
+            found=self.found - sets.keys(),
+            **sets,
         )
 
 

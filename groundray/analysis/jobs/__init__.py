@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from groundray.analysis.jobs import axes, categories, composition, norms, relations, retrieval, similarity, zero_shot
+from groundray.analysis.jobs import (
+    axes,
+    categories,
+    composition,
+    norms,
+    ratings,
+    relations,
+    retrieval,
+    similarity,
+    zero_shot,
+)
 from groundray.analysis.jobs.job import AnalysisJob
 from groundray.analysis.request import AnalysisRequest
 
@@ -16,6 +26,7 @@ ANALYSES: dict[str, Callable[[AnalysisRequest], AnalysisJob]] = {
     "composition": composition.job,
     THROUGH_IMAGES: composition.through_images,
     "similarity": similarity.job,
+    "ratings": ratings.job,
     "retrieval": retrieval.job,
     "relations": relations.job,
     "zero_shot": zero_shot.job,

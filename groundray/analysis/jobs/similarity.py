@@ -27,7 +27,7 @@ def job(request: AnalysisRequest) -> AnalysisJob:
         try:
             sets[name] = read_pairs(file)
         except (OSError, ValueError) as error:
-            if not norms.pairs_found:
+            if "pairs" not in norms.found:
                 raise
             problems.append(str(error))
     if not sets:

@@ -87,6 +87,12 @@ KEY_MEASURES = (
     ),
     KeyMeasure("norms", re.compile(r"f1/visual/median"), "the median F1 of visual features", "F1 of visual features"),
     KeyMeasure(
+        "ratings",
+        re.compile(r"[^/]*binder[^/]*/group/visual/spearman", re.I),
+        "the held-out correlation with visual ratings",
+        "visual ratings (rho)",
+    ),
+    KeyMeasure(
         "axes",
         re.compile(r"pc1/categories/pearson"),
         "the correlation of the first axis with the concreteness of categories",

@@ -77,7 +77,7 @@ def test_norms_of_the_embedded_world(world: SmallWorld) -> None:
         f"{folder}/composition.csv",
         None,
         {name: f"{folder}/category_sets/{name}.csv" for name in ("kind", "outline", "warmth")},
-        f"in {folder}",
+        looked_for=f"in {folder}",
     )
     single = [f"{folder}/{name}.csv" for name in ("concreteness", "categories", "features", "composition")]
     assert found.paths == [*single, *(f"{folder}/category_sets/{name}.csv" for name in ("kind", "outline", "warmth"))]
@@ -113,6 +113,23 @@ def test_norms_as_they_are_published(tmp_path: Path) -> None:
     (tmp_path / "semcat100.csv").unlink()
     assert Norms.at(str(tmp_path)).categories == f"{tmp_path}/semcat"
     assert found.concreteness is None
+
+
+def test_ratings_are_found_with_their_groups(tmp_path: Path) -> None:
+    (tmp_path / "ratings").mkdir()
+    for name in ("binder2016.tsv", "glasgow.csv", "groups.csv", "notes.pdf"):
+        (tmp_path / "ratings" / name).write_text("x")
+    found = Norms.at(str(tmp_path))
+    folder = f"{tmp_path}/ratings"
+    assert found.ratings == {"binder2016": f"{folder}/binder2016.tsv", "glasgow": f"{folder}/glasgow.csv"}
+    assert found.rating_groups == f"{folder}/groups.csv"
+    assert found.paths == [f"{folder}/groups.csv", f"{folder}/binder2016.tsv", f"{folder}/glasgow.csv"]
+    assert found.passed_over[0].startswith("ratings/notes.pdf: not read")
+    assert "ratings" in found.found
+    given = found.with_files(ratings=["mine.csv"], rating_groups="other.csv")
+    assert (given.ratings, given.rating_groups) == ({"mine": "mine.csv"}, "other.csv")
+    assert "ratings" not in given.found
+    assert "pairs" in given.found
 
 
 def test_single_files_take_the_place_of_the_folders(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Words rated on several dimensions, and what their vectors predict of the ratings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from groundray.analysis.inputs.catalog import Norms
+from groundray.analysis.inputs.lexicon import Lexicon
+from groundray.analysis.inputs.rating_tables import RatedWords, read_groups, read_rated_words
+from groundray.analysis.jobs.job import AnalysisJob, job_of, path_of
+from groundray.analysis.measures import ratings as measures
+from groundray.analysis.request import AnalysisRequest
+from groundray.analysis.result import Analysis
+
+
+def job(request: AnalysisRequest) -> AnalysisJob:
+    path_of(request, "ratings", "ratings/ with words and numbers")
+    norms = request.norms or Norms()
+    groups = read_groups(norms.rating_groups) if norms.rating_groups else None
+    sets: dict[str, RatedWords] = {}
+    problems: list[str] = []
+    for name, file in (norms.ratings or {}).items():
+        try:
+            sets[name] = read_rated_words(file, groups)
+        except (OSError, ValueError) as error:
+            if "ratings" not in norms.found:
+                raise
+            problems.append(str(error))
+    if not sets:
+        raise ValueError(problems[0])
+    words = tuple(dict.fromkeys(word for rated in sets.values() for word in rated.words))
+
+    def run(lexicon: Lexicon) -> Analysis:
+        selection = lexicon.select(words)
+        left_out = sum((Counter(rated.left_out) for rated in sets.values()), Counter())
+        return measures.ratings(
+            selection.vectors,
+            [words[row] for row in selection.rows],
+            sets,
+            left_out={**left_out, **selection.left_out},
+        )
+
+    own = job_of(words, run, *(rated.source for rated in sets.values()))
+    return replace(own, notes=(*own.notes, *(f"ratings not read: {problem}" for problem in problems)))
