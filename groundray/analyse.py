@@ -163,7 +163,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         default=[],
-        metavar="NAME=FOLDER",
+        metavar="NAME=FOLDER|FILE",
         help="another model: a folder that transformers or sentence-transformers wrote, a model in MLflow, minilm, or "
         "a file of word vectors (GloVe, word2vec, fastText, Parquet); may be repeated",
     )

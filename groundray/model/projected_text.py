@@ -1,7 +1,8 @@
 """Text towers with their projection: a text's vector in the space that CLIP, SigLIP or ALIGN shares with images.
 
 A folder has one if its model is whole (both towers), or a text tower that was saved with its projection. The class of
-`transformers` that is loaded holds the text tower alone, except ALIGN's, whose image tower is dropped.
+`transformers` that is loaded holds the text tower alone; of ALIGN, AltCLIP and ChineseCLIP there is none, and the image
+tower is dropped.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ PROJECTIONS = {
     "siglip": Projection("SiglipTextModel", _pooled, padded=True),
     "siglip2": Projection("Siglip2TextModel", _pooled, padded=True),
     "align": Projection("AlignModel", _features),
+    "altclip": Projection("AltCLIPModel", _features),
+    "chinese_clip": Projection("ChineseCLIPModel", _features),
 }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedTokenizerFast
 
+from groundray.analysis.inputs.model_loading import vector_file
 from groundray.config import Settings
 from groundray.data.image_decoder import decode
 from groundray.data.image_inputs import ImageInputs
@@ -277,6 +278,8 @@ def is_dual_encoder(place: str) -> bool:
     """
     where = locate(place)
     try:
+        if vector_file(where):  # transformers would read all of it as a configuration
+            return False
         if "://" in where:
             return Folder.at(where).read_json("config.json").get("model_type") in TYPES
         with quiet():

@@ -22,9 +22,13 @@ def load_text_model(place: str | Path, options: Options = IN_ISOLATION) -> TextM
     Raises:
         ValueError: there is no model, or it cannot be used.
     """
+    file = vector_file(place)
+    return Embedder.load(place, options) if file is None else WordVectors(file, options.of_sentences)
+
+
+def vector_file(place: str | Path) -> str | None:
+    """Return the path or URL of the file of word vectors at a place; None if a language model may be there."""
     folder = Folder.at(place)
     if folder.filesystem.get_file_info(folder.path).is_file:
-        return WordVectors(place, options.of_sentences)
-    if folder.exists(VECTORS):
-        return WordVectors(f"{str(place).rstrip('/')}/{VECTORS}", options.of_sentences)
-    return Embedder.load(place, options)
+        return str(place)
+    return f"{str(place).rstrip('/')}/{VECTORS}" if folder.exists(VECTORS) else None

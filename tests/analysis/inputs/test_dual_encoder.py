@@ -15,7 +15,7 @@ import torch
 from analysis import models
 from analysis.two_towers import SIDE, write_two_towers
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from groundray.analysis.inputs.dual_encoder import DualEncoders, TwoTowers, is_dual_encoder, scores
 
@@ -67,6 +67,15 @@ def test_blank_images_are_of_the_mean_colour(tmp_path: Path) -> None:
     mean = tuple(round(255 * share) for share in AutoImageProcessor.from_pretrained(tmp_path).image_mean)
     arrays = encoder.image_inputs.arrays(encoded([Image.new("RGB", (SIDE, SIDE), mean)]))
     np.testing.assert_allclose(encoder.blank(arrays), arrays, atol=0.01)
+
+
+def test_a_file_of_word_vectors_is_not_read_as_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would read all of a file, which may have gigabytes."""
+    monkeypatch.setattr(AutoConfig, "from_pretrained", pytest.fail)
+    (tmp_path / "glove.txt").write_text("zebra 1 2\n")
+    (tmp_path / "vectors.parquet").write_bytes(b"")
+    assert not is_dual_encoder(str(tmp_path / "glove.txt"))
+    assert not is_dual_encoder(str(tmp_path))
 
 
 def test_a_model_is_loaded_once(tmp_path: Path) -> None:

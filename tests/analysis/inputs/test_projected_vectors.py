@@ -12,6 +12,10 @@ from analysis.models import word_pieces
 from transformers import (
     AlignConfig,
     AlignModel,
+    AltCLIPConfig,
+    AltCLIPModel,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
     CLIPConfig,
     CLIPModel,
     CLIPTextModelWithProjection,
@@ -58,6 +62,8 @@ MODELS: dict[str, tuple[Any, Any]] = {
         Siglip2Model,
         Siglip2Config(text_config=TEXT | {"max_position_embeddings": 40, "projection_size": 16}, vision_config=VISION),
     ),
+    "altclip": (AltCLIPModel, AltCLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)),
+    "chinese_clip": (ChineseCLIPModel, ChineseCLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)),
     "align": (AlignModel, AlignConfig(text_config=TEXT, vision_config=ALIGN_VISION, projection_dim=12)),
 }
 
@@ -84,7 +90,7 @@ def features(model: Any, text: str, padded: bool) -> np.ndarray:
     return model.get_text_features(**tokenizer(text, return_tensors="pt")).pooler_output[0].numpy()
 
 
-@pytest.mark.parametrize("name", ["clip", "metaclip_2", "siglip", "align"])
+@pytest.mark.parametrize("name", ["clip", "metaclip_2", "siglip", "align", "altclip", "chinese_clip"])
 def test_a_whole_model_gives_its_projected_vectors(tmp_path: Path, name: str) -> None:
     model, padded = write(tmp_path, name), name.startswith("siglip")
     embedder = Embedder.load(tmp_path)
@@ -101,7 +107,7 @@ def test_a_whole_model_gives_its_projected_vectors(tmp_path: Path, name: str) ->
     assert PHOTO in sentences.about
 
 
-@pytest.mark.parametrize("name", ["clip", "metaclip_2", "siglip", "align"])
+@pytest.mark.parametrize("name", ["clip", "metaclip_2", "siglip", "align", "altclip", "chinese_clip"])
 def test_mean_over_the_tokens_is_taken_if_asked_for(tmp_path: Path, name: str) -> None:
     model: Any = write(tmp_path, name)
     embedder = Embedder.load(tmp_path, Options(projected=False))
