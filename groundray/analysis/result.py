@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 Cell = str | float | int | None
+STRATUM = "/by/"  # in the key of a measure of a part of the items, as `simlex/by/verbs/spearman`; bars show these
 
 
 @dataclass(frozen=True)

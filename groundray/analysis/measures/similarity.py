@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from groundray.analysis.measures.correlation import paired_correlation_tests, spearman
 from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
 from groundray.analysis.measures.statistics import FEWEST, ROUNDING, Scores, measure, slug
-from groundray.analysis.result import Analysis, Bars, Cell, Measure, Table
+from groundray.analysis.result import STRATUM, Analysis, Bars, Cell, Measure, Table
 
 FEWEST_IN_STRATUM = 10
 ALL = "all"  # pairs of a set, beside its strata
@@ -73,7 +73,7 @@ def similarity(
                 if any(np.ptp(one) <= ROUNDING * np.abs(one).max() for one in (ratings[own], *of_stratum.values())):
                     flat += 1
                     continue
-                key = f"{slug(name)}/by/{slug(stratum)}/spearman"
+                key = f"{slug(name)}{STRATUM}{slug(stratum)}/spearman"
                 found[stratum] = _measure(key, f"{name}, {stratum}", of_stratum, ratings[own])
             measures += found.values()
             values = [found[ALL].values[model].value for model in vectors]

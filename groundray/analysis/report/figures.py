@@ -27,7 +27,7 @@ from groundray.analysis.report.plotting import (
     style,
     tidy,
 )
-from groundray.analysis.result import Analysis, Bars, Measure, Picture, Point, Scatter, Spread, Value
+from groundray.analysis.result import STRATUM, Analysis, Bars, Measure, Picture, Point, Scatter, Spread, Value
 
 PANEL = (5.4, 4.7)  # inches
 MAX_LEGEND_GROUPS = 12  # more groups are named at their place, without a legend
@@ -43,9 +43,9 @@ def pictures(analysis: Analysis, models: Sequence[str] = ()) -> Iterator[tuple[s
     Args:
         models: all models, so that each looks the same in the pictures of all analyses.
     """
-    if analysis.measures:
+    if whole := [measure for measure in analysis.measures if STRATUM not in measure.key]:
         title = "With 95% intervals; hollow: published by the paper"
-        yield "measures", title, forest(analysis.measures, models)
+        yield "measures", title, forest(whole, models)
     for picture in analysis.pictures:
         yield picture.key.replace("/", "-"), picture.title, _drawn(picture, models)
 

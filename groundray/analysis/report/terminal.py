@@ -17,13 +17,13 @@ from groundray.analysis.measures.relations import Relations
 from groundray.analysis.report import document
 from groundray.analysis.report.document import Report, compared, summary_of
 from groundray.analysis.report.numbers import format_interval, format_number
-from groundray.analysis.result import Measure, Table, Value
+from groundray.analysis.result import STRATUM, Measure, Table, Value
 
 MOST_ROWS = 20  # of a table on screen
 CERTAIN = 0.05
 LESSER = re.compile(
     r"lower_quartile|upper_quartile|^pc[2-9]|^pc1/contrast|^without_own_words/rank/within|^published/.*_at_5$"
-    r"|/by/|/(group|dimension)/"
+    rf"|{STRATUM}|/(group|dimension)/"
 )  # keys of measures that a short table leaves out
 
 

@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 from groundray.analysis.report.figures import MOST_UPRIGHT, bars, forest, pictures, scatter, spread
 from groundray.analysis.report.labels import NEAR, place
 from groundray.analysis.report.plotting import COLOURS, SHAPES, look, png, svg
-from groundray.analysis.result import Bars, Measure, Point, Scatter, Spread, Value
+from groundray.analysis.result import Analysis, Bars, Measure, Point, Scatter, Spread, Value
 
 
 def names(panel: Axes) -> list[Annotation]:
@@ -197,6 +197,14 @@ def test_names_of_bars_side_by_side_do_not_overlap() -> None:
     groups = {f"human or not: PC{axis}": {"m": Value(0.5, 0.4, 0.6)} for axis in range(MOST_UPRIGHT)}
     figure = bars(Bars("axes/contrasts", "Contrasts", "r", groups, dict.fromkeys(groups, 6234)))
     assert_apart(boxes(figure.axes[0].get_xticklabels()))
+
+
+def test_strata_are_bars_and_no_panels() -> None:
+    whole, part = (Measure(key, key, 9, {"m": Value(0.5)}) for key in ("set/rho", "set/by/verbs/rho"))
+    groups = Bars("set-strata", "Strata", "rho", {"all": whole.values, "verbs": part.values})
+    found = {name: figure for name, _, figure in pictures(Analysis("similarity", "", (whole, part), (), (groups,)))}
+    assert list(found) == ["measures", "set-strata"]
+    assert [panel.get_title(loc="left") for panel in found["measures"].axes] == ["set/rho (n\u00a0=\u00a09)"]
 
 
 def test_bars_stand_at_their_values_with_intervals() -> None:
