@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs", "ratings", "rating_groups")
 # options that are paths or URLs
 PATHS = (
-    *("checkpoint", "data", "images", "graphs", "labelled", "norms", *NORM_FILES, "fit_on", "contrasts", "vocabulary"),
+    *(
+        "checkpoint",
+        "data",
+        "images",
+        "graphs",
+        "labelled",
+        "set_images",
+        "norms",
+        *NORM_FILES,
+        "fit_on",
+        "contrasts",
+        "vocabulary",
+    ),
     *("out", "cache", "json"),
 )
 ABOUT = {
@@ -33,9 +45,10 @@ ABOUT = {
     "similarity": "rank correlation with human similarity of word pairs",
     "ratings": "human ratings on many dimensions, predicted for held-out words by ridge regression",
     "zero-shot": "accuracy of the class whose text is most similar to an image",
+    "compositional": "whether the true caption beats others of the same words: SugarCrepe, ARO, Winoground, VSR",
     "all": "every analysis that there is data for, and a report",
 }
-OF_IMAGES = ("zero-shot",)  # analyses of models of images and texts
+OF_IMAGES = ("zero-shot", "compositional")  # analyses of models of images and texts
 PROTOCOLS = ("published", "first-caption")
 BATCH_SIZE, COMPONENTS, FOLDS, MIN_PEOPLE = 64, 3, 5, 1
 
@@ -59,7 +72,8 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
 def _paths(options: argparse.Namespace) -> list[str]:
     """Return every path and URL among the options."""
     given = (getattr(options, name, None) or [] for name in PATHS)
-    models = (model.partition("=")[2] for model in getattr(options, "model", ()))
+    named = (*getattr(options, "model", ()), *getattr(options, "sets", ()))
+    models = (one.partition("=")[2] for one in named)
     return [*itertools.chain.from_iterable([path] if isinstance(path, str) else path for path in given), *models]
 
 
@@ -140,7 +154,28 @@ def _add_images_and_texts(command: argparse.ArgumentParser, name: str) -> None:
             metavar="SENTENCE",
             help="sentence that names a class, at {}; if repeated, their mean (default: 'a photo of a {}.')",
         )
+    else:
+        _add_sets(command, "--images")
     command.add_argument("--out", metavar="DIR", help="folder to write the report to (default: no report)")
+
+
+def _add_sets(group: argparse._ActionsContainer, images: str) -> None:
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="NAME=FOLDER",
+        help="a compositional set, sugarcrepe, aro, winoground or vsr, and the folder of its files; may be repeated",
+    )
+    group.add_argument(
+        images,
+        action="append",
+        default=[],
+        dest="set_images",
+        metavar="FOLDER",
+        help="folder of the sets' images; may be repeated (default: the set's own folder, or images/ in it)",
+    )
 
 
 def _add_dual_encoders(command: argparse.ArgumentParser) -> None:
@@ -308,6 +343,7 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
             help="table with columns dimension, group (default: of --norms, or the domains of Binder et al. 2016)",
         )
     if name == "all":
+        _add_sets(group, "--set-images")
         group.add_argument(
             "--labelled", metavar="SHARDS", help="labelled images for zero-shot classification (default: none)"
         )
@@ -349,6 +385,8 @@ def _request(options: argparse.Namespace) -> AnalysisRequest:
         contrasts=given.get("contrasts"),
         vocabulary=given.get("vocabulary"),
         strata=tuple(given.get("strata", ())),
+        sets=tuple(given.get("sets", ())),
+        set_images=tuple(given.get("set_images", ())),
         labelled=given.get("labelled") or (given.get("data") if options.name == "zero-shot" else None),
     )
 

@@ -36,6 +36,8 @@ class AnalysisRequest:
         vocabulary: file of words among which a phrase's target is ranked (default: the words of the categories).
         strata: columns that sets of word pairs are divided by; empty for those that are recognised.
         labelled: shards of labelled images; None for those that the run's stage `visual` was validated on.
+        sets: compositional sets, as NAME=FOLDER.
+        set_images: folders of their images.
         encoders: models of images and texts, each loaded once for all analyses.
     """
 
@@ -54,6 +56,8 @@ class AnalysisRequest:
     vocabulary: str | None = None
     strata: tuple[str, ...] = ()
     labelled: str | None = None
+    sets: tuple[str, ...] = ()
+    set_images: tuple[str, ...] = ()
     encoders: DualEncoders = field(default_factory=DualEncoders, repr=False, compare=False)
 
     def resolved(self) -> AnalysisRequest:

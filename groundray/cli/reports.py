@@ -50,6 +50,7 @@ MADE_BY = {
     "similarity": ("similarity",),
     "ratings": ("ratings",),
     "zero-shot": ("zero_shot",),
+    "compositional": ("compositional",),
     ALL: tuple(ANALYSES),
 }
 Made = TypeVar("Made")

@@ -255,7 +255,7 @@ class TwoTowers:
 
 
 def _known(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[bool]:
-    pieces = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    pieces = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return [len(own) > 0 and tokenizer.unk_token_id not in own for own in pieces]
 
 

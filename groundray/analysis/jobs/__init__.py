@@ -8,6 +8,7 @@ from groundray.analysis.jobs import (
     axes,
     categories,
     composition,
+    compositional,
     norms,
     ratings,
     relations,
@@ -30,6 +31,10 @@ ANALYSES: dict[str, Callable[[AnalysisRequest], AnalysisJob]] = {
     "retrieval": retrieval.job,
     "relations": relations.job,
     "zero_shot": zero_shot.job,
+    "compositional": compositional.job,
 }
 # analyses that `all` makes where their data is given: what the request has then
-ON_REQUEST: dict[str, Callable[[AnalysisRequest], object]] = {"zero_shot": lambda request: request.labelled}
+ON_REQUEST: dict[str, Callable[[AnalysisRequest], object]] = {
+    "zero_shot": lambda request: request.labelled,
+    "compositional": lambda request: request.sets,
+}

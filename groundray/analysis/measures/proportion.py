@@ -1,10 +1,16 @@
-"""A proportion of items, with its interval."""
+"""Proportions of items, with their intervals: over all items, and as a mean over classes of items."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float, Int
 from scipy.stats import binomtest
 
-from groundray.analysis.result import Value
+from groundray.analysis.measures.statistics import FEWEST, Estimate, draws, mean, measure, over_items, paired_tests
+from groundray.analysis.result import Measure, Value
 
 
 def proportion_of(share: float, items: int) -> Value:
@@ -13,3 +19,33 @@ def proportion_of(share: float, items: int) -> Value:
         return Value(share)
     interval = binomtest(round(share * items), items).proportion_ci(method="wilson")
     return Value(share, float(interval.low), float(interval.high))
+
+
+def shares(key: str, name: str, hits: Mapping[str, Float[np.ndarray, " item"]]) -> Measure:
+    """Return the share of items that are right, 1 of 0 or 1, for each model, with Wilson's intervals. Differences are
+    paired over the items."""
+    items = len(next(iter(hits.values())))
+    paired = measure(key, name, items, over_items(hits, mean), paired_tests(hits))
+    return replace(paired, values={model: proportion_of(float(one.mean()), items) for model, one in hits.items()})
+
+
+def mean_over_classes(hits: Float[np.ndarray, " image"], truth: Int[np.ndarray, " image"]) -> Estimate:
+    """Return the mean over classes of the share of a class's images that are right, resampled over images.
+
+    Classes that a resample lacks do not count in it.
+    """
+    value, of_class, counts = _of_classes(hits, truth)
+    resampled = [
+        _of_classes(hits[row], truth[row])[0] for drawn in draws(len(truth)) for row in drawn if len(truth) >= FEWEST
+    ]
+    influence = (hits - of_class[truth]) / counts[truth]
+    return Estimate(value, np.array(resampled, dtype=np.float64), influence)
+
+
+def _of_classes(
+    hits: Float[np.ndarray, " image"], truth: Int[np.ndarray, " image"]
+) -> tuple[float, Float[np.ndarray, " class"], Int[np.ndarray, " class"]]:
+    """Return the mean over classes that have images, the share of each class, 0 without images, and their numbers."""
+    counts = np.bincount(truth)
+    shares = np.bincount(truth, hits) / np.maximum(counts, 1)
+    return float(shares[counts > 0].mean()), shares, counts

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from groundray.analysis.measures.proportion import proportion_of
-from groundray.analysis.measures.statistics import FEWEST, Estimate, draws, mean, measure, over_items, paired_tests
+from groundray.analysis.measures.proportion import mean_over_classes, shares
+from groundray.analysis.measures.statistics import measure
 from groundray.analysis.result import Analysis, Measure, Table
 from groundray.stage.metrics import ranks
 
@@ -47,11 +46,9 @@ def zero_shot(
     measures, chance = [], {}
     for k in [k for k in TOP if k == 1 or k < len(classes)]:
         hits = {model: (rank <= k).astype(np.float64) for model, rank in found.items()}
-        whole = measure(f"top{k}", f"top-{k} accuracy", len(truth), over_items(hits, mean), paired_tests(hits))
-        values = {model: proportion_of(float(one.mean()), len(one)) for model, one in hits.items()}
-        by_class = {model: _mean_over_classes(one, truth) for model, one in hits.items()}
+        by_class = {model: mean_over_classes(one, truth) for model, one in hits.items()}
         measures += [
-            replace(whole, values=values),
+            shares(f"top{k}", f"top-{k} accuracy", hits),
             measure(f"class_mean/top{k}", f"top-{k} accuracy, mean over classes", present, by_class),
         ]
         chance[k] = k / len(classes)
@@ -67,28 +64,6 @@ def zero_shot(
         (_overview(measures, chance, counts, how), _by_class(found, truth, classes)),
         left_out={name: count for name, count in notes.items() if count},
     )
-
-
-def _mean_over_classes(hits: Float[np.ndarray, " image"], truth: Int[np.ndarray, " image"]) -> Estimate:
-    """Return the mean over classes of the share of a class's images that are right, resampled over images.
-
-    Classes that a resample lacks do not count in it.
-    """
-    value, of_class, counts = _shares(hits, truth)
-    resampled = [
-        _shares(hits[row], truth[row])[0] for drawn in draws(len(truth)) for row in drawn if len(truth) >= FEWEST
-    ]
-    influence = (hits - of_class[truth]) / counts[truth]
-    return Estimate(value, np.array(resampled, dtype=np.float64), influence)
-
-
-def _shares(
-    hits: Float[np.ndarray, " image"], truth: Int[np.ndarray, " image"]
-) -> tuple[float, Float[np.ndarray, " class"], Int[np.ndarray, " class"]]:
-    """Return the mean over classes that have images, the share of each class, 0 without images, and their numbers."""
-    counts = np.bincount(truth)
-    shares = np.bincount(truth, hits) / np.maximum(counts, 1)
-    return float(shares[counts > 0].mean()), shares, counts
 
 
 def _overview(
