@@ -119,65 +119,18 @@ def paired_correlation_tests(
 
 
 def _signs(items: int) -> Iterator[Float[np.ndarray, "swap item"]]:
-    """Yield a random 1 or -1 of each item in each of SWAPS swaps, in arrays of NUMBERS numbers or of 32 swaps."""
-    draw = np.random.default_rng(SEED)
-    at_once = 32 * max(1, statistics.NUMBERS // (32 * items))  # whole words of bits in blocks of any size
-    for start in range(0, SWAPS, at_once):
-        shape = (min(at_once, SWAPS - start), items)
-        bits = np.unpackbits(np.frombuffer(draw.bytes(-(-shape[0] * items // 8)), np.uint8), count=shape[0] * items)
-        yield 1.0 - 2.0 * bits.reshape(shape)
+    """Yield a random 1 or -1 of each item in each of SWAPS swaps, in arrays of NUMBERS numbers or of 8 swaps.
 
-
-def by_column(
-    scores: Mapping[str, Float[np.ndarray, "item column"]],
-    ratings: Float[np.ndarray, "item column"],
-    kinds: Sequence[Kind] = ("pearson", "spearman"),
-) -> list[dict[Kind, dict[str, Estimate]]]:
-    """Correlate each column of each model's scores with the same column of the ratings, as `correlations` does.
-
-    All columns are over the same resamples of items, so that a median over columns has an interval over items.
-
-    Args:
-        ratings: NaN where an item has no rating in a column. Its scores there do not count.
-
-    Raises:
-        ValueError: a column has too few ratings, one of its items is not finite, or all are equal.
+    The bits of 8 swaps are drawn together, as bytes, so that the size of an array changes nothing.
     """
-    rated = np.isfinite(ratings)
-    tables: list[dict[str, Float[np.ndarray, " item"]]] = []
-    for column, rows in enumerate(rated.T):
-        own = {model: values[rows, column] for model, values in scores.items()}
-        _check(own, ratings[rows, column])
-        tables.append({"": ratings[rows, column], **own})
-    drawn = [[[_as_drawn(values, kind) for values in table.values()] for kind in kinds] for table in tables]
-
-    def found(counts: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, "column kind model resample"]:
-        of_columns = []
-        for rows, of_kinds in zip(rated.T, drawn, strict=True):
-            own = counts if rows.all() else counts.compress(rows, axis=1)
-            with np.errstate(invalid="ignore"):  # a resample may draw no item of a column
-                shares = own / own.sum(axis=1, keepdims=True)
-            of_columns.append([])
-            for y_of, *x_of in of_kinds:
-                y = Deviations.of(shares, y_of(own))
-                of_columns[-1].append([_correlation(shares, Deviations.of(shares, x(own)), y) for x in x_of])
-        return np.array(of_columns)
-
-    whole = found(np.ones((1, len(ratings))))[..., 0]
-    resampled = np.concatenate([found(counts) for counts in occurrences(np.arange(len(ratings)))], axis=-1)
-    estimates: list[dict[Kind, dict[str, Estimate]]] = []
-    for column, table in enumerate(tables):
-        estimates.append({kind: {} for kind in kinds})
-        for row, kind in enumerate(kinds):
-            y = Standardised.of(table[""], kind)
-            for place, model in enumerate(scores):
-                influence = np.zeros(len(ratings))  # an item without a rating has none
-                share = rated[:, column].mean()
-                influence[rated[:, column]] = Standardised.of(table[model], kind).influence(y) / share
-                estimates[column][kind][model] = Estimate(
-                    float(whole[column, row, place]), resampled[column, row, place], influence
-                )
-    return estimates
+    draw = np.random.default_rng(SEED)
+    eights = max(1, statistics.NUMBERS // (8 * items))
+    for start in range(0, SWAPS, 8 * eights):
+        drawn = np.frombuffer(b"".join(draw.bytes(items) for _ in range(eights)), np.uint8)
+        signs = np.unpackbits(drawn).reshape(-1, items)[: SWAPS - start].astype(np.float64)
+        signs *= -2
+        signs += 1
+        yield signs
 
 
 @dataclass(frozen=True)
