@@ -53,25 +53,36 @@ def _run(argv: Sequence[str] | None, errors: Console) -> int:
     options = build_parser().parse_args(argv)
     open_paths(errors.print, [*options.data, options.out, getattr(options, "checkpoint", None)])
     from groundray.baselines import vector_file  # imports torch, which --help does without
+    from groundray.benchmarks.measure import chosen_device
     from groundray.data.schema import Dataset
     from groundray.storage.folder import Folder
     from groundray.tracking.model_uris import locate
 
     out, console, make = Folder.at(options.out), plain_console(), MAKE[options.method]
-    vector_file.check_out(out, options.overwrite)
+    if getattr(options, "device", None):
+        chosen_device(options.device)
     if checkpoint := getattr(options, "checkpoint", None):
         options.checkpoint = locate(checkpoint, errors.print).place
     datasets = [Dataset.open(shards, *KINDS[options.method]) for shards in options.data]
-    with Progress(errors) as progress:
-        made, method = make(options, datasets, progress)
+    _refuse_repeated(datasets)
     command = shlex.join(["groundray", "baseline", *argv])
-    vector_file.write(out, made, method, datasets, _settings(options), command)
+    with vector_file.replaced(out, options.overwrite) as folder:
+        with Progress(errors) as progress:
+            made, method = make(options, datasets, progress)
+        vector_file.write(folder, made, method, datasets, _settings(options), command)
     counts = "  ".join(f"{count:,} {what}" for what, count in made.counts.items())
     console.print(f"{options.method}  {counts}")
     for note in made.notes:
         console.print(f"note  {note}")
     console.print(f"vectors  {len(made.words):,} x {made.vectors.shape[1]}  {out}/{vector_file.VECTORS}")
     return 0
+
+
+def _refuse_repeated(datasets: list[Dataset]) -> None:
+    """Raise ValueError if shards are given twice: each of their images or texts would count twice."""
+    places = [str(dataset.folder) for dataset in datasets]
+    if repeated := next((place for place in places if places.count(place) > 1), None):
+        raise ValueError(f"--data: expected different shards, got {repeated} twice: leave one out")
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -76,6 +76,9 @@ def test_several_data_sets_are_one(world: SmallWorld, tmp_path: Path) -> None:
         ("vico", ["--data=CAPTIONS"], "expected shards of kind 'scene_graphs' at"),
         ("glove", ["--min-count=99999"], "--min-count: expected words with at least 99,999 occurrences"),
         ("glove", ["--width=500"], "--width: expected at most"),
+        ("glove", ["--data=CAPTIONS", "--data=CAPTIONS"], "--data: expected different shards, got"),
+        ("picturebook", ["--device=cuda"], "--device: expected a CUDA device, found none"),
+        ("picturebook", ["--image-size=8"], "--image-size: expected a size that trunk tiny takes, got 8"),
         ("glove", ["--epochs=0"], "--epochs: expected at least 1, got 0"),
         ("picturebook", ["--images-per-word=0"], "--images-per-word: expected at least 1, got 0"),
         ("picturebook", ["--checkpoint=/nowhere", "CHECKPOINT"], "expected an exported model at /nowhere"),
@@ -107,6 +110,19 @@ def test_a_folder_of_something_else_is_kept(
     assert baseline.main(words(world, "glove", tmp_path, "--overwrite")) == 2
     assert "expected an empty folder or one of a baseline" in capsys.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["file", "file/folder", "/proc/groundray/folder"])
+def test_a_place_that_cannot_be_written_is_an_error_before_the_work(
+    place: str, world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(picturebook, "picturebook", lambda *_: pytest.fail("it was made"))
+    assert baseline.main(words(world, "picturebook", tmp_path / place)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_trunk_and_a_model_exclude_each_other(world: SmallWorld, tmp_path: Path) -> None:

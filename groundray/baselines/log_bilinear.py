@@ -55,8 +55,8 @@ class Options:
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"--{name}: expected at least {least}, got {value}")
         for name in ("x_max", "alpha", "rate"):
-            if not (value := getattr(self, name)) > 0:
-                raise ValueError(f"--{name.replace('_', '-')}: expected a number above 0, got {value:g}")
+            if not 0 < (value := getattr(self, name)) < np.inf:
+                raise ValueError(f"--{name.replace('_', '-')}: expected a finite number above 0, got {value:g}")
 
 
 class Parameters(NamedTuple):

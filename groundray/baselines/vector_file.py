@@ -6,8 +6,9 @@ README.md         the card: method, data, counts, settings, command, versions, a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,22 @@ from groundray.versions import code_version, library_versions, version_of
 VECTORS, CARD = "vectors.parquet", "README.md"
 
 
-def check_out(out: Folder, overwrite: bool) -> None:
-    """Check that vectors may be written to a folder, before the work begins.
+@contextlib.contextmanager
+def replaced(out: Folder, overwrite: bool) -> Iterator[Folder]:
+    """Yield an empty folder that replaces `out` when the block ends without an exception.
 
     Raises:
-        ValueError: it holds something else, or vectors and `overwrite` is not given.
-        OSError: another process moves files there.
+        ValueError: `out` holds something else, or vectors and `overwrite` is not given; before the block begins.
+        OSError: it cannot be written, before the block begins; or another process writes there.
     """
+    if out.filesystem.get_file_info(out.path).is_file:
+        raise ValueError(f"--out: expected a folder, got the file {out}: give another")
+    _check_content(out, overwrite)
+    with atomic_folder(out, CARD) as folder:
+        yield folder
+
+
+def _check_content(out: Folder, overwrite: bool) -> None:
     recover(out, CARD)
     if is_empty(out):
         return
@@ -45,21 +55,18 @@ def check_out(out: Folder, overwrite: bool) -> None:
 
 
 def write(
-    out: Folder,
+    folder: Folder,
     made: WordVectors,
     method: Method,
     datasets: Sequence[Dataset],
     settings: Mapping[str, Any],
     command: str,
 ) -> None:
-    """Write vectors and their card to a folder, which both replace at once.
+    """Write vectors and their card to a folder.
 
     Args:
         settings: options of the command, by name.
         command: as it was typed.
-
-    Raises:
-        OSError: the folder cannot be written, or another process has written something else there meanwhile.
     """
     data = [
         {"folder": redacted(str(dataset.folder)), "kind": dataset.kind, "digest": dataset.fingerprint}
@@ -67,9 +74,8 @@ def write(
     ]
     known = {name: redacted(value) if isinstance(value, str) else value for name, value in settings.items()}
     metadata = {"about": method.about, "method": method.name, "data": data, "settings": known}
-    with atomic_folder(out, CARD) as folder:
-        write_vectors(str(folder / VECTORS), made.words, made.vectors, metadata)
-        folder.write_bytes(CARD, redacted(card(made, method, datasets, settings, command)).encode())
+    write_vectors(str(folder / VECTORS), made.words, made.vectors, metadata)
+    folder.write_bytes(CARD, redacted(card(made, method, datasets, settings, command)).encode())
 
 
 def card(

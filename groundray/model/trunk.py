@@ -124,7 +124,12 @@ def _grid(name: str, image_size: int) -> Grid:
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         layers = _layers(name, image_size)
-        grid = grid_of(layers.eval(), image_size)
+        try:
+            grid = grid_of(layers.eval(), image_size)
+        except (RuntimeError, AssertionError) as error:  # of a layer that has no pixel left, or takes one size alone
+            raise ValueError(
+                f"model.image_size: expected a size that trunk {name} takes, got {image_size} ({error})"
+            ) from None
     published = layers.image_size if isinstance(layers, TimmLayers) else None
     # a layer that does not pad leaves out pixels at the right and the bottom
     if image_size % grid.stride and grid.side < image_size / grid.stride and image_size != published:

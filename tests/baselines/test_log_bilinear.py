@@ -145,7 +145,15 @@ def test_the_fit_finds_the_counts() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("width", 0), ("epochs", 0), ("seed", -1), ("x_max", 0.0), ("alpha", -1.0), ("rate", math.nan)],
+    [
+        ("width", 0),
+        ("epochs", 0),
+        ("seed", -1),
+        ("x_max", 0.0),
+        ("alpha", -1.0),
+        ("rate", math.nan),
+        ("alpha", math.inf),
+    ],
 )
 def test_impossible_options_are_named(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"--{option.replace('_', '-')}: expected .*got"):

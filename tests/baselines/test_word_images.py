@@ -192,6 +192,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
         ("nope", None, 112, "--trunk: expected one of vgg16, efficientnet_lite0, tiny, or timm/NAME, got 'nope'"),
         ("tiny", None, 0, "--image-size: expected at least 1, got 0"),
         ("vgg16", "none", 111, "--image-size: expected a multiple of 16 pixels for trunk vgg16, got 111"),
+        ("tiny", None, 8, r"--image-size: expected a size that trunk tiny takes, got 8 \(.*Output size is too small"),
         ("tiny", "published", 112, "trunk tiny has no published weights: set --weights"),
         ("tiny", "/nowhere.pt", 112, "--weights: there is no file /nowhere.pt"),
     ],
