@@ -18,7 +18,7 @@ from groundray.analysis.result import Analysis
 def request(folder: Path, **files: str) -> AnalysisRequest:
     for name, content in files.items():
         file = folder / "similarity" / name.replace("_", ".")
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
     return AnalysisRequest(norms=Norms.at(str(folder)))
 
@@ -50,6 +50,17 @@ def test_a_file_of_ratings_that_cannot_be_read_spoils_only_itself(tmp_path: Path
     assert bad.startswith(f"ratings not read: {tmp_path}/ratings/bad.csv line 2: expected a number as warm, got 'hot'")
     with pytest.raises(ValueError, match=r"bad\.csv line 2"):
         ANALYSES["ratings"](AnalysisRequest(norms=norms.with_files(ratings=[f"{tmp_path}/ratings/bad.csv"])))
+
+
+def test_groups_of_other_dimensions_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "ratings").mkdir()
+    (tmp_path / "ratings" / "own.csv").write_text("word,warm\nsun,5\nice,0\n")
+    for content, noted in (("cold,touch", True), ("cold,touch\nWarm,touch", False)):
+        (tmp_path / "ratings" / "groups.csv").write_text(f"dimension,group\n{content}\n")
+        notes = ANALYSES["ratings"](AnalysisRequest(norms=Norms.at(str(tmp_path)))).notes
+        assert [
+            note.endswith("groups.csv: not used, it names none of the dimensions: cold is none") for note in notes
+        ] == ([True] if noted else [])
 
 
 def test_a_given_file_of_word_pairs_must_be_readable(tmp_path: Path) -> None:
@@ -168,8 +179,11 @@ def test_chosen_strata_and_ratings_of_concreteness(tmp_path: Path) -> None:
     quartiles = [f"{number}_of_4" for number in range(1, 5)]
     assert names == [f"{column}_{one}" for column in ("Assoc_USF", "concreteness") for one in quartiles]
     assert [source.url.rpartition("/")[2] for source in job.sources] == ["simlex.txt", "concreteness.csv"]
-    with pytest.raises(ValueError, match=r"--strata: expected a column .* got colour; they have POS, conc\(w1\)"):
+    with pytest.raises(ValueError, match=r"a column of the files of pairs \(POS, conc\(w1\).*\), got colour$"):
         ANALYSES["similarity"](replace(made, strata=("colour",)))
+    plain = request(tmp_path / "plain", pairs_csv="word1,word2,score\nsun,moon,3\n")
+    with pytest.raises(ValueError, match=r"\(none\), got concreteness: .* concreteness\.csv in --norms DIR"):
+        ANALYSES["similarity"](replace(plain, strata=("concreteness",)))
     (tmp_path / "concreteness.csv").write_text("word,concreteness\na1,x\n")
     with pytest.raises(ValueError, match="line 2: expected a number as concreteness, got 'x'"):
         ANALYSES["similarity"](made)

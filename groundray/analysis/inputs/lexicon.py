@@ -59,8 +59,11 @@ class Lexicon:
         known = {name: model.known(distinct) for name, model in models.items()}
         shared = np.flatnonzero(np.logical_and.reduce(list(known.values())))
         if not len(shared):
+            counts = ", ".join(f"{name} knows {int(has.sum()):,}" for name, has in known.items())
+            reasons = "".join(f"; {name}: {note}" for name, model in models.items() for note in model.notes)
             raise ValueError(
-                f"expected words that {' and '.join(models)} know, got none among {len(distinct)}, as {distinct[0]!r}"
+                f"expected words that every model knows, got none among {len(distinct):,}, as {distinct[0]!r}: {counts}"
+                f"{reasons}"
             )
         texts = [distinct[row] for row in shared.tolist()]
         return Lexicon(

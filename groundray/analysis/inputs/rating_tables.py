@@ -204,7 +204,7 @@ def read_groups(url: str | Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for row in read_table(url, {"dimension": ("dimension", "attribute"), "group": ("group", "domain")}).rows:
-        name, group = _plain(row.fields["dimension"]), row.text("group").lower()
+        name, group = plain_name(row.fields["dimension"]), row.text("group").lower()
         if not name or not group:
             raise ValueError(f"{row.where}: expected a dimension and its group, got {', '.join(row.fields.values())!r}")
         if found.setdefault(name, group) != group:
@@ -212,14 +212,15 @@ def read_groups(url: str | Path) -> dict[str, str]:
     return found
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return the name of a dimension in small letters and digits, by which its group is found."""
     return plain(name).replace("_", "")
 
 
 def _groups(dimensions: Sequence[str], given: Mapping[str, str]) -> tuple[str, ...]:
     """Return the group of each dimension: as given, or the published one where at least half of the dimensions have
     the names of at least half of those published."""
-    names = [_plain(name) for name in dimensions]
+    names = [plain_name(name) for name in dimensions]
     published = [{name: group for group, members in domains.items() for name in members.split()} for domains in DOMAINS]
     fitting = (one for one in published if 2 * len(one.keys() & {*names}) >= max(len(one), len(names)))
     of = given if given.keys() & {*names} else next(fitting, {})

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from groundray.analysis.inputs.catalog import Norms
 from groundray.analysis.inputs.lexicon import Lexicon
-from groundray.analysis.inputs.rating_tables import RatedWords, read_groups, read_rated_words
+from groundray.analysis.inputs.rating_tables import RatedWords, plain_name, read_groups, read_rated_words
 from groundray.analysis.jobs.job import AnalysisJob, job_of, path_of
 from groundray.analysis.measures import ratings as measures
 from groundray.analysis.request import AnalysisRequest
@@ -29,6 +29,10 @@ def job(request: AnalysisRequest) -> AnalysisJob:
             problems.append(str(error))
     if not sets:
         raise ValueError(problems[0])
+    notes = [f"ratings not read: {problem}" for problem in problems]
+    rated_on = {plain_name(name) for rated in sets.values() for name in rated.dimensions}
+    if groups and not groups.keys() & rated_on:
+        notes.append(f"{norms.rating_groups}: not used, it names none of the dimensions: {next(iter(groups))} is none")
     words = tuple(dict.fromkeys(word for rated in sets.values() for word in rated.words))
 
     def run(lexicon: Lexicon) -> Analysis:
@@ -42,4 +46,4 @@ def job(request: AnalysisRequest) -> AnalysisJob:
         )
 
     own = job_of(words, run, *(rated.source for rated in sets.values()))
-    return replace(own, notes=(*own.notes, *(f"ratings not read: {problem}" for problem in problems)))
+    return replace(own, notes=(*own.notes, *notes))

@@ -73,9 +73,10 @@ def _strata(chosen: Sequence[str], sets: Mapping[str, Pairs], ratings: Ratings |
     titles = dict.fromkeys(title for pairs in sets.values() for title in pairs.columns)
     known = {*map(plain, titles), *([CONCRETENESS] if ratings else [])}
     if missing := [column for column in chosen if plain(column) not in known]:
-        there = ", ".join([*titles, *([] if ratings else [f"and no --{CONCRETENESS} FILE"])])
+        there = ", ".join([*titles, *([CONCRETENESS] if ratings else [])]) or "none"
+        repair = "" if ratings else f": {CONCRETENESS} needs a table of ratings, {CONCRETENESS}.csv in --norms DIR"
         raise ValueError(
-            f"--strata: expected a column of the files of pairs, got {', '.join(missing)}; they have {there}"
+            f"--strata: expected a column of the files of pairs ({there}), got {', '.join(missing)}{repair}"
         )
     found: dict[str, Strata] = {}
     for name, pairs in sets.items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from analysis.models import bert, word_pieces
 
 from groundray.analysis.inputs.embedding import Embedder
 from groundray.analysis.inputs.lexicon import Lexicon
+from groundray.analysis.inputs.word_vectors import WordVectors
 
 TEXTS = ["zebra", "giraffe", "red fruit", "zebra", "horse", "bear", "giraffe"]
 
@@ -47,5 +50,14 @@ def test_nothing_to_compare_is_an_error(models: dict[str, Embedder]) -> None:
         Lexicon.of({}, TEXTS)
     with pytest.raises(ValueError, match="at least one word, got none"):
         Lexicon.of(models, [])
-    with pytest.raises(ValueError, match="words that whole and small know, got none among 2, as 'bear'"):
+    with pytest.raises(ValueError, match=r"none among 2, as 'bear': whole knows 1, small knows 0$"):
         Lexicon.of(models, ["bear", "giraffe"])
+
+
+def test_a_model_that_knows_no_word_says_why(models: dict[str, Embedder], tmp_path: Path) -> None:
+    (tmp_path / "zero.txt").write_text("zebra 0 0\nhorse nan 1\n")
+    both = {"whole": models["whole"], "zero": WordVectors(tmp_path / "zero.txt")}
+    with pytest.raises(
+        ValueError, match=r"zero knows 0; zero: 1 words whose numbers are all 0 .* line 1; zero: 1 .*line 2"
+    ):
+        Lexicon.of(both, ["zebra", "horse"])
