@@ -61,20 +61,24 @@ def bag_of_visual_words(
         if not 1 <= width <= clusters:
             raise ValueError(f"--width: expected 1 to {clusters}, the number of --clusters, got {width}")
     first = next(images.seen(encoder, watch, "first image", images.sample(1, seed)))
-    sample = images.sample(max(1, SAMPLE // first.features.shape[1]), seed)
-    seen = images.seen(encoder, watch, "images to cluster", sample)
-    local = np.concatenate([features.reshape(-1, features.shape[2]) for _, features in seen])
+    _, positions, dim = first.features.shape
+    sample = images.sample(max(1, SAMPLE // positions), seed)
+    local = np.empty((len(sample) * positions, dim), np.float32)
+    place = 0
+    for _, features in images.seen(encoder, watch, "images to cluster", sample):
+        local[place : place + len(features) * positions] = features.reshape(-1, dim)
+        place += len(features) * positions
     if len(local) < clusters:
         raise ValueError(
             f"--clusters: expected at most {len(local):,}, the number of local features, got {clusters:,}: give fewer, "
             "or more images"
         )
     k_means: Any = MiniBatchKMeans  # whose stubs know one type of each argument alone
-    visual_words = k_means(clusters, random_state=seed, n_init=3).fit(local)
+    visual_words = k_means(clusters, random_state=seed, n_init=3, compute_labels=False).fit(local)
     del local
     counts = np.zeros((len(images.vocabulary), clusters))
     for words, features in images.seen(encoder, watch, "images"):
-        number = visual_words.predict(features.reshape(-1, features.shape[2])).reshape(features.shape[:2])
+        number = visual_words.predict(features.reshape(-1, dim)).reshape(-1, positions)
         counts += words @ np.stack([np.bincount(row, minlength=clusters) for row in number])
     vectors = weighted(counts, weighting)
     return WordVectors.of(images.vocabulary, vectors if width is None else reduced(vectors, width), images.counts)

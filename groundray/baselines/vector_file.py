@@ -73,7 +73,7 @@ def write(
         for dataset in datasets
     ]
     known = {name: redacted(value) if isinstance(value, str) else value for name, value in settings.items()}
-    metadata = {"about": method.about, "method": method.name, "data": data, "settings": known}
+    metadata = {"about": redacted(method.about), "method": method.name, "data": data, "settings": known}
     write_vectors(str(folder / VECTORS), made.words, made.vectors, metadata)
     folder.write_bytes(CARD, redacted(card(made, method, datasets, settings, command)).encode())
 
