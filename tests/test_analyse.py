@@ -173,6 +173,17 @@ def test_one_analysis_prints_tables_and_writes_no_report(
     assert "pc2/words/pearson" in read(tmp_path / "found.json")["analyses"]["axes"]["measures"]
 
 
+def test_a_phrase_has_a_picture_with_the_images_that_are_given(world: SmallWorld, model: Path, tmp_path: Path) -> None:
+    words = ["--checkpoint", str(model), "--norms", str(world.source / "norms"), "--out", str(tmp_path)]
+    assert analyse.main(["composition", *words, "--images", str(world.shards / "captions" / "val")]) == 0
+    drawn = sorted(file.name for file in tmp_path.glob("composition-0*.png"))
+    assert drawn[0] == "composition-01-striped_circle.png"
+    assert len(drawn) == 6
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 6 * 5
+    assert "composition_through_images" in read(tmp_path / "report.json")["analyses"]
+
+
 def test_options_change_the_measures(world: SmallWorld, model: Path, tmp_path: Path) -> None:
     def found(*words: str) -> Any:
         name = words[0]

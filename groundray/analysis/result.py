@@ -138,7 +138,36 @@ class Bars:
     items: dict[str, int] = field(default_factory=dict)
 
 
-Picture = Scatter | Spread | Bars
+@dataclass(frozen=True)
+class Listed:
+    """A word in a list of nearest words.
+
+    Attributes:
+        rank: its rank in the whole vocabulary, from 1.
+        marked: it is the word that was looked for.
+    """
+
+    text: str
+    rank: int
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Nearest words before and after, a list for each of two models, nearest first.
+
+    Attributes:
+        lists: words by model. Ranks may leave out words.
+        images: small JPEG or PNG images to show below, such as those nearest to the phrase.
+    """
+
+    key: str
+    title: str
+    lists: dict[str, tuple[Listed, ...]]
+    images: tuple[bytes, ...] = ()
+
+
+Picture = Scatter | Spread | Bars | Lists
 
 
 @dataclass(frozen=True)

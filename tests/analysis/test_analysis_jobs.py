@@ -14,6 +14,8 @@ from groundray.analysis.jobs import ANALYSES
 from groundray.analysis.request import AnalysisRequest
 from groundray.analysis.result import Analysis
 
+SEMCAT = Path(__file__).parents[3] / "shared" / "data" / "norms" / "semcat100.csv"
+
 
 def request(folder: Path, **files: str) -> AnalysisRequest:
     for name, content in files.items():
@@ -206,3 +208,11 @@ def test_sentences_by_scene_in_place_of_words_by_category(tmp_path: Path) -> Non
     assert [row[:2] for row in found.tables[0].rows] == [("a pier", 3), ("a wood", 4)]
     assert found.left_out == {"sentences out of vocabulary (m)": 1}
     assert not any(one.published for one in found.measures)
+
+
+@pytest.mark.skipif(not SEMCAT.exists(), reason=f"SemCat's categories are not there: {SEMCAT}")
+def test_phrases_rank_semcats_words_by_default() -> None:
+    """The paper's nine phrases, and 6,238 distinct words, among them each target and words of the phrases."""
+    job = ANALYSES["composition"](AnalysisRequest(norms=Norms().with_files(categories=str(SEMCAT))))
+    assert len(job.texts) == 9 + 6_238
+    assert {"zebra", "horse", "sky", "summer"} <= set(job.texts)

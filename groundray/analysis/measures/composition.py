@@ -5,7 +5,7 @@ As published, the phrase's own words are ranked like all others; beside that ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -15,12 +15,14 @@ from jaxtyping import Float, Int
 
 from groundray.analysis.inputs import published
 from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
-from groundray.analysis.measures.statistics import Scores, mean, measure, median, over_items, paired_tests
-from groundray.analysis.result import Analysis, Cell, Measure, Table
+from groundray.analysis.measures.statistics import Scores, mean, measure, median, over_items, paired_tests, slug
+from groundray.analysis.result import Analysis, Cell, Listed, Lists, Measure, Table
 
 NEIGHBOURS = 8
 ROUNDING = 1e-9  # closer cosines count as equal
 WITHOUT_OWN, LEFT_OUT = "without_own_words", "without the phrase's words"  # in keys and in names
+PICTURED = 12  # phrases that have a picture
+BEFORE, AFTER = ("ungrounded", "text-only"), ("grounded", "relational")  # models of a picture, in order of preference
 
 
 Paper = Mapping[tuple[str, str], tuple[published.PublishedRank, ...]]  # by phrase and target
@@ -60,6 +62,7 @@ def composition(
     vocabulary: Sequence[str],
     left_out: Mapping[str, int] | None = None,
     through_images: bool = False,
+    images: Mapping[str, tuple[bytes, ...]] | None = None,
 ) -> Analysis:
     """Compute the cosine of each phrase with its target, and the target's rank among all words of the vocabulary.
 
@@ -75,6 +78,7 @@ def composition(
         left_out: counts of what was omitted before; the result repeats them.
         through_images: rows are a text's similarities to the images of a pool. Texts are compared by the correlation
             of their rows, which is the cosine of the centred rows.
+        images: small images to show with a phrase's words, by phrase.
 
     Raises:
         ValueError: no phrase has a target in the vocabulary, the vocabulary has a word twice, the models of phrases and
@@ -122,14 +126,18 @@ def composition(
         "phrases that have their target in them": sum(inside),
     }
     paper = {} if through_images else published.PHRASES
+    shown = before_and_after(list(found))
+    pictured = f" Pictures: of the first {PICTURED} phrases." if shown and len(pairs) > PICTURED else ""
     return Analysis(
         name,
         f"{len(pairs)} phrases rank {len(vocabulary)} words by {about}. A phrase's own words are ranked like all "
         "others, as in the paper; a second rank leaves them out. Words as near as the target stand before it. "
         "Intervals and p: over phrases."
-        f"{' Published ranks are in a vocabulary of another size.' if paper else ''}",
+        f"{' Published ranks are in a vocabulary of another size.' if paper else ''}"
+        f"{pictured}",
         tuple(_measures(found, pairs, paper)),
         (*_tables(found, pairs, paper), _neighbours(found, pairs, vocabulary)),
+        tuple(_pictures({model: found[model] for model in shown}, pairs, vocabulary, images or {})),
         left_out={**(left_out or {}), **{what: count for what, count in counts.items() if count}},
     )
 
@@ -262,6 +270,38 @@ def _tables(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], paper
         Table("Rank of each target", ("phrase", "target", *both, *papers), tuple(ranks)),
         Table("Cosine of each target", ("phrase", "target", *found, *papers), tuple(cosines)),
     )
+
+
+def before_and_after(models: Sequence[str]) -> tuple[str, ...]:
+    """Return the two models whose nearest words a picture sets side by side: `ungrounded`, or else the first, and
+    `grounded`, `relational`, or else the last. None if these are one model."""
+    before = next((name for name in BEFORE if name in models), models[0])
+    after = next((name for name in AFTER if name in models), models[-1])
+    return (before, after) if before != after else ()
+
+
+def _pictures(
+    found: Mapping[str, Ranked],
+    pairs: Sequence[tuple[str, str]],
+    vocabulary: Sequence[str],
+    images: Mapping[str, tuple[bytes, ...]],
+) -> Iterator[Lists]:
+    """Yield a picture of each of the first phrases: the nearest words of both models, and the target at its rank."""
+    if not found:
+        return
+    for row, (phrase, target) in enumerate(pairs[:PICTURED]):
+        lists = {}
+        for model, one in found.items():
+            rank = int(one.rank[row])
+            near = [vocabulary[word] for word, _ in one.nearest[row]]
+            listed = [Listed(word, place) for place, word in enumerate(near, start=1) if word != target]
+            lists[model] = tuple(sorted([*listed, Listed(target, rank, marked=True)], key=lambda one: one.rank))
+        yield Lists(
+            f"composition/{row + 1:02d}-{slug(phrase)}",
+            f"Words nearest to {phrase!r}, and the rank of {target!r}: {' and '.join(found)}",
+            lists,
+            images.get(phrase, ()),
+        )
 
 
 def _neighbours(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], vocabulary: Sequence[str]) -> Table:

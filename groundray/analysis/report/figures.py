@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
+from PIL import Image
 
 from groundray.analysis.report.labels import NEAR, place
 from groundray.analysis.report.numbers import MISSING
 from groundray.analysis.report.plotting import (
     GREY,
+    INK,
+    ORANGE,
     PAPER,
     SHADES,
     Look,
@@ -27,7 +32,7 @@ from groundray.analysis.report.plotting import (
     style,
     tidy,
 )
-from groundray.analysis.result import STRATUM, Analysis, Bars, Measure, Picture, Point, Scatter, Spread, Value
+from groundray.analysis.result import STRATUM, Analysis, Bars, Lists, Measure, Picture, Point, Scatter, Spread, Value
 
 PANEL = (5.4, 4.7)  # inches
 MAX_LEGEND_GROUPS = 12  # more groups are named at their place, without a legend
@@ -58,6 +63,8 @@ def _drawn(picture: Picture, models: Sequence[str]) -> Figure:
             return spread(picture, models)
         case Bars():
             return bars(picture, models)
+        case Lists():
+            return lists(picture)
 
 
 @style()
@@ -351,6 +358,62 @@ def _bar(panel: Axes, value: Value, where: float, step: float, look: Look, uprig
 def _counts(found: Mapping[str, Sequence[float]]) -> str:
     """Return the number of items of each model, or one number if all are equal."""
     return " / ".join(dict.fromkeys(f"{len(values):,}" for values in found.values()))
+
+
+@style()
+def lists(picture: Lists) -> Figure:
+    """Draw the words of the first model at the left and those of the second at the right, with their ranks, in rows
+    from above; a line joins equal words, and dots stand for ranks that are left out. Images are in a row below."""
+    rows = {model: _list_rows([one.rank for one in words]) for model, words in picture.lists.items()}
+    height = max(at[-1] for at in rows.values() if at) + 1 if any(rows.values()) else 1
+    strip = 1.1 if picture.images else 0.0
+    figure = new(6.4, 0.5 + 0.24 * height + strip)
+    grid = figure.add_gridspec(2 if strip else 1, 1, height_ratios=[0.5 + 0.24 * height, strip] if strip else None)
+    panel = figure.add_subplot(grid[0])
+    panel.set(xlim=(0, 1), ylim=(height - 0.4, -1.4))
+    panel.set_axis_off()
+    ends: list[dict[str, float]] = []
+    for side, (model, words) in enumerate(picture.lists.items()):
+        edge, away, towards = (0.36, -1, "right") if side == 0 else (0.64, 1, "left")
+        panel.text(edge, -1, model, ha=towards, va="center", weight="bold")
+        for one, at in zip(words, rows[model], strict=True):
+            bold = "bold" if one.marked else "normal"
+            panel.text(edge, at, f"{one.rank:,}", ha=towards, va="center", color=GREY, fontsize=7.5)
+            colour = ORANGE if one.marked else INK
+            panel.text(edge + away * 0.075, at, one.text, ha=towards, va="center", weight=bold, color=colour)
+        for before, after in pairwise(rows[model]):
+            if after - before > 1:
+                panel.text(
+                    edge + away * 0.075, before + 1, "\N{VERTICAL ELLIPSIS}", ha=towards, va="center", color=GREY
+                )
+        ends.append({one.text: at for one, at in zip(words, rows[model], strict=True)})
+    marked = {one.text for words in picture.lists.values() for one in words if one.marked}
+    first, *others = ends
+    for text in (text for text in first if others and text in others[0]):
+        own = text in marked
+        panel.plot(
+            (0.375, 0.625),
+            (first[text], others[0][text]),
+            color=ORANGE if own else GREY,
+            linewidth=1.8 if own else 0.8,
+            zorder=3 if own else 2,
+        )
+    if strip:
+        frames = grid[1].subgridspec(1, len(picture.images)).subplots(squeeze=False)[0]
+        for frame, content in zip(frames, picture.images, strict=True):
+            frame.imshow(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), interpolation="antialiased")
+            frame.set_axis_off()
+    settle(figure)
+    return figure
+
+
+def _list_rows(ranks: Sequence[int]) -> list[int]:
+    """Return the row of each word of a list, with a free row where ranks are left out."""
+    at: list[int] = []
+    for number, rank in enumerate(ranks):
+        gap = rank > (ranks[number - 1] if number else 0) + 1
+        at.append((at[-1] + 1 if at else 0) + gap)
+    return at
 
 
 def _finite(points: Iterable[Point]) -> list[Point]:

@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 
 from groundray.analysis.inputs import published
 from groundray.analysis.measures import directions
-from groundray.analysis.measures.composition import NEIGHBOURS, ROUNDING, composition, ranked
-from groundray.analysis.result import Analysis
+from groundray.analysis.measures.composition import (
+    NEIGHBOURS,
+    PICTURED,
+    ROUNDING,
+    before_and_after,
+    composition,
+    ranked,
+)
+from groundray.analysis.result import Analysis, Lists
 
 WORDS = ("horse", "zebra", "striped", "mare", "apple")
 # cosines with (1, 0): 1, .8, .9, .6, 0
@@ -52,6 +59,56 @@ def test_the_target_is_ranked_with_and_without_the_phrases_own_words() -> None:
     assert [row[4] for row in near] == pytest.approx([1, 0.9, 0.8, 0.6, 0])
     found = composition({"m": PHRASE}, {"m": PLACES}, ["quick horse"], ["mare"], WORDS)
     assert rows(found, "Rank of each target")[0][2:] == (4, 3)
+
+
+def listed(picture: Lists, model: str) -> list[tuple[str, int, bool]]:
+    return [(one.text, one.rank, one.marked) for one in picture.lists[model]]
+
+
+def test_a_picture_sets_the_nearest_words_before_beside_those_after() -> None:
+    """Of twenty words the target is last before, and first after: it stands below the eight nearest, at its rank."""
+    words = [f"w{number:02d}" for number in range(20)]
+    angles = np.linspace(0, 1.5, 20)
+    fan = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    models = {"ungrounded": fan, "text-only": fan[::-1], "grounded": fan[::-1], "other": fan}
+    of_phrases = dict.fromkeys(models, PHRASE)
+    found = composition(of_phrases, models, ["striped horse"], ["w19"], words, images={"striped horse": (b"a", b"b")})
+    (picture,) = found.pictures
+    assert isinstance(picture, Lists)
+    assert (picture.key, list(picture.lists)) == ("composition/01-striped_horse", ["ungrounded", "grounded"])
+    nearest = [(f"w{number:02d}", number + 1, False) for number in range(NEIGHBOURS)]
+    assert listed(picture, "ungrounded") == [*nearest, ("w19", 20, True)]
+    after = [("w19", 1, True), *((f"w{19 - place:02d}", place + 1, False) for place in range(1, NEIGHBOURS))]
+    assert listed(picture, "grounded") == after
+    assert picture.images == (b"a", b"b")
+    assert "Pictures" not in found.about
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        (("ungrounded", "text-only", "grounded", "relational", "glove"), ("ungrounded", "grounded")),
+        (("text-only", "relational"), ("text-only", "relational")),
+        (("glove", "minilm", "bert"), ("glove", "bert")),
+        (("ungrounded", "glove"), ("ungrounded", "glove")),
+        (("glove", "grounded"), ("glove", "grounded")),
+        (("grounded",), ()),
+    ],
+)
+def test_the_models_of_a_picture(models: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert before_and_after(models) == expected
+
+
+def test_no_more_than_the_first_phrases_have_a_picture() -> None:
+    phrases = [f"phrase {number}" for number in range(PICTURED + 2)]
+    models = {"m": PLACES, "n": PLACES[::-1]}
+    vectors = np.repeat(PHRASE, len(phrases), axis=0)
+    found = composition(dict.fromkeys(models, vectors), models, phrases, ["zebra"] * len(phrases), WORDS)
+    assert [one.key for one in found.pictures] == [
+        f"composition/{number + 1:02d}-phrase_{number}" for number in range(PICTURED)
+    ]
+    assert f"Pictures: of the first {PICTURED} phrases." in found.about
+    assert not composition({"m": vectors}, {"m": PLACES}, phrases, ["zebra"] * len(phrases), WORDS).pictures
 
 
 def test_ties_stand_before_the_target() -> None:

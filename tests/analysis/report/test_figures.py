@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 
@@ -15,11 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
+from PIL import Image
 
-from groundray.analysis.report.figures import MOST_UPRIGHT, bars, forest, pictures, scatter, spread
+from groundray.analysis.report.figures import MOST_UPRIGHT, bars, forest, lists, pictures, scatter, spread
 from groundray.analysis.report.labels import NEAR, place
 from groundray.analysis.report.plotting import COLOURS, SHAPES, look, png, svg
-from groundray.analysis.result import Analysis, Bars, Measure, Point, Scatter, Spread, Value
+from groundray.analysis.result import Analysis, Bars, Listed, Lists, Measure, Point, Scatter, Spread, Value
 
 
 def names(panel: Axes) -> list[Annotation]:
@@ -205,6 +207,42 @@ def test_strata_are_bars_and_no_panels() -> None:
     found = {name: figure for name, _, figure in pictures(Analysis("similarity", "", (whole, part), (), (groups,)))}
     assert list(found) == ["measures", "set-strata"]
     assert [panel.get_title(loc="left") for panel in found["measures"].axes] == ["set/rho (n\u00a0=\u00a09)"]
+
+
+def picture_of(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_lists_show_ranks_in_order_and_join_equal_words() -> None:
+    before = (Listed("horse", 1), Listed("mare", 2), Listed("$pony$", 3), Listed("zebra", 2914, marked=True))
+    after = (Listed("mare", 1), Listed("zebra", 2, marked=True), Listed("foal", 3))
+    picture = Lists("composition/striped", "Striped", {"ungrounded": before, "grounded": after})
+    (panel,) = lists(picture).axes
+    written = {text.get_text(): text.get_position() for text in panel.texts}
+    assert {"ungrounded", "grounded", "horse", "$pony$", "2,914", "\N{VERTICAL ELLIPSIS}"} <= set(written)
+    left = {text.get_text(): text for text in panel.texts if text.get_position()[0] < 0.5}
+    rows = [left[word].get_position()[1] for word in ("horse", "mare", "$pony$", "\N{VERTICAL ELLIPSIS}", "zebra")]
+    assert rows == [0, 1, 2, 3, 4]
+    assert left["zebra"].get_weight() == "bold"
+    lines = {tuple(line.get_ydata()): line for line in panel.lines}
+    assert set(lines) == {(1, 0), (4, 1)}  # mare and zebra
+    assert lines[4, 1].get_linewidth() > lines[1, 0].get_linewidth()  # the target
+    assert_apart(boxes([text for text in panel.texts if text.get_text()]))
+
+
+def test_lists_show_images_below_and_are_the_same_bytes_again() -> None:
+    lists_of = {"m": (Listed("a", 1), Listed("b", 2, marked=True)), "n": (Listed("b", 1, marked=True), Listed("c", 2))}
+    picture = Lists("composition/1", "One", lists_of, (picture_of("red"), picture_of("blue")))
+    panel, *frames = lists(picture).axes
+    assert [len(frame.images) for frame in frames] == [1, 1]
+    red, green, blue = np.asarray(frames[0].images[0].get_array())[15, 20]
+    assert red > 200 > 60 > max(green, blue)
+    assert max(frame.get_position().y1 for frame in frames) <= panel.get_position().y0
+    assert svg(lists(picture), "key") == svg(lists(picture), "key")
+    assert "data:image/png;base64" in svg(lists(picture), "key")
+    assert lists(Lists("none", "None", {"m": (), "n": ()})).axes
 
 
 def test_bars_stand_at_their_values_with_intervals() -> None:
