@@ -17,7 +17,7 @@ from groundray.cli.workdir import open_paths, write_json
 if TYPE_CHECKING:
     from groundray.analysis.request import AnalysisRequest
 
-NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs", "ratings", "rating_groups")
+NORM_FILES = ("concreteness", "categories", "features", "phrases", "pairs", "ratings", "rating_groups", "analogies")
 # options that are paths or URLs
 PATHS = (
     *(
@@ -44,6 +44,7 @@ ABOUT = {
     "composition": "rank of the word that a phrase stands for",
     "similarity": "rank correlation with human similarity of word pairs",
     "ratings": "human ratings on many dimensions, predicted for held-out words by ridge regression",
+    "analogies": "accuracy of a : b :: c : ?, from candidates or over a vocabulary",
     "zero-shot": "accuracy of the class whose text is most similar to an image",
     "compositional": "whether the true caption beats others of the same words: SugarCrepe, ARO, Winoground, VSR",
     "all": "every analysis that there is data for, and a report",
@@ -245,13 +246,14 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
         "--norms",
         metavar="DIR",
         help="folder with any of concreteness.csv; categories.csv, semcat100.csv or semcat/; features.csv; "
-        "composition.csv; category_sets/; similarity/; ratings/ (default: the run's setting analysis.norms)",
+        "composition.csv; category_sets/; similarity/; ratings/; analogies/ (default: the run's setting "
+        "analysis.norms)",
     )
     if takes("axes"):
         group.add_argument(
             "--concreteness", metavar="FILE", help="table with columns word, concreteness (default: of --norms)"
         )
-    if takes("axes", "categories", "composition"):
+    if takes("axes", "categories", "composition", "analogies"):
         group.add_argument(
             "--categories",
             metavar="FILE|DIR",
@@ -306,9 +308,6 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
             "--phrases", metavar="FILE", help="table with columns phrase, target (default: the paper's nine phrases)"
         )
         group.add_argument(
-            "--vocabulary", metavar="FILE", help="words to rank for a phrase (default: the words of the categories)"
-        )
-        group.add_argument(
             "--images",
             metavar="SHARDS",
             help="captioned images that relate phrases and words (default: the run's validation data)",
@@ -341,6 +340,21 @@ def _add_norms(command: argparse.ArgumentParser, name: str) -> None:
             "--rating-groups",
             metavar="FILE",
             help="table with columns dimension, group (default: of --norms, or the domains of Binder et al. 2016)",
+        )
+    if takes("composition", "analogies"):
+        group.add_argument(
+            "--vocabulary",
+            metavar="FILE",
+            help="words to rank for a phrase or an analogy (default: the words of the categories)",
+        )
+    if takes("analogies"):
+        group.add_argument(
+            "--analogies",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="table with columns a, b, c, target[, candidates], or four words a line; may be repeated (default: of "
+            "--norms)",
         )
     if name == "all":
         _add_sets(group, "--set-images")

@@ -379,6 +379,22 @@ def alphas_in_top(
     return found
 
 
+def analogy(vectors: list[list[float]], a: int, b: int, c: int, answers: list[int], method: str) -> list[int]:
+    """Return the answers to a : b :: c : ?, best first, word by word."""
+
+    def cosine(one: int, other: int) -> float:
+        lengths = math.sqrt(math.fsum(x * x for x in vectors[one]) * math.fsum(x * x for x in vectors[other]))
+        return math.fsum(x * y for x, y in zip(vectors[one], vectors[other], strict=True)) / lengths
+
+    def score(word: int) -> float:
+        if method == "3cosadd":
+            return cosine(word, b) - cosine(word, a) + cosine(word, c)
+        moved = [(cosine(word, other) + 1) / 2 for other in (a, b, c)]
+        return moved[1] * moved[2] / (moved[0] + 0.001)
+
+    return sorted(answers, key=lambda word: -score(word))
+
+
 def epoch_order(
     group_sizes: Sequence[int], batch_size: int, chunks: int, window: int, seed: int, epoch: int
 ) -> list[list[list[int]]]:

@@ -67,6 +67,8 @@ def test_all_makes_every_analysis_that_has_data(
     (tmp_path / "ratings").mkdir()
     concreteness = (tmp_path / "concreteness.csv").read_text().splitlines()
     (tmp_path / "ratings" / "own.csv").write_text("\n".join(",".join(row.split(",")[:2]) for row in concreteness[:40]))
+    (tmp_path / "analogies").mkdir()
+    (tmp_path / "analogies" / "own.txt").write_text(": colours\nred orange blue green\nred orange circle ring\n")
     words = ["all", "--checkpoint", str(model), "--norms", str(tmp_path), "--out", str(tmp_path / "report")]
     assert analyse.main([*words, "--model", f"again={model / 'language'}", "--json", str(tmp_path / "all.json")]) == 0
     found = read(tmp_path / "all.json")
@@ -79,6 +81,7 @@ def test_all_makes_every_analysis_that_has_data(
         "composition_through_images",
         "similarity",
         "ratings",
+        "analogies",
         "retrieval",
     ]
     assert found["skipped"] == {"relations": "the model has no stage relational: it was trained in language, grounding"}
@@ -96,7 +99,7 @@ def test_all_makes_every_analysis_that_has_data(
     assert [row[0] for row in files["rows"]] == ["categories.csv", "kind.csv", "outline.csv", "warmth.csv"]
     medians = ["kind/silhouette/rest/median", "outline/silhouette/rest/median", "warmth/silhouette/nearest/median"]
     assert set(medians) < set(found["analyses"]["categories"]["measures"])
-    for analysis in ("axes", "norms", "categories", "composition", "similarity", "ratings"):
+    for analysis in ("axes", "norms", "categories", "composition", "similarity", "ratings", "analogies"):
         for measure in found["analyses"][analysis]["measures"].values():
             assert measure["values"]["again"] == measure["values"]["grounded"], measure["name"]
     measure = found["analyses"]["axes"]["measures"]["pc1/words/pearson"]

@@ -175,7 +175,7 @@ class Analysis:
     """The result of one analysis.
 
     Attributes:
-        name: `axes`, `norms`, `categories`, `composition`, `similarity`, `ratings`, `retrieval`, `relations`.
+        name: a key of ANALYSES, such as `axes`.
         about: what was measured and how, with its source, in a few sentences.
         left_out: counts of all that could not be used, such as {"words out of vocabulary": 3}.
     """

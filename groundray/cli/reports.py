@@ -49,6 +49,7 @@ MADE_BY = {
     "composition": ("composition", THROUGH_IMAGES),
     "similarity": ("similarity",),
     "ratings": ("ratings",),
+    "analogies": ("analogies",),
     "zero-shot": ("zero_shot",),
     "compositional": ("compositional",),
     ALL: tuple(ANALYSES),

@@ -65,6 +65,27 @@ def test_groups_of_other_dimensions_are_noted(tmp_path: Path) -> None:
         ] == ([True] if noted else [])
 
 
+def test_analogies_are_asked_among_the_words_of_the_categories(tmp_path: Path) -> None:
+    (tmp_path / "analogies").mkdir()
+    (tmp_path / "analogies" / "google.txt").write_text(": family\nman woman king queen\n")
+    (tmp_path / "analogies" / "bad.txt").write_text(": family\nman woman king\n")
+    (tmp_path / "categories.csv").write_text("category,word\nplace,sky\nplace,king\n")
+    request = AnalysisRequest(norms=Norms.at(str(tmp_path)))
+    job = ANALYSES["analogies"](request)
+    assert job.texts == ("sky", "king", "man", "woman", "queen")
+    assert [source.used for source in job.sources] == [1, 2]
+    (bad,) = job.notes
+    assert bad.startswith(f"analogies not read: {tmp_path}/analogies/bad.txt line 2: expected four words")
+    (tmp_path / "words.txt").write_text("road\n")
+    job = ANALYSES["analogies"](replace(request, vocabulary=str(tmp_path / "words.txt")))
+    assert job.texts == ("road", "man", "woman", "king", "queen")
+    candidates = tmp_path / "visual.csv"
+    candidates.write_text("a,b,c,target,candidates\ncar,land,plane,sky,sky|road\n")
+    assert request.norms is not None
+    job = ANALYSES["analogies"](replace(request, norms=request.norms.with_files(analogies=[str(candidates)])))
+    assert job.texts == ("car", "land", "plane", "sky", "road")  # candidates alone need no vocabulary
+
+
 def test_a_given_file_of_word_pairs_must_be_readable(tmp_path: Path) -> None:
     found = request(tmp_path, good_txt="sun moon 3\n", bad_txt="sun\tmoon\tstar\t1\n")
     assert found.norms is not None

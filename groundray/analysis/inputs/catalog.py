@@ -28,6 +28,7 @@ SETS = {
     "pairs": ("similarity", PAIR_FILES),
     "category_sets": ("category_sets", ENDINGS),
     "ratings": ("ratings", ENDINGS),
+    "analogies": ("analogies", ENDINGS),
 }
 RATING_GROUPS = "groups"  # file of the folder of ratings
 NO_TABLE = re.compile(r"read[_-]?me|licen[cs]e|changelog|citation", re.IGNORECASE)
@@ -98,6 +99,7 @@ class Norms:
         category_sets: further sets of words by category, each measured apart from the others, by file name.
         ratings: words rated on several dimensions, by file name.
         rating_groups: groups of these dimensions.
+        analogies: questions a : b :: c : ?, by file name.
         looked_for: where they were searched for, for error messages.
         passed_over: a line for each file of the folder that is not read, with what was expected.
         found: kinds whose files were found in a folder, where a file that cannot be read spoils only itself.
@@ -111,6 +113,7 @@ class Norms:
     category_sets: Mapping[str, str] | None = None
     ratings: Mapping[str, str] | None = None
     rating_groups: str | None = None
+    analogies: Mapping[str, str] | None = None
     looked_for: str = "was given, nor a folder of norms (--norms DIR)"
     passed_over: tuple[str, ...] = field(default=(), repr=False, compare=False)
     found: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
@@ -186,11 +189,12 @@ class Norms:
         pairs: Sequence[str] = (),
         ratings: Sequence[str] = (),
         rating_groups: str | None = None,
+        analogies: Sequence[str] = (),
     ) -> Norms:
         """Replace some norms by single files."""
         sets = {
             kind: _named({file: Folder.at(file).name for file in files})
-            for kind, files in (("pairs", pairs), ("ratings", ratings))
+            for kind, files in (("pairs", pairs), ("ratings", ratings), ("analogies", analogies))
             if files
         }
         return replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from groundray.analysis.jobs import (
+    analogies,
     axes,
     categories,
     composition,
@@ -28,6 +29,7 @@ ANALYSES: dict[str, Callable[[AnalysisRequest], AnalysisJob]] = {
     THROUGH_IMAGES: composition.through_images,
     "similarity": similarity.job,
     "ratings": ratings.job,
+    "analogies": analogies.job,
     "retrieval": retrieval.job,
     "relations": relations.job,
     "zero_shot": zero_shot.job,

@@ -1,15 +1,16 @@
-"""Proportions of items, with their intervals: over all items, and as a mean over classes of items."""
+"""Proportions of items with their intervals, their means over classes of items, and paired tests of proportions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import binomtest
 
-from groundray.analysis.measures.statistics import FEWEST, Estimate, draws, mean, measure, over_items, paired_tests
+from groundray.analysis.measures.statistics import FEWEST, Estimate, draws, holm, mean, measure, over_items
 from groundray.analysis.result import Measure, Value
 
 
@@ -23,9 +24,9 @@ def proportion_of(share: float, items: int) -> Value:
 
 def shares(key: str, name: str, hits: Mapping[str, Float[np.ndarray, " item"]]) -> Measure:
     """Return the share of items that are right, 1 of 0 or 1, for each model, with Wilson's intervals. Differences are
-    paired over the items."""
+    paired over the items, with McNemar's test."""
     items = len(next(iter(hits.values())))
-    paired = measure(key, name, items, over_items(hits, mean), paired_tests(hits))
+    paired = measure(key, name, items, over_items(hits, mean), mcnemar_tests(hits))
     return replace(paired, values={model: proportion_of(float(one.mean()), items) for model, one in hits.items()})
 
 
@@ -49,3 +50,16 @@ def _of_classes(
     counts = np.bincount(truth)
     shares = np.bincount(truth, hits) / np.maximum(counts, 1)
     return float(shares[counts > 0].mean()), shares, counts
+
+
+def mcnemar_tests(hits: Mapping[str, Float[np.ndarray, " item"]]) -> dict[tuple[str, str], float]:
+    """Return the two-sided p of McNemar's exact test (1947) for each pair of models, corrected for all (Holm).
+
+    It asks whether, of the items that one model alone has right, each model has half. Without such items p is 1.
+    """
+    pairs = list(combinations(hits, 2))
+    found = []
+    for first, other in pairs:
+        alone = int((hits[first] > hits[other]).sum()), int((hits[other] > hits[first]).sum())
+        found.append(float(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0)
+    return dict(zip(pairs, holm(found), strict=True))

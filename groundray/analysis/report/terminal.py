@@ -23,7 +23,7 @@ MOST_ROWS = 20  # of a table on screen
 CERTAIN = 0.05
 LESSER = re.compile(
     r"lower_quartile|upper_quartile|^pc[2-9]|^pc1/contrast|^without_own_words/rank/within|^published/.*_at_5$"
-    rf"|{STRATUM}|/(group|dimension)/"
+    rf"|{STRATUM}|/(group|dimension|section|own_words)/"
 )  # keys of measures that a short table leaves out
 
 
@@ -50,7 +50,7 @@ def comparison(made: Report, console: Console, short: bool) -> Grid:
 
     Args:
         short: leave out the outer quartiles, axes beyond the first, contrasts, all but one rank without a phrase's
-            words, strata, and single dimensions and groups of ratings.
+            words, strata, and parts of ratings and of analogies.
     """
     options = console.options.update(max_width=10_000)
     grids = [_comparison(made, short, layout) for layout in LAYOUTS]

@@ -132,6 +132,15 @@ def test_ratings_are_found_with_their_groups(tmp_path: Path) -> None:
     assert "pairs" in given.found
 
 
+def test_analogies_are_found_by_name(tmp_path: Path) -> None:
+    (tmp_path / "analogies").mkdir()
+    (tmp_path / "analogies" / "questions-words.txt").write_text("x")
+    found = Norms.at(str(tmp_path))
+    assert found.analogies == {"questions-words": f"{tmp_path}/analogies/questions-words.txt"}
+    assert found.paths == [f"{tmp_path}/analogies/questions-words.txt"]
+    assert found.with_files(analogies=["visual.csv"]).analogies == {"visual": "visual.csv"}
+
+
 def test_single_files_take_the_place_of_the_folders(tmp_path: Path) -> None:
     (tmp_path / "features.csv").write_text("x")
     found = Norms.at(str(tmp_path)).with_files(categories="mine.csv", pairs=["sets/men.csv", "rg"])
