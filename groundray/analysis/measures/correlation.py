@@ -133,6 +133,58 @@ def _signs(items: int) -> Iterator[Float[np.ndarray, "swap item"]]:
         yield signs
 
 
+def by_column(
+    scores: Mapping[str, Float[np.ndarray, "item column"]],
+    ratings: Float[np.ndarray, "item column"],
+    kinds: Sequence[Kind] = ("pearson", "spearman"),
+) -> list[dict[Kind, dict[str, Estimate]]]:
+    """Correlate each column of each model's scores with the same column of the ratings, as `correlations` does.
+
+    All columns are over the same resamples of items, so that a median over columns has an interval over items.
+
+    Args:
+        ratings: NaN where an item has no rating in a column. Its scores there do not count.
+
+    Raises:
+        ValueError: a column has too few ratings, one of its items is not finite, or all are equal.
+    """
+    rated = np.isfinite(ratings)
+    tables: list[dict[str, Float[np.ndarray, " item"]]] = []
+    for column, rows in enumerate(rated.T):
+        own = {model: values[rows, column] for model, values in scores.items()}
+        _check(own, ratings[rows, column])
+        tables.append({"": ratings[rows, column], **own})
+    drawn = [[[_as_drawn(values, kind) for values in table.values()] for kind in kinds] for table in tables]
+
+    def found(counts: Float[np.ndarray, "resample item"]) -> Float[np.ndarray, "column kind model resample"]:
+        of_columns = []
+        for rows, of_kinds in zip(rated.T, drawn, strict=True):
+            own = counts if rows.all() else counts.compress(rows, axis=1)
+            with np.errstate(invalid="ignore"):  # a resample may draw no item of a column
+                shares = own / own.sum(axis=1, keepdims=True)
+            of_columns.append([])
+            for y_of, *x_of in of_kinds:
+                y = Deviations.of(shares, y_of(own))
+                of_columns[-1].append([_correlation(shares, Deviations.of(shares, x(own)), y) for x in x_of])
+        return np.array(of_columns)
+
+    whole = found(np.ones((1, len(ratings))))[..., 0]
+    resampled = np.concatenate([found(counts) for counts in occurrences(np.arange(len(ratings)))], axis=-1)
+    estimates: list[dict[Kind, dict[str, Estimate]]] = []
+    for column, table in enumerate(tables):
+        estimates.append({kind: {} for kind in kinds})
+        for row, kind in enumerate(kinds):
+            y = Standardised.of(table[""], kind)
+            for place, model in enumerate(scores):
+                influence = np.zeros(len(ratings))  # an item without a rating has none
+                share = rated[:, column].mean()
+                influence[rated[:, column]] = Standardised.of(table[model], kind).influence(y) / share
+                estimates[column][kind][model] = Estimate(
+                    float(whole[column, row, place]), resampled[column, row, place], influence
+                )
+    return estimates
+
+
 @dataclass(frozen=True)
 class Ranking:
     """Items sorted by value, equal values grouped.
