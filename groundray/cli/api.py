@@ -147,7 +147,7 @@ def analyse_model(
         FileNotFoundError, ValueError: there is no model or an unknown analysis, or data of a named analysis is missing.
     """
     from groundray.analysis.inputs.catalog import Norms
-    from groundray.analysis.jobs import ANALYSES
+    from groundray.analysis.jobs import ANALYSES, made_by_all
     from groundray.analysis.report.document import as_json
     from groundray.analysis.request import AnalysisRequest
     from groundray.cli.reports import make_report
@@ -158,7 +158,7 @@ def analyse_model(
             + config.did_you_mean(unknown[0], ANALYSES)
         )
     request = AnalysisRequest(checkpoint=_place(checkpoint), norms=Norms.at(str(norms)) if norms else None)
-    names = [name for name in ANALYSES if name in analyses] if analyses else list(ANALYSES)
+    names = [name for name in ANALYSES if name in analyses] if analyses else made_by_all(request)
     report, _ = make_report(
         names, request, lambda embedder, texts: embedder.embed(texts), lambda *_: None, frozenset(analyses)
     )

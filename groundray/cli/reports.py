@@ -19,7 +19,7 @@ from groundray.analysis.inputs.model_loading import load_text_model
 from groundray.analysis.inputs.norm_tables import read_words
 from groundray.analysis.inputs.text_model import Embed, TextModel, Vectors, encode_here
 from groundray.analysis.inputs.vector_cache import Cache
-from groundray.analysis.jobs import ANALYSES, ON_REQUEST, THROUGH_IMAGES
+from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES, made_by_all
 from groundray.analysis.measures import image_text_retrieval
 from groundray.analysis.measures.image_text_retrieval import Protocol
 from groundray.analysis.measures.statistics import slug
@@ -41,7 +41,7 @@ from groundray.training import layout
 REPORT_FOLDER = "analysis"  # in a run's folder
 REPORT_KEYS = "title|models|notes|skipped|made_of|summary|analyses"  # of a report.json without a seal
 ALL = "all"
-# what each command of `groundray.analyse` makes, of ANALYSES
+# what each command of `groundray.analyse` but `all` makes, of ANALYSES
 MADE_BY = {
     "axes": ("axes",),
     "norms": ("norms",),
@@ -52,7 +52,6 @@ MADE_BY = {
     "analogies": ("analogies",),
     "zero-shot": ("zero_shot",),
     "compositional": ("compositional",),
-    ALL: tuple(ANALYSES),
 }
 Made = TypeVar("Made")
 Update = Callable[[str, int, int], None]  # takes a task's name, how much is done, and the total
@@ -127,7 +126,7 @@ def run_analyses(
     """Make and print analyses; return them as JSON, with the exit status: 0, or 1 if one could not be made of its data.
 
     Args:
-        command: a key of MADE_BY.
+        command: a key of MADE_BY, or `all`.
         console: takes the results.
         errors: takes progress and errors.
         out: folder of the report; None for the run's own with `all`, and for none with another command.
@@ -140,9 +139,7 @@ def run_analyses(
         FileNotFoundError, ValueError: as `make_report`.
     """
     everything = command == ALL
-    names = MADE_BY[command]
-    if everything:
-        names = tuple(name for name in names if name not in ON_REQUEST or ON_REQUEST[name](request))
+    names = made_by_all(request) if everything else MADE_BY[command]
     required = frozenset() if everything else frozenset(names if request.images else names[:1])
     with Progress(errors) as progress, _embed(cache, on_ray, use_gpu, progress, errors) as embed:
         report, complete = make_report(names, request, embed, progress.update, required)

@@ -40,3 +40,8 @@ ON_REQUEST: dict[str, Callable[[AnalysisRequest], object]] = {
     "zero_shot": lambda request: request.labelled,
     "compositional": lambda request: request.sets,
 }
+
+
+def made_by_all(request: AnalysisRequest) -> tuple[str, ...]:
+    """Return the names of the analyses that `all` makes of a request, in their order."""
+    return tuple(name for name in ANALYSES if name not in ON_REQUEST or ON_REQUEST[name](request))

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 from groundray import analyse, config
 from groundray.analysis.inputs.class_texts import ClassTexts
 from groundray.analysis.inputs.dual_encoder import TwoTowers
-from groundray.analysis.jobs import ON_REQUEST
+from groundray.analysis.jobs import made_by_all
 from groundray.analysis.measures.zero_shot import zero_shot
 from groundray.analysis.request import AnalysisRequest
 from groundray.training import preflight, progression
@@ -126,6 +126,8 @@ def test_what_cannot_be_classified_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_all_classifies_where_labelled_images_are_given() -> None:
-    assert not ON_REQUEST["zero_shot"](AnalysisRequest())
-    assert ON_REQUEST["zero_shot"](AnalysisRequest(labelled="data/objects/val"))
+def test_all_classifies_and_composes_where_data_is_given() -> None:
+    usual = made_by_all(AnalysisRequest())
+    assert not {"zero_shot", "compositional"} & set(usual)
+    assert made_by_all(AnalysisRequest(labelled="data/objects/val")) == (*usual, "zero_shot")
+    assert made_by_all(AnalysisRequest(sets=("vsr=vsr",))) == (*usual, "compositional")
