@@ -218,6 +218,12 @@ def test_no_more_than_the_most_improved_are_shown() -> None:
     assert not [one for one in categories({"m": start}, words, of).pictures if "most-improved" in one.key]
 
 
+def test_vectors_of_one_dimension_are_drawn_too() -> None:
+    vectors, words, of = made(60, 6)
+    found = categories({"m": vectors[:, :1]}, words, of)
+    assert "categories/tsne" in [one.key for one in found.pictures]
+
+
 def test_sentences_by_scene_are_called_so() -> None:
     vectors, words, of = made(60, 6)
     of[-1] = "alone"
