@@ -187,6 +187,21 @@ def test_a_phrase_has_a_picture_with_the_images_that_are_given(world: SmallWorld
     assert "composition_through_images" in read(tmp_path / "report.json")["analyses"]
 
 
+def test_a_report_replaces_all_of_another_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_text("sun 1 0\nmoon 1 1\nice 0 1\nsea 1 2\nsnow 0 2\n")
+    (tmp_path / "pairs.csv").write_text("word1,word2,score\nsun,moon,3\nsun,ice,1\nice,snow,6\nsea,snow,2\n")
+    (tmp_path / "sets.csv").write_text("category,word\nhot,sun\nhot,moon\ncold,ice\ncold,snow\ncold,sea\n")
+    out, model = tmp_path / "report", f"--model=v={tmp_path}/v.txt"
+    assert analyse.main(["similarity", model, f"--pairs={tmp_path}/pairs.csv", f"--out={out}"]) == 0
+    for name in ("notes.txt", "tables/mine.csv"):
+        (out / name).write_text("mine")
+    first = {str(file.relative_to(out)) for file in out.rglob("*.*")}
+    assert analyse.main(["categories", model, f"--categories={tmp_path}/sets.csv", f"--out={out}"]) == 0
+    second = {str(file.relative_to(out)) for file in out.rglob("*.*")}
+    assert first & second == {"notes.txt", "tables/mine.csv", "report.html", "report.json"}
+    assert any(name.startswith("tables/categories") for name in second)
+
+
 def test_options_change_the_measures(world: SmallWorld, model: Path, tmp_path: Path) -> None:
     def found(*words: str) -> Any:
         name = words[0]

@@ -19,6 +19,7 @@ from groundray.analysis.measures.image_text_retrieval import Protocol, Retrieval
 from groundray.data.image_rows import read_image_rows
 from groundray.data.schema import Dataset
 from groundray.model import export
+from groundray.model.pretrained import is_nowhere
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def refuse_others(models: Sequence[str]) -> None:
         if not is_dual_encoder(place):
             raise ValueError(
                 f"--model {name}: expected a model of images and texts with a vector each ({', '.join(TYPES)}) at "
-                f"{place}, found another model or none"
+                f"{place}, found {'nothing there' if is_nowhere(place) else 'another model or none'}"
             )
 
 

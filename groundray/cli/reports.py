@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -24,7 +25,8 @@ from groundray.analysis.measures import image_text_retrieval
 from groundray.analysis.measures.image_text_retrieval import Protocol
 from groundray.analysis.measures.statistics import slug
 from groundray.analysis.report import terminal
-from groundray.analysis.report.document import JSON, PAGE, Report, as_json, files, metrics
+from groundray.analysis.report.document import FILES, JSON, PAGE, Report, as_json, files, metrics
+from groundray.analysis.report.table_files import FOLDER as TABLES
 from groundray.analysis.request import AnalysisRequest
 from groundray.analysis.systems import measure_retrieval, refuse_others, system_labels
 from groundray.cli.command import EXIT_FAILED
@@ -158,8 +160,10 @@ def run_analyses(
 
 
 def write_report(report: Report, path: str, update: Update) -> dict[str, bytes]:
-    """Write a report to a folder on a path or URL; return its files by name."""
+    """Write a report to a folder on a path or URL; return its files by name. Files of another report that was there
+    are deleted: nobody takes its tables and pictures for this one's."""
     folder = Folder.at(path).make()
+    earlier = _listed(folder)
     total = sum(1 + len(analysis.pictures) for analysis in report.analyses) + 2
     drawn = {}
     for count, (name, content) in enumerate(files(report), start=1):
@@ -169,7 +173,23 @@ def write_report(report: Report, path: str, update: Update) -> dict[str, bytes]:
         (folder / parent).make()
     for name, content in drawn.items():  # after all are drawn: an interrupted analysis leaves no part of a report
         folder.write_bytes(name, content)
+    for name in earlier - drawn.keys():
+        folder.delete(name)
     return drawn
+
+
+def _listed(folder: Folder) -> set[str]:
+    """Return the files of the report in a folder, as its JSON lists them; none if it cannot be read."""
+    try:
+        names = folder.read_sealed(JSON, REPORT_KEYS).get(FILES, [])
+    except (FileNotFoundError, Damaged):
+        return set()
+    places = [PurePosixPath(name) for name in names]
+    return {
+        str(place)
+        for place in places
+        if str(place.parent) in (".", TABLES) and place.suffix in (".png", ".csv", ".tex")
+    }
 
 
 def settings_of(checkpoint: str) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from groundray.storage.object_store import is_store
 REPAIR = "restore it from a copy, or delete seals.json if you changed the file yourself"
 WEIGHTS = (".safetensors", ".bin")  # endings of the names of files with weights
 SHOWN = 5  # names in an error
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # [OWNER/]NAME
+FILES_OF_VECTORS = (".txt", ".vec", ".bin", ".gz", ".parquet", ".csv", ".tsv")  # endings that no name of a model has
 
 
 def load_tokenizer(settings: config.Language) -> PreTrainedTokenizerFast:
@@ -224,6 +227,14 @@ def local_copy(location: str, skip: tuple[str, ...] = ()) -> Iterator[str]:
     with Folder.at(location).local_copy() as folder:
         Folder.at(folder).verify_files(REPAIR, skip)
         yield str(folder)
+
+
+def is_nowhere(location: str) -> bool:
+    """Return whether a location is a path with nothing there, and can be no name on a model hub."""
+    if "://" in location:
+        return not Folder.at(location).exists()
+    named = HUB_NAME.fullmatch(location) and Path(location).suffix not in FILES_OF_VECTORS
+    return not named and not Path(location).expanduser().exists()
 
 
 def locate(name: str) -> str:

@@ -62,10 +62,19 @@ class Models:
         sources = _controls(checkpoint) if checkpoint else {}
         for text in named:
             name, equals, source = text.partition("=")
-            if not equals or not source or not NAME.fullmatch(name):
+            if not equals or not source or not name:
                 raise ValueError(f"--model: expected NAME=FOLDER such as bert=models/bert, got {text!r}")
-            if name in sources:
-                raise ValueError(f"--model: {name} is {sources[name]} already: give {source} another name")
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"--model: expected a name of letters, digits, spaces and _ . + -, the first a letter, digit "
+                    f"or _, got {name!r}: give {source} another name"
+                )
+            taken = {slug(other): other for other in sources}
+            if other := taken.get(slug(name)):
+                same = (
+                    "" if other == name else f", whose pictures and metrics would have the same name as those of {name}"
+                )
+                raise ValueError(f"--model: {other} is {sources[other]} already{same}: give {source} another name")
             sources[name] = source
         if not sources:
             raise ValueError("expected --checkpoint DIR, a run's model/ folder, or --model NAME=FOLDER, got neither")

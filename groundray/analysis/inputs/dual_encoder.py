@@ -29,7 +29,7 @@ from groundray.model import export
 from groundray.model.export import Exported
 from groundray.model.heads import GroundingHeads
 from groundray.model.pooling import counted_tokens, pooled_images, pooled_texts
-from groundray.model.pretrained import local_copy, locate, quiet, read_tokenizer
+from groundray.model.pretrained import is_nowhere, local_copy, locate, quiet, read_tokenizer
 from groundray.stage.contrastive import Alignment, image_vectors, text_vectors
 from groundray.stage.protocol import centre_crop
 from groundray.storage.folder import Folder
@@ -278,7 +278,7 @@ def is_dual_encoder(place: str) -> bool:
     """
     where = locate(place)
     try:
-        if vector_file(where):  # transformers would read all of it as a configuration
+        if is_nowhere(where) or vector_file(where):  # transformers would read all of a file as a configuration
             return False
         if "://" in where:
             return Folder.at(where).read_json("config.json").get("model_type") in TYPES

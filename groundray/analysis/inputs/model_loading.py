@@ -7,6 +7,7 @@ from pathlib import Path
 from groundray.analysis.inputs.embedding import IN_ISOLATION, Embedder, Options
 from groundray.analysis.inputs.text_model import TextModel
 from groundray.analysis.inputs.word_vectors import WordVectors
+from groundray.model.pretrained import is_nowhere
 from groundray.storage.folder import Folder
 
 VECTORS = "vectors.parquet"  # of a folder with one file of word vectors, and what is said of it
@@ -20,8 +21,11 @@ def load_text_model(place: str | Path, options: Options = IN_ISOLATION) -> TextM
             model, as `Embedder.load` takes it.
 
     Raises:
+        FileNotFoundError: the place is a path, and nothing is there.
         ValueError: there is no model, or it cannot be used.
     """
+    if is_nowhere(str(place)):
+        raise FileNotFoundError(f"expected a language model or a file of word vectors at {place}, found nothing there")
     file = vector_file(place)
     return Embedder.load(place, options) if file is None else WordVectors(file, options.of_sentences)
 

@@ -363,7 +363,8 @@ def _picture(
     panels = {}
     for model, rows in units.items():
         with threadpool_limits(1):  # one thread: sums of several differ between runs; 960 words take 3 s
-            tsne = TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=SEED)
+            start = "pca" if rows.shape[1] > 1 else "random"  # of vectors of one dimension there is one component
+            tsne = TSNE(perplexity=perplexity, metric="cosine", init=start, random_state=SEED)
             plane = tsne.fit_transform(rows)
         panels[model] = tuple(
             Point(member.words[place], float(x), float(y), group)

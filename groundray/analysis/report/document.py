@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from groundray.analysis.measures.statistics import slug
 from groundray.analysis.report import summary
 from groundray.analysis.report.figures import pictures
 from groundray.analysis.report.numbers import format_interval, format_number, format_p
@@ -25,6 +26,7 @@ from groundray.analysis.result import Analysis, Cell, Difference, Measure, ReadO
 from groundray.storage.seals import seal_document
 
 PAGE, JSON, SUMMARY = "report.html", "report.json", "summary.png"
+FILES = "files"  # key of the JSON file: names of all files of the report
 PAPER_MODELS = ("ungrounded", "grounded", "relational")
 
 
@@ -57,21 +59,26 @@ class Drawn(NamedTuple):
 
 
 def files(report: Report) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the content of each file of a report. Equal reports give equal bytes."""
+    """Yield the name and the content of each file of a report. Its JSON lists them. Equal reports give equal bytes."""
     drawn: dict[str, list[Drawn]] = {}
     overview, models = summary_of(report), list(report.models)
+    names = [JSON, PAGE]
     if overview.rows:
         figure = summary.draw(overview, models)
+        names.append(SUMMARY)
         yield SUMMARY, png(figure)
         title = "Key measures with 95% intervals, each on its own scale; hollow: published by the paper"
         drawn["summary"] = [Drawn(title, SUMMARY, Markup(svg(figure, "summary")))]
     for analysis in report.analyses:
         for name, title, figure in pictures(analysis, models):
             key = name if name.startswith(analysis.name) else f"{analysis.name}-{name}"
+            names.append(f"{key}.png")
             yield f"{key}.png", png(figure)
             drawn.setdefault(analysis.name, []).append(Drawn(title, f"{key}.png", Markup(svg(figure, key))))
-    yield from table_files(report.analyses)
-    yield JSON, as_text(seal_document(as_json(report))).encode()
+    for name, content in table_files(report.analyses):
+        names.append(name)
+        yield name, content
+    yield JSON, as_text(seal_document({**as_json(report), FILES: sorted(names)})).encode()
     yield PAGE, _page(report, overview, drawn).encode()
 
 
@@ -149,7 +156,7 @@ def as_text(content: Any) -> str:
 def metrics(report: Report) -> dict[str, float]:
     """Return every finite figure of a report, by `analysis/ANALYSIS/MEASURE/MODEL`."""
     return {
-        f"analysis/{analysis.name}/{measure.key}/{model}": float(value.value)
+        f"analysis/{analysis.name}/{measure.key}/{slug(model)}": float(value.value)
         for analysis in report.analyses
         for measure in analysis.measures
         for model, value in measure.values.items()

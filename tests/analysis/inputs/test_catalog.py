@@ -53,7 +53,8 @@ def test_a_missing_control_is_named_with_how_to_get_it(tmp_path: Path) -> None:
         ([], "expected --checkpoint DIR, a run's model/ folder, or --model NAME=FOLDER"),
         (["minilm"], "expected NAME=FOLDER such as bert=models/bert, got 'minilm'"),
         (["=x"], "expected NAME=FOLDER"),
-        (["a/b=x"], "expected NAME=FOLDER"),
+        (["a/b=x"], r"expected a name of letters, digits, spaces and _ \. \+ -, .*, got 'a/b': give x another"),
+        (["a b=x", "a+b=y"], r"a b is x already, whose pictures and metrics .* of a\+b: give y another name"),
         (["a=x", "a=y"], "a is x already: give y another name"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from analysis.models import bert, word_pieces
 
 from groundray.analysis.inputs import vector_files
+from groundray.analysis.inputs.dual_encoder import is_dual_encoder
 from groundray.analysis.inputs.embedding import Embedder, Options
 from groundray.analysis.inputs.lexicon import Lexicon
 from groundray.analysis.inputs.model_loading import load_text_model
@@ -139,8 +140,12 @@ def test_word_vectors_and_a_language_model_share_their_words(file: Path) -> None
 
 
 def test_a_place_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot load a language model from .*glov\.txt .* a file of word vectors"):
-        load_text_model(tmp_path / "glov.txt")
+    for place in (tmp_path / "glov.txt", tmp_path / "glov", (tmp_path / "glov.txt").as_uri(), "./glov", "glov.txt"):
+        with pytest.raises(
+            FileNotFoundError, match=r"a language model or a file of word vectors at .*glov.*, found nothing"
+        ):
+            load_text_model(place)
+        assert not is_dual_encoder(str(place))
     (tmp_path / "glove.txt").write_text("a 1\n")
     with pytest.raises(ValueError, match="at least one text to embed, got none"):
         WordVectors(tmp_path / "glove.txt").embed([])

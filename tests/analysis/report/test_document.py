@@ -83,6 +83,7 @@ def test_everything_is_in_files_and_pictures_are_png(made: dict[str, bytes]) -> 
     tables += [f"tables/{name}" for name in ("categories-measures", "categories-differences")]
     names = [f"{name}.png" for name in drawn] + [f"{name}.{ending}" for name in tables for ending in ("csv", "tex")]
     assert sorted(made) == sorted([*names, "report.html", "report.json"])
+    assert json.loads(made["report.json"])["files"] == sorted(made)
     assert all(made[f"{name}.png"].startswith(b"\x89PNG") for name in drawn)
 
 
@@ -153,7 +154,7 @@ def test_omitted_items_and_skipped_analyses_are_listed(made: dict[str, bytes]) -
 
 def test_json_holds_the_same_numbers_and_null_for_nan(report: Report, made: dict[str, bytes]) -> None:
     content = json.loads(made["report.json"], parse_constant=pytest.fail)
-    assert content == seal_document(as_json(report))
+    assert content == seal_document({**as_json(report), "files": sorted(made)})
     axes = content["analyses"]["axes"]
     grounded = axes["measures"]["pc1/words/pearson"]["values"]["grounded"]
     assert grounded == pytest.approx({"value": 0.4, "low": 0.35, "high": 0.44})
