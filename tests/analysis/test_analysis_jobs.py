@@ -102,9 +102,11 @@ def test_a_further_set_of_categories_that_cannot_be_read_spoils_only_itself(tmp_
     for name in ("categories", "category_sets/looks"):
         (tmp_path / f"{name}.csv").write_text(table)
     (tmp_path / "category_sets" / "bad.csv").write_text("kind,word\nround,moon\n")
+    (tmp_path / "category_sets" / "alone.csv").write_text("category,word\nlong,road\nlong,rope\n")
     job = ANALYSES["categories"](AnalysisRequest(norms=Norms.at(str(tmp_path))))
     assert [source.url for source in job.sources] == [
         f"{tmp_path}/categories.csv",
+        f"{tmp_path}/category_sets/alone.csv",
         f"{tmp_path}/category_sets/looks.csv",
     ]
     (note,) = job.notes
@@ -112,6 +114,8 @@ def test_a_further_set_of_categories_that_cannot_be_read_spoils_only_itself(tmp_
     words = ("moon", "ball", "road", "rope")
     vectors = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]])
     found = job.analyse(Lexicon({word: row for row, word in enumerate(words)}, {"one": vectors}, {}))
+    (reason,) = [what for what in found.left_out if what.startswith("further sets")]
+    assert "(alone: expected words of at least 2 categories, got 'long' alone" in reason
     values = {measure.key: measure.values["one"].value for measure in found.measures}
     assert values["looks/silhouette/rest/median"] == values["silhouette/rest/median"] > 0.9
     assert not [measure for measure in found.measures if measure.key.startswith("looks/") and measure.published]

@@ -28,7 +28,14 @@ def job(request: AnalysisRequest) -> AnalysisJob:
             problems.append(f"set of categories not read: {error}")
 
     def run(lexicon: Lexicon) -> Analysis:
-        return _joined(_measured(main, lexicon), {name: _measured(rows, lexicon) for name, rows in further.items()})
+        analysis, found = _measured(main, lexicon), {}
+        for name, rows in further.items():
+            try:
+                found[name] = _measured(rows, lexicon)
+            except ValueError as error:  # such as words of one category alone that the models know
+                reason = f"further sets of categories without a silhouette ({name}: {error})"
+                analysis = replace(analysis, left_out={**analysis.left_out, reason: 1})
+        return _joined(analysis, found)
 
     words = (*main.word, *(word for rows in further.values() for word in rows.word))
     own = job_of(words, run, main.source, *(rows.source for rows in further.values()))
