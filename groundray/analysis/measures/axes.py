@@ -153,7 +153,7 @@ def axes(
 
     Raises:
         ValueError: too few words are rated, or all equally; a model has fewer dimensions or vectors than axes; the
-            vectors fail `checked`.
+            vectors fail `check`.
     """
     rated = Rated.of(words, categories, ratings)
     check(vectors, words)

@@ -100,7 +100,7 @@ def categories(
         of_semcat: the rows are SemCat's 100 categories: only then do the paper's values stand beside the measured ones.
 
     Raises:
-        ValueError: there are fewer than two categories, none has a silhouette, or the vectors fail `directions`.
+        ValueError: there are fewer than two categories, none has a silhouette, or the vectors fail `check_directions`.
     """
     check_directions(vectors, words)
     member = Membership.by(words, categories)

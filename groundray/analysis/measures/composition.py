@@ -22,6 +22,8 @@ NEIGHBOURS = 8
 ROUNDING = 1e-9  # closer cosines count as equal
 WITHOUT_OWN, LEFT_OUT = "without_own_words", "without the phrase's words"  # in keys and in names
 PICTURED = 12  # phrases that have a picture
+# the paper does not name it; every word of its figures is among these
+RANKED_AMONG = " The paper's vocabulary seems to be SemCat's 6,238 words."
 BEFORE, AFTER = ("ungrounded", "text-only"), ("grounded", "relational")  # models of a picture, in order of preference
 
 
@@ -82,7 +84,8 @@ def composition(
 
     Raises:
         ValueError: no phrase has a target in the vocabulary, the vocabulary has a word twice, the models of phrases and
-            words differ, or the vectors fail `directions` (through images: a text is equally similar to all images).
+            words differ, or the vectors fail `check_directions` (through images: a text is equally similar to all
+            images).
     """
     if len(phrases) != len(targets):
         raise ValueError(f"expected a target for each of {len(phrases)} phrases, got {len(targets)}")
@@ -133,7 +136,7 @@ def composition(
         f"{len(pairs)} phrases rank {len(vocabulary)} words by {about}. A phrase's own words are ranked like all "
         "others, as in the paper; a second rank leaves them out. Words as near as the target stand before it. "
         "Intervals and p: over phrases."
-        f"{' Published ranks are in a vocabulary of another size.' if paper else ''}"
+        f"{RANKED_AMONG if any(pair in paper for pair in pairs) else ''}"
         f"{pictured}",
         tuple(_measures(found, pairs, paper)),
         (*_tables(found, pairs, paper), _neighbours(found, pairs, vocabulary)),

@@ -23,7 +23,6 @@ from groundray.analysis.result import Analysis, Measure, Table, Value
 from groundray.stage.metrics import TOP_K, MatchedRanks, recalls
 
 Protocol = Literal["published", "first-caption"]
-PROTOCOLS: tuple[Protocol, ...] = ("published", "first-caption")
 FOLD = 1000  # images
 WAYS = {"text_to_image": "caption to image", "image_to_text": "image to caption"}
 RSUM = "rsum"

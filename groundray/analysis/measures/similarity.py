@@ -42,7 +42,7 @@ def similarity(
 
     Raises:
         ValueError: no set has enough pairs, all scores or cosines of a set are equal, or the vectors fail
-            `directions`.
+            `check_directions`.
     """
     check_directions(vectors, words)
     place = {word: number for number, word in enumerate(words)}
