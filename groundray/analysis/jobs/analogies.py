@@ -6,30 +6,18 @@ from collections import Counter
 from dataclasses import replace
 
 from groundray.analysis.inputs import norm_tables as read
-from groundray.analysis.inputs.analogy_sets import Analogies, read_analogies
+from groundray.analysis.inputs.analogy_sets import read_analogies
 from groundray.analysis.inputs.catalog import Norms
 from groundray.analysis.inputs.delimited import Source
 from groundray.analysis.inputs.lexicon import Lexicon
-from groundray.analysis.jobs.job import AnalysisJob, job_of, path_of
+from groundray.analysis.jobs.job import AnalysisJob, job_of, read_sets
 from groundray.analysis.measures import analogies as measures
 from groundray.analysis.request import AnalysisRequest
 from groundray.analysis.result import Analysis
 
 
 def job(request: AnalysisRequest) -> AnalysisJob:
-    path_of(request, "analogies", "analogies/ with four words a question")
-    norms = request.norms or Norms()
-    sets: dict[str, Analogies] = {}
-    problems: list[str] = []
-    for name, file in (norms.analogies or {}).items():
-        try:
-            sets[name] = read_analogies(file)
-        except (OSError, ValueError) as error:
-            if "analogies" not in norms.found:
-                raise
-            problems.append(str(error))
-    if not sets:
-        raise ValueError(problems[0])
+    sets, problems = read_sets(request, "analogies", "analogies/ with four words a question", read_analogies)
     questions = {name: own.questions for name, own in sets.items()}
     is_open = any(not one.candidates for own in questions.values() for one in own)
     others, source = _others(request) if is_open else ((), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from groundray.analysis.exported import Missing
 from groundray.analysis.inputs import norm_tables as read
@@ -14,6 +15,7 @@ from groundray.analysis.request import AnalysisRequest
 from groundray.analysis.result import Analysis, Table
 
 CATEGORY_FILES = "categories.csv, semcat100.csv or semcat/"
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,36 @@ def path_of(request: AnalysisRequest, kind: str, files: str) -> str:
     if path is None:
         raise Missing(f"no {files} {norms.looked_for}: give --{kind} FILE")
     return path
+
+
+def read_sets(
+    request: AnalysisRequest, kind: str, files: str, read_file: Callable[[str], Read]
+) -> tuple[dict[str, Read], tuple[str, ...]]:
+    """Return the sets of a kind by name, and why files could not be read: one of a folder spoils only itself.
+
+    Args:
+        kind: of catalog.SETS.
+        files: what was expected, for the error.
+        read_file: reads a path or URL.
+
+    Raises:
+        Missing: there are none.
+        OSError, ValueError: a file that was given by its name cannot be read, or none of a folder.
+    """
+    path_of(request, kind, files)
+    norms = request.norms or Norms()
+    sets: dict[str, Read] = {}
+    problems: list[str] = []
+    for name, file in getattr(norms, kind).items():
+        try:
+            sets[name] = read_file(file)
+        except (OSError, ValueError) as error:
+            if kind not in norms.found:
+                raise
+            problems.append(str(error))
+    if not sets:
+        raise ValueError(problems[0])
+    return sets, tuple(problems)
 
 
 def checkpoint_of(request: AnalysisRequest) -> str:

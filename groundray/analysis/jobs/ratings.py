@@ -4,35 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 from groundray.analysis.inputs.catalog import Norms
 from groundray.analysis.inputs.lexicon import Lexicon
-from groundray.analysis.inputs.rating_tables import RatedWords, plain_name, read_groups, read_rated_words
-from groundray.analysis.jobs.job import AnalysisJob, job_of, path_of
+from groundray.analysis.inputs.rating_tables import plain_name, read_groups, read_rated_words
+from groundray.analysis.jobs.job import AnalysisJob, job_of, path_of, read_sets
 from groundray.analysis.measures import ratings as measures
 from groundray.analysis.request import AnalysisRequest
 from groundray.analysis.result import Analysis
 
+FILES = "ratings/ with words and numbers"
+
 
 def job(request: AnalysisRequest) -> AnalysisJob:
-    path_of(request, "ratings", "ratings/ with words and numbers")
-    norms = request.norms or Norms()
-    groups = read_groups(norms.rating_groups) if norms.rating_groups else None
-    sets: dict[str, RatedWords] = {}
-    problems: list[str] = []
-    for name, file in (norms.ratings or {}).items():
-        try:
-            sets[name] = read_rated_words(file, groups)
-        except (OSError, ValueError) as error:
-            if "ratings" not in norms.found:
-                raise
-            problems.append(str(error))
-    if not sets:
-        raise ValueError(problems[0])
+    path_of(request, "ratings", FILES)
+    groups_file = (request.norms or Norms()).rating_groups
+    groups = read_groups(groups_file) if groups_file else None
+    sets, problems = read_sets(request, "ratings", FILES, partial(read_rated_words, groups=groups))
     notes = [f"ratings not read: {problem}" for problem in problems]
     rated_on = {plain_name(name) for rated in sets.values() for name in rated.dimensions}
     if groups and not groups.keys() & rated_on:
-        notes.append(f"{norms.rating_groups}: not used, it names none of the dimensions: {next(iter(groups))} is none")
+        notes.append(f"{groups_file}: not used, it names none of the dimensions: {next(iter(groups))} is none")
     words = tuple(dict.fromkeys(word for rated in sets.values() for word in rated.words))
 
     def run(lexicon: Lexicon) -> Analysis:

@@ -11,7 +11,7 @@ from groundray.analysis.inputs.lexicon import Lexicon
 from groundray.analysis.inputs.norm_tables import Ratings, read_ratings
 from groundray.analysis.inputs.pair_strata import CONCRETENESS, RATED_PAIRS, Strata, strata_of
 from groundray.analysis.inputs.word_pairs import Pairs, read_pairs
-from groundray.analysis.jobs.job import AnalysisJob, job_of, path_of
+from groundray.analysis.jobs.job import AnalysisJob, job_of, read_sets
 from groundray.analysis.measures import similarity as measures
 from groundray.analysis.request import AnalysisRequest
 from groundray.analysis.result import Analysis
@@ -19,23 +19,12 @@ from groundray.storage.delimited_text import plain
 
 
 def job(request: AnalysisRequest) -> AnalysisJob:
-    path_of(request, "pairs", "similarity/ with word pairs")
-    norms = request.norms or Norms()
-    sets: dict[str, Pairs] = {}
-    problems: list[str] = []
-    for name, file in (norms.pairs or {}).items():
-        try:
-            sets[name] = read_pairs(file)
-        except (OSError, ValueError) as error:
-            if "pairs" not in norms.found:
-                raise
-            problems.append(str(error))
-    if not sets:
-        raise ValueError(problems[0])
+    sets, problems = read_sets(request, "pairs", "similarity/ with word pairs", read_pairs)
     notes = [f"word pairs not read: {problem}" for problem in problems]
+    rated_by = (request.norms or Norms()).concreteness
     ratings = None
     try:
-        ratings = read_ratings(norms.concreteness) if norms.concreteness else None
+        ratings = read_ratings(rated_by) if rated_by else None
     except (OSError, ValueError) as error:
         if CONCRETENESS in request.strata:
             raise
