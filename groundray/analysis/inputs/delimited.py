@@ -30,6 +30,7 @@ MISSING = frozenset(("", "na", "n/a", "#n/a", "#na", "<na>", "nan", "#nan", "nul
 NO_WORD = frozenset(("", "n/a", "#n/a", "<na>", ".", "-", "--", "?"))  # `nan`, `null`, `none` and `NA` are words
 SPACED = re.compile(r'"(?:[^"]|"")*"(?=\s|$)|\S+')
 COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+SENSE = re.compile(r"\s*\([^()]*\)$")  # the `(animal)` of McRae's `bat_(animal)`
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
 
@@ -140,6 +141,11 @@ def number(text: str, column: str, where: str) -> float:
 def spaced(text: str) -> str:
     """Replace underscores by spaces, and collapse and strip spaces."""
     return " ".join(text.replace("_", " ").split())
+
+
+def without_sense(text: str) -> str:
+    """Return a word without its sense in brackets, as `bat` for `bat (animal)`."""
+    return SENSE.sub("", text)
 
 
 def read_content(url: str | Path) -> Content:

@@ -37,6 +37,7 @@ from groundray.analysis.inputs.delimited import (
     read_lines,
     read_table,
     spaced,
+    without_sense,
 )
 from groundray.storage.delimited_text import SEPARATORS
 from groundray.storage.folder import Folder
@@ -56,7 +57,6 @@ TYPES = {
 }
 UNTYPED = ""
 TEXT_FILE = re.compile(r"(?P<category>.+?)(-(?P<count>\d+))?\.txt")
-SENSE = re.compile(r"\s*\([^()]*\)$")  # the `(animal)` of McRae's `bat_(animal)`
 
 
 class Kinds(NamedTuple):
@@ -295,8 +295,8 @@ def read_features(url: str | Path, min_people: float = 1) -> Features:
         raise ValueError(
             f"{url}: expected a feature named at least {min_people:g} times, got none: lower the threshold"
         )
-    senses = Counter(map(_word, concepts))
-    rows = {concept: row for row, concept in enumerate(name for name in concepts if senses[_word(name)] == 1)}
+    senses = Counter(map(without_sense, concepts))
+    rows = {concept: row for row, concept in enumerate(name for name in concepts if senses[without_sense(name)] == 1)}
     columns_of = {feature: column for column, feature in enumerate(types)}
     places = [(rows[concept], columns_of[feature]) for concept, feature in named if concept in rows]
     index = np.array(places, dtype=np.int64).reshape(-1, 2).T
@@ -315,18 +315,13 @@ def read_features(url: str | Path, min_people: float = 1) -> Features:
         }
     )
     return Features(
-        tuple(map(_word, rows)),
+        tuple(map(without_sense, rows)),
         tuple(types),
         has,
         tuple(kind for kind, _ in commonest),
         left_out,
         _source(table, has.nnz, left_out),
     )
-
-
-def _word(concept: str) -> str:
-    """Return a concept without its sense in brackets."""
-    return SENSE.sub("", concept)
 
 
 def _type(text: str) -> str:

@@ -37,6 +37,7 @@ from groundray.analysis.inputs.delimited import (
     read_content,
     read_table,
     split_rows,
+    without_sense,
 )
 from groundray.storage.delimited_text import SEPARATORS, plain
 
@@ -61,7 +62,6 @@ NOT_RATED = frozenset(
 # the published file of Warriner et al.: means of all raters, and of groups of them
 WARRINER = re.compile(r"(?P<name>[vad])_(?P<statistic>mean|sd|rat)_(?P<raters>sum|m|f|o|y|l|h)")
 WARRINER_NAMES = {"v": "valence", "a": "arousal", "d": "dominance"}
-SENSE = re.compile(r"\s*\([^()]*\)$")
 LEAST = 3  # words with both numbers, for a reliability
 
 # the domains of Binder et al. 2016 (table 1 and appendix)
@@ -377,10 +377,10 @@ def _distinct(
         for text, own in rows.items()
         if not np.array_equal(values[own], np.broadcast_to(values[own[0]], values[own].shape), equal_nan=True)
     }
-    senses = Counter(SENSE.sub("", text) for text in rows)
+    senses = Counter(map(without_sense, rows))
     kept: dict[str, int] = {}
     for text, own in rows.items():
-        name = SENSE.sub("", text)
+        name = without_sense(text)
         if text not in differ and (text == name or senses[name] == 1):
             kept[name] = own[0]
     if not kept:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from groundray.analysis.inputs.analogy_sets import Question
-from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
+from groundray.analysis.measures.directions import Vectors, check_directions, directions, places_of, row_blocks
 from groundray.analysis.measures.proportion import proportion_of, shares
 from groundray.analysis.measures.statistics import measure, median, over_items, paired_tests, slug
 from groundray.analysis.result import Analysis, Bars, Cell, Measure, Table, Value
@@ -67,9 +67,7 @@ def analogies(
         ValueError: no question is left, or the vectors fail `check_directions`.
     """
     check_directions(vectors, words)
-    place = {word: number for number, word in enumerate(words)}
-    if len(place) < len(words):
-        raise ValueError(f"expected each word once, got {len(words) - len(place)} again")
+    place = places_of(words)
     answers = {place[word] for word in vocabulary if word in place}
     counts: Counter[str] = Counter()
     kept: dict[str, list[Question]] = {}

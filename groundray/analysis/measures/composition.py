@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from groundray.analysis.inputs import published
-from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
+from groundray.analysis.measures.directions import Vectors, check_directions, directions, places_of, row_blocks
 from groundray.analysis.measures.statistics import Scores, mean, measure, median, over_items, paired_tests, slug
 from groundray.analysis.result import Analysis, Cell, Listed, Lists, Measure, Table
 
@@ -91,9 +91,7 @@ def composition(
         raise ValueError(f"expected a target for each of {len(phrases)} phrases, got {len(targets)}")
     if list(of_phrases) != list(of_words):
         raise ValueError(f"expected phrases and words of the same models, got {[*of_phrases]} and {[*of_words]}")
-    place = {word: number for number, word in enumerate(vocabulary)}
-    if len(place) < len(vocabulary):
-        raise ValueError(f"expected each word of the vocabulary once, got {len(vocabulary) - len(place)} again")
+    place = places_of(vocabulary, "word of the vocabulary")
     missing = [target not in place for target in targets]
     inside = [target in own_words(phrase) for phrase, target in zip(phrases, targets, strict=True)]
     kept = [row for row in range(len(phrases)) if not missing[row] and not inside[row]]

@@ -72,6 +72,18 @@ def directions(
     return units
 
 
+def places_of(words: Sequence[str], what: str = "word") -> dict[str, int]:
+    """Return the row of each word.
+
+    Raises:
+        ValueError: a word stands twice.
+    """
+    place = {word: number for number, word in enumerate(words)}
+    if len(place) < len(words):
+        raise ValueError(f"expected each {what} once, got {len(words) - len(place)} again")
+    return place
+
+
 def row_blocks(count: int, numbers: int) -> Iterator[slice]:
     """Yield ranges of `count` rows, each of at most NUMBERS numbers, or of one row.
 

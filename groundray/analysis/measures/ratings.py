@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from groundray.analysis.inputs.rating_tables import OTHER, RatedWords
 from groundray.analysis.measures.correlation import Kind, by_column
-from groundray.analysis.measures.directions import Vectors, check_directions
+from groundray.analysis.measures.directions import Vectors, check_directions, places_of
 from groundray.analysis.measures.representational_similarity import MOST_WORDS, representational_similarity, sample
 from groundray.analysis.measures.ridge import PENALTIES, HeldOut, held_out
 from groundray.analysis.measures.statistics import (
@@ -84,9 +84,7 @@ def ratings(
         ValueError: no set is left, the folds do not fit the words, or the vectors fail `check_directions`.
     """
     check_directions(vectors, words)
-    place = {word: number for number, word in enumerate(words)}
-    if len(place) < len(words):
-        raise ValueError(f"expected each word once, got {len(words) - len(place)} again")
+    place = places_of(words)
     found: dict[str, Predicted] = {}
     unused: list[tuple[Cell, ...]] = []
     wordless = 0

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from groundray.analysis.measures.correlation import paired_correlation_tests, spearman
-from groundray.analysis.measures.directions import Vectors, check_directions, directions, row_blocks
+from groundray.analysis.measures.directions import Vectors, check_directions, directions, places_of, row_blocks
 from groundray.analysis.measures.statistics import FEWEST, ROUNDING, Scores, measure, slug
 from groundray.analysis.result import STRATUM, Analysis, Bars, Cell, Measure, Table
 
@@ -45,9 +45,7 @@ def similarity(
             `check_directions`.
     """
     check_directions(vectors, words)
-    place = {word: number for number, word in enumerate(words)}
-    if len(place) < len(words):
-        raise ValueError(f"expected each word once, got {len(words) - len(place)} again")
+    place = places_of(words)
     measures: list[Measure] = []
     rows: list[tuple[Cell, ...]] = []
     stratified: dict[str, dict[str, Measure]] = {}
