@@ -30,15 +30,16 @@ from groundray.model.export import Exported
 from groundray.model.heads import GroundingHeads
 from groundray.model.pooling import counted_tokens, pooled_images, pooled_texts
 from groundray.model.pretrained import is_nowhere, local_copy, locate, quiet, read_tokenizer
+from groundray.model.projected_text import PROJECTIONS
 from groundray.stage.contrastive import Alignment, image_vectors, text_vectors
 from groundray.stage.protocol import centre_crop
 from groundray.storage.folder import Folder
 
 STAGES = ("grounding", "retrieval")  # that compare images with texts
 HOW: dict[Alignment, str] = {"match_map": "match map", "pooled": "pooled vectors"}
-# model types of transformers whose two towers give one vector each; BLIP reads image and text together
-TYPES = ("align", "altclip", "chinese_clip", "clip", "metaclip_2", "siglip")
-PADDED = ("siglip",)  # trained on texts that are padded to the full length
+# model types of transformers whose two towers give one vector each; BLIP reads image and text together, and a siglip2
+# takes patches of an image, not its pixels
+TYPES = tuple(sorted(PROJECTIONS.keys() - {"siglip2"}))
 SHOWN = 5
 
 Texts = tuple[Float[Tensor, "text token dim"], Bool[Tensor, "text token"]]
@@ -240,12 +241,16 @@ class TwoTowers:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Texts:
-        padding = "max_length" if self.model.config.model_type in PADDED else True
+        padded = PROJECTIONS[self.model.config.model_type].padded
         inputs = self.tokenizer(
-            list(texts), padding=padding, truncation=True, max_length=self.longest, return_tensors="pt"
+            list(texts),
+            padding="max_length" if padded else True,
+            truncation=True,
+            max_length=self.longest,
+            return_tensors="pt",
         )
         inputs.pop("token_type_ids", None)
-        if self.model.config.model_type in PADDED:
+        if padded:
             inputs.pop("attention_mask", None)  # it sees its padding, as in training
         vectors = F.normalize(self.model.get_text_features(**inputs).pooler_output, dim=-1)
         return vectors[:, None], torch.ones(len(texts), 1, dtype=torch.bool)
