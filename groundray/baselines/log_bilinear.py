@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array
 
-from groundray.baselines.watch import Watch
+from groundray.baselines.watch import Unwatched, Watch
 from groundray.rng import shuffled
 
 _ORDER, _START = 1, 2  # keep the draws of the order and of the first parameters independent
@@ -116,7 +116,7 @@ def fit(
     matrices: Sequence[csr_array],
     options: Options,
     part: int | None = None,
-    watch: Watch | None = None,
+    watch: Watch = Unwatched(),  # noqa: B008  it has no state
     task: str = "vectors",
 ) -> Float[np.ndarray, "word dim"]:
     """Return the vector of each word, float32, the same bits for the same arguments.
@@ -146,8 +146,7 @@ def fit(
                 cost += descend(parameters, sums, entries.take(order[first : first + batch]), options)
         if not np.isfinite(cost):
             raise ValueError(f"the vectors diverge in epoch {epoch + 1}: give a smaller --rate than {options.rate:g}")
-        if watch:
-            watch.update(task, epoch + 1, options.epochs, detail=f"cost {cost / len(order):.4f}")
+        watch.update(task, epoch + 1, options.epochs, detail=f"cost {cost / len(order):.4f}")
     vectors = parameters.words + parameters.contexts
     vectors[np.bincount(entries.word, minlength=words) == 0] = 0
     return vectors
