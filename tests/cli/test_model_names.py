@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.font_manager  # noqa: F401  reads the user's cache of fonts, before a test names another
@@ -27,10 +29,18 @@ from groundray.training import preflight, progression
 BEST = f"models:/{NAME}@best"
 
 
+@pytest.fixture(scope="module")
+def own_registry(local_registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A copy: runs register further versions."""
+    copy = tmp_path_factory.mktemp("own registry") / "mlflow.db"
+    shutil.copy(local_registry.uri.removeprefix("sqlite:///"), copy)
+    return replace(local_registry, uri=f"sqlite:///{copy}")
+
+
 @pytest.fixture
-def registry(local_registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Registry:
-    use(local_registry, monkeypatch, tmp_path)
-    return local_registry
+def registry(own_registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Registry:
+    use(own_registry, monkeypatch, tmp_path)
+    return own_registry
 
 
 def quick(world: SmallWorld, folder: Path, start: str) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from groundray.data.processes import WorkerProcess, call_in_processes
 
 PARENT = """
-import os, signal, sys, time
+import contextlib, os, signal, sys, time
 from groundray.data.processes import call_in_processes
 
 def wait(number):
@@ -22,9 +22,9 @@ def wait(number):
     return os.getpid()
 
 if __name__ == "__main__":
-    work = call_in_processes(wait, [(number,) for number in range(200)], 2)
-    print(*(next(work) for _ in range(8)), flush=True)
-    {then}
+    with contextlib.closing(call_in_processes(wait, [(number,) for number in range(200)], 2)) as work:
+        print(*(next(work) for _ in range(8)), flush=True)
+        {then}
 """
 
 

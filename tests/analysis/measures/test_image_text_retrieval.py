@@ -215,8 +215,9 @@ def analysed(tmp_path: Path, *words: str) -> dict[str, Any]:
 
 
 def test_a_clip_stands_beside_the_checkpoint(
-    model: str, world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     clip = write_two_towers(tmp_path / "clip")
     numbers = analysed(tmp_path, "--checkpoint", model, "--model", f"clip={clip}")
     assert list(numbers) == ["grounding", "clip"]
