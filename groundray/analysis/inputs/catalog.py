@@ -41,7 +41,7 @@ class Models:
 
     Attributes:
         sources: folder, URL, or name such as `minilm` of each model.
-        notes: a line for each missing control, with how to obtain it.
+        notes: a line for each control that the checkpoint lacks, with how to obtain it.
     """
 
     sources: dict[str, str]
@@ -81,7 +81,7 @@ class Models:
         notes = tuple(
             f"no {name} control: {repair}, or give one with --model {name}=FOLDER"
             for name, repair in CONTROLS.items()
-            if name not in sources
+            if checkpoint and name not in sources
         )
         first = [name for name in CONTROLS if name in sources]
         return Models({name: sources[name] for name in dict.fromkeys([*first, *sources])}, notes)

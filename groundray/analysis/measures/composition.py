@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from groundray.analysis.inputs import published
 from groundray.analysis.measures.directions import Vectors, check_directions, directions, places_of, row_blocks
+from groundray.analysis.measures.proportion import shares
 from groundray.analysis.measures.statistics import Scores, mean, measure, median, over_items, paired_tests, slug
 from groundray.analysis.result import Analysis, Cell, Listed, Lists, Measure, Table
 
@@ -234,14 +235,10 @@ def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], pap
 
     plan = [
         ("rank/median", "Rank of the target: median", ranks, paper_ranks, median, paired_tests(ranks)),
-        ("rank/within_3", "Targets of rank 1 to 3: fraction", within(3, ranks), within(3, paper_ranks), mean, {}),
-        ("rank/within_10", "Targets of rank 1 to 10: fraction", within(10, ranks), within(10, paper_ranks), mean, {}),
         ("cosine/mean", "Cosine with the target: mean", cosines, paper_cosines, mean, paired_tests(cosines)),
         (f"{WITHOUT_OWN}/rank/median", f"Rank {LEFT_OUT}: median", others, {}, median, paired_tests(others)),
-        (f"{WITHOUT_OWN}/rank/within_3", f"Rank 1 to 3 {LEFT_OUT}: fraction", within(3, others), {}, mean, {}),
-        (f"{WITHOUT_OWN}/rank/within_10", f"Rank 1 to 10 {LEFT_OUT}: fraction", within(10, others), {}, mean, {}),
     ]
-    return [
+    of_ranks, of_cosines, of_others = (
         measure(
             key,
             name,
@@ -251,7 +248,21 @@ def _measures(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], pap
             {model: float(figure(values[None])[0]) for model, values in theirs.items()},
         )
         for key, name, ours, theirs, figure, tests in plan
+    )
+    within_whole = [
+        shares(
+            f"rank/within_{most}",
+            f"Targets of rank 1 to {most}: fraction",
+            within(most, ranks),
+            {model: float(values.mean()) for model, values in within(most, paper_ranks).items()},
+        )
+        for most in (3, 10)
     ]
+    within_others = [
+        shares(f"{WITHOUT_OWN}/rank/within_{most}", f"Rank 1 to {most} {LEFT_OUT}: fraction", within(most, others))
+        for most in (3, 10)
+    ]
+    return [of_ranks, *within_whole, of_cosines, of_others, *within_others]
 
 
 def _tables(found: Mapping[str, Ranked], pairs: Sequence[tuple[str, str]], paper: Paper) -> tuple[Table, Table]:

@@ -22,11 +22,16 @@ def proportion_of(share: float, items: int) -> Value:
     return Value(share, float(interval.low), float(interval.high))
 
 
-def shares(key: str, name: str, hits: Mapping[str, Float[np.ndarray, " item"]]) -> Measure:
+def shares(
+    key: str,
+    name: str,
+    hits: Mapping[str, Float[np.ndarray, " item"]],
+    published: Mapping[str, float] | None = None,
+) -> Measure:
     """Return the share of items that are right, 1 of 0 or 1, for each model, with Wilson's intervals. Differences are
     paired over the items, with McNemar's test."""
     items = len(next(iter(hits.values())))
-    paired = measure(key, name, items, over_items(hits, mean), mcnemar_tests(hits))
+    paired = measure(key, name, items, over_items(hits, mean), mcnemar_tests(hits), published)
     return replace(paired, values={model: proportion_of(float(one.mean()), items) for model, one in hits.items()})
 
 

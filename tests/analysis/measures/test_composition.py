@@ -19,6 +19,7 @@ from groundray.analysis.measures.composition import (
     composition,
     ranked,
 )
+from groundray.analysis.measures.proportion import proportion_of
 from groundray.analysis.result import Analysis, Lists
 
 WORDS = ("horse", "zebra", "striped", "mare", "apple")
@@ -140,6 +141,8 @@ def test_ranks_are_those_of_sorting(seed: int, count: int) -> None:
     ranks = [row[2] for row in rows(found, "Rank of each target")]
     assert values(found)["rank/median"] == np.median(ranks)
     assert values(found)["rank/within_3"] == pytest.approx(np.mean([rank <= 3 for rank in ranks]))
+    (within,) = (one for one in found.measures if one.key == "rank/within_3")
+    assert list(within.values.values()) == [proportion_of(values(found)["rank/within_3"], len(ranks))]
     others = [row[3] for row in rows(found, "Rank of each target")]
     assert values(found)["without_own_words/rank/median"] == np.median(others)
 

@@ -32,6 +32,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("report")
     made = Report("demo", dict.fromkeys(MODELS, "somewhere"), analyses()[:1])
     for name, content in files(made):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     return f"file://{folder}/report.html"
 
