@@ -112,7 +112,10 @@ def test_all_makes_every_analysis_that_has_data(
         "published/rsum",
         *(f"published/{way}/median_rank" for way in ways),
     ]
-    assert Folder.at(tmp_path / "report").read_sealed("report.json") == found
+    written = Folder.at(tmp_path / "report").read_sealed("report.json")
+    own = set(written.pop("files")) | {"report.json", "report.html"}
+    assert set(Folder.at(tmp_path / "report").files()) == own
+    assert written == found
     assert (tmp_path / "report" / "report.html").stat().st_size > 100_000
     assert (tmp_path / "report" / "axes-measures.png").exists()
     shown = capsys.readouterr().out
