@@ -284,14 +284,17 @@ def most_improved(
         kept: categories that have a silhouette.
     """
     column, sizes = member.of.indices, member.sizes
+    counted = kept[column]
     found: dict[tuple[str, str], tuple[Change, ...]] = {}
     for first, other in pairwise(each):
-        rises = np.bincount(column, each[other] - each[first], len(sizes)) / np.maximum(sizes, 1)
+        change_of = np.zeros(len(column))
+        change_of[counted] = each[other][counted] - each[first][counted]
+        rises = np.bincount(column, change_of, len(sizes)) / np.maximum(sizes, 1)
         order = [place for place in np.argsort(-rises, kind="stable").tolist() if kept[place] and rises[place] > 0]
         changes = []
         for place in order[:MOST_IMPROVED]:
             own = column == place
-            change = over_items({other: (each[other] - each[first])[own]}, mean)[other].with_interval()
+            change = over_items({other: change_of[own]}, mean)[other].with_interval()
             before, after = (float(each[model][own].mean()) for model in (first, other))
             changes.append(Change(member.categories[place], int(sizes[place]), before, after, change))
         found[first, other] = tuple(changes)
