@@ -282,13 +282,14 @@ def test_words_are_drawn_at_the_services_coordinates(tab: Any) -> None:
 
 def test_the_words_move_from_before_to_after(tab: Any) -> None:
     page = tab.open("#space?model=before")
-    before = points(page)["red"]
+    seen = {tuple(points(page)["red"])}
     page.get_by_role("radio", name="After").check()
-    page.wait_for_timeout(300)
-    between = points(page)["red"]
-    page.wait_for_timeout(1500)
-    after = points(page)["red"]
-    assert len({tuple(before), tuple(between), tuple(after)}) == 3
+    for _ in range(200):  # before, on the way, after: a busy machine draws late
+        seen.add(tuple(points(page)["red"]))
+        if len(seen) >= 3:
+            break
+        page.wait_for_timeout(20)
+    assert len(seen) >= 3
     assert "model=after" in page.url
 
 
