@@ -104,6 +104,7 @@ def make_report(
     checkpoint = request.checkpoint
     title = export.about(checkpoint).settings["run"]["name"] if checkpoint else ", ".join(models.sources)
     notes = (
+        *lexicon.notes,
         *(models.notes if texts else ()),
         *(f"{name}: {note}" for name, model in loaded.items() for note in model.notes),
         *(request.norms or Norms()).passed_over,

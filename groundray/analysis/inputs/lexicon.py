@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 
 from groundray.analysis.inputs.text_model import Embed, TextModel, embed_here
 
+NARROWING = 0.1  # a model is named that lacks more than this fraction of the texts that the widest one knows
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -70,6 +72,18 @@ class Lexicon:
             {text: row for row, text in enumerate(texts)},
             {name: embed(model, texts) for name, model in models.items()},
             {name: frozenset(distinct[row] for row in np.flatnonzero(~has).tolist()) for name, has in known.items()},
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return a line for each model that knows far fewer texts than another: it narrows the figures of all."""
+        texts = self.row_of.keys() | set().union(*self.unknown.values())
+        known = {name: len(texts) - len(unknown) for name, unknown in self.unknown.items()}
+        return tuple(
+            f"{name} knows {count:,} of {len(texts):,} words and phrases: the figures of all models are over the "
+            f"{len(self.row_of):,} that all know. In a command without it the others keep theirs"
+            for name, count in known.items()
+            if count < (1 - NARROWING) * max(known.values())
         )
 
     def select(self, texts: Sequence[str]) -> Selection:

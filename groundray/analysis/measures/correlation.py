@@ -15,6 +15,7 @@ from groundray.analysis.measures import statistics
 from groundray.analysis.measures.statistics import FEWEST, ROUNDING, Estimate, Scores, draws, holm, refuse_unfinite
 
 SEED = 805
+FEWEST_OF_INTERVAL = 6  # units of a correlation with an interval: resamples of fewer reach from -1 to 1
 SWAPS = 9_999  # of a test; with that of the data itself p is a multiple of 1 / 10,000
 Kind = Literal["pearson", "spearman"]
 # the numbers to correlate in resamples, given how often each item occurs in them
@@ -49,7 +50,8 @@ def correlations(
 
     Args:
         units: unit of each item, numbered from 0. Items of a unit are resampled together, since they are not
-            independent, such as the rows of one word. None: each item is a unit.
+            independent, such as the rows of one word. None: each item is a unit. Fewer than FEWEST_OF_INTERVAL units
+            have no interval.
 
     Raises:
         ValueError: there are too few items, an item is not finite, or all are equal.
@@ -70,7 +72,9 @@ def correlations(
 
     whole = found(np.ones((1, len(ratings))))[..., 0]
     numbers = np.arange(len(ratings)) if units is None else units
-    resampled = np.concatenate([found(counts) for counts in occurrences(numbers)], axis=-1)
+    enough = int(numbers.max()) + 1 >= FEWEST_OF_INTERVAL
+    of_draws = [found(counts) for counts in occurrences(numbers)] if enough else []
+    resampled = np.concatenate([np.empty((len(kinds), len(columns), 0)), *of_draws], axis=-1)
     estimates: list[dict[Kind, dict[str, Estimate]]] = [{kind: {} for kind in kinds} for _ in range(_columns(scores))]
     for row, kind in enumerate(kinds):
         of_ratings, *of_scores = [Standardised.of(values, kind) for values in tables]

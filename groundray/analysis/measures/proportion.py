@@ -38,14 +38,15 @@ def shares(
 def mean_over_classes(hits: Float[np.ndarray, " image"], truth: Int[np.ndarray, " image"]) -> Estimate:
     """Return the mean over classes of the share of a class's images that are right, resampled over images.
 
-    Classes that a resample lacks do not count in it.
+    Classes that a resample lacks do not count in it. Where all images are right, or none, all resamples are equal, and
+    there is no interval.
     """
     value, of_class, counts = _of_classes(hits, truth)
     resampled = [
         _of_classes(hits[row], truth[row])[0] for drawn in draws(len(truth)) for row in drawn if len(truth) >= FEWEST
     ]
     influence = (hits - of_class[truth]) / counts[truth]
-    return Estimate(value, np.array(resampled, dtype=np.float64), influence)
+    return Estimate(value, np.array(resampled, dtype=np.float64), influence, () if np.ptp(hits) == 0 else None)
 
 
 def _of_classes(

@@ -45,6 +45,15 @@ def test_an_analysis_takes_its_rows_and_hears_what_is_left_out(models: dict[str,
         lexicon.select(["zebra", "photo"])
 
 
+def test_a_model_that_narrows_all_figures_is_named(models: dict[str, Embedder]) -> None:
+    (note,) = Lexicon.of(models, TEXTS).notes
+    assert note.startswith("small knows 3 of 5 words and phrases: the figures of all models are over the 3 that all")
+    assert Lexicon.of({"whole": models["whole"]}, TEXTS).notes == ()  # giraffe is no model's word
+    ten = [*["zebra", "horse", "red", "fruit"], *(f"red {'horse ' * times}" for times in range(1, 6)), "bear"]
+    assert Lexicon.of(models, ten).notes == ()  # nine of ten
+    assert Lexicon({}, {}, {}).notes == ()
+
+
 def test_nothing_to_compare_is_an_error(models: dict[str, Embedder]) -> None:
     with pytest.raises(ValueError, match="at least one model, got none"):
         Lexicon.of({}, TEXTS)

@@ -67,7 +67,7 @@ def listed(picture: Lists, model: str) -> list[tuple[str, int, bool]]:
 
 
 def test_a_picture_sets_the_nearest_words_before_beside_those_after() -> None:
-    """Of twenty words the target is last before, and first after: it stands below the eight nearest, at its rank."""
+    """The target ranks last of twenty words before, and first after. Before, it follows the eight nearest words."""
     words = [f"w{number:02d}" for number in range(20)]
     angles = np.linspace(0, 1.5, 20)
     fan = np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -206,8 +206,8 @@ def test_a_difference_is_over_the_same_resamples(correlation) -> None:
 
 
 def test_a_resample_of_one_value_has_no_correlation() -> None:
-    """With three items, one in nine resamples repeats a single item; the interval is over the others."""
-    found = pearson({"m": np.array([0.1, 0.2, 0.4])}, np.array([1.0, 1.0, 2.0]))["m"]
+    """One in three resamples has one rating alone, as it lacks the last item; the interval is over the others."""
+    found = pearson({"m": np.array([0.1, 0.2, 0.3, 0.5, 0.4, 0.9])}, np.array([1.0, 1, 1, 1, 1, 2]))["m"]
     undefined = np.isnan(found.resampled)
     assert 0 < undefined.sum() < statistics.RESAMPLES / 2
     value = found.with_interval()
@@ -401,3 +401,17 @@ def test_a_slug_fits_a_metrics_name() -> None:
     assert slug("other perceptual") == "other_perceptual"
     assert slug("form & surface (seen)") == "form_surface_seen_"
     assert slug("EN-SIMLEX-999") == "EN-SIMLEX-999"
+
+
+@pytest.mark.parametrize(
+    ("units", "has"), [(np.arange(5), False), (np.array([0, 1, 2, 3, 4, 0, 1]), False), (np.arange(6), True)]
+)
+def test_a_correlation_of_few_units_has_no_interval(units: np.ndarray, has: bool) -> None:
+    draw = np.random.default_rng(3)
+    ratings = draw.normal(size=len(units))
+    scores = {name: ratings + draw.normal(size=len(units)) for name in ("one", "other")}
+    found = pearson(scores, ratings, units)
+    for estimate in (found["one"], found["other"] - found["one"]):
+        value = estimate.with_interval()
+        assert (value.low is not None, value.high is not None) == (has, has)
+    assert found["one"].value == pytest.approx(np.corrcoef(scores["one"], ratings)[0, 1])
