@@ -25,7 +25,7 @@ from groundray.storage.folder import format_bytes
 if TYPE_CHECKING:
     from groundray.image_search.grid import GridQuery
     from groundray.image_search.named_image import NamedImage
-    from groundray.image_search.query import Answer, Query, Search
+    from groundray.image_search.query import Answer, Hit, Query, Search
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,13 +57,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--text",
         action="append",
         metavar="TEXT",
-        help="word or phrase to search for; repeatable with --grid (default: none)",
+        help="word or phrase to search for; several are all meant, or with --grid a column each (default: none)",
+    )
+    parser.add_argument(
+        "--without", metavar="TEXT", help="word or phrase for what the images should not show (default: none)"
     )
     parser.add_argument(
         "--image",
         action="append",
         metavar="ID|FILE",
         help="image of the pool, or picture file, to search for; repeatable with --grid (default: none)",
+    )
+    parser.add_argument(
+        "--filter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="CONDITION",
+        help="conditions that the images meet: width or height in pixels (width>=640), orientation=landscape, portrait "
+        "or square, id=PATTERN with * and ?, label=NAME; != excludes; of several = of one field one is enough",
     )
     parser.add_argument(
         "--alpha",
@@ -92,23 +104,25 @@ def build_parser() -> argparse.ArgumentParser:
 def _work(options: argparse.Namespace) -> Callable[[argparse.Namespace, Console], list[dict[str, object]]]:
     """Return what the options ask for: a function that does it and returns its answers. A query that cannot be answered
     fails here, before anything is loaded."""
+    from groundray.image_search.filters import Filter
     from groundray.image_search.grid import GridQuery
     from groundray.image_search.named_image import NamedImage
-    from groundray.image_search.query import DEFAULT_ALPHA, Query
+    from groundray.image_search.query import DEFAULT_ALPHA, Query, check_rerank
 
+    check_rerank(options.rerank)
     images, texts = options.image or [], options.text or []
+    filter = Filter.parse(options.filter)
     if options.grid is not None:
         _check_file(options.grid)
-        asked = GridQuery.of([*map(NamedImage.read, images)], texts, options.alpha, options.k)
-        return partial(_draw, asked)
-    for name, given in (("--image", images), ("--text", texts)):
-        if len(given) > 1:
-            raise ValueError(f"{name}: expected one, got {len(given)}: several are drawn as a picture with --grid FILE")
-    if not images and not texts:
+        named = [*map(NamedImage.read, images)]
+        return partial(_draw, GridQuery.of(named, texts, options.alpha, options.k, options.without, filter))
+    if len(images) > 1:
+        raise ValueError(f"--image: expected one, got {len(images)}: several are drawn as a picture with --grid FILE")
+    if not images and not texts and not filter and options.without is None:
         return _build
     image = NamedImage.read(images[0]) if images else None
     alphas, k = tuple(options.alpha or (DEFAULT_ALPHA,)), 10 if options.k is None else options.k
-    query = Query(texts[0] if texts else None, image and image.name, alphas, k)
+    query = Query(tuple(texts), image and image.name, alphas, k, options.without, filter)
     return partial(_search, query, image)
 
 
@@ -122,8 +136,9 @@ def _check_file(grid: str) -> None:
 
 
 def _build(options: argparse.Namespace, console: Console) -> list[dict[str, object]]:
-    """Build the index, if it is missing."""
-    image_index.open_index(options, console)
+    """Build the index and the position features, if they are missing."""
+    towers, _ = image_index.open_index(options, console)
+    image_index.open_positions(options, console, towers)
     return []
 
 
@@ -134,7 +149,11 @@ def _search(
     search = _open(options, console)
     query = replace(query, image=image and image.query(search.index))
     (answers,) = search.answer([search.prepare(query)])
-    console.print(table_of(answers))
+    if query.filter and not any(answer.hits for answer in answers):
+        conditions = " ".join(map(str, query.filter.conditions))
+        console.print(f"search  none of the {len(search.index):,} images meets {conditions}")
+    else:
+        console.print(table_of(answers))
     return [asdict(answer) for answer in answers]
 
 
@@ -154,23 +173,43 @@ def _draw(asked: GridQuery, options: argparse.Namespace, console: Console) -> li
 
 
 def _open(options: argparse.Namespace, console: Console) -> Search:
+    from groundray.image_search.positions import open_positions
     from groundray.image_search.query import Search
 
     towers, spec = image_index.open_index(options, console)
-    return Search.over(towers, spec, lambda line: console.print(f"index   {line}"))
+    again = image_index.open_positions(options, console, towers)
+
+    def tell(line: str) -> None:
+        console.print(f"index   {line}")
+
+    search = Search.over(towers, spec, tell, reranks=again is not None)
+    if again is None:
+        return search
+    matcher, positions = again
+    return search.reranking(matcher, open_positions(positions, tell), options.rerank)
 
 
 def table_of(answers: Sequence[Answer]) -> Table:
     """Return the answers side by side, a row for each rank. FAISS may find fewer images for one than for another."""
     table = Table()
+    again = any(hit.match is not None for answer in answers for hit in answer.hits)
     table.add_column("rank", justify="right")
     for answer in answers:
         table.add_column(f"alpha {answer.alpha:g}" if len(answers) > 1 else "image", justify="left")
-        table.add_column("cosine", justify="right")
+        for name in ("match", "cosine") if again else ("cosine",):
+            table.add_column(name, justify="right")
     for rank, hits in enumerate(zip_longest(*(answer.hits for answer in answers)), start=1):
-        cells = [cell for hit in hits for cell in ((hit.id, f"{hit.score:.3f}") if hit else ("", ""))]
+        cells = [cell for hit in hits for cell in _cells(hit, again)]
         table.add_row(str(rank), *cells)
     return table
+
+
+def _cells(hit: Hit | None, again: bool) -> list[str]:
+    """Return a found image's id, match and cosine; the match only if some images have one."""
+    if hit is None:
+        return [""] * (3 if again else 2)
+    match = ["" if hit.match is None else f"{hit.match:.2f}"] if again else []
+    return [hit.id, *match, f"{hit.score:.3f}"]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -14,21 +15,32 @@ from groundray.storage.folder import Folder, format_bytes
 
 if TYPE_CHECKING:
     from groundray.data.derived import DerivedDataset
+    from groundray.image_search.explain import Matcher
     from groundray.image_search.towers import Towers
 
 PATHS = ("checkpoint", "images", "index", "norms")
+RERANK = 200  # as of a query
+HERE = 1_000  # images at most that are encoded in this process without Ray, whose start takes longer
 INTERRUPTED = "interrupted; the finished parts of the index are kept: rerun the same command to resume"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `open_index` takes."""
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help=CHECKPOINT)
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help=f"{CHECKPOINT}; or a CLIP, SigLIP or ALIGN")
     parser.add_argument("--images", required=True, metavar="SHARDS", help="folder or URL of shards with images")
     parser.add_argument(
         "--index",
         metavar="DIR",
         help="folder or URL that holds indexes (default: index/ beside the model/ folder; of a model in MLflow, "
         "~/.cache/groundray/index)",
+    )
+    parser.add_argument(
+        "--rerank",
+        type=int,
+        default=RERANK,
+        metavar="N",
+        help="number of the nearest images that the match map ranks again, if the model has the stage grounding; "
+        f"0: none, and no position features are made (default: {RERANK})",
     )
     parser.set_defaults(on_this_machine=False)
     parser.add_argument("--use-gpu", action="store_true", help="build a missing index on the cluster's GPUs")
@@ -41,8 +53,12 @@ def paths_of(options: argparse.Namespace) -> dict[str, str | None]:
 
 
 def absolute_paths_of(options: argparse.Namespace) -> dict[str, str | None]:
-    """Return the same as absolute paths or URLs, which mean the same in another process's working directory."""
-    return {name: path and str(Folder.at(path)) for name, path in paths_of(options).items()}
+    """Return the same as absolute paths or URLs, which mean the same in another process's working directory. A name on
+    a model hub stays as it is."""
+    from groundray.model.two_towers import is_hub_name
+
+    absolute = {name: path and str(Folder.at(path)) for name, path in paths_of(options).items()}
+    return {**absolute, "checkpoint": options.checkpoint} if is_hub_name(options.checkpoint) else absolute
 
 
 def locate_model(options: argparse.Namespace, console: Console) -> None:
@@ -75,16 +91,18 @@ def check_shared(options: argparse.Namespace) -> None:
 
 
 def check_inputs(options: argparse.Namespace, console: Console) -> None:
-    """Check the model, the images and the norms, so that what cannot be used fails before Ray starts. Prints a line for
-    each file beside the norms that is not read.
+    """Check the model, the images, the norms and `--rerank`, so that what cannot be used fails before Ray starts.
+    Prints a line for each file beside the norms that is not read.
 
     Raises:
         FileNotFoundError, ValueError: one of them cannot be used.
     """
-    from groundray.image_search import towers, word_space
+    from groundray.image_search import checkpoint, word_space
     from groundray.image_search.index import open_pool
+    from groundray.image_search.query import check_rerank
 
-    towers.check_searchable(options.checkpoint)
+    check_rerank(options.rerank)
+    checkpoint.check_searchable(options.checkpoint)
     open_pool(options.images)
     if options.norms:
         for line in word_space.Words.of_norms(options.norms).passed_over:
@@ -92,39 +110,96 @@ def check_inputs(options: argparse.Namespace, console: Console) -> None:
 
 
 def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, DerivedDataset]:
-    """Return a model and its index of the images. Builds a missing index on the connected cluster, or starts one, and
-    prints how the images are searched.
+    """Return a model and its index of the images. Builds a missing index in this process if it is of few images, else
+    on the connected cluster, or starts one, and prints how the images are searched.
 
     Raises:
         FileNotFoundError, ValueError: the model cannot search, there are no such images, or the disk is too small.
     """
-    from groundray.data.derived import count_missing_rows, damaged_parts, open_derived
+    from groundray.data.derived import count_earlier_rows, count_missing_rows, damaged_parts, open_derived
+    from groundray.image_search.checkpoint import open_towers
     from groundray.image_search.index import default_folder, find_index, open_pool
     from groundray.image_search.inverted_file import require_faiss
     from groundray.image_search.neighbours import make_missing_files
-    from groundray.image_search.towers import Towers
-    from groundray.runtime import cluster
 
-    pool, towers = open_pool(options.images), Towers.load(options.checkpoint)
+    pool, towers = open_pool(options.images), open_towers(options.checkpoint)
     require_faiss(pool.rows)
     device = "cuda" if options.use_gpu else "cpu"
     spec = find_index(towers, pool, options.index or default_folder(options.checkpoint), device)
     if open_derived(spec) is None:
         for line in damaged_parts(spec):
             console.print(line)
-        started, missing = time.monotonic(), count_missing_rows(spec)
+        missing, earlier = count_missing_rows(spec), count_earlier_rows(spec)
+        kept = f" ({earlier:,} of them from an earlier index)" if earlier else ""
         console.print(
-            f"index   {missing:,} of {pool.rows:,} images, {format_bytes(spec.bytes)} in total, to {spec.folder}"
+            f"index   {missing:,} of {pool.rows:,} images{kept}, {format_bytes(spec.bytes)} in total, to {spec.folder}"
         )
-        with cluster.connect(verbose=options.verbose), Progress(console) as progress:
-            check_shared(options)
-            from groundray.runtime.data.index_tasks import make_index  # imports Ray Data, which `connect` made quiet
-
-            done = 0
-            for rows in make_index(spec, towers, options.use_gpu):
-                done += rows
-                progress.update("index", done, missing)
-        console.print(f"index   done in {time.monotonic() - started:.0f} s")
+        _make("make_index", spec, towers, options, console)
     searched = make_missing_files(spec, lambda line: console.print(f"index   {line}"))
     console.print(f"index   {pool.rows:,} images in {spec.folder}, {searched}")
     return towers, spec
+
+
+def open_positions(
+    options: argparse.Namespace, console: Console, towers: Towers
+) -> tuple[Matcher, DerivedDataset] | None:
+    """Return a model's matcher and its position features of the images, with which found images are ranked again; None
+    with `--rerank 0` or if the model has no stage grounding. Makes missing features on the cluster, after a line that
+    says their size.
+
+    Raises:
+        ValueError: the disk is too small.
+    """
+    from groundray.data.derived import damaged_parts, open_derived
+    from groundray.image_search.checkpoint import open_reranking_matcher
+    from groundray.image_search.index import default_folder, open_pool
+    from groundray.image_search.positions import find_positions, make_positions_file, size_line
+
+    matcher = open_reranking_matcher(options.checkpoint, towers) if options.rerank else None
+    if matcher is None:
+        return None
+    folder = options.index or default_folder(options.checkpoint)
+    device = "cuda" if options.use_gpu else "cpu"
+    spec = find_positions(matcher, open_pool(options.images), folder, device)
+    if open_derived(spec) is None:
+        for line in damaged_parts(spec):
+            console.print(line)
+        console.print(f"index   {size_line(spec)}")
+        _make("make_position_features", spec, matcher, options, console)
+    make_positions_file(spec, lambda line: console.print(f"index   {line}"))
+    return matcher, spec
+
+
+def _make(maker: str, spec: DerivedDataset, model: object, options: argparse.Namespace, console: Console) -> None:
+    """Make the missing parts of a derived data set, and show how far it is: in this process if they are few and no
+    cluster is named, else with a function of `index_tasks`."""
+    from groundray.data.derived import count_missing_rows
+    from groundray.runtime.ray_address import given_address
+
+    started, missing = time.monotonic(), count_missing_rows(spec)
+    here = missing <= HERE and given_address() is None and not options.use_gpu
+    with Progress(console) as progress:
+        done = 0
+        for rows in (_made_here if here else _made_on_cluster)(maker, spec, model, options):
+            done += rows
+            progress.update("index", done, missing)
+    console.print(f"index   done in {time.monotonic() - started:.0f} s")
+
+
+def _made_here(maker: str, spec: DerivedDataset, model: Any, options: argparse.Namespace) -> Iterator[int]:
+    """Make the missing parts in this process; yields the number of images of each task."""
+    from groundray.image_search import index, positions
+
+    makers = {"make_index": index.make_index, "make_position_features": positions.make_position_features}
+    yield from makers[maker](spec, model)
+
+
+def _made_on_cluster(maker: str, spec: DerivedDataset, model: Any, options: argparse.Namespace) -> Iterator[int]:
+    """Make the missing parts on the connected cluster, or on one that is started; yields as `_made_here`."""
+    from groundray.runtime import cluster
+
+    with cluster.connect(verbose=options.verbose):
+        check_shared(options)
+        from groundray.runtime.data import index_tasks  # imports Ray Data, which `connect` made quiet
+
+        yield from getattr(index_tasks, maker)(spec, model, options.use_gpu)

@@ -9,7 +9,7 @@ with the missing parts, and any number of processes on any machines that see the
 coordination. A part that is gone, cut or of another data set counts as missing, even if `dataset.json` is there: a
 lifecycle rule may delete any file. Parts are hashed while they are written, so that none is read again to complete the
 data set; one without a seal, as of a process that was killed, is read. Before a part is written, its source must still
-be the data set that was opened.
+be the data set that was opened. Rows that an earlier data set has are taken over from it (`earlier_parts.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ import joblib
 import numpy as np
 import pyarrow as pa
 
+from groundray.data import earlier_parts
 from groundray.data.ahead import map_ahead
+from groundray.data.earlier_parts import EarlierPart, part_name
 from groundray.data.footers import check_unchanged
 from groundray.data.row_groups import read_group
 from groundray.data.schema import INDEX, Dataset
@@ -53,6 +55,8 @@ class DerivedDataset:
         provenance: what `dataset.json` records beside the source's folder and fingerprint.
         title: what its rows are, for messages.
         out_of_space_hint: what to do when the disk is full, for messages.
+        lineage: a hash of all that a row depends on beside the source, for a data set of which later ones take rows
+            over; empty if none does.
     """
 
     source: Dataset
@@ -64,6 +68,7 @@ class DerivedDataset:
     out_of_space_hint: str
     rows_per_group: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    lineage: str = ""
 
     @property
     def bytes(self) -> int:
@@ -115,7 +120,7 @@ def parts_of(spec: DerivedDataset, group: int) -> dict[str, range]:
     """Return the part files of a row group, and the rows in each, counted from the group's first row."""
     rows, max_rows = int(spec.source.group_sizes[group]), max(1, PART_BYTES // spec.bytes_per_row)
     return {
-        f"part-{group:05d}-{number:03d}.parquet": range(start, min(start + max_rows, rows))
+        part_name(group, number): range(start, min(start + max_rows, rows))
         for number, start in enumerate(range(0, rows, max_rows))
     }
 
@@ -170,6 +175,16 @@ def count_missing_rows(spec: DerivedDataset) -> int:
     return sum(len(parts_of(spec, group)[name]) for group, names in missing_parts(spec).items() for name in names)
 
 
+def count_earlier_rows(spec: DerivedDataset) -> int:
+    """Return the number of rows that are not written yet and that an earlier data set has."""
+    return sum(
+        len(parts_of(spec, group)[name])
+        for group, names in missing_parts(spec).items()
+        for name in names
+        if _earlier(spec, group, name)
+    )
+
+
 def tasks(spec: DerivedDataset, workers: int) -> list[tuple[int, list[str]]]:
     """Split all parts into tasks (row group, names of its parts) for a number of workers.
 
@@ -213,31 +228,57 @@ def make_parts(
     }
     if not missing:
         return 0
+    spec.folder.make()
+    seals: dict[str, dict[str, Any]] = {}
+    for name, part in _parts(spec, group, missing, encoder, threads):
+        columns = dict(zip(part.column_names, part.columns, strict=True))
+        shard = encode_shard(spec.kind, columns, spec.part_id(name), spec.rows_per_group)
+        check_unchanged(spec.source)
+        spec.folder.write_bytes(name, shard.bytes)
+        seals[name] = {**FileSeal.of(shard.bytes).as_json(), "content": shard.content}
+    first = next(iter(missing)).removeprefix("part-").removesuffix(".parquet")
+    (spec.folder / SEALS).make().write_sealed(f"{first}.json", {"parts": seals})
+    return sum(map(len, missing.values()))
+
+
+def _parts(
+    spec: DerivedDataset, group: int, missing: Mapping[str, range], encoder: Encoder[Any], threads: int | None
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the rows of a row group's missing parts: those that an earlier data set has, and then the encoded ones."""
+    left = dict(missing)
+    for name in missing:
+        if (earlier := _earlier(spec, group, name)) and (rows := earlier.read(BATCH)) is not None:
+            del left[name]
+            yield name, rows
+    if not left:
+        return
     table = read_group(spec.source, group, encoder.columns)
     batches = [
         (name, table.slice(start, min(BATCH, rows.stop - start)))
-        for name, rows in missing.items()
+        for name, rows in left.items()
         for start in range(rows.start, rows.stop, BATCH)
     ]
-    spec.folder.make()
     encoded: list[pa.Table] = []
-    seals: dict[str, dict[str, Any]] = {}
     threads = threads or min(8, joblib.cpu_count())
     with ThreadPoolExecutor(threads) as pool:
         decoded = map_ahead(pool, lambda batch: encoder.decode(batch[1]), batches, threads + 1)
         for (name, _), item in zip(batches, decoded, strict=True):
             encoded.append(pa.table(encoder.encode(item)))
-            if sum(map(len, encoded)) == len(missing[name]):
-                part = pa.concat_tables(encoded)
-                columns = dict(zip(part.column_names, part.columns, strict=True))
-                shard = encode_shard(spec.kind, columns, spec.part_id(name), spec.rows_per_group)
-                check_unchanged(spec.source)
-                spec.folder.write_bytes(name, shard.bytes)
-                seals[name] = {**FileSeal.of(shard.bytes).as_json(), "content": shard.content}
+            if sum(map(len, encoded)) == len(left[name]):
+                yield name, pa.concat_tables(encoded)
                 encoded.clear()
-    first = next(iter(missing)).removeprefix("part-").removesuffix(".parquet")
-    (spec.folder / SEALS).make().write_sealed(f"{first}.json", {"parts": seals})
-    return sum(map(len, missing.values()))
+
+
+def _earlier(spec: DerivedDataset, group: int, name: str) -> EarlierPart | None:
+    """Return the part of an earlier data set with the rows of a part."""
+    if not spec.lineage:
+        return None
+    shard, number = spec.source.groups[group]
+    earlier = earlier_parts.earlier_parts(str(spec.folder), spec.key, spec.kind, spec.lineage)
+    parts, own = earlier.get((shard.sha256, number), ()), parts_of(spec, group)
+    by_name = dict(zip(own, parts, strict=False)) if len(parts) == len(own) else {}
+    found = by_name.get(name)
+    return found if found and sum(found.shard.row_groups) == len(own[name]) else None
 
 
 def make_missing(spec: DerivedDataset, encoder: Encoder[Any]) -> Iterator[int]:
@@ -267,6 +308,7 @@ def finalize(
     check_unchanged(spec.source)
     names = [name for group in spec.groups for name in parts_of(spec, group)]
     source = {"images": str(spec.source.folder), "fingerprint": spec.source.fingerprint, **spec.provenance}
+    source |= earlier_parts.recorded(spec.source, spec.lineage)
     footers = known.footers if known else {}
     return index_shards(spec.folder, spec.kind, names, source, on_progress, footers, _seals(spec, on_progress))
 

@@ -25,7 +25,10 @@ FOOTERS = 2048  # that are kept, of about 30 kB each
 # derived data sets, and who rebuilds them
 REBUILT_BY = {
     "trunk_features": "the run makes it again",
+    "image_keys": "the run makes it again",
+    "caption_queries": "the run makes it again",
     "image_vectors": "the next search makes it again",
+    "image_positions": "the next search makes it again",
 }
 
 

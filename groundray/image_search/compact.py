@@ -4,8 +4,8 @@
     FOLDER/KEY/compact.json   where each section lies, and the seals of the file's blocks; written last
 
 It is made of the index's parts when they are complete, and again when it is missing or damaged. A local file is mapped
-into memory, which the processes of a machine share; of a store it is read in ranges. Vectors are float16, as the parts
-have them: 1.5 kB an image at width 768.
+into memory, which the processes of a machine share; one in a store is read in ranges, to a temporary file. Vectors are
+float16, as the parts have them: 1.5 kB an image at width 768.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from groundray.data.row_groups import read_group
 from groundray.data.schema import Dataset
 from groundray.data.shards import READS
 from groundray.image_search.image_ids import ImageIds
-from groundray.storage.block_seals import BlockSeals, SealingWriter, check_size, map_sealed, read_sealed_bytes
+from groundray.storage.block_seals import (
+    BlockSeals,
+    SealingWriter,
+    check_size,
+    map_copy,
+    map_sealed,
+    read_sealed_bytes,
+)
 from groundray.storage.folder import Folder
 
 FILE, ABOUT = "compact.bin", "compact.json"
@@ -153,12 +160,8 @@ def open_compact(dataset: Dataset, folder: Folder, keep_vectors_in_store: bool =
         content = read_sealed_bytes(folder, FILE, seals, start, seals.bytes, REPAIR)
         vectors = StoredVectors(folder, sections["vectors"], seals)
     else:
-        start = 0
-        content = (
-            map_sealed(folder, FILE, seals, REPAIR)
-            if folder.local
-            else read_sealed_bytes(folder, FILE, seals, 0, seals.bytes, REPAIR)
-        )
+        start, mapped = 0, map_sealed if folder.local else map_copy
+        content = mapped(folder, FILE, seals, REPAIR)
         vectors = _array(content, sections["vectors"], start)
     arrays = {name: _array(content, sections[name], start) for name in ("sizes", "order", "ends", "ids")}
     return Compact(vectors, arrays["sizes"], ImageIds(arrays["ids"], arrays["ends"], arrays["order"]))

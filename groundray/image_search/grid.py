@@ -14,9 +14,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from groundray.image_search.errors import BadQuery
+from groundray.image_search.filters import EVERYTHING, Filter
 from groundray.image_search.named_image import NamedImage
-from groundray.image_search.query import DEFAULT_ALPHA, Hit, Query, Search
+from groundray.image_search.query import DEFAULT_ALPHA, Hit, PreparedQuery, Query, Search
 
 ALPHAS = tuple(step / 20 for step in range(21))  # of one query over alpha: 0 to 1 by .05 (paper)
 K_OVER_ALPHA, K_IN_CELL = 5, 3  # images found, unless others are asked for
@@ -33,6 +36,8 @@ class GridQuery:
         texts: words or phrases to search by.
         alphas: weights of the text, in ascending order: any number for one image and one text, else one.
         k: images at each alpha, or in each cell.
+        without: a word or phrase for what no found image should show, or None.
+        filter: conditions that all found images meet.
 
     Raises:
         BadQuery: there is neither image nor text, a number is out of range, or the picture could not be read.
@@ -42,14 +47,16 @@ class GridQuery:
     texts: tuple[str, ...]
     alphas: tuple[float, ...]
     k: int
+    without: str | None = None
+    filter: Filter = EVERYTHING
 
     def __post_init__(self) -> None:
         if not self.images and not self.texts:
             raise BadQuery("grid: expected images, texts, or both to search by, got neither")
         for text in self.texts:
-            Query(text, None, self.alphas, self.k)
+            Query(text, None, self.alphas, self.k, self.without)
         for image in self.images:
-            Query(None, image.name, self.alphas, self.k)
+            Query(None, image.name, self.alphas, self.k, self.without)
         if list(self.alphas) != sorted(set(self.alphas)):
             raise BadQuery(
                 f"alpha: expected ascending values, each once, got {' '.join(f'{a:g}' for a in self.alphas)}"
@@ -58,7 +65,12 @@ class GridQuery:
 
     @staticmethod
     def of(
-        images: Sequence[NamedImage], texts: Sequence[str], alphas: Sequence[float] | None = None, k: int | None = None
+        images: Sequence[NamedImage],
+        texts: Sequence[str],
+        alphas: Sequence[float] | None = None,
+        k: int | None = None,
+        without: str | None = None,
+        filter: Filter = EVERYTHING,
     ) -> GridQuery:
         """Return the queries of a picture, with alphas and `k` by default as its kind has them: alpha 0 to 1 by .05 for
         one image and one text, else .5.
@@ -69,7 +81,7 @@ class GridQuery:
         single = len(images) == len(texts) == 1
         chosen = tuple(sorted(set(alphas or (ALPHAS if single else (DEFAULT_ALPHA,)))))
         default = K_OVER_ALPHA if single and len(chosen) > 1 else K_IN_CELL
-        return GridQuery(tuple(images), tuple(texts), chosen, default if k is None else k)
+        return GridQuery(tuple(images), tuple(texts), chosen, default if k is None else k, without, filter)
 
     @property
     def over_alpha(self) -> bool:
@@ -145,7 +157,7 @@ class Grid:
     Attributes:
         answers: over alpha one at each alpha; else one in each cell, row by row, without the one that has neither image
             nor text.
-        pool: number of images that were searched.
+        pool: number of images that were searched: of the pool, those that meet the filter.
         query_thumbnails: of the query's images, in their order.
         thumbnails: of the found images, by id.
     """
@@ -156,6 +168,11 @@ class Grid:
     query_thumbnails: tuple[bytes, ...]
     thumbnails: dict[str, bytes]
 
+    @property
+    def ranked_again(self) -> bool:
+        """True if the match map has ranked the images again that vectors found."""
+        return any(hit.match is not None for answer in self.answers for hit in answer.hits)
+
 
 def ask(asked: GridQuery, search: Search) -> Grid:
     """Answer all queries of a picture in one pass. Each picture is decoded once.
@@ -163,9 +180,13 @@ def ask(asked: GridQuery, search: Search) -> Grid:
     Raises:
         BadQuery, UnknownImage, UnusableImage: a query is invalid; the message says why.
     """
-    index, k = search.index, asked.k
-    texts = {text: search.prepare(Query(text, None, k=k)) for text in asked.texts}
-    images = {image: search.prepare(Query(None, image.query(index), k=k)) for image in asked.images}
+    index = search.index
+
+    def prepared_alone(text: str | None, image: str | bytes | None) -> PreparedQuery:
+        return search.prepare(Query(text, image, k=asked.k, without=asked.without, filter=asked.filter))
+
+    texts = {text: prepared_alone(text, None) for text in asked.texts}
+    images = {image: prepared_alone(None, image.query(index)) for image in asked.images}
     prepared, named = [], []
     for image in asked.images if asked.over_alpha else asked.rows:
         for text in asked.texts if asked.over_alpha else asked.columns:
@@ -186,7 +207,7 @@ def ask(asked: GridQuery, search: Search) -> Grid:
     return Grid(
         asked,
         answers,
-        len(index),
+        len(index) if (accepted := prepared[0].accepted) is None else int(np.count_nonzero(accepted)),
         tuple(image.thumbnail(index) for image in asked.images),
         {index.ids[row]: index.thumbnails[row] for row in rows},
     )

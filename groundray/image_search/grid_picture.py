@@ -20,7 +20,8 @@ from PIL import Image
 
 from groundray.analysis.report.plotting import BLUE, GREY, INK, PAPER, file_content, new, style
 from groundray.image_search.errors import BadQuery
-from groundray.image_search.grid import Found, Grid, GridAnswer, cell_shape, found_over_alpha
+from groundray.image_search.grid import Found, Grid, GridAnswer, GridQuery, cell_shape, found_over_alpha
+from groundray.image_search.query import Hit
 
 Format = Literal["png", "svg", "pdf"]
 FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
@@ -76,9 +77,10 @@ def _bars(grid: Grid) -> Figure:
         for each, lines in zip(found, labels, strict=True)
     ]
     title = wrap(f"The {asked.k} nearest of {grid.pool:,} images at each alpha", right - EDGE, TITLE)
+    order = "images by their cosine with Q" + ", the nearest ranked again by their match" * grid.ranked_again
     note = wrap(
-        "Q = (1 - alpha) Q_image + alpha Q_text, images by their cosine with Q. A bar covers the alphas at which its "
-        f"image is found{', a number is its rank' if step >= NUMBERED else ''}; darker is nearer.",
+        f"Q = (1 - alpha) Q_image + alpha Q_text, {order}. A bar covers the alphas at which its image is found"
+        f"{', a number is its rank' if step >= NUMBERED else ''}; darker is nearer.{_limits(asked)}",
         right - EDGE,
         NOTE,
     )
@@ -150,7 +152,8 @@ def _cells(grid: Grid) -> Figure:
     side = min(LARGEST, max(SMALLEST, CELLS / (across * len(asked.columns) + 1)))
     answers = {(answer.image, answer.text): answer for answer in grid.answers}
     captions = {
-        key: [[*wrap(hit.id, side, NOTE), f"{hit.score:.2f}"] for hit in answer.hits] for key, answer in answers.items()
+        key: [[*wrap(hit.id, side, NOTE), f"{ranked_by(hit):.2f}"] for hit in answer.hits]
+        for key, answer in answers.items()
     }
     thumb = [  # of each row: a thumbnail and the longest text below one
         side
@@ -203,9 +206,21 @@ def _cells_title(grid: Grid, width: float) -> tuple[list[str], list[str]]:
     asked = grid.query
     mixed = f" at alpha {asked.alphas[0]:g}" if asked.images and asked.texts else ""
     nearest = "nearest image" if asked.k == 1 else f"{asked.k} nearest images"
-    note = "Below each image its id and its cosine with the query"
+    score = "match, in standard deviations above the pool's mean" if grid.ranked_again else "cosine with the query"
     mix = ", Q = (1 - alpha) Q_image + alpha Q_text" if mixed else ""
-    return wrap(f"The {nearest} of {grid.pool:,}{mixed}", width, TITLE), wrap(f"{note}{mix}.", width, NOTE)
+    note = f"Below each image its id and its {score}{mix}.{_limits(asked)}"
+    return wrap(f"The {nearest} of {grid.pool:,}{mixed}", width, TITLE), wrap(note, width, NOTE)
+
+
+def _limits(asked: GridQuery) -> str:
+    """Return what found images should not show and which conditions they meet, as sentences; empty if there is none."""
+    without = f" Without {asked.without}." if asked.without else ""
+    return f"{without} Only {', '.join(map(str, asked.filter.conditions))}." if asked.filter else without
+
+
+def ranked_by(hit: Hit) -> float:
+    """Return the number that a found image is ranked by."""
+    return hit.score if hit.match is None else hit.match
 
 
 def _cell(

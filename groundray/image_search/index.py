@@ -4,42 +4,44 @@
     FOLDER/KEY/dataset.json                 written when all parts are
     FOLDER/KEY/compact.bin, compact.json    made of the parts: vectors, sizes and ids (`compact.py`)
     FOLDER/KEY/ivf.*                        of a large pool (`inverted_file.py`)
+    FOLDER/KEY/matches-*                    usual matches of words on a sample of the images (`calibration.py`)
 
-KEY is a hash of the weights that a picture passes, the crop, the images' fingerprint, the code, the libraries and the
-arithmetic (`storage/cache_key.py`). An index is therefore never stale: another model or other images have another key.
-Unused indexes may be deleted at any time.
+KEY is a hash of the weights that a picture passes, its preprocessing, the images' fingerprint, the code, the libraries
+and the arithmetic (`storage/cache_key.py`). An index is therefore never stale: another model or other images have
+another key. Unused indexes may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, Int64
 
-from groundray.data import image_decoder, transforms
-from groundray.data.derived import DerivedDataset, open_derived
+from groundray.data import image_decoder
+from groundray.data.derived import DerivedDataset, check_room, finalize, make_missing, open_derived
 from groundray.data.image_decoder import UnusableImage, decode, size
+from groundray.data.removed_rows import removed_rows
 from groundray.data.row_groups import read_group
 from groundray.data.schema import KINDS, Dataset
-from groundray.data.transforms import centre_crop
 from groundray.image_search import compact
 from groundray.image_search.compact import Compact, check_compact, open_compact, write_compact
 from groundray.image_search.errors import UnknownImage
+from groundray.image_search.filters import Columns, Filter, Labels
 from groundray.image_search.image_ids import DuplicateIds
-from groundray.image_search.towers import Towers
-from groundray.model import heads, relation_module, timm_trunk, trunk, visual_stream
-from groundray.stage.contrastive import image_vectors
+from groundray.image_search.towers import PixelBatch, Towers
+from groundray.model.two_towers import is_hub_name
 from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
 from groundray.storage.made_once import made_once
+from groundray.storage.user_cache import user_cache
 
 FOLDER = "index"  # beside a model's folder
 THUMBNAIL, QUALITY = 192, 85  # longer side in pixels, and JPEG quality
@@ -59,7 +61,7 @@ def log(line: str) -> None:
 class Decoded(NamedTuple):
     """Decoded images: the model's input, and the columns that need no model."""
 
-    pixels: UInt8[np.ndarray, "image 3 side side"]
+    pixels: PixelBatch
     columns: dict[str, pa.Array]
 
 
@@ -79,7 +81,10 @@ def open_pool(images: str) -> Dataset:
 
 
 def default_folder(checkpoint: str) -> str:
-    """Return the default folder of a model's indexes: `index/` beside the model's folder."""
+    """Return the default folder of a model's indexes: `index/` beside the model's folder, or in the user's cache for a
+    name on a model hub."""
+    if is_hub_name(checkpoint):
+        return str(user_cache() / FOLDER)
     parent = (
         checkpoint.rstrip("/").rpartition("/")[0] if "://" in checkpoint else str(Path(checkpoint).absolute().parent)
     )
@@ -92,7 +97,13 @@ def find_index(towers: Towers, images: Dataset, folder: str, device: str = "cpu"
     An index has vectors of one kind of device alone, which differ from those of the other kind by rounding. If there is
     no complete index, return that of `device`.
     """
-    specs = [index_spec(towers, images, folder, kind) for kind in (device, "cuda" if device == "cpu" else "cpu")]
+    return made_on_either(partial(index_spec, towers, images, folder), device)
+
+
+def made_on_either(spec_of: Callable[[str], DerivedDataset], device: str) -> DerivedDataset:
+    """Return the first complete data set of those made on a kind of device, `cpu` or `cuda`, and on the other kind; if
+    none is complete, that of `device`."""
+    specs = [spec_of(kind) for kind in (device, "cuda" if device == "cpu" else "cpu")]
     return next((spec for spec in specs if open_derived(spec)), specs[0])
 
 
@@ -102,15 +113,10 @@ def index_spec(towers: Towers, images: Dataset, folder: str, device: str = "cpu"
     Args:
         device: kind of device that makes the vectors, `cpu` or `cuda`.
     """
-    key = cache_key(
-        {"images": images.fingerprint, "model": towers.fingerprint(), "thumbnail": (THUMBNAIL, QUALITY)},
-        code=(
-            *(image_decoder, transforms, trunk, timm_trunk, visual_stream, relation_module, heads),
-            *(image_vectors, thumbnail),
-        ),
-        device=device,
-        stored="float16",
-    )
+    model = {"model": towers.fingerprint(), "thumbnail": (THUMBNAIL, QUALITY)}
+    code = (image_decoder, *towers.code, thumbnail, each_decoded, IndexEncoder)
+    key_of = partial(cache_key, code=code, device=device, stored="float16")
+    key = key_of({"images": images.fingerprint, **model})
     return DerivedDataset(
         images,
         Folder.at(folder) / key[:16],
@@ -118,9 +124,10 @@ def index_spec(towers: Towers, images: Dataset, folder: str, device: str = "cpu"
         KIND,
         bytes_per_row=2 * towers.width + THUMBNAIL_BYTES,
         rows_per_group=ROWS_PER_GROUP,
-        provenance={"width": towers.width, "resize": towers.crop.resize, "crop": towers.crop.crop},
+        provenance={"width": towers.width, **towers.preprocessing},
         title="vectors and thumbnails",
         out_of_space_hint="choose a folder on a larger disk with --index",
+        lineage=key_of(model),
     )
 
 
@@ -143,15 +150,10 @@ class IndexEncoder:
         Raises:
             ValueError: an image cannot be decoded; the message names it.
         """
-        crop = self.towers.crop
-        pixels, thumbnails, sizes = [], [], []
-        for id, encoded in zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True):
-            try:
-                pixels.append(centre_crop(encoded, crop.resize, crop.crop))
-                thumbnails.append(thumbnail(encoded))
-                sizes.append(size(encoded))
-            except UnusableImage as error:
-                raise ValueError(f"{self.images}: image {id!r} cannot be decoded: {error}") from error
+        decoded = each_decoded(
+            table, self.images, lambda encoded: (self.towers.preprocess(encoded), thumbnail(encoded), size(encoded))
+        )
+        pixels, thumbnails, sizes = zip(*decoded, strict=True)
         columns = {
             "id": table["id"].combine_chunks(),
             "width": pa.array([width for width, _ in sizes], pa.int32()),
@@ -166,6 +168,36 @@ class IndexEncoder:
         starts = np.arange(len(vectors) + 1, dtype=np.int32) * self.towers.width
         vector_type = KINDS[KIND].field("vector").type
         return {**item.columns, "vector": pa.ListArray.from_arrays(starts, vectors.ravel(), type=vector_type)}
+
+
+def make_index(spec: DerivedDataset, towers: Towers) -> Iterator[int]:
+    """Make the missing parts of an index in this process and finalize it. Yields the number of images of each task.
+
+    Raises:
+        ValueError: the disk has no room, or an image cannot be decoded; the message names it.
+    """
+    check_room(spec)
+    yield from make_missing(spec, IndexEncoder(towers, str(spec.source.folder)))
+    finalize(spec)
+
+
+def each_decoded(table: pa.Table, images: str, decode_one: Callable[[bytes], Read]) -> list[Read]:
+    """Return what a function makes of the encoded image of each row.
+
+    Args:
+        table: with columns `id` and `image`.
+        images: folder of the images, for the message.
+
+    Raises:
+        ValueError: an image cannot be decoded; the message names it.
+    """
+    found = []
+    for id, encoded in zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True):
+        try:
+            found.append(decode_one(encoded))
+        except UnusableImage as error:
+            raise ValueError(f"{images}: image {id!r} cannot be decoded: {error}") from error
+    return found
 
 
 def thumbnail(encoded: bytes) -> bytes:
@@ -199,6 +231,8 @@ class Index:
         vectors: the images' vectors, float16.
         thumbnails: small JPEGs of the images.
         pictures: the encoded images.
+        labels: the classes of the images, if their shards have any.
+        present: which images were not removed from the pool, by row; None if none was.
     """
 
     def __init__(self, spec: DerivedDataset, dataset: Dataset, compact: Compact):
@@ -206,6 +240,11 @@ class Index:
         self.vectors, self.sizes, self.ids = compact
         self.thumbnails = Column(dataset, "thumbnail", cached_groups=32)
         self.pictures = Column(spec.source, "image", cached_groups=2)
+        self.labels = Labels(spec.source)
+        self.present: Bool[np.ndarray, " image"] | None = None
+        if len(removed := removed_rows(spec.source)):
+            self.present = np.ones(len(self.ids), bool)
+            self.present[removed] = False
 
     @staticmethod
     def open(spec: DerivedDataset, tell: Tell = log, keep_vectors_in_store: bool = False) -> Index:
@@ -225,10 +264,10 @@ class Index:
         )
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) if self.present is None else int(np.count_nonzero(self.present))
 
     def __contains__(self, id: str) -> bool:
-        return id in self.ids
+        return self._row(id) is not None
 
     def row(self, id: str) -> int:
         """Return the row of an image.
@@ -236,16 +275,37 @@ class Index:
         Raises:
             UnknownImage: no image has this id.
         """
-        if (row := self.ids.row(id)) is None:
+        if (row := self._row(id)) is None:
+            if not len(self):
+                raise UnknownImage(f"image: expected an id of an image of the pool, which has none left, got {id!r}")
+            example = self.ids[0 if self.present is None else int(np.argmax(self.present))]
             raise UnknownImage(
-                f"image: expected an id of one of the {len(self)} images of the pool (such as {self.ids[0]!r}), "
-                f"got {id!r}"
+                f"image: expected an id of one of the {len(self)} images of the pool (such as {example!r}), got {id!r}"
             )
         return row
+
+    def _row(self, id: str) -> int | None:
+        row = self.ids.row(id)
+        return row if row is None or self.present is None or self.present[row] else None
+
+    def accepted(self, filter: Filter) -> Bool[np.ndarray, " image"] | None:
+        """Return which images meet a filter and were not removed, by row; None if all do.
+
+        Raises:
+            BadQuery: the images have no labels, or none of this name.
+        """
+        met = filter.accepted(Columns(self.ids, self.sizes, self.labels)) if filter else None
+        return self.present if met is None else met if self.present is None else met & self.present
 
     def vector(self, row: int) -> Float32[np.ndarray, " dim"]:
         """Return the vector of an image."""
         return np.asarray(self.vectors[row], np.float32)
+
+    def vectors_of(self, rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row dim"]:
+        """Return the vectors of some images."""
+        if isinstance(self.vectors, np.ndarray):
+            return self.vectors[rows].astype(np.float32)
+        return np.stack([self.vector(row) for row in rows.tolist()])
 
 
 def make_compact(spec: DerivedDataset, tell: Tell) -> Dataset:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Float32, Int32, Int64
+from jaxtyping import Bool, Float, Float16, Float32, Int32, Int64
 
 from groundray.image_search.compact import ANOTHER_FOLDER
 from groundray.image_search.knn import ExactSearch, Neighbours, recall
@@ -39,6 +39,7 @@ MIN_VECTORS_PER_CELL = 64  # on average
 TRAINED_PER_CELL = 40  # vectors that k-means learns from, on average
 ITERATIONS = 10  # of k-means
 MAX_PROBED = 4  # of so many cells, a query visits one at most
+CELLS_FIT = 1.25  # earlier cells are used if they are so many times more or fewer than new ones would be, at most
 FEW_CELLS = 8  # that a query may visit all the same
 BLOCK_BYTES = 2**27  # of vectors that are put in order at once
 ROW_BYTES = 8
@@ -75,8 +76,31 @@ class InvertedFileSearch:
     def recall(self) -> float:
         return self.measured.recall
 
-    def __call__(self, queries: Float32[np.ndarray, "query dim"], k: int) -> Neighbours:
-        return Neighbours(*self.index.search(queries, min(k, self.index.ntotal)))
+    def __call__(
+        self, queries: Float32[np.ndarray, "query dim"], k: int, accepted: Bool[np.ndarray, " image"] | None = None
+    ) -> Neighbours:
+        """Return about the `k` nearest vectors of each query, or all if there are fewer.
+
+        A query visits more cells in proportion as fewer vectors are accepted, so that about as many are compared as
+        without a filter; and twice as many again, at most all, while it finds fewer than `k`.
+
+        Args:
+            accepted: which vectors may be found (default: all).
+        """
+        total = self.index.ntotal if accepted is None else int(np.count_nonzero(accepted))
+        k = min(k, total)
+        if not k:
+            return Neighbours(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
+        faiss, cells = _faiss(), min(self.index.nlist, -(-self.index.nprobe * self.index.ntotal // total))
+        bits = None if accepted is None else np.packbits(accepted, bitorder="little")
+        selector = None if bits is None else faiss.IDSelectorBitmap(bits)
+        while True:
+            found = Neighbours(
+                *self.index.search(queries, k, params=faiss.SearchParametersIVF(sel=selector, nprobe=cells))
+            )
+            if cells == self.index.nlist or (found.rows >= 0).all():
+                return found
+            cells = min(self.index.nlist, 2 * cells)
 
 
 def require_faiss(count: int) -> None:
@@ -90,22 +114,29 @@ def cells_of(count: int) -> int:
     return max(1, min(count // MIN_VECTORS_PER_CELL, 4 * round(count**0.5), MAX_CELLS))
 
 
-def write_inverted_file(vectors: Float16[np.ndarray, "image dim"], folder: Folder, made_of: str) -> Measured:
+def write_inverted_file(
+    vectors: Float16[np.ndarray, "image dim"],
+    folder: Folder,
+    made_of: str,
+    earlier: Float32[np.ndarray, "cell dim"] | None = None,
+) -> Measured:
     """Build the inverted file of vectors of length 1, tuned to a recall@10 of RECALL.
 
     Args:
         vectors: may be mapped from a file; they are read in blocks.
         folder: a local folder or a store; of a store, the files are made in a temporary folder first.
         made_of: identifies the vectors.
+        earlier: centres of the cells of a file that has most of these vectors. They are used if their number still fits
+            and the recall is reached with them; else others are learned.
 
     Raises:
         ValueError: FAISS is not installed, or the disk has no room.
     """
     if folder.local:
-        return _write_local(vectors, folder, made_of)
+        return _write_local(vectors, folder, made_of, earlier)
     with tempfile.TemporaryDirectory() as temporary:
         local = Folder.at(temporary)
-        measured = _write_local(vectors, local, made_of)
+        measured = _write_local(vectors, local, made_of, earlier)
         local.copy([DATA, FILE], folder)
         folder.write_bytes(ABOUT, local.read_bytes(ABOUT))
         return measured
@@ -151,19 +182,57 @@ def open_inverted_file(folder: Folder, made_of: str) -> InvertedFileSearch:
         return InvertedFileSearch(_mapped(faiss, content, local.locate(DATA)), measured)
 
 
-def _write_local(vectors: Float16[np.ndarray, "image dim"], folder: Folder, made_of: str) -> Measured:
+def centres_of(folder: Folder) -> Float32[np.ndarray, "cell dim"] | None:
+    """Return the centres of the cells of a folder's inverted file; None if there is none, or it is damaged."""
+    faiss = _faiss()
+    try:
+        about = folder.read_sealed(ABOUT, repair=REPAIR)
+        if about.get("format") != FORMAT:
+            return None
+        folder.verify(FILE, FileSeal.parse(about["file"]), REPAIR)
+        content = np.frombuffer(folder.read_bytes(FILE), np.uint8)
+    except (OSError, ValueError, KeyError):
+        return None
+    index = faiss.deserialize_index(content, faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY)
+    quantizer = faiss.downcast_index(index.quantizer)
+    return quantizer.reconstruct_n(0, quantizer.ntotal)
+
+
+def _write_local(
+    vectors: Float16[np.ndarray, "image dim"],
+    folder: Folder,
+    made_of: str,
+    earlier: Float32[np.ndarray, "cell dim"] | None,
+) -> Measured:
     faiss = _faiss()
     count, width = vectors.shape
-    row_bytes = 2 * width + ROW_BYTES
     repair = f"{ANOTHER_FOLDER} (TMPDIR for an index in a store)"
-    folder.check_room(count * row_bytes, "the inverted file of the index takes", repair)
+    folder.check_room(count * (2 * width + ROW_BYTES), "the inverted file of the index takes", repair)
     cells = cells_of(count)
     sample = min(count, max(TRAINED_PER_CELL * cells, PROBE_QUERIES))
     drawn = np.random.default_rng(0).choice(count, sample, replace=False)
-    quantizer = faiss.IndexFlatIP(width)
+    if earlier is not None and cells / CELLS_FIT <= len(earlier) <= cells * CELLS_FIT:
+        measured = _write_files(vectors, folder, made_of, earlier, drawn[:PROBE_QUERIES])
+        if measured.recall >= RECALL:
+            return measured
     kmeans = faiss.Kmeans(width, cells, niter=ITERATIONS, spherical=True, seed=0)
     kmeans.train(_converted(vectors, np.sort(drawn[: TRAINED_PER_CELL * cells])))
-    quantizer.add(kmeans.centroids)
+    return _write_files(vectors, folder, made_of, kmeans.centroids, drawn[:PROBE_QUERIES])
+
+
+def _write_files(
+    vectors: Float16[np.ndarray, "image dim"],
+    folder: Folder,
+    made_of: str,
+    centres: Float32[np.ndarray, "cell dim"],
+    probes: Int64[np.ndarray, " row"],
+) -> Measured:
+    """Write the files of cells with these centres, and return what is measured with the vectors of rows `probes`."""
+    faiss = _faiss()
+    count, width = vectors.shape
+    cells, row_bytes = len(centres), 2 * width + ROW_BYTES
+    quantizer = faiss.IndexFlatIP(width)
+    quantizer.add(centres)
 
     cell_of, sizes = np.empty(count, np.int32), np.zeros(cells, np.int64)
     for rows in _blocks(count, width, BLOCK_BYTES):
@@ -176,7 +245,7 @@ def _write_local(vectors: Float16[np.ndarray, "image dim"], folder: Folder, made
         _write_cells(file, vectors, cell_of, sizes)
     index = _index(faiss, quantizer, sizes, width)
     mapped = _mapped(faiss, faiss.serialize_index(index), folder.locate(DATA))
-    measured = _tune(mapped, vectors, drawn[:PROBE_QUERIES])
+    measured = _tune(mapped, vectors, probes)
     index.nprobe = measured.probed
     content = faiss.serialize_index(index).tobytes()
     folder.write_bytes(FILE, content)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float16
+from jaxtyping import Float16, Float32
 
 from groundray.data.derived import DerivedDataset
+from groundray.data.earlier_parts import LINEAGE, earlier_datasets
 from groundray.data.schema import Dataset
 from groundray.image_search import compact, inverted_file
 from groundray.image_search.compact import open_compact
@@ -19,6 +20,7 @@ from groundray.image_search.index import Index, Tell, make_compact
 from groundray.image_search.inverted_file import (
     MAX_EXACT,
     InvertedFileSearch,
+    centres_of,
     check_inverted_file,
     open_inverted_file,
     write_inverted_file,
@@ -37,7 +39,7 @@ def nearest_neighbours(index: Index, tell: Tell, max_exact: int = MAX_EXACT) -> 
     Raises:
         ValueError: FAISS is needed and not installed, or the disk has no room for its file.
     """
-    if len(index) <= max_exact:
+    if len(index.ids) <= max_exact:
         return ExactSearch(np.asarray(index.vectors))
     made_of = index.dataset.fingerprint
     return _made(index.folder, index.dataset, tell, lambda: open_inverted_file(index.folder, made_of))
@@ -64,10 +66,18 @@ def _made(folder: Folder, dataset: Dataset, tell: Tell, read: Callable[[], Read]
         started = time.monotonic()
         tell(f"FAISS's file of {dataset.rows:,} vectors is built once, in {folder}")
         with _local_vectors(folder, dataset) as vectors:
-            measured = write_inverted_file(vectors, folder, dataset.fingerprint)
+            measured = write_inverted_file(vectors, folder, dataset.fingerprint, _earlier_centres(folder, dataset))
         tell(f"FAISS's file is built in {time.monotonic() - started:.0f} s, {measured}")
 
     return made_once(folder, "ivf", inverted_file.FILES, read, make, tell)
+
+
+def _earlier_centres(folder: Folder, dataset: Dataset) -> Float32[np.ndarray, "cell dim"] | None:
+    """Return the centres of the cells of the largest earlier index, of which this one has taken over vectors."""
+    if not (lineage := dataset.source.get(LINEAGE)):
+        return None
+    earlier = sorted(earlier_datasets(folder, dataset.kind, lineage), key=lambda other: -other.rows)
+    return next((centres for other in earlier if (centres := centres_of(other.folder)) is not None), None)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from groundray.data.image_decoder import UnusableImage
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.index import FOLDER, Index
 from groundray.image_search.query import DEFAULT_ALPHA, PreparedQuery, Query, Search, embed, prepare
-from groundray.image_search.towers import STAGE, Towers
+from groundray.image_search.towers import STAGE, RetrievalTowers, Towers
 from groundray.image_search.upload_limits import MAX_BYTES
 from groundray.image_search.uploads import checked
 from groundray.model import export
@@ -52,7 +52,7 @@ def _load_pyfunc(path: str) -> QueryModel | TextModel:
     """
     about = export.about(path)
     stages = [stage.name for stage in about.stages]
-    return QueryModel(Towers.load(path)) if STAGE in stages else TextModel(Embedder.load(path), stages)
+    return QueryModel(RetrievalTowers.load(path)) if STAGE in stages else TextModel(Embedder.load(path), stages)
 
 
 @dataclass(frozen=True)

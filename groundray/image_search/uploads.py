@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-from jaxtyping import UInt8
-
 from groundray.data.image_decoder import Limits, UnusableImage, format_of
-from groundray.data.image_inputs import CentreCrop
-from groundray.data.transforms import centre_crop
+from groundray.image_search.towers import Pixels
 from groundray.image_search.upload_limits import MAX_BYTES, MAX_FULL_PIXELS, MAX_PIXELS, MAX_SIDE
 
 LIMITS = Limits(formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"), pixels=MAX_PIXELS, side=MAX_SIDE)
@@ -33,13 +30,13 @@ def checked(encoded: bytes) -> bytes:
     return encoded
 
 
-def model_input(encoded: bytes, crop: CentreCrop) -> UInt8[np.ndarray, "3 side side"]:
-    """Decode and crop a picture that `checked` accepted, as the model sees it.
+def model_input(encoded: bytes, preprocess: Callable[[bytes], Pixels]) -> Pixels:
+    """Return a picture that `checked` accepted as the model takes it.
 
     Raises:
         UnusableImage: the picture is damaged or cannot be shown.
     """
     try:
-        return centre_crop(encoded, crop.resize, crop.crop)
+        return preprocess(encoded)
     except UnusableImage as problem:
         raise problem.of("file") from None

@@ -15,6 +15,7 @@ from groundray.analysis.inputs.catalog import CATEGORIES, CONCRETENESS, Norms
 from groundray.analysis.inputs.embedding import Embedder
 from groundray.analysis.inputs.norm_tables import read_categories, read_phrases, read_ratings
 from groundray.data.tokenization import whole_words
+from groundray.image_search.checkpoint import is_dual_encoder
 from groundray.image_search.errors import BadQuery
 from groundray.model import export
 from groundray.storage.folder import Folder
@@ -151,21 +152,26 @@ class Placement:
 
 @dataclass(frozen=True)
 class WordSpace:
-    """The words in two language streams of an exported model: `grounded`, its last, and `ungrounded` if it has one."""
+    """The words in two language streams of an exported model: `grounded`, its last, and `ungrounded` if it has one. A
+    dual encoder has one, its text tower with its projection: `text tower`."""
 
     words: Words
     models: dict[str, WordModel]
 
     @staticmethod
     def open(checkpoint: str, norms: str | None, tokenizer: Tokenizer) -> WordSpace:
-        """Open the word space of an exported model: the words of the norms, or else of its tokenizer.
+        """Open the word space of a model: the words of the norms, or else of its tokenizer.
 
         Raises:
             FileNotFoundError, ValueError: the norms cannot be used.
         """
-        streams = {"ungrounded": UNGROUNDED} if Folder.at(checkpoint).exists(UNGROUNDED) else {}
-        streams["grounded"] = export.last_stream(checkpoint)
-        embedders = {name: Embedder.load(f"{checkpoint}/{stream}") for name, stream in streams.items()}
+        if is_dual_encoder(checkpoint):
+            streams = {"text tower": checkpoint}
+        else:
+            before = {"ungrounded": UNGROUNDED} if Folder.at(checkpoint).exists(UNGROUNDED) else {}
+            kept = {**before, "grounded": export.last_stream(checkpoint)}
+            streams = {name: f"{checkpoint}/{stream}" for name, stream in kept.items()}
+        embedders = {name: Embedder.load(stream) for name, stream in streams.items()}
         words = Words.of_norms(norms) if norms else Words.of_vocabulary(tokenizer)
         texts = [word.text for word in words.shown]
         known = np.all([embedder.known(texts) for embedder in embedders.values()], axis=0)

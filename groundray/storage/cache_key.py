@@ -10,7 +10,9 @@ import ast
 import hashlib
 import inspect
 import json
+import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +25,9 @@ FORMAT = 1  # of keys and cached files; increment to have every cache computed a
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy")
 DECODERS = ("jpg", "libjpeg_turbo", "zlib", "webp", "avif", "jpg_2000", "libtiff", "littlecms2")  # pillow's own
 
+# Two threads that make syntax trees at the same time are a SystemError in Python 3.11: "recursion depth mismatch".
+_PARSING = threading.Lock()
+
 
 def cache_key(inputs: Any, code: Sequence[ModuleType | Callable[..., Any]], device: str, stored: str) -> str:
     """Return a hash of what cached numbers depend on, as 64 hexadecimal digits.
@@ -33,16 +38,19 @@ def cache_key(inputs: Any, code: Sequence[ModuleType | Callable[..., Any]], devi
         device: kind of device that they are computed on, `cpu` or `cuda`; a device's number does not count.
         stored: number format in which they are kept, such as `bfloat16`.
     """
+    with _PARSING:
+        digests = {part.__name__: code_digest(inspect.getsource(part)) for part in code}
     depends_on = {
         "format": FORMAT,
         "inputs": inputs,
-        "code": {part.__name__: code_digest(inspect.getsource(part)) for part in code},
+        "code": digests,
         "libraries": library_versions(),
         "arithmetic": {**arithmetic.described(device), "computed": "float32", "stored": stored},
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
 
+@lru_cache(256)  # keys with and without a data set have the same code
 def code_digest(source: str) -> str:
     """Return a hash of Python code that ignores comments, docstrings and layout."""
     tree = ast.parse(source)

@@ -27,6 +27,7 @@ LAUNCH = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a camera
 )
 TIMEOUT_MS = 20_000  # of every step, on a busy machine
 REFUSED = re.compile(r"Failed to load resource: .*(status of (404|415|422|503)|ERR_FAILED)")

@@ -122,6 +122,7 @@ print("whole")
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("where", "at"), [("compact", 1), ("compact", 6), ("ivf", 2), ("cells", 1)])
 def test_a_kill_while_the_files_are_made_is_made_good(tmp_path: Path, where: str, at: int) -> None:
     if where != "compact":

@@ -15,7 +15,7 @@ from search_fixtures import SearchPaths, write_model
 
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import BadQuery
-from groundray.image_search.explain import Match, Matcher
+from groundray.image_search.explain import GroundingMatcher, Match, Matcher
 from groundray.image_search.service import Service
 from groundray.model import export
 from groundray.model.heads import GroundingHeads
@@ -29,7 +29,7 @@ def matcher(service: Service) -> Matcher:
 
 def matched(service: Service, text: str, row: int = 0) -> Match:
     assert service.matcher is not None
-    return service.matcher.match(text, service.search.index.pictures[row])
+    return service.matcher.match(text, service.matcher.decode(service.search.index.pictures[row]))
 
 
 def test_map_equals_the_match_of_each_position(place: SearchPaths, service: Service) -> None:
@@ -54,23 +54,35 @@ def test_map_equals_the_match_of_each_position(place: SearchPaths, service: Serv
     assert match.similarity == pytest.approx(reference.similarity(V, W, every, "cosine").item(), abs=1e-5)
 
 
+def test_maps_are_products_of_the_features_of_positions_and_words(matcher: Matcher, service: Service) -> None:
+    text, pictures = "a red ox", [service.search.index.pictures[row] for row in range(3)]
+    words = matcher.word_features(text)
+    pixels = np.stack([matcher.preprocess(picture) for picture in pictures])
+    products = matcher.position_features(pixels) @ words.features.T
+    for picture, product in zip(pictures, products, strict=True):
+        match = matcher.match(text, matcher.decode(picture))
+        assert [(word.start, word.end) for word in match.words] == list(words.ranges)
+        np.testing.assert_allclose(product.T, [word.map.ravel() for word in match.words], atol=1e-5)
+
+
 def test_crop_of_a_wide_picture_is_its_middle(matcher: Matcher) -> None:
     file = io.BytesIO()
     Image.new("RGB", (400, 200)).save(file, "PNG")
-    match = matcher.match("red", file.getvalue())
+    match = matcher.match("red", matcher.decode(file.getvalue()))
     assert match.crop == pytest.approx((0.25, 0, 0.75, 1))
     assert (match.first, match.step) == pytest.approx((4.5 / 112, 16 / 112))  # of the tiny trunk
 
 
+@pytest.mark.thorough
 def test_positions_of_a_map_are_as_far_from_each_other_as_the_trunks(world: SmallWorld, tmp_path: Path) -> None:
     """ResNet-18 looks at pixels 0, 32, 64 and 96 of 100."""
     pytest.importorskip("timm", reason="extra `models` is not installed")
     options = ("--model.trunk.name=timm/resnet18", "--model.image_size=100")
-    matcher = Matcher.load(write_model(tmp_path, world, ["grounding"], options=options))
+    matcher = GroundingMatcher.load(write_model(tmp_path, world, ["grounding"], options=options))
     assert matcher is not None
     file = io.BytesIO()
     Image.new("RGB", (120, 120)).save(file, "PNG")
-    match = matcher.match("red", file.getvalue())
+    match = matcher.match("red", matcher.decode(file.getvalue()))
     assert match.words[0].map.shape == (4, 4)
     assert (match.first, match.step) == pytest.approx((0.005, 0.32))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,26 +21,26 @@ from groundray.data.derived import DerivedDataset, count_missing_rows, finalize,
 from groundray.data.image_inputs import CentreCrop
 from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
-from groundray.data.shards import write_shards
+from groundray.data.shards import write_index, write_shard_files, write_shards
 from groundray.data.transforms import centre_crop
 from groundray.image_search.errors import UnknownImage
-from groundray.image_search.explain import Matcher
+from groundray.image_search.explain import GroundingMatcher
 from groundray.image_search.index import Index, IndexEncoder, default_folder, index_spec, open_pool
 from groundray.image_search.query import Search
 from groundray.image_search.service import Service
-from groundray.image_search.towers import Towers
+from groundray.image_search.towers import RetrievalTowers
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
 from groundray.model.relation_module import RelationalModule
 from groundray.storage.folder import Folder
 
 
-def opened(place: SearchPaths, folder: Path) -> tuple[DerivedDataset, Towers]:
-    towers = Towers.load(place.checkpoint)
+def opened(place: SearchPaths, folder: Path) -> tuple[DerivedDataset, RetrievalTowers]:
+    towers = RetrievalTowers.load(place.checkpoint)
     return index_spec(towers, open_pool(place.images), str(folder)), towers
 
 
-def make_all(spec: DerivedDataset, towers: Towers) -> None:
+def make_all(spec: DerivedDataset, towers: RetrievalTowers) -> None:
     for _ in make_missing(spec, IndexEncoder(towers, str(spec.source.folder))):
         pass
     finalize(spec)
@@ -149,12 +151,48 @@ def test_two_processes_build_the_same_index(
     assert open_derived(shared).fingerprint == open_derived(spec).fingerprint  # type: ignore[union-attr]
 
 
+def test_an_index_that_is_added_to_is_the_same_as_a_whole_one(
+    place: SearchPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of an earlier shard is decoded, and all bytes are those of a rebuild. One shard joins and one leaves."""
+    rows = read_rows(open_pool(place.images), np.arange(20), ["id", "image", "width", "height", "captions"]).to_pylist()
+
+    def pool(name: str, *parts: tuple[int, int]) -> Dataset:
+        folder = Folder.at(tmp_path / name).make()
+        shards = [
+            shard
+            for start, stop in parts
+            for shard in write_shard_files(
+                folder, "captions", rows[start:stop], {}, 20_000, f"from-{start}-{{}}.parquet"
+            )
+        ]
+        return write_index(folder, "captions", shards, {}, {}, {})
+
+    towers = RetrievalTowers.load(place.checkpoint)
+    make_all(index_spec(towers, pool("before", (0, 7), (7, 15)), str(tmp_path / "index")), towers)
+    after = pool("after", (15, 20), (7, 15))
+    alone = index_spec(towers, after, str(tmp_path / "alone"))
+    make_all(alone, towers)
+    decoded: list[str] = []
+    plain = IndexEncoder.decode
+    monkeypatch.setattr(
+        IndexEncoder, "decode", lambda self, table: [decoded.extend(table["id"].to_pylist()), plain(self, table)][1]
+    )
+    spec = index_spec(towers, after, str(tmp_path / "index"))
+    make_all(spec, towers)
+    assert sorted(decoded) == sorted(row["id"] for row in rows[15:])
+    assert files(spec) == files(alone)
+    (updated, whole) = (Index.open(one, pytest.fail) for one in (spec, alone))
+    np.testing.assert_array_equal(updated.vectors, whole.vectors)
+    assert list(updated.ids) == [row["id"] for row in (*rows[15:], *rows[7:15])]
+
+
 def test_another_model_or_other_images_have_another_index(
     place: SearchPaths, world: SmallWorld, tmp_path: Path
 ) -> None:
     spec, towers = opened(place, tmp_path)
     keys = {spec.folder.name}
-    other = Towers.load(write_model(tmp_path / "model", world, seed=1))
+    other = RetrievalTowers.load(write_model(tmp_path / "model", world, seed=1))
     keys.add(index_spec(other, spec.source, str(tmp_path)).folder.name)
     keys.add(index_spec(towers, open_pool(str(world.shards / "captions" / "train")), str(tmp_path)).folder.name)
     with torch.no_grad():
@@ -204,7 +242,7 @@ def test_a_duplicate_id_is_an_error(place: SearchPaths, tmp_path: Path) -> None:
     pool: Dataset = open_pool(place.images)
     table = read_rows(pool, np.array([3, 3]), ["id", "image", "width", "height", "captions"])
     write_shards(Folder.at(tmp_path / "pool").make(), "captions", table.to_pylist(), {}, {})
-    with pytest.raises(ValueError, match="1 images have a duplicate id"):
+    with pytest.raises(ValueError, match=r"1 images have a duplicate id, the first is '75'"):
         Search.open(place.checkpoint, str(tmp_path / "pool"), str(tmp_path / "index"))
 
 
@@ -216,8 +254,8 @@ def test_an_unknown_id_is_refused_with_an_example(service: Service) -> None:
 def test_search_and_match_maps_crop_pictures_as_validation_does(world: SmallWorld, tmp_path: Path) -> None:
     options = ["--retrieval.resize=120", "--retrieval.val_resize=128", "--grounding.val_resize=136"]
     checkpoint = write_model(tmp_path / "model", world, options=options)
-    assert Towers.load(checkpoint).crop == CentreCrop(128, 112)
-    matcher = Matcher.load(checkpoint)
+    assert RetrievalTowers.load(checkpoint).crop == CentreCrop(128, 112)
+    matcher = GroundingMatcher.load(checkpoint)
     assert matcher
     assert matcher.crop == CentreCrop(136, 112)
 
@@ -225,11 +263,19 @@ def test_search_and_match_maps_crop_pictures_as_validation_does(world: SmallWorl
 def test_a_model_without_the_stage_cannot_search(world: SmallWorld, tmp_path: Path) -> None:
     checkpoint = write_model(tmp_path / "model", world, stages=("grounding",))
     with pytest.raises(ValueError, match=r"has grounding: .*--stages relational,retrieval"):
-        Towers.load(checkpoint)
+        RetrievalTowers.load(checkpoint)
     with pytest.raises(FileNotFoundError, match=r"found no groundray\.json"):
-        Towers.load(str(tmp_path))
+        RetrievalTowers.load(str(tmp_path))
 
 
+def mapped_by(array: Any) -> Any:
+    """The array whose memory an array shows."""
+    while not isinstance(array, np.memmap) and isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+@pytest.mark.thorough
 def test_model_pool_and_index_may_be_in_a_store(
     place: SearchPaths, s3: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +283,28 @@ def test_model_pool_and_index_may_be_in_a_store(
     store = s3.folder()
     for name, local in (("model", place.checkpoint), ("pool", place.images)):
         Folder.at(f"{store}/{name}").upload(Path(local))
-    found = Search.open(f"{store}/model", f"{store}/pool").find("a red heart", k=20)
+    found = Search.open(f"{store}/model", f"{store}/pool", rerank=0).find("a red heart", k=20)
     assert found == place.search().find("a red heart", k=20)
     (key,) = Folder.at(f"{store}/index").names()
     assert Folder.at(f"{store}/index/{key}").exists("dataset.json")
+    search = Search.open(f"{store}/model", f"{store}/pool")
+    assert search.reranker is not None
+    for content in (search.reranker.positions._rows, search.index.vectors):
+        assert isinstance(mapped_by(content), np.memmap)  # and not in memory
+    expected = Search.open(place.checkpoint, place.images, place.index).find("a red heart", k=20)
+    assert search.find("a red heart", k=20) == expected
+
+
+def test_two_services_that_make_one_index_at_once_answer_alike(place: SearchPaths, tmp_path: Path) -> None:
+    """Each makes some of the parts, and one the files that are made of all parts."""
+    both = str(tmp_path / "both")
+    with ThreadPoolExecutor(2) as services:
+        opening = [services.submit(Service.open, place.checkpoint, place.images, both) for _ in range(2)]
+        found = [service.result().search.find("a red star", "80", k=20) for service in opening]
+    alone = str(tmp_path / "alone")
+    assert found == [Service.open(place.checkpoint, place.images, alone).search.find("a red star", "80", k=20)] * 2
+    assert all_files(both) == all_files(alone)
+
+
+def all_files(folder: str) -> set[str]:
+    return {str(file.relative_to(folder)) for file in Path(folder).rglob("*") if file.is_file()}

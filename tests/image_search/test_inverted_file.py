@@ -20,6 +20,7 @@ from groundray.image_search.inverted_file import (
     FILE,
     MAX_CELLS,
     cells_of,
+    centres_of,
     check_inverted_file,
     open_inverted_file,
     require_faiss,
@@ -27,6 +28,8 @@ from groundray.image_search.inverted_file import (
 )
 from groundray.image_search.knn import ExactSearch, recall
 from groundray.storage.folder import Folder
+
+pytestmark = pytest.mark.thorough  # large indexes
 
 pytest.importorskip("faiss")
 
@@ -69,6 +72,35 @@ def test_a_search_of_all_cells_is_exact_search(tmp_path: Path, monkeypatch: pyte
     np.testing.assert_array_equal(all_cells.rows, exact.rows)
     np.testing.assert_allclose(all_cells.scores, exact.scores, atol=1e-6)
     assert Path(tmp_path, DATA).stat().st_size == 1000 * (2 * 16 + 8)
+
+
+def test_a_filtered_search_finds_k_if_k_are_accepted(tmp_path: Path) -> None:
+    """The fewer are accepted, the more cells are visited: all of them, which is exact, below a share of the cells."""
+    vectors, queries = np.split(drawn(4050, 16), [4000])
+    queries = queries.astype(np.float32)
+    measured = write_inverted_file(vectors, Folder.at(tmp_path), "a")
+    found = open_inverted_file(Folder.at(tmp_path), "a")
+    generator = np.random.default_rng(1)
+    for share in (1.0, 0.3, 0.01, 0.002, 0.0):
+        accepted = generator.random(4000) < share
+        some, exact = found(queries, 10, accepted), ExactSearch(vectors)(queries, 10, accepted)
+        assert some.rows.shape == (50, min(10, accepted.sum()))
+        assert accepted[some.rows].all()
+        if some.rows.size:
+            assert recall(some, exact) > 0.9
+        if share * measured.cells <= measured.probed:
+            np.testing.assert_array_equal(some.rows, exact.rows)
+    assert found.index.nprobe == measured.probed
+    corner = vectors.astype(np.float32) @ queries[0] < -0.2  # far from the cells that a query visits first
+    assert (found(queries[:1], 10, corner).rows >= 0).all()
+    assert corner[found(queries[:1], 10, corner).rows].all()
+
+
+def test_more_are_found_than_the_usual_cells_have(tmp_path: Path) -> None:
+    vectors = drawn(4000, 16)
+    write_inverted_file(vectors, Folder.at(tmp_path), "a")
+    rows = open_inverted_file(Folder.at(tmp_path), "a")(vectors[:2].astype(np.float32), 4000).rows
+    assert [sorted(each) for each in rows.tolist()] == [[*range(4000)]] * 2
 
 
 def test_the_number_of_cells_is_bounded() -> None:
@@ -183,3 +215,41 @@ def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
         memory.append(int(ended.stdout.split()[-1]))
     print(f"200,000 vectors: {memory[0] / 1e6:.0f} MB; 800,000: {memory[1] / 1e6:.0f} MB")
     assert memory[1] - memory[0] < 50_000_000
+
+
+def test_a_file_with_more_vectors_keeps_the_cells_and_measures_its_recall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = np.split(drawn(4150, 16), [4040])
+    first, second = Folder.at(tmp_path / "a").make(), Folder.at(tmp_path / "b").make()
+    assert centres_of(first) is None
+    write_inverted_file(vectors[:4000], first, "a")
+    centres = centres_of(first)
+    assert centres is not None
+    assert centres.shape == (cells_of(4000), 16)
+    with monkeypatch.context() as patches:
+        patches.setattr("faiss.Kmeans", lambda *arguments, **options: pytest.fail("cells are learned again"))
+        measured = write_inverted_file(vectors, second, "b", centres)
+    np.testing.assert_array_equal(centres_of(second), centres)
+    found, exact = open_inverted_file(second, "b"), ExactSearch(vectors)
+    assert found.recall == measured.recall >= inverted_file.RECALL
+    queries = queries.astype(np.float32)
+    assert recall(found(queries, 10), exact(queries, 10)) > 0.9
+    itself = vectors[4000:].astype(np.float32)  # the new ones are found
+    assert (found(itself, 1).rows[:, 0] == np.arange(4000, 4040)).mean() > 0.9
+
+
+@pytest.mark.parametrize("unfit", ["too few", "recall"])
+def test_cells_that_do_not_fit_are_learned_again(tmp_path: Path, unfit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = drawn(4000, 16)
+    first, alone, other = (Folder.at(tmp_path / name).make() for name in "abc")
+    write_inverted_file(vectors[:3900], first, "a")
+    centres = centres_of(first)
+    assert centres is not None
+    if unfit == "recall":
+        monkeypatch.setattr(inverted_file, "RECALL", 2)  # which no cells reach
+    else:
+        centres = centres[:10]
+    expected = write_inverted_file(vectors, alone, "b")
+    assert write_inverted_file(vectors, other, "b", centres) == expected
+    np.testing.assert_array_equal(centres_of(other), centres_of(alone))

@@ -73,6 +73,19 @@ def test_many_queries_are_compared_in_several_passes(monkeypatch: pytest.MonkeyP
     assert ExactSearch(vectors)(queries[:0], 5).rows.shape == (0, 5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("block_scores", [1, 700, 2**22])
+def test_accepted_vectors_alone_are_found(share: float, block_scores: int) -> None:
+    generator = np.random.default_rng(1)
+    vectors, queries = (generator.standard_normal((count, 8)).astype(np.float32) for count in (300, 3))
+    accepted = generator.random(300) < share
+    k = min(20, np.count_nonzero(accepted))
+    found = ExactSearch(vectors, block_scores=block_scores)(queries, 20, accepted)
+    expected = np.argsort(-np.where(accepted, queries @ vectors.T, -np.inf), axis=1)[:, :k]
+    assert found.rows.tolist() == expected.tolist()
+    assert np.isfinite(found.scores).all()
+
+
 def test_float16_finds_what_float32_finds() -> None:
     """Each component is rounded by 2^-11 of itself at most, so a cosine is by 2^-11; independent roundings of 768
     components cancel to a few times 2^-11 / sqrt(3 * 768), 1e-5."""
@@ -84,16 +97,17 @@ def test_float16_finds_what_float32_finds() -> None:
     np.testing.assert_allclose(found.scores, exact.scores, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of 16 queries of 101 mixes each is compared block by block, in a pool of any size."""
     sizes: list[int] = []
     alive: list[weakref.ref[np.ndarray]] = []
     computed = ExactSearch._scores
 
-    def scores(self: ExactSearch, queries: np.ndarray, first: int, stop: int) -> np.ndarray:
+    def scores(self: ExactSearch, queries: np.ndarray, first: int, stop: int, left_out: None) -> np.ndarray:
         sizes.append((stop - first) * len(queries))
         assert all(block() is None for block in alive)  # those of other blocks are gone
-        found = computed(self, queries, first, stop)
+        found = computed(self, queries, first, stop, left_out)
         alive.append(weakref.ref(found))
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ import pytest
 import reference
 import torch
 from PIL import Image
-from search_fixtures import SearchPaths
+from search_fixtures import SearchPaths, Trap
 
 from groundray import search as command
 from groundray.data.image_decoder import UnusableImage
 from groundray.image_search.errors import BadQuery, UnknownImage
-from groundray.image_search.query import Answer, Hit, Query, Search, mix_vectors
+from groundray.image_search.query import WITHOUT, Answer, Hit, Query, Search, mix_vectors
 from groundray.image_search.service import Service
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
@@ -91,9 +92,53 @@ def test_the_ends_of_alpha_are_exactly_the_image_and_the_text(search: Search) ->
     assert search.find("blue star", "80", alpha=1.0, k=20) == search.find("blue star", k=20)
 
 
+@pytest.mark.parametrize("error", [BadQuery("text: a trap"), RuntimeError("out of memory")])
+def test_a_query_that_fails_in_a_batch_fails_alone(search: Search, error: Exception) -> None:
+    trap = Trap(search.towers, "a trap", error)
+    queries = [search.prepare(Query(text, k=3)) for text in ("red", "a trap", "blue star")]
+    found = replace(search, towers=trap).answer_or_fail(queries)
+    assert trap.asked == [["red", "a trap", "blue star"], ["red"], ["a trap"], ["blue star"]]
+    assert found[1] is error
+    assert [found[0], found[2]] == [search.answer([query])[0] for query in (queries[0], queries[2])]
+    assert replace(search, towers=trap).answer_or_fail([]) == []
+
+
+def test_spaces_beside_a_text_are_refused_before_a_batch(search: Search) -> None:
+    for query in (Query(("red", " ")), Query("red", without=" ")):
+        with pytest.raises(BadQuery, match="has no words"):
+            search.prepare(query)
+
+
 def test_opposite_ends_cancel_to_a_query_that_finds_anything() -> None:
     one = np.array([0.6, 0.8], np.float32)
     assert np.array_equal(mix_vectors(one, -one, 0.5), np.zeros(2))
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def test_several_texts_are_the_mean_of_their_vectors(place: SearchPaths, search: Search) -> None:
+    texts = ("star", "blue", "a large ring")
+    mean = unit(np.mean([vector_of(place, text) for text in texts], axis=0))
+    image = search.index.vector(search.index.row("80"))
+    assert close(Answer(1.0, search.find(texts, k=20)), search, mean)
+    assert close(Answer(0.3, search.find(texts, "80", alpha=0.3, k=20)), search, 0.7 * image + 0.3 * mean)
+    assert search.find(texts, "80", alpha=0.0, k=20) == search.find(image="80", k=20)
+    assert search.find(texts, "80", alpha=1.0, k=20) == search.find(texts, k=20)
+    assert search.find(("star",), k=20) == search.find("star", k=20)  # bit by bit
+    assert search.find(("star", ""), k=20) == search.find("star", k=20)
+
+
+def test_a_text_is_left_out_of_the_scaled_mix(place: SearchPaths, search: Search) -> None:
+    red, star, blue = (vector_of(place, text) for text in ("red", "star", "blue"))
+    image = search.index.vector(search.index.row("80"))
+    assert close(Answer(1.0, search.find("star", k=20, without="red")), search, star - WITHOUT * red)
+    assert close(Answer(0.0, search.find(image="80", k=20, without="red")), search, unit(image) - WITHOUT * red)
+    mix = unit(0.4 * image + 0.6 * unit(star + blue))
+    found = search.find(("star", "blue"), "80", alpha=0.6, k=20, without="red")
+    assert close(Answer(0.6, found), search, mix - WITHOUT * red)
+    assert search.find("star", k=20, without="") == search.find("star", k=20)
 
 
 def test_many_queries_at_once_are_answered_as_each_alone(search: Search) -> None:
@@ -104,6 +149,7 @@ def test_many_queries_at_once_are_answered_as_each_alone(search: Search) -> None
         Query("a ring", picture, (0.2, 0.7), 5),
         Query("red", "75", (0.0, 0.5, 1.0), 1),
         Query(image=picture, k=2),
+        Query(("red", "a ring"), "75", (0.4,), 6, "blue"),
     ]
     together = search.answer([search.prepare(query) for query in queries])
     for query, answers in zip(queries, together, strict=True):
@@ -132,6 +178,11 @@ def test_a_pool_that_is_smaller_than_k_is_found_whole(search: Search) -> None:
         ({"text": "red", "image": "72", "alphas": (1.5,)}, r"expected 0 \(the image alone\) to 1 .*, got 1\.5"),
         ({"text": "red", "alphas": (float("nan"),)}, "got nan"),
         ({"text": "\u200b"}, "no words"),
+        ({"text": ("red", " ")}, "no words"),
+        ({"text": ("red",) * 9}, "text: expected at most 8 texts, got 9"),
+        ({"without": "red"}, "got neither"),
+        ({"text": "red", "without": "\u200b"}, "no words"),
+        ({"text": "red", "without": "a" * 1001}, "without: expected at most 1,000 characters, got 1,001"),
     ],
 )
 def test_invalid_queries_are_refused(search: Search, query: dict, message: str) -> None:
@@ -206,6 +257,18 @@ def test_the_command_prints_ranks_and_writes_json(
     assert all(hit["id"] in shown for hit in second["hits"])
 
 
+def test_the_command_takes_several_texts_and_one_to_leave_out(
+    place: SearchPaths, search: Search, tmp_path: Path
+) -> None:
+    file = tmp_path / "found.json"
+    words = ["--text", "star", "--text", "blue", "--without", "red", "--k", "4", "--json", str(file)]
+    assert command.main([*place.options, *words]) == 0
+    (answer,) = json.loads(file.read_text())
+    assert [hit["id"] for hit in answer["hits"]] == [
+        hit.id for hit in search.find(("star", "blue"), k=4, without="red")
+    ]
+
+
 def test_answers_of_different_lengths_are_shown_whole() -> None:
     some = [Hit(rank, f"image {rank}", 1 / rank, 10, 10) for rank in (1, 2, 3)]
     table = command.table_of([Answer(0.0, tuple(some[:1])), Answer(0.5, ()), Answer(1.0, tuple(some))])
@@ -220,6 +283,29 @@ def test_answers_of_different_lengths_are_shown_whole() -> None:
     ]
 
 
+def test_no_image_that_meets_a_filter_is_said(place: SearchPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([*place.options, "--text", "red", "--filter", "width>=640", "id=birds/*"]) == 0
+    shown = capsys.readouterr().out
+    assert "none of the 20 images meets width>=640 id=birds/*" in shown
+    assert "rank" not in shown
+
+
+def test_a_small_index_is_built_without_ray(
+    place: SearchPaths, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files are those of an index that is built in a process of Python."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("groundray.runtime.cluster.connect", None)  # calling it fails
+    words = ["--checkpoint", place.checkpoint, "--images", place.images, "--index", str(tmp_path / "index")]
+    assert command.main(words) == 0
+    built = tmp_path / "index" / search.index.folder.name
+    names = [*sorted(path.name for path in built.iterdir() if path.name.startswith("part-")), "compact.bin"]
+    assert len(names) > 1
+    for name in names:
+        assert (built / name).read_bytes() == search.index.folder.read_bytes(name)
+    assert len(list((tmp_path / "index").iterdir())) == 2  # the index, and position features
+
+
 def test_without_a_query_the_command_builds_the_index(
     place: SearchPaths, search: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +316,7 @@ def test_without_a_query_the_command_builds_the_index(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--without", "red"], "error: expected a text, an image, or both"),
         (["--text", " "], "error: expected a text, an image, or both"),
         (["--image", "nobody"], "error: image: expected an id of one of the 20 images"),
         (["--text", "red", "--k", "1000"], "error: k: expected 1 to 200"),

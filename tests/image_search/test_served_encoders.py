@@ -18,6 +18,8 @@ from groundray.image_search.http.app import create_app
 from groundray.image_search.service import Service
 from groundray.image_search.word_space import WordSpace
 
+pytestmark = pytest.mark.thorough  # other models behind the service of test_http.py
+
 NAMES = ("roberta", "clip_text_model", "siglip_text_model")
 
 
@@ -87,7 +89,7 @@ def test_words_are_placed_and_have_neighbours(client: TestClient, service: Servi
 
 
 def test_without_norms_the_whole_words_of_the_tokenizer_are_placed(place: SearchPaths, service: Service) -> None:
-    tokenizer = service.search.towers.tokenizer.backend
+    tokenizer = service.search.towers.backend
     shown = {word.text for word in WordSpace.open(place.checkpoint, None, tokenizer).words.shown}
     assert len(shown) > 5
     assert not any(text.startswith(("Ġ", "▁")) or text.endswith("</w>") for text in shown)

@@ -11,7 +11,7 @@ from pretend_gpu import PretendGpu
 from search_fixtures import SearchPaths
 
 from groundray.image_search import towers
-from groundray.image_search.towers import Towers
+from groundray.image_search.towers import RetrievalTowers
 
 
 def test_vectors_are_computed_in_float32_on_a_gpu(place: SearchPaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def test_vectors_are_computed_in_float32_on_a_gpu(place: SearchPaths, monkeypatc
             return plain(*arguments)
 
         monkeypatch.setattr(towers, name, recorded)
-    loaded = Towers.load(place.checkpoint)
+    loaded = RetrievalTowers.load(place.checkpoint)
     pixels = np.zeros((1, 3, loaded.crop.crop, loaded.crop.crop), np.uint8)
     expected = loaded.embed_pixels(pixels), loaded.embed_texts(["circle"])
     seen.clear()

@@ -6,18 +6,19 @@ import io
 import struct
 import time
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from groundray.data.image_decoder import UnusableImage
-from groundray.data.image_inputs import CentreCrop
+from groundray.data.transforms import centre_crop
 from groundray.image_search import upload_limits
 from groundray.image_search.http.request_body import BodyLimits
 from groundray.image_search.uploads import LIMITS, checked, model_input
 
-CROP = CentreCrop(72, 64)
+PREPROCESS = partial(centre_crop, resize=72, crop=64)
 CASES = 1500  # of each kind of file
 
 
@@ -36,7 +37,7 @@ def encoded(kind: str, size: tuple[int, int] = (24, 18)) -> bytes:
 def accepted(content: bytes) -> bool:
     """Whether an upload is decoded; False if it is refused as unusable. Anything else that is raised is a defect."""
     try:
-        pixels = model_input(checked(content), CROP)
+        pixels = model_input(checked(content), PREPROCESS)
     except UnusableImage:
         return False
     assert (pixels.shape, pixels.dtype) == ((3, 64, 64), np.uint8)

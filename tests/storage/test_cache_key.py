@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import inspect
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -20,6 +23,28 @@ from groundray.storage.cache_key import cache_key, code_digest, library_versions
 
 def key(inputs: Any = "data", code: Any = (transforms,), device: str = "cpu", stored: str = "bfloat16") -> str:
     return cache_key(inputs, code, device, stored)
+
+
+def test_threads_make_keys_at_the_same_time() -> None:
+    """In Python 3.11 they cannot make syntax trees: one that switches to the other within, here at each collection of
+    garbage, raises SystemError."""
+
+    def key_of_new_code(_: int) -> str:
+        code_digest.cache_clear()
+        return key(code=(transforms, ast))
+
+    def switch(*_: Any) -> None:
+        time.sleep(1e-4)
+
+    expected, threshold = key(code=(transforms, ast)), gc.get_threshold()
+    gc.callbacks.append(switch)
+    gc.set_threshold(50)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert set(threads.map(key_of_new_code, range(8))) == {expected}
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(switch)
 
 
 def test_key_depends_on_inputs_code_device_and_format(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,14 @@ def check_port(port: int) -> None:
         raise ValueError(f"--port: expected 0 to {MAX_PORT}, got {port}")
 
 
+def is_loopback(host: str) -> bool:
+    """Return True if a host to listen at is reached from this machine alone; False for a name that is unknown here."""
+    try:
+        return ipaddress.ip_address(_resolve(host)[1].partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
 def url(address: str, port: int) -> str:
     """Return the URL of a service at an IP address or name; one that listens at every address is at loopback's."""
     try:

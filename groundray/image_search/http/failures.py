@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from groundray.data.image_decoder import UnusableImage
 from groundray.image_search.errors import BadQuery, UnknownImage
-from groundray.image_search.http.same_origin import SECURITY_HEADERS
+from groundray.image_search.http.same_origin import NO_STORE, SECURITY_HEADERS
 from groundray.image_search.http.schemas import Problem
 
 UPLOAD_STATUS = {"too large": 413, "not an image": 415}  # by the reason that a picture is unusable; any other is 422
@@ -19,7 +19,9 @@ UPLOAD_STATUS = {"too large": 413, "not an image": 415}  # by the reason that a 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "the request is invalid"},
     400: {"model": Problem, "description": "the Host of the request is unknown to the service"},
+    401: {"model": Problem, "description": "the service asks for a token, which the request lacks"},
     404: {"model": Problem, "description": "no such image"},
+    429: {"model": Problem, "description": "too many requests of one client: retry after Retry-After seconds"},
     503: {"description": "overloaded: retry after Retry-After seconds"},
 }
 UPLOAD_REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -53,7 +55,8 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> Response:
         response = problem(500, "internal error: see the service's log")
-        response.headers.update(SECURITY_HEADERS)  # this response is made outside of the application's middleware
+        # this response is made outside of the application's middleware
+        response.headers.update({**SECURITY_HEADERS, NO_STORE[0]: NO_STORE[1]})
         return response
 
 

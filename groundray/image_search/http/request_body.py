@@ -12,6 +12,7 @@ import contextlib
 from collections import deque
 from dataclasses import dataclass
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -45,8 +46,9 @@ class BodyLimits:
 class BodyLimit:
     """Middleware that receives a request's whole body, then calls the application.
 
-    A body gets status 413 if it is too large, by its Content-Length or as it arrives; 408 if it stalls; and 503 with
-    Retry-After if the bodies of all requests take too much memory.
+    A body gets status 413 if it is too large, by its Content-Length or as it arrives; 408 if it stalls; 503 with
+    Retry-After if the bodies of all requests take too much memory; and 422 if it is a form of parts without an end,
+    whose last fields would be passed over.
     """
 
     def __init__(self, app: ASGIApp, limits: BodyLimits):
@@ -58,7 +60,7 @@ class BodyLimit:
             return
         body = _Body()
         try:
-            await self._receive(body, Headers(scope=scope).get("content-length", ""), receive)
+            await self._receive(body, Headers(scope=scope), receive)
         except ClientDisconnect:
             self._release(body)
         except _Refused as refused:
@@ -70,14 +72,14 @@ class BodyLimit:
             finally:
                 self._release(body)
 
-    async def _receive(self, body: _Body, declared: str, receive: Receive) -> None:
+    async def _receive(self, body: _Body, headers: Headers, receive: Receive) -> None:
         """Receive a body.
 
         Raises:
             ClientDisconnect: the client went away.
-            _Refused: the body exceeds a limit.
+            _Refused: the body exceeds a limit, or is cut off.
         """
-        limits, clock = self._limits, asyncio.get_running_loop()
+        limits, clock, declared = self._limits, asyncio.get_running_loop(), headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limits.max_bytes:
             raise _Refused(413, _too_large(int(declared)))
         start = clock.time()
@@ -100,6 +102,11 @@ class BodyLimit:
                 if declared.isdigit()
                 else f"the upload stalled: got {body.size:,} bytes and no end",
             ) from None
+        if (end := _end_of_form(headers)) and not body.holds(end):
+            raise _Refused(
+                422,
+                f"the form is cut off: expected its closing boundary, got {body.size:,} bytes without: send it again",
+            )
 
     def _release(self, body: _Body) -> None:
         self._buffered -= body.size
@@ -120,6 +127,16 @@ class _Body:
         self.complete = not message.get("more_body", False)
         self._messages.append(message)
         return size
+
+    def holds(self, sequence: bytes) -> bool:
+        """Return whether some bytes are in the body, within a message or across several."""
+        before = b""
+        for message in self._messages:
+            content = before + message.get("body", b"")
+            if sequence in content:
+                return True
+            before = content[-len(sequence) :]
+        return False
 
     def replay(self, receive: Receive) -> Receive:
         """Return a `receive` that yields the body, then what the server sends."""
@@ -144,6 +161,14 @@ class _Refused(Exception):
 
 def _has_body(headers: Headers) -> bool:
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+def _end_of_form(headers: Headers) -> bytes | None:
+    """Return the closing boundary of a form of parts (RFC 2046, 5.1.1); None for any other body, and for a form that
+    names no boundary, which the application refuses."""
+    kind, options = parse_options_header(headers.get("content-type"))
+    boundary = options.get(b"boundary")
+    return b"--%s--" % boundary if kind == b"multipart/form-data" and boundary else None
 
 
 def _too_large(size: int) -> str:

@@ -18,7 +18,7 @@ PATTERN = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?", re.IGNORECASE)
 # Nothing from elsewhere, and no script but the files of the page; plotly writes its styles itself.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 SECURITY_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
@@ -26,10 +26,11 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "same-origin",  # the page's address holds the query
     "Cross-Origin-Resource-Policy": "same-site",  # other sites do not show images of the pool
 }
+NO_STORE = ("Cache-Control", "no-store")  # answers to a query change with the model and the pool
 
 
 class SecurityHeaders:
-    """Middleware that adds SECURITY_HEADERS to every response."""
+    """Middleware that adds SECURITY_HEADERS to every response, and has no cache keep one that does not allow it."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -37,7 +38,9 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(SECURITY_HEADERS)
+                headers.setdefault(*NO_STORE)
             await send(message)
 
         await self._app(scope, receive, with_headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated
 
@@ -23,11 +24,11 @@ from groundray.image_search.word_space import MAX_AXES, WordSpace
 
 def router(backend: Backend) -> APIRouter:
     """Return the routes of /words."""
-    routes, space = APIRouter(), backend.service.space
+    routes, space, suggested = APIRouter(), backend.service.space, backend.service.suggested
 
     @lru_cache(MAX_AXES)
     def all_words(axes: int) -> bytes:
-        return _words_on_axes(space, axes).model_dump_json().encode()
+        return _words_on_axes(space, suggested, axes).model_dump_json().encode()
 
     @routes.get("/words", responses=REFUSALS, response_model=WordsOnAxes | PlacedText)
     async def words(fields: Annotated[WordsFields, Query()]) -> Response | PlacedText:
@@ -48,7 +49,7 @@ def router(backend: Backend) -> APIRouter:
     return routes
 
 
-def _words_on_axes(space: WordSpace, axes: int) -> WordsOnAxes:
+def _words_on_axes(space: WordSpace, suggested: Sequence[str], axes: int) -> WordsOnAxes:
     models, words = space.models, space.words
     return WordsOnAxes(
         models=list(models),
@@ -63,5 +64,6 @@ def _words_on_axes(space: WordSpace, axes: int) -> WordsOnAxes:
             for index, word in enumerate(words.shown)
         ],
         left_out=words.omitted,
+        suggested=list(suggested),
         phrases=[PhraseExample(text=example.phrase, target=example.target) for example in words.examples],
     )

@@ -12,7 +12,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from groundray.data.derived import DerivedDataset, Encoder, make_parts, tasks
-from groundray.runtime.data.ray_stream import quiet_context
+from groundray.runtime.data.scheduling import quiet_context
 from groundray.runtime.nodes import Node, accepting_nodes, places
 from groundray.training.allocator import environment, keep_freed_memory
 

@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy
 from groundray import arithmetic
 from groundray.analysis.inputs.embedding import Batch, Embedder
 from groundray.analysis.inputs.text_model import Vectors
-from groundray.runtime.data.ray_stream import quiet_context
+from groundray.runtime.data.scheduling import quiet_context
 from groundray.runtime.nodes import accepting_nodes, places
 
 

@@ -13,32 +13,20 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy.typing as npt
-import pyarrow as pa
 import ray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 
 from groundray.data.plan import Cursor
-from groundray.data.stream import (
-    Source,
-    Step,
-    Window,
-    assemble,
-    decode,
-    empty_arrays,
-    read,
-    rows_of,
-    windows,
-)
+from groundray.data.stream import Source, Step, Window, assemble, empty_arrays, rows_of, windows
 from groundray.runtime import compat
+from groundray.runtime.data.scheduling import Scheduling, quiet_context
+from groundray.runtime.data.stream_tasks import DecodeRows, ReadWindows, SentSource
 from groundray.runtime.train.resources import DataCpuBudget
 
 # A block is the input of one decoding task and the unit in which a rank receives rows. Small blocks bring the first
@@ -46,84 +34,14 @@ from groundray.runtime.train.resources import DataCpuBudget
 # (2.60) waits for all running tasks. Photos of 640 x 480 on two CPUs, samples/s and seconds to the first batch: 16 MB
 # 510 and 2.8, 4 MB 330 and 1.9, 32 MB 480 and 3.2.
 BLOCK_BYTES = 16 * 2**20
-PAUSE_SECONDS = 0.05
 CPUS_PER_READER = 4  # decoding CPUs that one reading task keeps busy
 # Decoding tasks a whole CPU, rounded up. After a task its place stays empty until Ray Data looks again: two tasks that
 # only waited were busy 77% of the time (.73 to .78 in four rounds), three as much as two that are always busy.
 DECODERS_PER_CPU = 1.25
-SOURCES = 4  # that a process keeps: training and validation of two stages
 VALIDATION_FRACTION = 1 / 16  # of a rank's CPUs, which training leaves free
 SEGMENT_WINDOWS = 256  # a million samples with the default window
 _STARTING = threading.Lock()  # Ray Data's settings are those of the process, and training and validation have threads
 AHEAD_SAMPLES = 8192  # of a segment's end, at which the next one starts: a start takes a second or two
-
-
-class Scheduling(compat.ExecutionCallback):
-    """Gives a dataset the CPUs of its rank, and keeps iterations of Ray Data's scheduling loop `PAUSE_SECONDS` apart.
-
-    With Ray Data's own share of the cluster, no decoding task fits beside a reading task on few CPUs, so the first step
-    would wait until all windows of the segment are read: 30 s for 256 windows on two CPUs, instead of 5.
-
-    The loop runs in a thread of the training worker. When no task is running it spins without waiting (Ray 2.60):
-    measured, it held the interpreter 80% of the time and halved a worker's samples a second.
-    """
-
-    cpus: ClassVar[float]
-
-    @staticmethod
-    def with_cpus(cpus: float) -> type[Scheduling]:
-        """Return the class of callbacks for datasets with so many CPUs: Ray Data takes classes, not objects."""
-        return type("Scheduling", (Scheduling,), {"cpus": cpus})
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def before_execution_starts(self, executor: Any) -> None:
-        compat.use_cpu_limit(executor, self.cpus)
-
-    def on_execution_step(self, executor: Any) -> None:
-        time.sleep(max(0.0, self._last + PAUSE_SECONDS - time.monotonic()))
-        self._last = time.monotonic()
-
-
-@dataclass(frozen=True)
-class SentSource:
-    """A source in the object store. A process that runs tasks takes it once, not for each task: one of a million row
-    groups takes .4 s."""
-
-    reference: ray.ObjectRef[Source]
-
-    @property
-    def source(self) -> Source:
-        return _taken(self.reference)
-
-
-@lru_cache(SOURCES)
-def _taken(reference: ray.ObjectRef[Source]) -> Source:
-    return ray.get(reference)
-
-
-@dataclass(frozen=True)
-class ReadWindows:
-    """Reads windows, each in its own task, which yields a table a step."""
-
-    sent: SentSource
-    chunks: range
-
-    def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
-        for item in items.to_pylist():
-            window = Window(item["epoch"], item["first"], item["last"])
-            yield from (table for _, table in read(self.sent.source, window, self.chunks))
-
-
-@dataclass(frozen=True)
-class DecodeRows:
-    """Decodes the rows of a block into arrays."""
-
-    sent: SentSource
-
-    def __call__(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
-        return decode(self.sent.source, table)
 
 
 def stream(
@@ -278,13 +196,4 @@ def _context(cpus: float) -> DataContext:
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
     context.target_max_block_size = BLOCK_BYTES
     compat.set_execution_callbacks(context, [Scheduling.with_cpus(cpus)])
-    return context
-
-
-def quiet_context() -> DataContext:
-    """Return Ray Data's settings without progress bars and log lines."""
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # without it the original error is not in the message
     return context

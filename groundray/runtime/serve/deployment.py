@@ -8,40 +8,49 @@ serves the same as `python -m groundray.serve`, and so does a RayService with th
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from ray import serve
 from ray.serve.config import BackpressureConfig, HTTPOptions
+from starlette.types import ASGIApp
 
 from groundray.image_search.http.address import listen_address, url
 from groundray.image_search.http.app import create_app
-from groundray.image_search.http.backend import AnswerOne
+from groundray.image_search.http.auth_token import VARIABLE, find_token
+from groundray.image_search.http.backend import Batch
+from groundray.image_search.http.rate_limit import TokenBuckets
+from groundray.image_search.http.renewal import RenewedApp
 from groundray.image_search.http.same_origin import check_hosts
 from groundray.image_search.index import FOLDER
-from groundray.image_search.service import Service
+from groundray.image_search.query import MAX_RERANK, RERANK, Outcome, PreparedQuery
+from groundray.image_search.service import Service, state_of
 from groundray.image_search.upload_limits import STALL_SECONDS
+from groundray.image_search.uses import keep_marked
 from groundray.runtime import compat
 from groundray.runtime.ray_address import given_address
 from groundray.runtime.serve import proxy
+from groundray.runtime.serve.metrics import RayMetrics
 from groundray.storage.user_cache import user_cache
-from groundray.tracking.model_uris import DOWNLOADS, locate
+from groundray.tracking.model_uris import DOWNLOADS, find_model, locate
 
 NAME = "search"
 MAX_BATCH_SIZE = 16  # queries embedded and compared together: a product of 16 takes as long as three products of one
 MAX_ONGOING = 32  # requests in one replica
 MAX_QUEUED = 64  # requests that wait for a replica; the next one gets status 503
 RETRY_SECONDS = 1
+Asked = tuple[Callable[..., Any], PreparedQuery]  # a query, and what answers several
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class Arguments(BaseModel):
     """Arguments of the application, as `serve run` and a manifest give them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # which may be a token
 
     checkpoint: str = Field(description="model/ folder of a run, its URL, or MLflow's name of a model")
     images: str = Field(description="folder or URL of shards with images")
@@ -50,6 +59,12 @@ class Arguments(BaseModel):
         description="folder of indexes (default: beside the model's folder; of a model in MLflow, in the user's cache)",
     )
     norms: str | None = Field(default=None, description="folder of categories.csv and concreteness.csv")
+    rerank: int = Field(
+        default=RERANK,
+        ge=0,
+        le=MAX_RERANK,
+        description="number of the nearest images that the match map ranks again; 0: none",
+    )
     replicas: int = Field(default=1, ge=1, description="number of replicas")
     cpus: float = Field(default=1, gt=0, description="CPUs of a replica, which computes in as many threads")
     waiting: int = Field(default=MAX_ONGOING, ge=1, description="maximum number of requests in one replica")
@@ -59,6 +74,22 @@ class Arguments(BaseModel):
         "all names below it, * for every name",
     )
     queued: int = Field(default=MAX_QUEUED, ge=0, description="maximum number of requests that wait for a replica")
+    auth_token: SecretStr | None = Field(
+        default=None, description=f"token that requests must know (default: {VARIABLE} of the environment, or none)"
+    )
+    auth_token_file: str | None = Field(default=None, description="file that holds the token")
+    rate_limit: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="requests per second of one client (default: no limit)"
+    )
+    trust_proxy: bool = Field(
+        default=False, description="a proxy in front says in X-Forwarded-For and X-Forwarded-Proto who the client is"
+    )
+    watch: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds between two looks whether the model or the images have changed, to take them up; 0: never",
+    )
 
     @field_validator("hosts", mode="before")
     @classmethod
@@ -77,17 +108,42 @@ def app(arguments: Arguments) -> serve.Application:
     """Return the application. Each replica builds its own FastAPI app: an app with mounts cannot be pickled.
 
     Replicas make a missing index: they share its parts, and one of them makes the files of the whole. They all serve
-    what MLflow's name of a model stands for now.
+    what MLflow's name of a model stands for now, or with `watch` what it stands for later.
     """
-    downloads = user_cache(arguments.index) / DOWNLOADS
-    located = locate(arguments.checkpoint, logging.getLogger(__name__).info, downloads)
+    downloads, tell = user_cache(arguments.index) / DOWNLOADS, logging.getLogger(__name__).info
+    located = locate(arguments.checkpoint, tell, downloads)
+    given = arguments.auth_token.get_secret_value() if arguments.auth_token else None
+    token = find_token(given, arguments.auth_token_file, os.environ)
     index = arguments.index or (str(user_cache() / FOLDER) if located.model else None)
 
-    def build_in_replica() -> FastAPI:
+    def build_in_replica() -> ASGIApp:
         compat.listen_at_node_address()
         torch.set_num_threads(max(1, int(arguments.cpus)))
-        service = Service.open(located.place, arguments.images, index, arguments.norms)
-        return create_app(service, batch_queries, hosts=arguments.hosts)
+        batch, metrics, served, rate = batch_queries(), RayMetrics(), located, arguments.rate_limit
+        buckets = None if rate is None else TokenBuckets(rate, replicas=arguments.replicas)  # they outlive a swap
+
+        def look() -> str:
+            nonlocal served
+            # the server of the machine that has found the model: this one may have another by default
+            if served.model and find_model(arguments.checkpoint, served.model.server) != served.model:
+                served = locate(arguments.checkpoint, tell, downloads, served.model.server)
+            return state_of(served.place, arguments.images)
+
+        def open_app() -> FastAPI:
+            service = Service.open(served.place, arguments.images, index, arguments.norms, arguments.rerank)
+            cached = [downloads] if served.place.startswith(f"{downloads}/") else []
+            keep_marked([*service.search.folders, *cached], service)
+            return create_app(
+                service,
+                batch,
+                hosts=arguments.hosts,
+                token=token,
+                buckets=buckets,
+                trust_proxy=arguments.trust_proxy,
+                metrics=metrics,
+            )
+
+        return RenewedApp(look, open_app, arguments.watch) if arguments.watch else open_app()
 
     deployment: Any = serve.deployment(
         serve.ingress(build_in_replica)(),
@@ -104,13 +160,27 @@ def app(arguments: Arguments) -> serve.Application:
     return deployment.bind()
 
 
-def batch_queries(answer: Callable[..., Any]) -> AnswerOne:
-    """Turn a function that answers several queries into one that answers a query in a batch with those that wait.
+def batch_queries() -> Batch:
+    """Return what turns a function that answers several queries into one that answers a query in a batch with those
+    that wait.
 
-    A batch does not wait for more queries: those that arrive while it is computed form the next one.
+    A batch does not wait for more queries: those that arrive while it is computed form the next one. Functions of
+    several applications share one queue, since Serve keeps a queue, and all that its function refers to, for good.
     """
-    batched: Any = serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0)(answer)
-    return batched
+
+    async def answer_each(asked: list[Asked]) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        for answer in {id(answer): answer for answer, _ in asked}.values():  # one, but while a new model is taken up
+            places = [place for place, (other, _) in enumerate(asked) if other is answer]
+            try:
+                found: list[Outcome] = await answer([asked[place][1] for place in places])
+            except Exception as error:  # noqa: BLE001  of one application, which fails its own queries alone
+                found = [error] * len(places)
+            outcomes |= dict(zip(places, found, strict=True))
+        return [outcomes[place] for place in range(len(asked))]
+
+    batched: Any = serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0)(answer_each)
+    return lambda answer: lambda query: batched((answer, query))
 
 
 @contextlib.contextmanager

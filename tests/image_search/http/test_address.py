@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from groundray.image_search.http.address import listen_address, url
+from groundray.image_search.http.address import is_loopback, listen_address, url
 
 
 @pytest.mark.parametrize("port", [-1, 65_536, 99_999])
@@ -30,6 +30,17 @@ def test_port_of_another_program_is_named() -> None:
             listen_address("127.0.0.1", port)
         with pytest.raises(ValueError, match=r"^--port: expected a free port on 0\.0\.0\.0"):
             listen_address("0.0.0.0", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [
+        *(("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.9.9.9", True)),
+        *(("0.0.0.0", False), ("::", False), ("", False), ("203.0.113.9", False), ("nosuchhost.invalid", False)),
+    ],
+)
+def test_loopback_is_reached_from_this_machine_alone(host: str, alone: bool) -> None:
+    assert is_loopback(host) == alone
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])

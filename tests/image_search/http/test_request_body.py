@@ -166,3 +166,23 @@ def test_failure_of_the_application_gives_the_memory_back() -> None:
     with pytest.raises(OSError, match="away"):
         asyncio.run(answer(limit, Exchange([b"x" * 900])))
     assert limit._buffered == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_form_without_its_end_is_refused(size: int) -> None:
+    form = b'--b"1\r\nContent-Disposition: form-data; name="text"\r\n\r\nred\r\n--b"1--\r\n'
+
+    def sent(content: bytes, kind: bytes) -> Exchange:
+        exchange = Exchange([content[start : start + size] for start in range(0, len(content), size)])
+        exchange.scope["headers"].append((b"content-type", kind))
+        return asyncio.run(answer(BodyLimit(application(), LIMITS), exchange))
+
+    kind = rb'Multipart/Form-Data; boundary="b\"1"'
+    whole = sent(form + b"an epilogue", kind)
+    assert (whole.status, whole.received) == (200, form + b"an epilogue")
+    for cut in (form[: form.rindex(b"--")], form[: len(form) // 2], b"-"):
+        exchange = sent(cut, kind)
+        assert (exchange.status, exchange.called) == (422, False)
+        assert f"{len(cut)} bytes" in exchange.detail
+        assert sent(cut, b"application/octet-stream").received == cut
+        assert sent(cut, b"multipart/form-data").called  # which names no boundary

@@ -14,6 +14,7 @@ from groundray.analysis.inputs.embedding import Embedder, Options
 from groundray.runtime.data import embedding_tasks
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 def test_vectors_are_those_of_one_process(ray_cluster: None) -> None:
     words = [word for word in WORDS if word != ","]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import ray
 from conftest import SmallWorld
+from tiers import thorough
 
 from groundray import config
 from groundray.data.plan import Cursor
@@ -18,6 +19,8 @@ from groundray.data.stream import Source, Step, Window, stream, windows
 from groundray.model.pretrained import load_tokenizer
 from groundray.runtime import compat
 from groundray.runtime.data import ray_stream
+from groundray.runtime.data.scheduling import Scheduling
+from groundray.runtime.data.stream_tasks import DecodeRows, ReadWindows, SentSource
 from groundray.runtime.train.resources import DataCpuBudget
 from groundray.stage.language import LanguageStage
 
@@ -37,8 +40,8 @@ def described(steps: Iterator[Step]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("ahead", [0, 10**6])
-@pytest.mark.parametrize(("rank", "of", "batch_size"), [(0, 1, 40), (1, 2, 40), (1, 2, 43)])
+@pytest.mark.parametrize("ahead", [thorough(0), 10**6])
+@pytest.mark.parametrize(("rank", "of", "batch_size"), [thorough(0, 1, 40), thorough(1, 2, 40), (1, 2, 43)])
 def test_segments_give_the_steps_of_one_process(
     source: Source, monkeypatch: pytest.MonkeyPatch, ahead: int, rank: int, of: int, batch_size: int
 ) -> None:
@@ -73,10 +76,11 @@ def test_a_stream_at_its_end_is_empty(source: Source) -> None:
     assert list(ray_stream.stream(source, Cursor(2, 0), 2, 0, 1, BUDGET, prefetch=1)) == []
 
 
+@pytest.mark.thorough
 def test_a_dataset_has_the_cpus_of_its_rank(source: Source) -> None:
     """Ray Data's own share is a whole number: 0 CPUs of two for each of three datasets."""
     budget = DataCpuBudget(1.5, 1.5)
-    sent = ray_stream.SentSource(ray.put(source))
+    sent = SentSource(ray.put(source))
     segments = [
         ray_stream._Segment.start(sent, source.plan.owned(0, 1), list(windows(source.plan, Cursor(), 1)), budget, 1)
         for _ in range(3)
@@ -90,7 +94,7 @@ def test_a_dataset_has_the_cpus_of_its_rank(source: Source) -> None:
 def test_steps_are_decoded_before_the_last_window_is_read(
     source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    class Counted(ray_stream.ReadWindows):
+    class Counted(ReadWindows):
         def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
             for item in items.to_pylist():
                 (tmp_path / f"{item['epoch']}-{item['first']}").touch()
@@ -101,3 +105,25 @@ def test_steps_are_decoded_before_the_last_window_is_read(
     next(steps)
     assert len(list(tmp_path.iterdir())) < len(list(windows(source.plan, Cursor(), 40)))
     steps.close()
+
+
+def test_tasks_load_none_of_the_libraries_that_train(source: Source) -> None:
+    """Each would take seconds and most of the memory of every process that reads and decodes."""
+    sent, chunks = SentSource(ray.put(source)), source.plan.owned(0, 1)
+    window = pa.table({"epoch": [0], "first": [0], "last": [1]})
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"OF_THIS_TASK": "alone"}})  # a new process
+    def task(reads: ReadWindows, decodes: DecodeRows, _: type[Scheduling]) -> tuple[list[int], set[str]]:
+        import sys
+
+        import ray.data  # noqa: F401  as in Ray Data's own tasks
+
+        rows = [len(decodes(table)["id"]) for table in reads(window)]
+        return rows, {name.partition(".")[0] for name in sys.modules}
+
+    arguments: Any = ReadWindows(sent, chunks), DecodeRows(sent), Scheduling.with_cpus(1.0)
+    remote: Any = task
+    rows, loaded = ray.get(remote.remote(*arguments))
+    assert rows == [source.plan.batch_size]
+    assert not loaded & {"torch", "torchvision", "transformers", "mlflow", "scipy", "sklearn"}
+    assert "tokenizers" in loaded

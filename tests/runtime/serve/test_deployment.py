@@ -6,25 +6,41 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import numpy as np
 import pytest
+from conftest import SmallWorld
 from pydantic import ValidationError
+from ray import serve
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
-from search_fixtures import SearchPaths
+from search_fixtures import TOKEN, SearchPaths, write_model
 
 from groundray import serve as command
 from groundray.cli.command import EXIT_USAGE
+from groundray.data.row_groups import read_rows
+from groundray.data.schema import KINDS, Dataset
+from groundray.data.shards import write_index, write_shard_files
+from groundray.image_search.http.auth_token import VARIABLE
 from groundray.image_search.query import Query
 from groundray.image_search.service import Service
+from groundray.image_search.uses import USED
 from groundray.runtime.serve import deployment
 from groundray.runtime.serve.deployment import Arguments
+from groundray.storage.folder import Folder
 
 
 def fetched(address: str, path: str, **fields: Any) -> tuple[int, dict[str, str], bytes]:
@@ -58,18 +74,73 @@ def test_serve_run_takes_the_same_arguments() -> None:
         ({**words, "replica": "3"}, "Extra inputs"),
         ({**words, "replicas": "0"}, "greater than or equal to 1"),
         ({**words, "hosts": "a.org,http://b.org"}, "expected the name of a host"),
+        ({**words, "rate_limit": "0"}, "greater than 0"),
+        ({**words, "rate_limit": "inf"}, "finite"),
     ):
         with pytest.raises(ValidationError, match=message):
             call_user_app_builder_with_args_if_necessary(deployment.app, wrong)  # type: ignore[arg-type]
 
 
+def test_no_message_shows_the_token(tmp_path: Path) -> None:
+    places = {"checkpoint": "model", "images": "shards"}
+    arguments = Arguments(**places, auth_token=TOKEN)  # type: ignore[arg-type]
+    assert TOKEN not in f"{arguments} {arguments!r} {arguments.model_dump()} {arguments.model_dump_json()}"
+    for wrong in ({"auth_token": [TOKEN]}, {"auth_tokn": TOKEN}, {"rate_limit": TOKEN}):
+        with pytest.raises(ValidationError) as caught:
+            Arguments(**places, **wrong)  # type: ignore[arg-type]
+        assert TOKEN not in str(caught.value)
+    with pytest.raises(ValueError, match="--auth-token: expected at least 16"):
+        deployment.app(Arguments(**places, auth_token="hunter2"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="--auth-token-file: expected a file with a token"):
+        deployment.app(Arguments(**places, auth_token_file=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.thorough
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_proxies_pass_large_answers_and_replicas_limit_who_knows_the_token(
+    place: SearchPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"checkpoint": place.checkpoint, "images": place.images, "index": place.index}
+    monkeypatch.setenv(VARIABLE, TOKEN)
+    with deployment.serving(Arguments(**places, rate_limit=1), "127.0.0.1", free_port()) as address:
+
+        def status(path: str, **headers: str) -> int:
+            request = urllib.request.Request(f"{address}{path}", headers=headers)
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    return response.status
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        assert status("/healthz") == 200
+        assert [status("/pool"), status("/pool", **bearer)] == [401, 200]
+        # the proxy and the replica believe no address that a client on this machine claims
+        forged = [status("/pool", **bearer, **{"X-Forwarded-For": f"203.0.113.{number}"}) for number in range(40)]
+        assert forged.count(429) >= 10
+
+        @serve.deployment
+        def large(_: Any) -> bytes:
+            return bytes(6_000_000)  # gRPC's own limit is 4 MB
+
+        serve.run(large.bind(), name="large", route_prefix="/large")
+        try:
+            assert len(fetched(address, "/large")[2]) == 6_000_000
+        finally:
+            serve.delete("large")
+
+
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_service_answers_503_when_its_queue_is_full(place: SearchPaths, service: Service) -> None:
     places = {"checkpoint": place.checkpoint, "images": place.images, "index": place.index, "norms": place.norms}
     with deployment.serving(Arguments(**places, waiting=1, queued=1), "127.0.0.1", free_port()) as address:
-        assert json.loads(fetched(address, "/healthz")[2])["images"] == 20
-        status, headers, body = fetched(address, "/search", text="a star", image="80", alpha=[0, 0.5], k=20)
+        health = json.loads(fetched(address, "/healthz")[2])
+        assert health["images"] == 20
+        assert Path(place.index, health["index"], USED).exists()  # `groundray clean` keeps it
+        status, headers, body = fetched(address, "/search", text="a star", image="80", alpha=[0, 0.5], k=20, rerank=0)
         assert (status, headers["content-type"]) == (200, "application/json")
         (expected,) = service.search.answer([service.search.prepare(Query("a star", "80", (0.0, 0.5), 20))])
         for found, answer in zip(json.loads(body)["answers"], expected, strict=True):
@@ -84,6 +155,75 @@ def test_service_answers_503_when_its_queue_is_full(place: SearchPaths, service:
         refused = next(headers for status, headers, _ in answers if status == 503)
         assert refused["retry-after"] == str(deployment.RETRY_SECONDS)
         assert fetched(address, "/search", **much)[0] == 200
+
+
+@pytest.mark.thorough
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_new_model_and_new_images_are_taken_up_without_a_failed_request(
+    place: SearchPaths, world: SmallWorld, tmp_path: Path
+) -> None:
+    other = write_model(tmp_path / "other", world, seed=1)
+    model, pool = tmp_path / "model", tmp_path / "pool"
+    shutil.copytree(place.checkpoint, model)
+    shutil.copytree(place.images, pool)
+    places = {"checkpoint": str(model), "images": str(pool), "index": str(tmp_path / "index")}
+    with deployment.serving(Arguments(**places, watch=0.2, rerank=0), "127.0.0.1", free_port()) as address:
+        ended, met = threading.Event(), list[tuple[int, Any]]()
+
+        def ask() -> None:
+            while not ended.is_set():
+                status, _, body = fetched(address, "/search", text="a red star", k=20)
+                results = json.loads(body)["answers"][0]["results"] if status == 200 else []
+                # scores differ in their last digits with the number of queries in a batch
+                best = round(results[0]["score"], 3) if results else None
+                met.append((status, (best, frozenset(hit["id"] for hit in results))))
+
+        def answered_since() -> None:
+            """Wait until a request that is sent after the call is answered: the second of one of the clients."""
+            enough = len(met) + len(clients) + 1
+            for _ in range(600):
+                if len(met) >= enough:
+                    return
+                time.sleep(0.1)
+            pytest.fail("the clients got no answers")
+
+        def served_after(change: Callable[[], None]) -> dict[str, Any]:
+            before = json.loads(fetched(address, "/healthz")[2])["index"]
+            change()
+            for _ in range(600):
+                now = json.loads(fetched(address, "/healthz")[2])
+                if now["index"] != before:
+                    return now
+                time.sleep(0.1)
+            pytest.fail(f"not taken up: {now}")
+
+        def replace_model() -> None:  # at once: a model of which half is copied would give further answers
+            shutil.copytree(other, tmp_path / "new")
+            model.rename(tmp_path / "old")
+            (tmp_path / "new").rename(model)
+
+        def add_images() -> None:
+            rows = read_rows(Dataset.open(str(pool)), np.arange(3), [field.name for field in KINDS["captions"]])
+            more = [row | {"id": f"new {row['id']}"} for row in rows.to_pylist()]
+            shards = write_shard_files(Folder.at(pool), "captions", more, {}, name="more-{:05d}.parquet")
+            write_index(Folder.at(pool), "captions", [*Dataset.open(str(pool)).shards, *shards], {}, {}, {})
+
+        clients = [threading.Thread(target=ask) for _ in range(4)]
+        for client in clients:
+            client.start()
+        try:
+            answered_since()
+            assert served_after(replace_model)["images"] == 20
+            answered_since()
+            assert served_after(add_images)["images"] == 23
+            answered_since()
+        finally:
+            ended.set()
+            for client in clients:
+                client.join()
+        assert {status for status, _ in met} == {200}
+        assert len({found for _, found in met}) == 3  # the old model, the new one, and with new images
 
 
 # the command line
@@ -119,7 +259,11 @@ finally:
         (["--timeout", "0"], r"^error: --timeout: "),
         (["--timeout", "nan"], r"^error: --timeout: "),
         (["--replicas", "0"], r"^error: --replicas: "),
+        (["--watch", "-1"], r"^error: --watch: "),
         (["--allow-host", "http://search.example.org"], r"^error: --allow-host: "),
+        (["--rate-limit", "0"], r"^error: --rate-limit: "),
+        (["--auth-token", "hunter2"], r"^error: --auth-token: expected at least 16 (?!.*hunter2)"),
+        (["--auth-token-file", "nowhere"], r"^error: --auth-token-file: expected a file with a token, got nowhere"),
     ],
 )
 def test_invalid_serve_arguments_fail_before_ray_starts(
@@ -131,9 +275,39 @@ def test_invalid_serve_arguments_fail_before_ray_starts(
 ) -> None:
     from groundray.runtime import cluster
 
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # with one, the cluster's machines listen
     monkeypatch.setattr(cluster, "connect", lambda **_: pytest.fail("Ray was started"))
     assert command.main([*place.options, *words]) == EXIT_USAGE
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        ([], False),
+        (["--host", "0.0.0.0"], True),
+        (["--host", "::"], True),
+        (["--host", "0.0.0.0", "--auth-token", TOKEN], False),
+    ],
+)
+def test_a_service_that_is_open_to_others_without_a_token_is_warned_of(
+    place: SearchPaths,
+    words: list[str],
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from groundray.runtime import cluster
+
+    def stop(**_: Any) -> None:
+        raise RuntimeError("as far as this")
+
+    monkeypatch.setattr(cluster, "connect", stop)
+    assert command.main([*place.options, "--port", "0", *words]) == 1
+    shown = capsys.readouterr()
+    assert "as far as this" in shown.err
+    assert ("--auth-token-file" in shown.out) == warned
+    assert TOKEN not in shown.out + shown.err
 
 
 @pytest.mark.ray

@@ -9,6 +9,7 @@ import pytest
 from ray.serve._private.http_util import configure_http_middlewares, parse_request_timeout_header
 from ray.serve.config import HTTPOptions
 
+from groundray.image_search.http.metrics import CountRefusals
 from groundray.image_search.http.request_body import BodyLimit
 from groundray.runtime import compat
 from groundray.runtime.serve import proxy
@@ -25,8 +26,8 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> HTTPOptions:
 
 
 def test_serve_applies_the_middleware(configured: HTTPOptions) -> None:
-    assert [middleware.cls for middleware in configured.middlewares] == [proxy.WithoutHeaders, BodyLimit]
-    assert configured.middlewares[-1].kwargs["limits"].stall_seconds == 4.5
+    assert [middleware.cls for middleware in configured.middlewares] == [proxy.WithoutHeaders, BodyLimit, CountRefusals]
+    assert configured.middlewares[1].kwargs["limits"].stall_seconds == 4.5
 
 
 def test_a_client_cannot_switch_the_timeout_off(configured: HTTPOptions) -> None:

@@ -28,6 +28,8 @@ from groundray.image_search.upload_limits import MAX_BYTES
 from groundray.runtime.serve import deployment
 from groundray.runtime.serve.deployment import Arguments
 
+pytestmark = pytest.mark.thorough  # waits for clients that stall
+
 BOUNDARY = b"boundary"
 LARGE = 300_000_000  # bytes of an upload that no one needs
 

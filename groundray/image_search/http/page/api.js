@@ -1,6 +1,7 @@
 // Requests to the service: one function that sends them, retries while the service is busy, and words every failure.
 
 const TRIES = 6;
+const AGAIN = [429, 503];
 const LONGEST_WAIT = 30; // seconds
 export const UPLOAD_LIMIT = 10e6; // bytes, as the service has it
 
@@ -16,7 +17,7 @@ export class Failure extends Error {
  * Send a request and return its JSON response.
  *
  * A File among the fields makes the request a POST. List fields are repeated; null and undefined fields are omitted.
- * A busy service (503) is asked again after its Retry-After.
+ * A service that is busy (503), or that this client asks too often (429), is asked again after its Retry-After.
  *
  * @param {string} path relative to the page
  * @param {Object<string, string|number|File|Array|null>} fields
@@ -36,7 +37,7 @@ export async function ask(path, fields = {}, { signal, waiting } = {}) {
   for (let tries = 1; ; tries += 1) {
     const answer = await reach(url, form ? { method: "POST", body: form, signal } : { signal });
     if (answer.ok) return answer.json();
-    if (answer.status !== 503 || tries === TRIES) throw new Failure(await said(answer), answer.status);
+    if (!AGAIN.includes(answer.status) || tries === TRIES) throw new Failure(await said(answer), answer.status);
     const seconds = wait(answer.headers.get("Retry-After"));
     waiting?.(seconds);
     await sleep(seconds * 1000, signal);

@@ -10,7 +10,6 @@ import { openSearch } from "./search.js";
 import { openSpace } from "./space.js";
 import { openWhy } from "./why.js";
 
-const SUGGESTED = 6; // words to try
 const LISTED = 3000; // words that a field completes
 
 /** A value that is requested on first use, and again after a failure. */
@@ -27,18 +26,8 @@ function once(question) {
 
 const words = once(() => ask("words", { axes: 5 }));
 
-/** Words to try: of each category the most concrete one, the most concrete categories first. */
-function suggested(listed) {
-  const best = new Map();
-  for (const word of [...listed].sort((one, other) => (other.concreteness ?? 0) - (one.concreteness ?? 0))) {
-    const category = word.category ?? word.text;
-    if (!best.has(category)) best.set(category, word.text);
-  }
-  return [...best.values()].slice(0, SUGGESTED);
-}
-
 const suggestions = words().then(
-  ({ words: listed }) => suggested(listed),
+  ({ suggested }) => suggested,
   () => [],
 );
 
@@ -71,8 +60,14 @@ const app = {
       history[push ? "pushState" : "replaceState"](null, "", noted[tab]);
   },
 
-  /** The last state of a tab. */
-  noted: (tab) => new URLSearchParams(noted[tab]?.split("?")[1] ?? ""),
+  /** The last state of a tab; several texts of a search are joined to one. */
+  noted(tab) {
+    const values = new URLSearchParams(noted[tab]?.split("?")[1] ?? "");
+    if (values.has("text")) values.set("text", values.getAll("text").join(" "));
+    return values;
+  },
+
+  address,
 };
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -80,8 +75,11 @@ const names = tabs.map((tab) => tab.getAttribute("aria-controls"));
 const noted = {};
 let shown = null;
 
+/** The address of a view. A value that is a list is repeated; empty ones are left out. */
 function address(tab, values) {
-  const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const given = Object.entries(values)
+    .flatMap(([name, value]) => [value].flat().map((one) => [name, one]))
+    .filter(([, value]) => value !== null && value !== undefined && value !== "");
   const query = new URLSearchParams(given).toString();
   return `#${tab}${query && `?${query}`}`;
 }
@@ -99,8 +97,9 @@ function follow() {
     document.getElementById(names[index]).hidden = !selected;
   });
   document.title = `${tabs[names.indexOf(tab)].textContent.trim()} · groundray`;
-  noted[tab] = address(tab, Object.fromEntries(new URLSearchParams(query)));
-  app.views[tab].show(new URLSearchParams(query));
+  const values = new URLSearchParams(query);
+  noted[tab] = `#${tab}${query && `?${values}`}`;
+  app.views[tab].show(values);
 }
 
 function openTab(index) {
@@ -131,8 +130,8 @@ watchDropsAndPastes((file) =>
 
 const { about } = parts(document.querySelector("header"));
 ask("healthz")
-  .then(({ model, images, words: count }) => {
-    about.textContent = `${model} · ${counted(images, "picture")} · ${counted(count, "word")}`;
+  .then(({ model, kind, images, words: count }) => {
+    about.textContent = `${model}${kind === "groundray" ? "" : ` (${kind})`} · ${counted(images, "picture")} · ${counted(count, "word")}`;
     about.hidden = false;
   })
   .catch(() => {}); // whatever is wrong, the tab says so

@@ -346,6 +346,6 @@ function colours() {
     card: named("card"),
     word: named("word"),
     font: named("sans"),
-    dark: matchMedia("(prefers-color-scheme: dark)").matches,
+    dark: document.documentElement.dataset.theme === "dark",
   };
 }

@@ -1,9 +1,14 @@
 // Pictures of the pool, pictures of this device, and the dialog that chooses one.
 
 import { Failure, UPLOAD_LIMIT, ask } from "./api.js";
+import { openCamera } from "./camera.js";
 import { make, parts, trouble } from "./elements.js";
 
 const POOL = 24;
+
+// the version of the pool, of which a browser keeps pictures for good; the service writes it into the page
+const version = document.querySelector('meta[name="pool"]')?.content;
+const VERSION = version ? `?v=${encodeURIComponent(version)}` : "";
 
 /**
  * A query picture: one of the pool by id, or a file of this device.
@@ -16,7 +21,12 @@ const own = new Map(); // the files of this visit, by name
 /** @returns {Picture} */
 export function ofPool(id) {
   const place = encodeURIComponent(id);
-  return { id, file: null, url: `images/${place}`, thumbnail: `thumbnails/${place}`, name: id };
+  return { id, file: null, url: `images/${place}${VERSION}`, thumbnail: `thumbnails/${place}${VERSION}`, name: id };
+}
+
+/** What a found picture is ranked by: its match, where match maps ranked it again, or else its cosine. */
+export function rankedBy({ match, score }) {
+  return match ?? score;
 }
 
 /**
@@ -70,6 +80,8 @@ export function openChooser() {
   const dialog = document.getElementById("chooser");
   const part = parts(dialog);
   let seed = 0;
+  let next = 0; // offset of the next page of the pool, null after the last one
+  let camera = null;
   let resolve = () => {};
 
   const finish = (picture) => {
@@ -84,27 +96,73 @@ export function openChooser() {
       trouble(part.trouble, failure);
     }
   };
-  const fill = async () => {
+  /** Add a page of the pool, in the order of `seed`; the focus goes to its first picture if `button` had it. */
+  const fill = async (button = null) => {
     part.pool.setAttribute("aria-busy", "true");
     try {
-      const { results } = await ask("pool", { k: POOL, seed });
-      part.pool.replaceChildren(...results.map(({ id }) => thumbnailButton(ofPool(id), `Picture ${id}`, finish)));
+      const { results, next: after } = await ask("pool", { k: POOL, seed, offset: next });
+      const buttons = results.map(({ id }) => thumbnailButton(ofPool(id), `Picture ${id}`, finish));
+      if (next === 0) part.pool.replaceChildren(...buttons);
+      else part.pool.append(...buttons);
+      next = after;
+      part.morePool.hidden = next === null;
+      if (button) buttons[0]?.focus();
       trouble(part.trouble, null);
     } catch (failure) {
-      trouble(part.trouble, failure, fill);
+      trouble(part.trouble, failure, () => fill());
     }
     part.pool.removeAttribute("aria-busy");
   };
 
-  part.file.addEventListener("change", () => {
-    if (part.file.files.length) take(part.file.files[0]);
-    part.file.value = "";
+  const closeCamera = () => {
+    camera?.stop();
+    camera = null;
+    part.camera.hidden = true;
+  };
+  part.openCamera.addEventListener("click", async () => {
+    trouble(part.trouble, null);
+    closeCamera();
+    part.camera.hidden = false;
+    try {
+      const opened = await openCamera(part.video);
+      if (!dialog.open || part.camera.hidden) opened.stop(); // it was closed meanwhile
+      else {
+        camera = opened;
+        part.still.focus();
+      }
+    } catch (failure) {
+      part.camera.hidden = true;
+      if (dialog.open) trouble(part.trouble, failure);
+    }
   });
+  part.still.addEventListener("click", async () => {
+    try {
+      if (camera) take(await camera.still());
+    } catch (failure) {
+      trouble(part.trouble, failure);
+    }
+  });
+  part.closeCamera.addEventListener("click", () => {
+    closeCamera();
+    part.openCamera.focus();
+  });
+
+  for (const input of [part.file, part.capture]) {
+    input.addEventListener("change", () => {
+      if (input.files.length) take(input.files[0]);
+      input.value = "";
+    });
+  }
   part.others.addEventListener("click", () => {
     seed += 1;
+    next = 0;
     fill();
   });
-  dialog.addEventListener("close", () => finish(null));
+  part.morePool.addEventListener("click", () => fill(part.morePool));
+  dialog.addEventListener("close", () => {
+    closeCamera();
+    finish(null);
+  });
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close();
   });
@@ -136,6 +194,7 @@ export function thumbnailButton(picture, label, choose) {
   const image = make("img", { src: picture.thumbnail, alt: "", loading: "lazy", decoding: "async" });
   const button = make("button", { type: "button", "aria-label": label }, image);
   button.addEventListener("click", () => choose(picture));
+  image.addEventListener("error", () => button.remove());
   return button;
 }
 

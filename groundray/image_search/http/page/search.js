@@ -1,29 +1,38 @@
-// The Search tab: a picture, a word, and the mixes between them. All steps are requested at once, so that moving the
-// slider sends no request.
+// The Search tab: a picture, words, and the mixes between them. The first results of all steps are requested at once, so
+// that moving the slider sends no request; further ones page by page, for the step that is shown.
 
 import { ask, latest, paused } from "./api.js";
 import { chips, clone, counted, figure, make, parts, trouble } from "./elements.js";
+import { openFilters } from "./filters.js";
 import { arrange } from "./motion.js";
-import { asked, noted, ofPool, recalled } from "./pictures.js";
+import { asked, noted, ofPool, rankedBy, recalled } from "./pictures.js";
+import { saveGrid, saveStrip } from "./saving.js";
+import { ALPHAS, STEPS, openStrip } from "./strip.js";
 
-const STEPS = 20; // alpha moves by 1/20, as in the paper
-const ALPHAS = Array.from({ length: STEPS + 1 }, (_, step) => step / STEPS);
-const FIRST = 24; // results; each "more" doubles them
-const MOST = 200; // the service's limit
-const STACKED = 3; // pictures in a column of the strip
-const NARROWEST = 46; // pixels of a column
+const FIRST = 24; // results
+const PAGE = 48; // that each "more" adds
+const MOST = 10000; // results: the service's limit
+const TEXTS = 8; // words or phrases: the service's limit
 const PLAY = 280; // milliseconds a step
+const COSINE = "cosine with the query";
+const MATCH = "match with the query, in standard deviations above the mean of the pool";
 
 export function openSearch(root, app) {
   const part = parts(root);
-  const query = { picture: null, text: "", step: STEPS / 2 };
-  let shown = FIRST;
-  let answers = []; // one an alpha of the way, or a single one
+  const query = { picture: null, texts: [], without: "", step: STEPS / 2 };
+  let answers = []; // {found, shown, more}: one an alpha of the way, or a single one; the results shown are the first
   let playing = null;
 
   // ---- requests
-  const mixed = () => query.picture !== null && query.text !== "";
-  const empty = () => query.picture === null && query.text === "";
+  const mixed = () => query.picture !== null && query.texts.length > 0;
+  const empty = () => query.picture === null && query.texts.length === 0;
+  const fields = () => ({
+    ...asked(query.picture),
+    text: query.texts,
+    without: query.without || null,
+    filter: filters.conditions(),
+  });
+  const waiting = (seconds) => say(`The service is busy: trying again in ${Math.ceil(seconds)} s.`);
 
   const search = latest(async (signal) => {
     describe();
@@ -36,11 +45,11 @@ export function openSearch(root, app) {
     }
     root.setAttribute("aria-busy", "true");
     try {
-      const fields = { ...asked(query.picture), text: query.text, k: Math.min(MOST, shown + 1) };
-      const waiting = (seconds) => say(`The service is busy: trying again in ${Math.ceil(seconds)} s.`);
-      const found = await ask("search", mixed() ? { ...fields, alpha: ALPHAS } : fields, { signal, waiting });
-      answers = found.answers.map(({ results }) => withoutQuery(results));
-      draw(found.milliseconds);
+      const k = FIRST + 1; // the query picture is nearest to itself, and left out
+      const alpha = mixed() ? ALPHAS : null;
+      const told = await ask("search", { ...fields(), k, alpha }, { signal, waiting });
+      answers = told.answers.map(({ results }) => ({ found: results, shown: FIRST, more: results.length === k }));
+      draw(told.milliseconds);
       warm();
     } catch (failure) {
       if (signal.aborted) return;
@@ -53,12 +62,36 @@ export function openSearch(root, app) {
   });
   const soon = paused(220, search);
 
-  /** The results without the query picture, which is always nearest to itself. */
-  const withoutQuery = (results) => results.filter(({ id }) => id !== query.picture?.id).slice(0, shown);
+  /** Add a page of results to the step that is shown. */
+  const more = latest(async (signal, answer) => {
+    trouble(part.trouble, null);
+    part.more.setAttribute("aria-busy", "true");
+    try {
+      const offset = answer.found.length;
+      const k = Math.min(PAGE, MOST - offset);
+      const wanted = { ...fields(), k, offset, alpha: mixed() ? alpha() : null };
+      const told = await ask("search", wanted, { signal, waiting });
+      const { results } = told.answers[0];
+      if (!answers.includes(answer)) return; // there is another query by now
+      const first = ranked(answer).length;
+      answer.found.push(...results);
+      answer.shown += PAGE;
+      answer.more = results.length === k && answer.found.length < MOST;
+      draw(told.milliseconds);
+      part.grid.children[first]?.querySelector(".open").focus();
+    } catch (failure) {
+      if (!signal.aborted) trouble(part.trouble, failure, () => more(answer));
+    } finally {
+      if (!signal.aborted) part.more.removeAttribute("aria-busy");
+    }
+  });
+
+  /** The results that are shown: without the query picture, which is always nearest to itself. */
+  const ranked = ({ found, shown }) => found.filter(({ id }) => id !== query.picture?.id).slice(0, shown);
 
   /** Prefetch the thumbnails of all steps, so that moving the slider shows no gaps. */
   const warm = () => {
-    const ids = new Set(answers.flatMap((results) => results.slice(0, FIRST).map(({ id }) => id)));
+    const ids = new Set(answers.flatMap((answer) => ranked(answer).map(({ id }) => id)));
     for (const id of ids) new Image().src = ofPool(id).thumbnail;
   };
 
@@ -66,36 +99,44 @@ export function openSearch(root, app) {
   const say = (text) => {
     part.status.textContent = text;
   };
-  const alpha = () => (mixed() ? query.step / STEPS : query.text ? 1 : 0);
-  const results = () => answers[mixed() ? query.step : 0] ?? [];
+  const alpha = () => (mixed() ? query.step / STEPS : query.texts.length ? 1 : 0);
+  const answer = () => answers[mixed() ? query.step : 0];
+  const results = () => (answer() ? ranked(answer()) : []);
+  const words = () => query.texts.map(quoted).join(" and ");
 
   /** The query: picture, equation, and a hint at what is missing. */
   const describe = () => {
-    const { picture, text } = query;
+    const { picture, texts, without } = query;
     part.picture.hidden = !picture;
     part.noPicture.hidden = Boolean(picture);
     part.noMorePicture.hidden = !picture;
     if (picture) part.picture.src = picture.url;
     part.pictureName.textContent = picture ? picture.name : "none";
-    if (part.text.value.trim() !== text) part.text.value = text;
+    part.pictureName.title = picture ? picture.name : "";
+    const count = filters.conditions().length;
+    const set = [without && `without ${quoted(without)}`, count && counted(count, "condition")];
+    part.set.textContent = set.filter(Boolean).join(", ");
+    part.another.hidden = texts.length === 0 || part.words.children.length >= TEXTS - 1;
     root.style.setProperty("--alpha", alpha());
     part.alpha.value = query.step / STEPS;
     const share = Math.round(alpha() * 100);
     part.alpha.setAttribute("aria-valuetext", `${figure(alpha())}: ${100 - share} % picture, ${share} % word`);
-    const pole = (name, words) => make("span", { class: `of-${name}` }, words);
+    const pole = (name, told) => make("span", { class: `of-${name}` }, told);
+    const left = without ? [` without ${quoted(without)}`] : [];
     if (mixed()) {
       part.equation.replaceChildren(
         "Q = ",
-        pole("picture", `${figure(1 - alpha())} · picture`),
+        pole("picture", `${figure(1 - alpha())}\u00a0·\u00a0picture`),
         " + ",
-        pole("word", `${figure(alpha())} · ${quoted(text)}`),
+        pole("word", `${figure(alpha())}\u00a0·\u00a0${words()}`),
+        ...left,
       );
-      part.explained.textContent = "The slider sets α. Below are the pictures by their cosine with Q.";
+      part.explained.textContent = "The slider sets α. Below are the pictures nearest to Q, best first.";
     } else if (empty()) {
       part.equation.replaceChildren("Q = ", pole("picture", "(1 − α) · picture"), " + ", pole("word", "α · word"));
       part.explained.textContent = "Choose a picture, type a word, or do both.";
     } else {
-      part.equation.replaceChildren("Q = ", picture ? pole("picture", "picture") : pole("word", quoted(text)));
+      part.equation.replaceChildren("Q = ", picture ? pole("picture", "picture") : pole("word", words()), ...left);
       part.explained.textContent = picture
         ? "Type a word to move from the picture to it."
         : "Choose a picture to move from it to the word.";
@@ -104,16 +145,19 @@ export function openSearch(root, app) {
 
   const draw = (milliseconds = null) => {
     part.path.hidden = !(mixed() && answers.length === ALPHAS.length);
-    drawStrip();
+    if (!part.path.hidden) strip.draw(answers.map(ranked), query.step);
     drawGrid();
     const found = results().length;
-    part.more.hidden = found < shown || shown >= MOST;
+    part.saveGrid.hidden = !found;
     if (milliseconds !== null) {
-      say(found ? `${counted(found, "picture")}, nearest first · answered in ${milliseconds.toFixed(0)} ms` : "");
+      const none = filters.conditions().length ? "No picture meets these conditions." : "";
+      const order = results()[0]?.match == null ? "nearest first" : "the nearest ranked again by their match maps";
+      say(found ? `${counted(found, "picture")}, ${order} · answered in ${milliseconds.toFixed(0)} ms` : none);
     } else if (!found) say("");
   };
 
   const drawGrid = () => {
+    part.more.hidden = !answer()?.more;
     if (empty()) {
       part.grid.replaceChildren(
         make(
@@ -131,66 +175,44 @@ export function openSearch(root, app) {
     const picture = ofPool(id);
     const item = clone("result");
     item.querySelector("img").src = picture.thumbnail;
-    item.querySelector(".open").addEventListener("click", () => app.go("why", { image: id, text: query.text }));
+    item.querySelector(".open").addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // a tab or window of its own
+      event.preventDefault();
+      app.go("why", why(id));
+    });
     const use = item.querySelector(".use");
     use.title = "Search with this picture";
     use.setAttribute("aria-label", `Search with picture ${id}`);
     use.addEventListener("click", () => take(picture));
     return item;
   };
-  const update = (item, { id, score }, index) => {
+  /** The view that shows why a picture was found: its match maps, also of what it should not show. */
+  const why = (id) => ({ image: id, text: [...query.texts, query.without].filter(Boolean).join(" ") });
+  const update = (item, hit, index) => {
+    const { id } = hit;
+    item.querySelector(".open").setAttribute("href", app.address("why", why(id)));
     item.querySelector(".rank").textContent = index + 1;
-    item.querySelector(".score").textContent = figure(score);
-    item.querySelector(".open .bar").style.setProperty("--value", score);
+    const shown = figure(rankedBy(hit));
+    item.querySelector(".score").textContent = shown;
+    item.querySelector(".score").title = hit.match == null ? COSINE : `${MATCH}; cosine ${figure(hit.score)}`;
+    const full = hit.match == null ? 1 : Math.max(results()[0].match, 1e-6);
+    item.querySelector(".open .bar").style.setProperty("--value", Math.max(0, rankedBy(hit) / full));
     item
       .querySelector(".open")
-      .setAttribute("aria-label", `Rank ${index + 1}: picture ${id}, score ${figure(score)}. See why`);
-  };
-
-  const drawStrip = () => {
-    if (part.path.hidden) return;
-    const stride = [1, 2, 5].find((every) => part.strip.clientWidth / (STEPS / every + 1) >= NARROWEST) ?? 5;
-    const steps = ALPHAS.map((_, step) => step).filter((step) => step % stride === 0);
-    part.path.style.setProperty("--columns", steps.length);
-    while (part.strip.children.length > steps.length) part.strip.lastChild.remove();
-    while (part.strip.children.length < steps.length) part.strip.append(column());
-    steps.forEach((step, place) => {
-      const button = part.strip.children[place];
-      button.dataset.step = step;
-      const first = answers[step].slice(0, STACKED);
-      [...button.querySelectorAll("img")].forEach((image, rank) => {
-        image.hidden = !first[rank];
-        const source = first[rank] && ofPool(first[rank].id).thumbnail;
-        if (source && image.getAttribute("src") !== source) image.setAttribute("src", source);
-      });
-      button.querySelector(".at").textContent = figure(step / STEPS).replace(/0$/, "");
-      button.setAttribute("aria-label", `Alpha ${figure(step / STEPS)}: first is picture ${first[0]?.id}`);
-    });
-    mark(stride);
-  };
-  const column = () => {
-    const images = Array.from({ length: STACKED }, () => make("img", { alt: "", decoding: "async" }));
-    const button = make("button", { type: "button", tabindex: "-1" }, ...images, make("span", { class: "at" }));
-    button.addEventListener("click", () => {
-      pause();
-      move(Number(button.dataset.step));
-    });
-    return button;
-  };
-  /** Mark the column nearest to the slider. */
-  const mark = (stride = (part.strip.children[1]?.dataset.step ?? 1) - 0) => {
-    const nearest = Math.round(query.step / stride) * stride;
-    for (const button of part.strip.children) {
-      if (Number(button.dataset.step) === nearest) button.setAttribute("aria-current", "true");
-      else button.removeAttribute("aria-current");
-    }
+      .setAttribute("aria-label", `Rank ${index + 1}: picture ${id}, score ${shown}. See why`);
   };
 
   // ---- events
   const note = (push = false) =>
     app.note(
       "search",
-      { ...noted(query.picture), text: query.text || null, alpha: mixed() ? query.step / STEPS : null },
+      {
+        ...noted(query.picture),
+        text: query.texts,
+        without: query.without,
+        alpha: mixed() ? query.step / STEPS : null,
+        ...filters.noted(),
+      },
       push,
     );
 
@@ -198,21 +220,40 @@ export function openSearch(root, app) {
     if (step === query.step) return;
     query.step = step;
     describe();
-    mark();
+    strip.mark(query.step);
     drawGrid();
     note();
   };
   const take = (picture) => {
     pause();
     query.picture = picture;
-    shown = FIRST;
     note(true);
     search();
   };
-  const write = (text, now = false) => {
+  /** Write the words of the query into their fields, unless they are there. */
+  const write = () => {
+    const rest = query.texts.slice(1);
+    if (part.text.value.trim() !== (query.texts[0] ?? "")) part.text.value = query.texts[0] ?? "";
+    if (others().join("\n") !== rest.join("\n")) part.words.replaceChildren(...rest.map(field));
+    if (part.without.value.trim() !== query.without) part.without.value = query.without;
+  };
+  const others = () => [...part.words.querySelectorAll("input")].map(({ value }) => value.trim()).filter(Boolean);
+  /** A field for one more word. */
+  const field = (text = "") => {
+    const item = clone("word");
+    item.querySelector("input").value = text;
+    item.querySelector("button").addEventListener("click", () => {
+      item.remove();
+      (part.words.querySelector("input") ?? part.text).focus();
+      read(true);
+    });
+    return item;
+  };
+  /** Take what the fields hold, and search: at once, or when typing pauses. */
+  const read = (now = false) => {
     pause();
-    query.text = text.trim();
-    shown = FIRST;
+    query.texts = [part.text.value.trim(), ...others()].filter(Boolean);
+    query.without = part.without.value.trim();
     describe();
     note();
     if (now) soon.now();
@@ -249,32 +290,65 @@ export function openSearch(root, app) {
     take(null);
     part.choose.focus();
   });
-  part.text.addEventListener("input", () => write(part.text.value));
-  part.text.addEventListener("keydown", (event) => {
-    if (event.key === "Enter") write(part.text.value, true);
+  for (const place of [part.text, part.words, part.without]) {
+    place.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && event.target.matches("input")) read(true);
+    });
+  }
+  part.text.addEventListener("input", () => read());
+  part.words.addEventListener("input", () => read());
+  part.another.addEventListener("click", () => {
+    part.words.append(field());
+    part.words.lastChild.querySelector("input").focus();
+    part.another.hidden = part.words.children.length >= TEXTS - 1;
   });
+  const strip = openStrip(part.path, part.strip, (step) => {
+    pause();
+    move(step);
+  });
+  const filters = openFilters(part.filters, () => read());
   part.alpha.addEventListener("input", () => {
     pause();
     move(Math.round(part.alpha.value * STEPS));
   });
   part.play.addEventListener("click", () => (playing === null ? play() : pause()));
-  part.more.addEventListener("click", () => {
-    shown = Math.min(MOST, shown * 2);
-    search();
+  part.more.addEventListener("click", () => more(answer()));
+  const saving = (button, save) =>
+    button.addEventListener("click", async () => {
+      trouble(part.trouble, null);
+      button.disabled = true;
+      try {
+        await save();
+      } catch (failure) {
+        trouble(part.trouble, failure);
+      }
+      button.disabled = false;
+    });
+  saving(part.saveStrip, () => {
+    const left = query.without ? ` without ${quoted(query.without)}` : "";
+    const title = `Q = (1 − α) · picture + α · ${words()}${left}`;
+    return saveStrip(title, query.picture, query.texts, answers.map(ranked), ALPHAS);
   });
+  saving(part.saveGrid, () => saveGrid(part.equation.textContent, query.picture, results()));
   let width = 0;
   new ResizeObserver(([entry]) => {
-    if (entry.contentRect.width !== width && answers.length === ALPHAS.length) drawStrip();
+    if (entry.contentRect.width !== width && answers.length === ALPHAS.length) draw();
     width = entry.contentRect.width;
   }).observe(part.path);
-  app.suggestions.then((words) => chips(part.suggestions, words, (word) => write(word, true)));
+  app.suggestions.then((words) => chips(part.suggestions, words, (word) => choose(word)));
+
+  const choose = (word) => {
+    part.text.value = word;
+    read(true);
+  };
 
   let fresh = true; // nothing was shown yet
   const begin = async () => {
     const example = await app.example().catch(() => null); // the search itself says what is wrong
     if (!example || !empty()) return;
     query.picture = example.image ? ofPool(example.image) : null;
-    query.text = example.text ?? "";
+    query.texts = example.text ? [example.text] : [];
+    write();
     note();
     search();
   };
@@ -291,10 +365,16 @@ export function openSearch(root, app) {
         query.picture = null;
         queueMicrotask(() => trouble(part.trouble, failure));
       }
-      query.text = (values.get("text") ?? "").trim();
+      query.texts = values
+        .getAll("text")
+        .map((text) => text.trim())
+        .filter(Boolean);
+      query.without = (values.get("without") ?? "").trim();
+      write();
+      filters.show(values);
+      part.limits.open ||= query.without !== "" || filters.conditions().length > 0;
       const named = Number(values.get("alpha") ?? 0.5);
       query.step = Math.round(Math.min(1, Math.max(0, Number.isFinite(named) ? named : 0.5)) * STEPS);
-      shown = FIRST;
       search();
       if (fresh && values.size === 0) begin();
       fresh = false;

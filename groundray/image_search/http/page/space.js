@@ -13,6 +13,9 @@ const ROWS = 1000; // of the table
 const WIDE = 900; // pixels of the page from which it begins with both models
 const SIDE_BY_SIDE = 560; // pixels of the plot from which both fit beside each other
 const [BEFORE, AFTER] = ["before", "after"];
+const ALONE =
+  "Each point is a word, as the model's text tower places it among pictures and texts. This model was not grounded here, " +
+  "so there is no before and after.";
 
 export function openSpace(root, app) {
   const part = parts(root);
@@ -109,6 +112,7 @@ export function openSpace(root, app) {
     else app.suggestions.then((words) => chips(part.suggestions, words, choose));
     part.tableOfWords.hidden = false;
     form.models.hidden = data.single;
+    if (data.alone) part.lede.textContent = ALONE;
   };
 
   const draw = () => {
@@ -132,7 +136,7 @@ export function openSpace(root, app) {
   /** Draw the words at their current places; labels are laid out when they rest. */
   const plot = (rest) => {
     const panels = drawn.single
-      ? [{ share: drawn.share, name: drawn.share < 0.5 ? "Before grounding" : "After grounding" }]
+      ? [{ share: drawn.share, name: title(drawn.share < 0.5 ? BEFORE : AFTER) }]
       : [
           { share: 0, name: "Before grounding" },
           { share: 1, name: "After grounding" },
@@ -203,6 +207,10 @@ export function openSpace(root, app) {
     if (drawn) requestAnimationFrame(() => plot(true)); // the plot's width has changed
   };
 
+  /** The name of a model, for display. */
+  const title = (name) =>
+    data.alone ? "In the text tower" : name === BEFORE ? "Before grounding" : "After grounding";
+
   const neighbours = (name, words, target) => {
     const items = words.map(({ text, cosine }) => {
       const bar = make("span", { class: "bar", "aria-hidden": "true" });
@@ -220,7 +228,7 @@ export function openSpace(root, app) {
     return make(
       "div",
       { class: name },
-      make("h4", {}, name === BEFORE ? "Before grounding" : "After grounding"),
+      make("h4", {}, title(name)),
       make("ol", {}, ...items),
     );
   };
@@ -275,7 +283,7 @@ export function openSpace(root, app) {
     if (drawn && entry.contentRect.width && entry.contentRect.width !== width) plot(true);
     width = entry.contentRect.width;
   }).observe(part.plot);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn && draw());
+  addEventListener("theme", () => drawn && draw());
 
   return {
     /** Show the view of an address. */
@@ -307,7 +315,7 @@ let loading = null;
 /** Plotly, loaded on first use, since it is large. */
 function loadPlotly() {
   loading ??= new Promise((resolve, reject) => {
-    const script = make("script", { src: "static/plotly.min.js" });
+    const script = make("script", { src: new URL("plotly.min.js", import.meta.url).href });
     script.addEventListener("load", resolve);
     script.addEventListener("error", () => {
       loading = null;
@@ -344,6 +352,7 @@ function arranged({ models: served, axes, words, phrases = [], left_out: leftOut
   return {
     models,
     single: served.length === 1,
+    alone: served[0] === "text tower", // of a model that was not grounded here: there is no before and after
     leftOut,
     axes: count,
     explained: models.map((model) => axes.find((one) => one.model === model).explained),

@@ -8,6 +8,7 @@ import { asked, noted, ofPool, recalled, thumbnailButton } from "./pictures.js";
 
 const OTHERS = 12;
 const LIGHTING = 240; // milliseconds
+const PRESENCE = { present: "in this picture", absent: "not in this picture", unclear: "unclear" };
 
 export function openWhy(root, app) {
   const part = parts(root);
@@ -17,6 +18,7 @@ export function openWhy(root, app) {
   let pointed = null; // the token that is pointed at or focused
   let place = null; // the cell of the map that is pointed at
   let lit = null; // what the canvas shows
+  let broken = null; // address of a picture that cannot be shown
   const light = tween(LIGHTING);
 
   // ---- requests
@@ -41,12 +43,17 @@ export function openWhy(root, app) {
       if (signal.aborted) return;
       take(null);
       say("");
-      trouble(part.trouble, failure, compare);
+      trouble(part.trouble, failure, again);
     } finally {
       if (!signal.aborted) root.removeAttribute("aria-busy");
     }
   });
   const soon = paused(260, compare);
+  const again = () => {
+    if (broken) part.picture.removeAttribute("src"); // it is loaded again
+    broken = null;
+    compare();
+  };
 
   // ---- display
   const say = (text) => {
@@ -55,10 +62,11 @@ export function openWhy(root, app) {
 
   const describe = () => {
     const { picture, text } = query;
-    part.choose.hidden = Boolean(picture);
-    part.frame.hidden = !picture;
-    part.chooseOther.hidden = !picture;
-    part.findLike.hidden = !picture;
+    const visible = picture !== null && picture.url !== broken;
+    part.choose.hidden = visible;
+    part.frame.hidden = !visible;
+    part.chooseOther.hidden = !visible;
+    part.findLike.hidden = !visible;
     if (picture && part.picture.getAttribute("src") !== picture.url) {
       part.picture.src = picture.url;
       part.picture.alt = `Picture ${picture.name}`;
@@ -96,10 +104,9 @@ export function openWhy(root, app) {
       width: percent(right - left),
       height: percent(bottom - top),
     });
-    part.similarity.textContent = figure(answer.similarity);
-    part.sumExplained.textContent =
-      "is how well text and picture match: the mean over the words, each at its best place.";
-    say(tokens.length ? "" : "No word of this text is known to the model.");
+    part.mean.textContent = figure(answer.mean);
+    part.sumExplained.textContent = "is the mean over the words, each at its best place.";
+    say(tokens.length ? leftOut(query.text, tokens) : "No word of this text is known to the model.");
     part.tokens.replaceChildren(...tokens.map(tokenButton));
     drawTokens();
     show();
@@ -108,6 +115,8 @@ export function openWhy(root, app) {
   const tokenButton = (token, index) => {
     const button = clone("token");
     button.querySelector(".word").textContent = token.text;
+    button.querySelector(".presence").textContent = told(token);
+    button.dataset.presence = token.presence;
     button.addEventListener("pointerenter", () => point(index));
     button.addEventListener("pointerleave", () => point(null));
     button.addEventListener("focus", () => point(index));
@@ -126,7 +135,7 @@ export function openWhy(root, app) {
     return button;
   };
 
-  /** A small map for each word; they share a colour scale unless each has its own. */
+  /** A small map for each word; they share the colours of the model and pool unless each has its own. */
   const drawTokens = () => {
     const small = document.createElement("canvas");
     answer.tokens.forEach((token, index) => {
@@ -154,26 +163,31 @@ export function openWhy(root, app) {
     });
   };
 
-  /**
-   * The ends of the colours for a token: of all words, or its own. They begin at 0 where values fall below it: what
-   * points away from a word matches no better than what has nothing to do with it.
-   */
-  const range = (token) => {
-    const { low, high } = part.ownScale.checked ? token : answer;
-    return { low: low < 0 && high > 0 ? 0 : low, high };
-  };
+  /** The ends of the colours for a token: those of the model and pool, or its own on this picture. */
+  const range = (token) => (part.ownScale.checked ? { low: token.low, high: token.high } : answer.scale);
 
-  /** The first word to show: the most concrete one, or without ratings the best matching one. */
+  /**
+   * The first word to show: one that is in the picture; of these one that says something and whose map has light, the
+   * most concrete, then the most unusual match.
+   */
   const first = (tokens) => {
-    const rating = ({ text, score }) => [ratings.get(text.toLowerCase()) ?? 0, score];
+    const merits = ({ text, presence, percentile, score, present_from: bound }) => [
+      ["absent", "unclear", "present"].indexOf(presence),
+      Number(bound !== null),
+      Number(score > answer.scale.low),
+      ratings.get(text.toLowerCase()) ?? 0,
+      percentile,
+      score,
+    ];
     const order = (one, other) => {
-      const [[a, b], [c, d]] = [rating(tokens[one]), rating(tokens[other])];
-      return c - a || d - b;
+      const [left, right] = [merits(tokens[one]), merits(tokens[other])];
+      const at = left.findIndex((merit, index) => merit !== right[index]);
+      return at < 0 ? 0 : right[at] - left[at];
     };
     return [...tokens.keys()].sort(order)[0];
   };
 
-  /** Highlight the word under the pointer, else the chosen one, else the first. */
+  /** Highlight the word under the pointer, else the chosen one, else one that is in the picture. */
   const show = () => {
     const tokens = answer?.tokens ?? [];
     const index = pointed ?? query.word ?? (tokens.length ? first(tokens) : null);
@@ -187,8 +201,13 @@ export function openWhy(root, app) {
       return;
     }
     const ends = range(token);
-    part.low.textContent = token.low < ends.low ? "0 or less" : figure(ends.low);
-    part.high.textContent = figure(ends.high);
+    part.low.textContent = `${figure(ends.low)}${part.ownScale.checked ? "" : " or less"}`;
+    part.high.textContent = `${figure(ends.high)}${part.ownScale.checked ? "" : " or more"}`;
+    part.scaleExplained.textContent = part.ownScale.checked
+      ? "This word's own colours, from its lowest match in this picture to its best."
+      : "The same colours for all words and pictures: what random words match at random places is dark.";
+    if (answer.crop?.join() !== "0,0,1,1")
+      part.scaleExplained.textContent += " The model sees the middle of this picture; the rest is grey.";
     const [row, column] = token.peak;
     Object.assign(part.peak.style, {
       left: percent(answer.first + column * answer.step),
@@ -228,20 +247,19 @@ export function openWhy(root, app) {
     tokens.forEach((token, at) => {
       const button = part.tokens.children[at];
       button.querySelector(".score").textContent = figure(value(token));
-      button.querySelector(".bar").style.setProperty("--value", value(token) / Math.max(answer.high, 1e-9));
+      const { low, high } = answer.scale;
+      button.querySelector(".bar").style.setProperty("--value", (value(token) - low) / Math.max(high - low, 1e-9));
       button.setAttribute("aria-pressed", String(at === query.word));
-      button.setAttribute("aria-label", `${token.text}, best match ${figure(token.score)}`);
+      button.setAttribute("aria-label", `${token.text}, ${told(token) || "no"}, best match ${figure(token.score)}`);
       button.classList.toggle("shown", at === index);
     });
     if (!tokens.length) return;
     if (place) {
       const ranked = [...tokens].sort((one, other) => value(other) - value(one)).slice(0, 3);
-      const told = ranked.map((token) => `${token.text} ${figure(value(token))}`);
-      part.reading.textContent = `At this place: ${told.join(", ")}.`;
+      const matches = ranked.map((token) => `${token.text} ${figure(value(token))}`);
+      part.reading.textContent = `At this place: ${matches.join(", ")}.`;
     } else {
-      const { text, score, low } = tokens[index];
-      const [best, least] = [figure(score), figure(low)];
-      part.reading.textContent = `“${text}” matches best in the ring, ${best}, and least elsewhere, ${least}.`;
+      part.reading.textContent = reading(tokens[index]);
     }
   };
 
@@ -289,8 +307,8 @@ export function openWhy(root, app) {
 
   part.choose.addEventListener("click", chooseByDialog);
   part.picture.addEventListener("error", () => {
-    part.frame.hidden = true; // the comparison says what is wrong with it
-    part.choose.hidden = false;
+    broken = query.picture?.url ?? null; // the comparison says what is wrong with it
+    describe();
   });
   part.chooseOther.addEventListener("click", chooseByDialog);
   part.findLike.addEventListener("click", () => app.go("search", { ...noted(query.picture), text: query.text }));
@@ -358,18 +376,36 @@ export function openWhy(root, app) {
   };
 }
 
-/** An answer with each token's map as a flat array, and the minimum and maximum of each and of all. */
+/** An answer with each token's map as a flat array, and its minimum and maximum. */
 function measured(answer) {
   const tokens = answer.tokens.map((token) => {
     const values = Float32Array.from(token.map.flat());
     return { ...token, values, low: Math.min(...values), high: Math.max(...values) };
   });
-  return {
-    ...answer,
-    tokens,
-    low: Math.min(...tokens.map(({ low }) => low)),
-    high: Math.max(...tokens.map(({ high }) => high)),
-  };
+  return { ...answer, tokens };
+}
+
+/** Whether a word is in the picture, in a few words; nothing of a word that matches all pictures nearly alike. */
+function told({ presence, present_from: bound }) {
+  return bound === null ? "" : PRESENCE[presence];
+}
+
+/** A sentence about the words at the end of a text that the model does not read; empty if it reads all. */
+function leftOut(text, tokens) {
+  const rest = [...text].slice(Math.max(...tokens.map(({ end }) => end))).join("").trim(); // code points, as in Python
+  if (!/[\p{L}\p{N}]/u.test(rest)) return "";
+  const shown = rest.length > 80 ? `${rest.slice(0, 79)}…` : rest;
+  return `The text is longer than the model reads. Left out: “${shown}”`;
+}
+
+/** A sentence about a word's best match. */
+function reading({ text, score, percentile, presence, present_from: bound }) {
+  const best = `its best match, ${figure(score)} at the marked place,`;
+  const [lower, higher] = [Math.floor(percentile), Math.floor(100 - percentile)];
+  if (bound === null) return `By itself, “${text}” matches all pictures nearly alike: ${best} says little about this one.`;
+  if (presence === "absent") return `“${text}” is not in this picture: ${best} is below that on ${higher} % of pictures.`;
+  const above = `${best} is above that on ${lower} % of the pool's pictures.`;
+  return presence === "present" ? `“${text}” is in this picture: ${above}` : `“${text}” may be in this picture: ${above}`;
 }
 
 function percent(share) {
