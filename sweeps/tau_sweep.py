@@ -1,7 +1,7 @@
 """Sweep the temperature of grounding: `python sweeps/tau_sweep.py [--space ...] [--seeds N] [--any.setting VALUE]`.
 
 The temperature changes the scale of the loss, so recall compares the trials. Without `--config` they are runs of the
-demo with half its epochs, which is enough to tell temperatures apart.
+demo with a third of its epochs, which is enough to tell temperatures apart.
 """
 
 import sys
@@ -17,8 +17,8 @@ if __name__ == "__main__":
                 metric="grounding/text_to_image/recall@10",
                 name="tau",
                 settings=(
-                    *("--visual.epochs=3", "--visual.optimizer.halve_every=2"),
-                    *("--language.epochs=1", "--grounding.epochs=6", "--grounding.optimizer.halve_every=3"),
+                    *("--visual.epochs=2", "--visual.optimizer.halve_every=1"),
+                    *("--language.epochs=1", "--grounding.epochs=4", "--grounding.optimizer.halve_every=2"),
                 ),
             )
         )

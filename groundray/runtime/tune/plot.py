@@ -1,4 +1,4 @@
-"""The plot of a sweep: the metric against each swept setting."""
+"""The plot of a sweep: each metric against each swept setting."""
 
 from __future__ import annotations
 
@@ -10,36 +10,58 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from groundray.analysis.report.plotting import BLUE, GREY, ORANGE, legend, new, png, style, tidy
-from groundray.runtime.tune.results import Point, Trial, best_trial, points
+from groundray.runtime.tune.results import Point, Trial, best_trial, points, valued_by
 from groundray.runtime.tune.search_space import Space, format_value
 from groundray.runtime.tune.spec import Metric
 
 
 @style()
-def draw(file: Path, title: str, trials: Sequence[Trial], swept: Sequence[Space], metric: Metric) -> None:
-    """Write a PNG with one panel for each swept setting.
+def draw(
+    file: Path, title: str, trials: Sequence[Trial], swept: Sequence[Space], metric: Metric, *others: Metric
+) -> None:
+    """Write a PNG with one panel for each swept setting, and one row of them for each metric.
 
     A panel shows the metric of each trial, and its mean and standard deviation over seeds at each point. Unfinished
-    trials are hollow, the best trial has a ring.
+    trials are hollow, the best trial by the metric has a ring.
     """
-    figure = new(1.2 + 4.8 * len(swept), 4.2)
-    panels = figure.subplots(1, len(swept), sharey=True, squeeze=False)[0]
-    measured = [point for point in points(trials, metric) if point.measured]
-    winner = best_trial(trials, metric)
-    for panel, space in zip(panels, swept, strict=True):
-        _panel(panel, space, measured, winner, alone=len(swept) == 1)
-    panels[0].set_ylabel(metric.name.replace("/", "\n"))
-    better = "lower" if metric.mode == "min" else "higher"
-    figure.suptitle(f"{title}: {metric.name} of stage {metric.stage}, {better} is better", fontsize=11)
+    metrics = (metric, *others)
+    figure = new(1.2 + 4.8 * len(swept), 0.6 + 3.6 * len(metrics))
+    rows = figure.subplots(len(metrics), len(swept), sharey="row", sharex="col", squeeze=False)
+    for row, shown in zip(rows, metrics, strict=True):
+        valued = valued_by(trials, shown) if others else trials
+        measured = [point for point in points(valued, shown) if point.measured]
+        winner = best_trial(valued, shown)
+        for panel, space in zip(row, swept, strict=True):
+            _panel(panel, space, measured, winner, alone=len(swept) == 1)
+        row[0].set_ylabel((shown.name if not others else f"{shown}, {better(shown)} is better").replace("/", "\n"))
+    for panel, space in zip(rows[-1], swept, strict=True):
+        panel.set_xlabel(space.name)
+    subtitle = ", ".join(map(str, metrics)) if others else f"{metric.name} of stage {metric.stage}"
+    figure.suptitle(f"{title}: {subtitle}" + ("" if others else f", {better(metric)} is better"), fontsize=11)
     legend(figure)
     file.write_bytes(png(figure))
 
 
+def better(metric: Metric) -> str:
+    """Return which values of a metric are better, in a word."""
+    return "lower" if metric.mode == "min" else "higher"
+
+
+def are_numbers(space: Space) -> bool:
+    """True if a setting's values have their place on an axis; other values stand side by side."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in space.values)
+
+
+def place(space: Space, value: Any) -> float:
+    """Return where a value stands on its setting's axis."""
+    return float(value) if are_numbers(space) else float(space.values.index(value))
+
+
 def _panel(panel: Axes, space: Space, measured: Sequence[Point], winner: Trial | None, alone: bool) -> None:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in space.values)
+    numbers = are_numbers(space)
 
     def x(value: Any) -> float:
-        return float(value) if numbers else float(space.values.index(value))
+        return place(space, value)
 
     ordered = sorted(measured, key=lambda point: x(point.values[space.name]))
     if alone and len(ordered) > 1 and numbers:
@@ -64,7 +86,7 @@ def _panel(panel: Axes, space: Space, measured: Sequence[Point], winner: Trial |
                     zorder=3,
                     label="trial" if finished else f"trial that was {trial.state}",
                 )
-            if trial is winner and trial.value is not None:
+            if trial == winner and trial.value is not None:
                 panel.plot(
                     position,
                     trial.value,
@@ -82,5 +104,4 @@ def _panel(panel: Axes, space: Space, measured: Sequence[Point], winner: Trial |
     if space.kind == "choice":
         panel.set_xticks([x(value) for value in space.values], [format_value(value) for value in space.values])
         panel.minorticks_off()
-    panel.set_xlabel(space.name)
     tidy(panel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from groundray.runtime.tune.search_space import format_value
@@ -21,8 +21,12 @@ class Trial:
     Attributes:
         name: the run's name in the sweep's trials/ folder.
         values: swept settings by dotted name, without the seed.
-        value: the metric at the best epoch by the stage's own criterion, whose weights the exported model has.
+        value: the first metric at the best epoch by the stage's own criterion, whose weights the exported model has.
         epochs: number of validated epochs.
+        scores: all metrics by name, each as `value` is, where there are several.
+        follows: of population-based training: the trial whose training this one took up; empty for none.
+        since: the epochs that were done when it did.
+        continue_from: the checkpoint with which it began, as `run.continue_from`.
     """
 
     name: str
@@ -33,6 +37,10 @@ class Trial:
     epochs: int = 0
     seconds: float = 0.0
     error: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    follows: str = ""
+    since: int = 0
+    continue_from: str | None = None
 
     @property
     def all_values(self) -> dict[str, Any]:
@@ -97,12 +105,54 @@ def best_trial(trials: Sequence[Trial], metric: Metric) -> Trial | None:
     return None
 
 
-def table(trials: Sequence[Trial], metric: Metric) -> tuple[list[str], list[list[str]]]:
-    """Return the header of a table, and its rows: one for each point, best first."""
-    ranked = points(trials, metric)
+def valued_by(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
+    """Return trials of several metrics with this one as their `value`."""
+    return [replace(trial, value=trial.scores.get(str(metric))) for trial in trials]
+
+
+def front(trials: Sequence[Trial], metrics: Sequence[Metric]) -> list[Point]:
+    """Return the points of the Pareto front, best by the first metric first.
+
+    No other finished point is at least as good in the mean of every metric, and better in that of one. Points without a
+    finite value of every metric are not compared.
+    """
+    ranked = points(valued_by(trials, metrics[0]), metrics[0])
+    measured = [(point, losses) for point in ranked if (losses := _losses(point, metrics)) is not None]
+
+    def dominated(losses: tuple[float, ...]) -> bool:
+        return any(other != losses and all(a <= b for a, b in zip(other, losses, strict=True)) for _, other in measured)
+
+    return [point for point, losses in measured if not dominated(losses)]
+
+
+def _losses(point: Point, metrics: Sequence[Metric]) -> tuple[float, ...] | None:
+    """Return the mean of each metric, negated where high values are better; None if the point is not compared."""
+    means = mean_scores(point, metrics)
+    if not point.finished or not all(map(math.isfinite, means)):
+        return None
+    return tuple(mean if metric.mode == "min" else -mean for mean, metric in zip(means, metrics, strict=True))
+
+
+def mean_scores(point: Point, metrics: Sequence[Metric]) -> list[float]:
+    """Return a point's mean of each metric; NaN without a value."""
+    return [Point(tuple(valued_by(point.trials, metric))).mean for metric in metrics]
+
+
+def table(trials: Sequence[Trial], metric: Metric, *others: Metric) -> tuple[list[str], list[list[str]]]:
+    """Return the header of a table, and its rows: one for each point, best first.
+
+    With several metrics, the points of the front come first, and are marked.
+    """
+    ranked, best = points(trials, metric), list[str]()
+    if others:
+        best = [repr(point.values) for point in front(trials, (metric, *others))]
+        ranked.sort(key=lambda point: repr(point.values) not in best)
     repeated = any(len(point.trials) > 1 for point in ranked)
     names = list(ranked[0].values) if ranked else []
-    header = [*names, str(metric), *(["over seeds"] if repeated else []), "epochs", "state", "minutes"]
+    header = [*names, str(metric), *(["over seeds"] if repeated else []), *map(str, others)]
+    lineage = any(trial.follows for trial in trials)
+    header += [*(["begins with"] if lineage else [])]
+    header += [*(["front"] if others else []), "epochs", "state", "minutes"]
     rows = []
     for point in ranked:
         states = [trial.state for trial in point.trials]
@@ -112,9 +162,17 @@ def table(trials: Sequence[Trial], metric: Metric) -> tuple[list[str], list[list
                 *(format_value(value) for value in point.values.values()),
                 f"{point.mean:.4g}" if point.measured else "",
                 *([f"± {point.std:.2g} ({len(point.measured)})"] if repeated else []),
+                *("" if math.isnan(mean) else f"{mean:.4g}" for mean in mean_scores(point, others)),
+                *([", ".join(map(_beginning, point.trials))] if lineage else []),
+                *(["yes" if repr(point.values) in best else ""] if others else []),
                 ", ".join(dict.fromkeys(str(trial.epochs) for trial in point.trials)),
                 ", ".join(state if len(states) == 1 else f"{count} {state}" for state, count in counts.items()),
                 f"{sum(trial.seconds for trial in point.trials) / 60:.1f}",
             ]
         )
     return header, rows
+
+
+def _beginning(trial: Trial) -> str:
+    """Return whose training a trial took up, and after which epoch."""
+    return f"{trial.follows} after {trial.since}" if trial.follows else ""

@@ -4,7 +4,9 @@ STORAGE/NAME/sweep.json       the specification; a name belongs to one sweep
 STORAGE/NAME/before/          the run with the stages that all trials share, if any
 STORAGE/NAME/trials/          one run for each trial
 STORAGE/NAME/tune/            Ray Tune's state, from which the sweep resumes
-STORAGE/NAME/table.csv, trials.json, sweep.png      the results
+STORAGE/NAME/population.json  the members of each generation, with population-based training: population.py
+STORAGE/NAME/table.csv, trials.json                 the results
+STORAGE/NAME/sweep.png, parallel.png, front.png     pictures of them; the front is that of several metrics
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
-from groundray.config import Run, Settings, SettingsError, StageName, changed, did_you_mean, differences
+from groundray.config import Run, Settings, SettingsError, StageName, changed, did_you_mean, differences, flatten
 from groundray.runtime.tune.search_space import Space, format_value
 from groundray.stage.protocol import Best, Direction, check_reported, direction_of
 from groundray.storage.folder import Folder
@@ -25,9 +27,10 @@ from groundray.training import identity, layout, preflight
 from groundray.training.identity import Identity
 from groundray.training.layout import features_folder
 
-Search = Literal["grid", "random", "tpe"]
+Search = Literal["grid", "random", "tpe", "pbt"]
 DEFINITION, SHARED, TRIALS, STATE = "sweep.json", "before", "trials", "tune"
 TABLE, RESULTS, PLOT = "table.csv", "trials.json", "sweep.png"
+PARALLEL, FRONT = "parallel.png", "front.png"
 SEED = "run.seed"
 # keys of sweep.json besides those that identify the sweep
 ID, ADOPTED, FOLDER, START_ALIAS = "id", "adopted", "folder", "start_alias"
@@ -50,10 +53,21 @@ class Metric(NamedTuple):
 
     @staticmethod
     def parse(text: str, mode: Direction | None, settings: Settings) -> Metric:
-        """Parse STAGE/METRIC, or a stage alone, for the metric of its setting `best`.
+        """Parse STAGE/METRIC, or a stage alone, for the metric of its setting `best`; `:min` or `:max` may follow.
 
-        Without `mode`, losses, perplexities and ranks are minimized, other metrics maximized.
+        Without a `mode`, losses, perplexities and ranks are minimized, other metrics maximized.
+
+        Raises:
+            SettingsError: the text has another form, or names another mode than `mode`.
         """
+        whole = text
+        text, _, suffix = text.partition(":")
+        if suffix or whole.endswith(":"):
+            if suffix not in get_args(Direction):
+                raise SettingsError(f"--metric {whole}: expected min or max after the colon, got {suffix!r}")
+            if mode not in (None, suffix):
+                raise SettingsError(f"--metric {whole}: --order says {mode}: give one of the two")
+            mode = cast(Direction, suffix)
         stage, slash, name = text.partition("/")
         if not slash:
             section = settings.stage(stage) if stage in settings.stages else None
@@ -77,6 +91,8 @@ class Sweep:
         seeds: number of trials at each point, which differ in `run.seed`.
         early_stopping: stop weak trials early with ASHA (Li et al. 2020).
         max_concurrent: number of concurrent trials; None for as many as fit on the cluster at the start.
+        others: further metrics; none of all counts more than another.
+        perturb_every: epochs of a generation of population-based training.
     """
 
     settings: Settings
@@ -87,6 +103,18 @@ class Sweep:
     seeds: int
     early_stopping: bool
     max_concurrent: int | None = None
+    others: tuple[Metric, ...] = ()
+    perturb_every: int = 1
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All metrics that trials are compared by."""
+        return (self.metric, *self.others)
+
+    @property
+    def last_stage(self) -> str:
+        """The last stage that trials train: the last that a metric is measured in."""
+        return max((metric.stage for metric in self.metrics), key=self.settings.stages.index)
 
     @property
     def folder(self) -> Folder:
@@ -97,7 +125,7 @@ class Sweep:
         """The stages that are trained once for all trials: those before the first that a swept setting affects."""
         names = self.settings.stages
         places = [self._first_changed(space) for space in self.spaces]
-        return names[: min([*places, names.index(self.metric.stage)])]
+        return names[: min([*places, *(names.index(metric.stage) for metric in self.metrics)])]
 
     def _first_changed(self, space: Space) -> int:
         names, section = self.settings.stages, space.name.partition(".")[0]
@@ -109,12 +137,17 @@ class Sweep:
     def stages(self) -> tuple[str, ...]:
         """The stages of a trial."""
         names = self.settings.stages
-        return names[len(self.shared_stages) : names.index(self.metric.stage) + 1]
+        return names[len(self.shared_stages) : names.index(self.last_stage) + 1]
 
     @property
     def epochs(self) -> int:
-        """Number of epochs of the metric's stage."""
-        return self.settings.stage(self.metric.stage).epochs
+        """Number of epochs of the last stage."""
+        return self.settings.stage(self.last_stage).epochs
+
+    @property
+    def generation_ends(self) -> tuple[int, ...]:
+        """The epochs at which the generations of population-based training end."""
+        return (*range(self.perturb_every, self.epochs, self.perturb_every), self.epochs)
 
     @property
     def cpus(self) -> int:
@@ -133,11 +166,12 @@ class Sweep:
             own["scaling.num_workers"] = (1, self.settings.chunks)
         return changed(self.settings, {"stages": self.shared_stages, **own})
 
-    def settings_of(self, values: Mapping[str, Any], name: str) -> Settings:
+    def settings_of(self, values: Mapping[str, Any], name: str, continue_from: str | None = None) -> Settings:
         """Return the settings of a trial.
 
         Args:
             values: swept settings and the seed, by dotted name.
+            continue_from: as `run.continue_from`.
         """
         own: dict[str, Any] = {
             "stages": self.stages,
@@ -150,6 +184,11 @@ class Sweep:
         if self.shared_stages:
             own |= {"run.start_from": str(self.folder / SHARED / layout.MODEL), "run.start_stage": None}
             own |= {"run.start_alias": None, "run.start_files": None}
+        if continue_from:
+            own["run.continue_from"] = continue_from
+        if self.search == "pbt":  # others may continue from the end of each generation
+            within = self.settings.stage(self.metric.stage).validate_every_steps
+            own["checkpoints.keep_every"] = 1 if within else self.perturb_every
         return changed(self.settings, own | dict(values))
 
     def check(self) -> None:
@@ -158,27 +197,77 @@ class Sweep:
         Raises:
             SettingsError, FileNotFoundError, ValueError: the sweep cannot run; the message gives the repair.
         """
-        if self.metric.stage not in self.settings.stages:
-            raise SettingsError(
-                f"--metric {self.metric}: expected a metric of a stage that is trained "
-                f"({', '.join(self.settings.stages)}), got one of {self.metric.stage!r}"
-                + did_you_mean(self.metric.stage, self.settings.stages)
-            )
-        last = self.settings.stages.index(self.metric.stage)
+        names = self.settings.stages
+        for metric in self.metrics:
+            if metric.stage not in names:
+                raise SettingsError(
+                    f"--metric {metric}: expected a metric of a stage that is trained "
+                    f"({', '.join(names)}), got one of {metric.stage!r}" + did_you_mean(metric.stage, names)
+                )
+        self._check_metrics()
+        before = names[: names.index(self.last_stage) + 1]
         for space in self.spaces:
             section = space.name.partition(".")[0]
-            if section in get_args(StageName) and section not in self.settings.stages[: last + 1]:
+            if section in get_args(StageName) and section not in before:
                 raise SettingsError(
-                    f"--space {space}: {self.metric} is measured without stage {section}; expected a setting of "
-                    f"{', '.join(self.settings.stages[: last + 1])}, or of what all stages share"
+                    f"--space {space}: {', '.join(map(str, self.metrics))} is measured without stage {section}; "
+                    f"expected a setting of {', '.join(before)}, or of what all stages share"
                 )
             if self.search == "grid" and space.kind != "choice":
                 raise SettingsError(f"--search grid: expected choice:... of each setting, got {space}")
         if self.search == "tpe" and self.seeds > 1:
             raise SettingsError("--seeds: TPE learns from each trial on its own; use --search grid or random")
+        if self.search == "pbt":
+            self._check_population()
         preflight.check_storage(self.settings)
         stages = {stage.name: stage for stage in preflight.check(self.settings).stages}
-        check_reported("--metric", self.metric.name, stages[self.metric.stage])
+        for metric in self.metrics:
+            check_reported("--metric", metric.name, stages[metric.stage])
+
+    def _check_population(self) -> None:
+        """Raise SettingsError if members cannot take up each other's training."""
+        stage = self.metric.stage
+        section = self.settings.stage(stage)
+
+        def refuse(expected: str) -> None:
+            raise SettingsError(f"--search pbt: {expected}")
+
+        if self.others:
+            refuse(f"expected one --metric, got {len(self.metrics)}: members are ranked by one; use --search tpe")
+        if self.early_stopping:
+            refuse("expected --early-stopping none, got asha: the weakest members are replaced, and none is stopped")
+        if self.seeds > 1:
+            refuse(f"expected --seeds 1, got {self.seeds}: give a larger population with --num-samples")
+        if self.num_samples < 2:
+            refuse(f"expected --num-samples of at least 2, the members of the population, got {self.num_samples}")
+        if self.perturb_every >= section.epochs:
+            refuse(
+                f"expected --perturb-every below the {section.epochs} of {stage}.epochs, got {self.perturb_every}: "
+                "train for more epochs, or give fewer for a generation"
+            )
+        if section.patience is not None:
+            refuse(f"expected {stage}.patience null, got {section.patience}: all members train equally long")
+        fixed = (f"{stage}.trains.", f"{stage}.optimizer.layer_decay", f"{stage}.optimizer.trunk_layer_decay")
+        for space in self.spaces:
+            flat = [dict(flatten(changed(self.settings, {space.name: x}).model_dump())) for x in space.values]
+            decimal = all(isinstance(settings[space.name], float) for settings in flat)
+            if not space.name.startswith(f"{stage}.") or space.name.startswith(fixed) or not decimal:
+                refuse(
+                    f"expected rates, temperatures, weights or dropouts of {stage} as --space, got {space}: a member "
+                    "takes up another's weights and moments with other values, so these may change neither the model "
+                    "nor its batches; use --search tpe"
+                )
+
+    def _check_metrics(self) -> None:
+        """Raise SettingsError if a metric is given twice, or a scheduler is asked to compare trials by several."""
+        names = [str(metric) for metric in self.metrics]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise SettingsError(f"--metric {twice}: expected each metric once")
+        if self.others and self.early_stopping:
+            raise SettingsError(
+                f"--early-stopping asha: expected one --metric, got {len(names)} ({', '.join(names)}): ASHA stops "
+                "trials by one; give --early-stopping none"
+            )
 
     def claim(self, resume: bool) -> Identity:
         """Claim the sweep's folder, or check that it belongs to this sweep. Returns its identity, as a run has one.
@@ -233,7 +322,7 @@ class Sweep:
         with `trust_storage`: the rights of a bucket cannot be seen from here.
         """
         state = self.folder / STATE
-        if not resume or trust_storage or not state.exists():
+        if not resume or trust_storage or not state.exists() or self.search == "pbt":  # whose state is not read
             return
         reason = "it is in an object store"
         if state.local:
@@ -257,12 +346,13 @@ class Sweep:
         settings = {key: value for key, value in self.settings.identity().items() if value is not None}
         return settings | {
             "space": [str(space) for space in self.spaces],
-            "metric": f"{self.metric} ({self.metric.mode})",
+            "metric": ", ".join(f"{metric} ({metric.mode})" for metric in self.metrics),
             "search": self.search,
             "samples": self.num_samples,
             "seeds": self.seeds,
             "early stopping": self.early_stopping,
             "trials at once": self.max_concurrent or "as many as fit",  # Tune keeps the number of the start
+            **({"epochs of a generation": self.perturb_every} if self.search == "pbt" else {}),
         }
 
 

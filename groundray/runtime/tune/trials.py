@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pickle import UnpicklingError
 from typing import Any
@@ -30,12 +30,26 @@ from groundray.runtime.data.feature_tasks import make_features
 from groundray.runtime.nodes import Node, accepting_nodes, bundle, described, places
 from groundray.runtime.train import launch
 from groundray.runtime.train.resources import MIN_DATA_CPUS, min_bundles, wait_until
+from groundray.runtime.tune import population
+from groundray.runtime.tune.population_search import (
+    BEST,
+    CONTINUE_FROM,
+    EPOCH,
+    GENERATION,
+    METRIC,
+    RUN,
+    SINCE,
+    UNTIL,
+    PopulationSearch,
+    checkpoint_after,
+)
 from groundray.runtime.tune.results import State, Trial
 from groundray.runtime.tune.search_space import Space
 from groundray.runtime.tune.spec import SEED, STATE, Sweep, describe_values
 from groundray.tracking.store import written_uri
 from groundray.tracking.tracker import Tracker
 from groundray.training import history, preflight
+from groundray.training.endings import Stopped
 from groundray.training.events import EpochDone, Event
 from groundray.training.feature_uses import release
 from groundray.training.identity import Identity
@@ -43,9 +57,12 @@ from groundray.training.layout import features_folder
 from groundray.training.preflight import CheckedRun
 
 LOG = logging.getLogger(__name__)
-EPOCH, METRIC, BEST, ENDED = "epoch", "metric", "best", "ended"
+ENDED = "ended"
+SCORE = "score/"  # begins the names of all metrics, where there are several
 GRACE = 1 / 4  # fraction of the epochs before which ASHA stops no trial
+GRACE_EPOCHS = 2  # at least: after one epoch, ranks of trials are chance
 REDUCTION = 3  # one of so many trials continues at each of ASHA's rungs
+PAUSED = "stopped"  # why a member of a population ends before its stage does, as any run that resumes
 DRIVER_CPUS = 0.01  # CPUs of a trial that only drives its workers
 ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # time for a stopped trial to close its MLflow run
@@ -120,9 +137,12 @@ class TrialContext:
     parent: str | None
     tracked_at: str
 
-    def settings(self, values: dict[str, Any], name: str) -> Settings:
+    def settings(self, config: dict[str, Any], trial_id: str) -> Settings:
         """Return a trial's settings. A trial with one worker trains in its process, without Ray Train."""
-        settings = self.sweep.settings_of(values, name)
+        own = {SEED, *(space.name for space in self.sweep.spaces)}
+        values = {name: value for name, value in config.items() if name in own}
+        name = config.get(RUN) or _run_name(trial_id)
+        settings = self.sweep.settings_of(values, name, config.get(CONTINUE_FROM))
         tracking = settings.tracking.model_copy(update={"uri": self.tracked_at})
         settings = settings.model_copy(update={"tracking": tracking})
         if settings.scaling.max_workers > 1:
@@ -190,21 +210,25 @@ def run_sweep(
     sweep = replace(sweep, settings=sweep.settings.absolute())
     context = TrialContext(sweep, 1 / concurrent, parent, written_uri(sweep.settings))
     trainable = _trainable(context)
-    tuner = _restored(sweep, trainable, tell) if resume else None
+    if sweep.search == "pbt" and resume:
+        sweep.folder.delete(STATE)  # the population is read from its own file
+    tuner = _restored(sweep, trainable, tell) if resume and sweep.search != "pbt" else None
     tuner = tuner or tune.Tuner(
         trainable,
         param_space=_param_space(sweep),
         tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode=sweep.metric.mode,
+            # Tune compares trials by one metric; several are compared by the search
+            metric=None if sweep.others else METRIC,
+            mode=None if sweep.others else sweep.metric.mode,
             search_alg=_search_algorithm(sweep, concurrent),
             scheduler=_scheduler(sweep),
-            num_samples=1 if sweep.search == "grid" else sweep.num_samples,
-            max_concurrent_trials=concurrent if sweep.search == "tpe" else None,  # the others limit themselves
+            num_samples=_most_trials(sweep),
+            # the others limit themselves
+            max_concurrent_trials=concurrent if sweep.search in ("tpe", "pbt") else None,
             # reuse a trial's process and its imports, unless it drives workers, which end with the process
             reuse_actors=sweep.settings.scaling.max_workers < 2,
             trial_name_creator=name_of,
-            trial_dirname_creator=name_of,
+            trial_dirname_creator=_state_name,
         ),
         run_config=tune.RunConfig(
             name=STATE,
@@ -216,7 +240,8 @@ def run_sweep(
     )
     with _interruptible() as received, _forward_log(tell) as heard:
         grid = tuner.fit()
-    trials = [_result_of(sweep, trial) for trial in compat.trials_of(grid)]
+    found = compat.trials_of(grid)
+    trials = _members(sweep, found) if sweep.search == "pbt" else [_result_of(sweep, trial) for trial in found]
     if received:  # Tune has stopped those that were running
         trials = [replace(trial, state="unfinished") if trial.name in heard.running else trial for trial in trials]
     return trials, received[0] if received else 0
@@ -243,9 +268,25 @@ def _restored(sweep: Sweep, trainable: Any, tell: Callable[[str], None]) -> tune
         return None
 
 
+def _most_trials(sweep: Sweep) -> int:
+    """Return how many trials Tune takes from the search at most."""
+    match sweep.search:
+        case "grid":
+            return 1
+        case "pbt":
+            return sweep.num_samples * len(sweep.generation_ends)
+        case _:
+            return sweep.num_samples
+
+
 def name_of(trial: TuneTrial) -> str:
     """Return the name of a trial's run: `trial-` and the number that its searcher gives it."""
-    return _run_name(trial.trial_id)
+    return trial.config.get(RUN) or _run_name(trial.trial_id)
+
+
+def _state_name(trial: TuneTrial) -> str:
+    """Return the name of the folder with Tune's state of a trial."""
+    return f"{name_of(trial)}-{trial.config[GENERATION]}" if RUN in trial.config else name_of(trial)
 
 
 def _run_name(trial_id: str) -> str:
@@ -262,49 +303,80 @@ def _trainable(context: TrialContext) -> Any:
     )
 
 
-def _train_trial(values: dict[str, Any], context: TrialContext) -> None:
+def _train_trial(config: dict[str, Any], context: TrialContext) -> None:
     """Train in a trial's own process, and report the validation at the end of each epoch to Tune.
 
     Those within an epoch count for the best. A validation that ends the stage early is reported when the trial has its
-    model: the scheduler may stop a trial at each report.
+    model: the scheduler may stop a trial at each report. A member of a population stops at the end of its generation,
+    and resumes as any run does when the next one begins.
     """
-    metric = context.sweep.metric
-    settings = context.settings(values, _run_name(str(tune.get_context().get_trial_id())))
+    sweep = context.sweep
+    since, until = config.get(SINCE, 0), config.get(UNTIL, sweep.epochs)
+    settings = context.settings(config, str(tune.get_context().get_trial_id()))
     run = preflight.check(settings)
     tracker = context.tracker(run, preflight.claim(run))
-    best: list[float] = []
+    best: dict[str, Mapping[str, float]] = {}  # metrics of the best validation so far, by stage
     last: list[dict[str, Any]] = []
-    patience = settings.stage(metric.stage).patience
+    paused: list[str] = []
+    patience = settings.stage(sweep.last_stage).patience
 
     def observe(event: Event) -> None:
         if tracker:
             tracker.observe(event)
         report(event)
+        if isinstance(event, EpochDone) and event.stage == sweep.last_stage and event.ends_epoch:
+            paused.extend([PAUSED] if until == event.epoch + 1 < sweep.epochs else [])
 
     def report(event: Event) -> None:
-        if isinstance(event, EpochDone) and event.stage == metric.stage:
-            value = event.metrics[metric.name]
-            if event.best or not best:
-                best[:] = [value]
-            told = {EPOCH: event.epoch + 1, METRIC: value, BEST: best[0]}
-            if patience and event.stale >= patience:
-                last[:] = [told | {ENDED: True}]
-            elif event.ends_epoch:
-                tune.report(told)
+        if not isinstance(event, EpochDone):
+            return
+        if event.best or event.stage not in best:
+            best[event.stage] = event.metrics
+        if event.stage != sweep.last_stage:
+            return
+        told = {EPOCH: event.epoch + 1} | _scores(sweep, event, best)
+        if patience and event.stale >= patience:
+            last[:] = [told | {ENDED: True}]
+        elif event.ends_epoch and since <= event.epoch < until:
+            tune.report(told)
 
     result: dict[str, Any] | None = None
     try:
         for event, _ in history.read(run.folder, lambda text: None):
             report(event)
-        result = launch.fit(run, observe, cpu_fraction=context.cpu_fraction)
+        if until == sweep.epochs or not checkpoint_after(run.folder, sweep.last_stage, until):
+            result = launch.fit(
+                run, observe, get_stop_reason=lambda: "".join(paused[:1]), cpu_fraction=context.cpu_fraction
+            )
+        else:
+            paused.append(PAUSED)
         for told in last:
             tune.report(told)
+    except Stopped:
+        if not paused:
+            raise
     finally:
         if tracker:
-            tracker.close(result, "FINISHED" if result else "FAILED")
+            tracker.close(result, "FINISHED" if result else "KILLED" if paused else "FAILED")
+
+
+def _scores(sweep: Sweep, event: EpochDone, best: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return what a validation of the last stage is to Tune.
+
+    Args:
+        best: metrics of the best validation so far, by stage.
+    """
+    first = sweep.metric
+    current = event.metrics if event.stage == first.stage else best[first.stage]
+    scores = {METRIC: current[first.name], BEST: best[first.stage][first.name]}
+    if sweep.others:
+        scores |= {f"{SCORE}{metric}": best[metric.stage][metric.name] for metric in sweep.metrics}
+    return scores
 
 
 def _param_space(sweep: Sweep) -> dict[str, Any]:
+    if sweep.search == "pbt":  # which gives each trial all of its configuration
+        return {}
     swept = {space.name: _domain(space, sweep.search) for space in sweep.spaces}
     first = sweep.settings.run.seed
     seeds = list(range(first, first + sweep.seeds))
@@ -319,8 +391,13 @@ def _domain(space: Space, search: str) -> Any:
 
 def _search_algorithm(sweep: Sweep, concurrent: int) -> Searcher | SearchAlgorithm:
     seed = sweep.settings.run.seed
+    if sweep.search == "pbt":
+        return PopulationSearch(sweep)
     if sweep.search == "tpe":
-        return OptunaSearch(seed=seed)
+        if not sweep.others:
+            return OptunaSearch(seed=seed)
+        names = [f"{SCORE}{metric}" for metric in sweep.metrics]
+        return OptunaSearch(metric=names, mode=[metric.mode for metric in sweep.metrics], seed=seed)
     return BasicVariantGenerator(max_concurrent=concurrent, constant_grid_search=True, random_state=seed)
 
 
@@ -330,7 +407,7 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
     return ASHAScheduler(
         time_attr=EPOCH,
         max_t=sweep.epochs + 1,  # a trial that reaches the last epoch stops and exports its model
-        grace_period=max(1, round(sweep.epochs * GRACE)),
+        grace_period=max(GRACE_EPOCHS, round(sweep.epochs * GRACE)),
         reduction_factor=REDUCTION,
     )
 
@@ -342,21 +419,67 @@ class _LogValidations(tune.Callback):
         self._sweep = sweep
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        LOG.info(f"{name_of(trial)}  starts  {describe_values(trial.config)}", extra={"starts": name_of(trial)})
+        started = f"{name_of(trial)}  starts  {_described(trial)}{_beginning(trial)}"
+        LOG.info(started, extra={"starts": name_of(trial)})
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        LOG.info(
-            f"{name_of(trial)}  epoch {result[EPOCH]}/{self._sweep.epochs}  {self._sweep.metric.name} "
-            f"{result[METRIC]:.4g}  ({describe_values(trial.config)})"
-        )
+        sweep = self._sweep
+        if sweep.others:
+            measured = ", ".join(f"{metric} {result[f'{SCORE}{metric}']:.4g}" for metric in sweep.metrics)
+        else:
+            measured = f"{sweep.metric.name} {result[METRIC]:.4g}"
+        LOG.info(f"{name_of(trial)}  epoch {result[EPOCH]}/{sweep.epochs}  {measured}  ({_described(trial)})")
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        LOG.info(f"{name_of(trial)}  {_ended(self._sweep, trial)}", extra={"ends": name_of(trial)})
+        until = trial.config.get(UNTIL, self._sweep.epochs)
+        paused = until < self._sweep.epochs and (trial.last_result or {}).get(EPOCH) == until
+        ended = f"waits after epoch {until}" if paused else _ended(self._sweep, trial)
+        LOG.info(f"{name_of(trial)}  {ended}", extra={"ends": name_of(trial)})
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         LOG.info(f"{name_of(trial)}  failed: {_error(trial)}", extra={"ends": name_of(trial)})
+
+
+def _described(trial: TuneTrial) -> str:
+    """Format a trial's values."""
+    added = (RUN, GENERATION, CONTINUE_FROM, SINCE, UNTIL)
+    return describe_values({name: value for name, value in trial.config.items() if name not in added})
+
+
+def _beginning(trial: TuneTrial) -> str:
+    """Return whose training the run of a trial took up, for its line of log; empty for none."""
+    source = trial.config.get(CONTINUE_FROM)
+    return f", takes up {source.split('/')[-3]}" if source else ""  # RUN/checkpoints/NAME
+
+
+def _members(sweep: Sweep, found: Sequence[TuneTrial]) -> list[Trial]:
+    """Return the runs of a population. One whose member follows another by now was stopped early."""
+    generations = population.read(sweep.folder)
+    last = {name_of(trial): trial for trial in found if trial.config[GENERATION] == len(generations) - 1}
+    runs: dict[str, Trial] = {}
+    for generation in generations:
+        now = generation is generations[-1]
+        for member in generation:
+            tuned = last.get(member.run) if now else None
+            state: State = "unfinished" if now else "failed" if member.error else "stopped early"
+            if tuned and (len(generations) == len(sweep.generation_ends) or tuned.status == TuneTrial.ERROR):
+                state = _state(sweep, tuned)
+            runs[member.run] = Trial(
+                member.run,
+                member.values,
+                sweep.settings.run.seed,
+                state,
+                member.value,
+                member.epochs,
+                member.seconds,
+                (tuned and _error(tuned)) or member.error,
+                follows=member.follows or "",
+                since=member.since,
+                continue_from=member.continue_from,
+            )
+    return list(runs.values())
 
 
 def _result_of(sweep: Sweep, trial: TuneTrial) -> Trial:
@@ -371,6 +494,9 @@ def _result_of(sweep: Sweep, trial: TuneTrial) -> Trial:
         epochs=last.get(EPOCH, 0),
         seconds=last.get("time_total_s", 0.0),
         error=_error(trial),
+        scores={
+            str(metric): last[key] for metric in sweep.metrics if sweep.others and (key := f"{SCORE}{metric}") in last
+        },
     )
 
 

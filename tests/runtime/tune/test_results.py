@@ -11,7 +11,7 @@ from PIL import Image
 
 from groundray.runtime.tune import plot
 from groundray.runtime.tune.plot import draw
-from groundray.runtime.tune.results import State, Trial, best_trial, points, table
+from groundray.runtime.tune.results import State, Trial, best_trial, front, points, table, valued_by
 from groundray.runtime.tune.search_space import Space
 from groundray.runtime.tune.spec import Metric
 
@@ -97,3 +97,40 @@ def test_the_picture_shows_numbers_and_words(tmp_path: Path, metric: Metric) -> 
 def test_the_picture_of_no_result_is_empty(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", "a", [trial(0.1, None, state="failed")], [Space.parse("visual.dropout=choice:0.1")], TOP1)
     assert (tmp_path / "a.png").exists()
+
+
+def scored(x: float, top1: float | None, loss: float | None, state: State = "finished", seed: int = 0) -> Trial:
+    scores = {str(metric): value for metric, value in ((TOP1, top1), (LOSS, loss)) if value is not None}
+    return Trial(f"trial-{x}-{seed}", {"visual.dropout": x}, seed, state, top1, epochs=3, seconds=90.0, scores=scores)
+
+
+def test_the_front_is_what_no_other_point_dominates() -> None:
+    trials = [
+        scored(0.1, 0.9, 3.0),
+        scored(0.2, 0.7, 1.0),
+        scored(0.3, 0.7, 2.0),  # as good as the second by one metric, worse by the other
+        scored(0.4, 0.6, 4.0),
+        scored(0.5, 0.95, 0.5, "stopped early"),
+        scored(0.6, 0.99, None),
+        scored(0.7, 0.99, float("nan")),
+    ]
+    assert [point.values["visual.dropout"] for point in front(trials, (TOP1, LOSS))] == [0.1, 0.2]
+    assert [point.values["visual.dropout"] for point in front(trials, (LOSS, TOP1))] == [0.2, 0.1]
+    assert front(trials[4:5], (TOP1, LOSS)) == []
+    head, lines = table(trials, TOP1, LOSS)
+    assert head == ["visual.dropout", "visual/top1", "visual/loss", "front", "epochs", "state", "minutes"]
+    assert [line[:4] for line in lines[:3]] == [
+        ["0.1", "0.9", "3", "yes"],
+        ["0.2", "0.7", "1", "yes"],
+        ["0.6", "0.99", "", ""],
+    ]
+    assert [best_trial(valued_by(trials[:6], metric), metric) for metric in (TOP1, LOSS)] == [
+        valued_by(trials, TOP1)[5],
+        valued_by(trials, LOSS)[1],
+    ]
+
+
+def test_equal_points_are_all_on_the_front_and_seeds_count_by_their_mean() -> None:
+    trials = [scored(0.1, 0.5, 1.0), scored(0.2, 0.5, 1.0), scored(0.3, 0.9, 1.5), scored(0.3, 0.3, 1.5, seed=1)]
+    assert [point.values["visual.dropout"] for point in front(trials, (TOP1, LOSS))] == [0.3, 0.1, 0.2]
+    assert front([], (TOP1, LOSS)) == []

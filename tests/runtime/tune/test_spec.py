@@ -110,6 +110,61 @@ def test_a_metric_is_a_stages(world: SmallWorld) -> None:
     orders = {text: Metric.parse(text, None, settings).mode for text in metrics}
     assert orders == {"a/loss": "min", "a/b/mean_rank": "min", "a/perplexity": "min", "a/top1": "max"}
     assert Metric.parse("a/loss", "max", settings).mode == "max"
+    assert Metric.parse("a/b/loss:max", None, settings) == Metric("a", "b/loss", "max")
+    with pytest.raises(SettingsError, match="--order says max: give one of the two"):
+        Metric.parse("a/loss:min", "max", settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "said"),
+    [
+        ({"num_samples": 1}, [], "expected --num-samples of at least 2"),
+        ({"seeds": 2}, [], "expected --seeds 1, got 2"),
+        ({"early_stopping": True}, [], "expected --early-stopping none, got asha"),
+        ({"perturb_every": 4}, [], "expected --perturb-every below the 4 of grounding.epochs, got 4"),
+        ({"others": (Metric("grounding", "loss", "min"),)}, [], "expected one --metric, got 2"),
+        ({}, ["--grounding.patience=2"], "expected grounding.patience null, got 2"),
+        ({"spaces": "grounding.batch_size=choice:8,16"}, [], "got grounding.batch_size=choice:8,16"),
+        ({"spaces": "grounding.optimizer.kind=choice:adam,sgd"}, [], "may change neither the model nor its batches"),
+        ({"spaces": "grounding.optimizer.layer_decay=uniform:0.5:1"}, [], "use --search tpe"),
+        ({"spaces": "language.mask_fraction=uniform:0.1:0.5"}, [], "expected rates, temperatures, weights or dropouts"),
+    ],
+)
+def test_a_population_that_cannot_be_is_refused(
+    world: SmallWorld, tmp_path: Path, changes: dict[str, Any], words: list[str], said: str
+) -> None:
+    given = world.settings(f"--run.storage={tmp_path}", "--grounding.epochs=4", *words, stages="language,grounding")
+    one = replace(sweep(given, "grounding.temperature=uniform:0.1:1", search="pbt"), early_stopping=False)
+    if "spaces" in changes:
+        changes = {"spaces": parse_spaces([changes["spaces"]], one.settings)}
+    with pytest.raises(SettingsError) as error:
+        replace(one, **changes).check()
+    assert "--search pbt: " in str(error.value)
+    assert said in str(error.value)
+
+
+def test_generations_end_at_multiples_and_keep_their_checkpoints(world: SmallWorld, tmp_path: Path) -> None:
+    given = world.settings(f"--run.storage={tmp_path}", "--grounding.epochs=7")
+    one = replace(sweep(given, "grounding.temperature=uniform:0.1:1", search="pbt"), early_stopping=False)
+    one = replace(one, perturb_every=3)
+    one.check()
+    assert one.generation_ends == (3, 6, 7)
+    settings = one.settings_of({"grounding.temperature": 0.2}, "trial-00001-g1", "/x/checkpoints/y")
+    assert settings.checkpoints.keep_every == 3
+    assert settings.run.continue_from == "/x/checkpoints/y"
+    assert one.settings_of({"grounding.temperature": 0.2}, "a").run.continue_from is None
+
+
+def test_trials_train_the_stages_of_all_their_metrics(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings(f"--run.storage={tmp_path}", "--run.name=s", stages=STAGES)
+    one = sweep(words, "relational.temperature=choice:0.1,1", metric="relational/predicate/top1")
+    assert one.shared_stages == ("visual", "language", "grounding")
+    loss = Metric("language", "loss", "min")
+    several = replace(one, metric=loss, others=(one.metric,), early_stopping=False)
+    several.check()
+    assert (several.shared_stages, several.last_stage) == (("visual",), "relational")
+    assert several.stages == ("language", "grounding", "relational")
+    assert several.definition() != replace(several, metric=one.metric, others=(loss,)).definition()
 
 
 def test_a_stage_alone_is_compared_by_its_best(world: SmallWorld) -> None:
