@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CALM, SmallWorld
 
 from groundray import bench
 from groundray.benchmarks import relation_step
 from groundray.benchmarks.published_losses import OURS, Contender
+from groundray.benchmarks.relation_step import random_problem
 from groundray.benchmarks.training_step import ALONE, ALONE_PIXELS
-from groundray.cli.command import EXIT_FAILED, EXIT_USAGE
+from groundray.cli.command import EXIT_FAILED, EXIT_SIGNAL, EXIT_USAGE
+from groundray.loss.relation_loss import Scored
+
+pytestmark = pytest.mark.thorough  # runs benchmarks
 
 
 def test_help_lists_the_benchmarks_and_imports_no_torch() -> None:
@@ -42,11 +49,65 @@ def test_a_benchmark_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert bench.main(words) == 0
     shown = capsys.readouterr()
     assert shown.out.count("loop over triplets") == 3  # in the title of a column too
-    assert "relation: 9 triplets, 4 predicates" in shown.err
+    assert "relation  0/24  5 triplets, 4 predicates: groundray" in shown.err
+    assert "9 triplets, 4 predicates: groundray" in shown.err
+    assert "left out" not in shown.out
     found = json.loads(file.read_text())
     assert found["machine"]["torch"]
     assert [row["case"]["triplets"] for row in found["rows"]] == [5] * 4 + [9] * 4
     assert all(len(row["runs"]["both"]) == 2 for row in found["rows"])
+
+
+def test_rows_without_time_are_named_and_full_measures_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loop over numbers takes 100 s on this clock, twice before its first round."""
+    now = [0.0]
+
+    def slow(scored: Scored) -> torch.Tensor:
+        now[0] += 100
+        return relation_step.number_by_number(scored)
+
+    ways = {OURS: Contender(relation_step.ours), "slow": Contender(slow)}
+    monkeypatch.setattr(relation_step, "CONTENDERS", ways)
+    monkeypatch.setattr(relation_step, "BASELINE", OURS)
+    monkeypatch.setattr(relation_step, "random_problem", lambda *_: random_problem(6, 4))
+    assert bench.main(["relation", "--json", "-"], lambda: now[0]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["case"]["triplets"], row["contender"]) for row in found["rows"]] == [(100, OURS)]
+    assert [(row["case"], row["contender"]) for row in found["left_out"]] == [
+        ("100 triplets, 100 predicates", "slow"),
+        ("500 triplets, 100 predicates", OURS),
+        ("500 triplets, 100 predicates", "slow"),
+    ]
+    assert bench.main(["relation"], lambda: now[0]) == 0
+    assert "left out  100 triplets, 100 predicates: slow (needs about 200 s" in capsys.readouterr().out
+    assert bench.main(["relation", "--full", "--json", "-"], lambda: now[0]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [len(row["runs"]["both"]) for row in found["rows"]] == [2] * 4  # none starts after --max-seconds 120
+    assert found["left_out"] == []
+
+
+def test_ctrl_c_prints_what_has_been_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    calls = itertools.count()
+
+    def interrupted(scored: Scored) -> torch.Tensor:
+        if next(calls) == 7:  # in the last round of the second case, as each has two calls before its rounds
+            raise KeyboardInterrupt
+        return relation_step.all_pairs(scored)
+
+    monkeypatch.setattr(relation_step, "CONTENDERS", {OURS: Contender(interrupted)})
+    file = tmp_path / "relation.json"
+    words = ["relation", "--triplets", "5", "9", "21", "--repeats", "2", "--json", str(file)]
+    assert bench.main(words) == EXIT_SIGNAL + signal.SIGINT
+    shown = capsys.readouterr()
+    assert "left out  21 triplets, 100 predicates: groundray (interrupted)" in shown.out
+    assert "interrupted; what had been measured is above" in shown.err
+    found = json.loads(file.read_text())
+    assert found["interrupted"]
+    assert [(row["case"]["triplets"], len(row["runs"]["both"])) for row in found["rows"]] == [(5, 2), (9, 1)]
 
 
 BLOCKED = """
@@ -114,8 +175,6 @@ def test_a_step_alone_is_measured_without_data_and_ray(world: SmallWorld, tmp_pa
 
 def test_gpu_rows_are_marked_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["loss", "--batch", "2", "--tokens", "4", "--only", OURS, "--repeats", "1"]) == 0
-    import torch
-
     assert ("not measured (no GPU)" in capsys.readouterr().out) != torch.cuda.is_available()
 
 

@@ -6,9 +6,12 @@ of them compute the sigmoid loss of S instead, whose time groundray's NT-Xent is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
@@ -20,6 +23,7 @@ from groundray.arithmetic import Precision
 from groundray.benchmarks.measure import NO_GPU, Column, Missing, Report, Row, chosen_device, machine
 from groundray.benchmarks.product_rate import SIDES, product_rate
 from groundray.benchmarks.published_losses import OURS, PARTS, Contender, Problem, columns, compare
+from groundray.benchmarks.session import Case, Session
 from groundray.loss.grounding_loss import grounding_loss
 from groundray.loss.match_map import position_type, sizes_on
 from groundray.loss.sigmoid_loss import sigmoid_loss
@@ -194,9 +198,7 @@ def measure(
     only: Sequence[str],
     device: str | None,
     precision: Precision,
-    repeats: int,
-    max_seconds: float,
-    note: Callable[[str], None],
+    session: Session,
 ) -> Report:
     """Run the benchmark `loss`.
 
@@ -205,8 +207,7 @@ def measure(
         only: names of contenders besides groundray; empty for all.
         device: `cpu` or `cuda`; None for cuda if there is one, else the CPU with rows that say that there is no GPU.
         precision: of the products; for bf16, of the embeddings too.
-        max_seconds: time of a case after which no further round starts.
-        note: receives a line about each step.
+        session: decides which rows there is time for.
 
     Raises:
         Disagreement: the loss of a contender differs.
@@ -214,27 +215,34 @@ def measure(
     """
     chosen = chosen_device(device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    known = {shape: _chosen(contenders(shape, chosen, dtype), only) for shape in map(Shape, batches)}
     rows: list[Row] = []
+    # each contender computes as many matches as pairs; groundray fewer of captions with fewer tokens
+    for (shape, losses), valid in itertools.product(known.items(), tokens):
+        present = tuple(name for name, loss in losses.items() if not loss.absent)
+        session.plan([Case(_title(shape, valid), present, shape.batch**2)])
     with arithmetic.using(precision, chosen):
-        note(f"loss: the rate of one product, {chosen}, {precision}")
+        session.note(f"the rate of one product, {chosen}, {precision}")
         rate = product_rate(chosen, dtype if chosen == "cuda" else torch.float32)  # a CPU multiplies in float32
-        for shape in map(Shape, batches):
-            losses = _chosen(contenders(shape, chosen, dtype), only)
-            for valid in tokens:
+        with session.until_stopped():
+            for (shape, losses), valid in itertools.product(known.items(), tokens):
+                turns = session.begin(_title(shape, valid))
+                if turns.hopeless():
+                    continue
                 case = {"device": chosen, "batch": shape.batch, "tokens": valid}
-                note(f"loss: batch {shape.batch}, {valid} of {shape.tokens} tokens, {chosen}, {precision}")
                 problem, small = (random_problem(size, valid, chosen, dtype) for size in (shape, Shape(2)))
                 matches = 2 * shape.batch * shape.positions * shape.dim * int(problem.arguments[2].sum())
-                rows += [
-                    _with_rates(row, matches / rate)
-                    for row in compare(
-                        case, losses, problem, small, BASELINE, repeats, max_seconds, MAX_DIFFERENCE[precision]
-                    )
-                ]
+                found = compare(turns, case, losses, problem, small, BASELINE, MAX_DIFFERENCE[precision])
+                rows += [_with_rates(row, matches / rate) for row in found]
                 if device is None and chosen == "cpu":
                     rows += [Row(case | {"device": "cuda"}, name, dict.fromkeys(PARTS, NO_GPU)) for name in losses]
     caption = CAPTION.format(precision=precision, rate=rate / 1e12, side=SIDES[chosen])
-    return Report("loss", caption, (*columns(BASELINE), OF_PRODUCT), rows, machine() | {"product_rate": rate})
+    described = machine() | {"product_rate": rate}
+    return Report("loss", caption, (*columns(BASELINE), OF_PRODUCT), rows, described, ("batch", "tokens"))
+
+
+def _title(shape: Shape, valid: int) -> str:
+    return f"batch {shape.batch}, {valid} tokens"
 
 
 def _with_rates(row: Row, seconds: float) -> Row:
@@ -287,8 +295,7 @@ def _only_on_a_gpu(device: str, package: str | None = None) -> Missing | None:
 
 
 def _not_installed() -> Missing | None:
-    try:
-        from sentence_transformers.util import mean_maxsim  # noqa: F401
-    except ImportError:
-        return Missing("sentence-transformers 6 is not installed: pip install 'groundray[pretrained]'")
-    return None
+    with suppress(PackageNotFoundError):  # its version, as it takes seconds to import
+        if int(version("sentence-transformers").partition(".")[0]) >= 6:
+            return None
+    return Missing("sentence-transformers 6 is not installed: pip install 'groundray[pretrained]'")

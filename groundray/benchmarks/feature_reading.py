@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from groundray.benchmarks.measure import Row, interleaved, medians, ratios, spread
+from groundray.benchmarks.measure import Row, compared
+from groundray.benchmarks.session import Case, Session
 from groundray.data import feature_stream
 from groundray.data.image_inputs import FeatureMaps
 from groundray.data.plan import Cursor, Plan
@@ -27,6 +28,7 @@ FIRST, LATER = "features: first epoch", "features: later epochs"
 SHAPE = (512, 14, 14)  # of VGG16 at 224 pixels, 200 kB
 PART_MAPS, PARTS = 80, 24  # 16 MB a part
 EPOCHS = 4
+CASE = Case("local files", (PLAIN, VERIFIED, FIRST, LATER))
 
 
 def write_features(folder: Path, parts: int = PARTS, shape: tuple[int, int, int] = SHAPE) -> tuple[Dataset, Dataset]:
@@ -53,10 +55,11 @@ def with_features(source: Source, captions: Dataset, features: Dataset, batch_si
     return over.with_image_inputs(FeatureMaps(SHAPE), features)
 
 
-def measure(source: Source, cpus: int, repeats: int, max_seconds: float, case: Mapping[str, int | str]) -> list[Row]:
+def measure(source: Source, cpus: int, session: Session, case: Mapping[str, int | str]) -> list[Row]:
     """Return the rows of the table: bytes of features a second with a thread for each CPU.
 
     Args:
+        session: that has planned CASE.
         source: of captions and features (`with_features`).
     """
     assert source.features
@@ -79,12 +82,11 @@ def measure(source: Source, cpus: int, repeats: int, max_seconds: float, case: M
         FIRST: lambda: streamed(replace(source), 1),  # which has read none of the files
         LATER: lambda: streamed(source, EPOCHS),
     }
-    runs = interleaved({name: _timed(run) for name, run in contenders.items()}, repeats, max_seconds)
-    rows = []
-    for name, figures in runs.items():
-        figures["rate_of_plain"] = ratios(figures["bytes_per_second"], runs[PLAIN]["bytes_per_second"])
-        rows.append(Row(case, name, {**medians(figures), **spread(figures, "rate_of_plain")}, figures))
-    return rows
+    runs = session.interleaved(CASE.title, {name: _timed(run) for name, run in contenders.items()})
+    return [
+        Row(case, name, *compared(figures, runs.get(PLAIN), "bytes_per_second", "rate_of_plain"))
+        for name, figures in runs.items()
+    ]
 
 
 def _timed(run: Callable[[], int]) -> Callable[[], dict[str, float]]:

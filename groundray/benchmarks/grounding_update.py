@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -20,12 +21,12 @@ from groundray.benchmarks.measure import (
     Report,
     Row,
     chosen_device,
-    interleaved,
     machine,
     medians,
     seconds,
 )
 from groundray.benchmarks.product_rate import SIDES, product_rate
+from groundray.benchmarks.session import Case, Session, Turns
 from groundray.config import Settings
 from groundray.data.batches import CaptionBatch
 from groundray.data.stream import Source, Step
@@ -40,7 +41,8 @@ from groundray.training.peak_flops import peak_flops
 from groundray.training.timing import StepTimer, flop_counter
 
 MEAN_TOKENS, SHORTEST = 14, 5  # of a caption, with [CLS] and [SEP]
-STEPS = 5  # of a round
+STEPS = 5  # of a round; one takes milliseconds on a GPU
+STEP = "a step"
 PARTS = ("forward", "backward", "optimizer")
 COLUMNS = (
     Column("a step", seconds, ("step",)),
@@ -69,12 +71,15 @@ class Way(NamedTuple):
 class Update:
     """A grounding stage, a copy of a model with its optimizer, and a random batch, on a device.
 
+    Args:
+        steps: number of steps of a call.
+
     Attributes:
         flops: multiplications and additions of a step's matrix products and match maps.
     """
 
-    def __init__(self, settings: Settings, model: GroundedModel, way: Way, device: str):
-        self._settings, self._way, self._device = settings, way, device
+    def __init__(self, settings: Settings, model: GroundedModel, way: Way, device: str, steps: int):
+        self._settings, self._way, self._device, self._steps = settings, way, device, steps
         stage = settings.stage("grounding").model_copy(update={"precision": way.precision})
         no_data = cast(Source, None)
         self._stage = GroundingStage(stage, no_data, no_data)
@@ -95,13 +100,13 @@ class Update:
         update(self._stage, self._model, self._optimizer, self._batch, self._settings.run.seed, accumulate, timer)
 
     def __call__(self) -> dict[str, float]:
-        """Do STEPS steps. Returns the mean seconds of one, its rates, fractions of its time, and the peak of memory."""
+        """Do some steps. Returns the mean seconds of one, its rates, fractions of its time, and the peak of memory."""
         samples = self._stage.settings.batch_size
         with self._arithmetic():
             timer = StepTimer(self._device)
-            for _ in range(STEPS):
+            for _ in range(self._steps):
                 self._update(timer)
-            found = timer.end_step(samples * STEPS).metrics()
+            found = timer.end_step(samples * self._steps).metrics()
         step = samples / found["samples_per_second"]
         return {**found, "step": step, "flops_per_second": self.flops / step}
 
@@ -120,12 +125,10 @@ def measure(
     preset: str,
     words: Sequence[str],
     batches: Sequence[int],
-    precisions: Sequence[Precision],
+    precisions: Sequence[Precision] | None,
     device: str | None,
     profiles: str | None,
-    repeats: int,
-    max_seconds: float,
-    note: Callable[[str], None],
+    session: Session,
 ) -> Report:
     """Run the benchmark `update`.
 
@@ -133,41 +136,48 @@ def measure(
         preset: a preset or YAML file whose grounding stage has a frozen trunk.
         words: settings that override it.
         batches: batch sizes, each one chunk unless `words` say otherwise.
-        precisions: each with deterministic algorithms, and on a GPU without.
+        precisions: each with deterministic algorithms, and on a GPU without; None for bf16 on a GPU, and float32 on a
+            CPU, whose bf16 may be emulated.
         device: `cpu` or `cuda`; None for cuda if there is one.
         profiles: folder or URL for a table of the operators of each contender's step; None for none.
-        max_seconds: time of a contender after which no further round starts.
-        note: receives a line about each step.
+        session: decides which rows there is time for. If it is limited, a round on a CPU is one step.
 
     Raises:
         SettingsError, ValueError: the settings are invalid.
     """
     chosen = chosen_device(device)
     rows: list[Row] = []
-    for batch in batches:
-        one = ["--stages=grounding", "--scaling.num_workers=1", "--scaling.chunks=1"]
-        settings = config.load(preset, [*one, *words, f"--grounding.batch_size={batch}"])
-        if settings.stage("grounding").trains_trunk:
-            raise ValueError(
-                f"{preset}: expected a frozen trunk, got grounding.trains.trunk true: features need fixed weights"
-            )
-        torch.manual_seed(settings.run.seed)
-        model = build_model(settings.model, pretrained=False)
-        model.heads["grounding"] = build_head("grounding", settings.model, model, {})
-        for precision in precisions:
-            case = {"device": chosen, "batch": batch, "precision": precision}
-            # deterministic first: cuBLAS must know before its first product
-            for deterministic in (True, False) if chosen == "cuda" else (True,):
-                way = Way(precision, deterministic)
-                note(f"update: batch {batch} in {settings.chunks} chunks, {chosen}, {precision}, {way}")
+    # deterministic first: cuBLAS must know before its first product
+    precisions = precisions or (["bf16"] if chosen == "cuda" else ["float32"])
+    steps = 1 if chosen == "cpu" and session.limit is not None else STEPS
+    ways = [Way(one, deterministic) for one in precisions for deterministic in (True, False)[: 1 + (chosen == "cuda")]]
+    session.plan([Case(_title(batch, way), (STEP,), batch) for batch in batches for way in ways])
+    with session.until_stopped():
+        for batch in batches:
+            one = ["--stages=grounding", "--scaling.num_workers=1", "--scaling.chunks=1"]
+            settings = config.load(preset, [*one, *words, f"--grounding.batch_size={batch}"])
+            if settings.stage("grounding").trains_trunk:
+                raise ValueError(
+                    f"{preset}: expected a frozen trunk, got grounding.trains.trunk true: features need fixed weights"
+                )
+            torch.manual_seed(settings.run.seed)
+            model = build_model(settings.model, pretrained=False)
+            model.heads["grounding"] = build_head("grounding", settings.model, model, {})
+            for way in ways:
+                case = {"device": chosen, "batch": batch, "precision": way.precision}
                 # its memory is free before the next one's is taken
-                rows.append(_row(case, Update(settings, model, way, chosen), way, repeats, max_seconds, profiles))
+                rows += _rows(
+                    case,
+                    session.begin(_title(batch, way)),
+                    partial(_warm, settings, model, way, chosen, steps),
+                    profiles,
+                )
     caption = (
         f"Grounding of preset {preset} from random trunk features, captions of {MEAN_TOKENS} tokens on average; random "
         f"weights. Of a product: the rate as a fraction of that of one product of {SIDES[chosen]} x {SIDES[chosen]} "
         "matrices. Memory: the peak of the GPU, or of the process."
     )
-    return Report("update", caption, COLUMNS, rows, machine())
+    return Report("update", caption, COLUMNS, rows, machine(), ("batch", "precision"))
 
 
 def random_step(settings: Settings, model: GroundedModel) -> Step:
@@ -185,22 +195,40 @@ def random_step(settings: Settings, model: GroundedModel) -> Step:
     return Step(0, 0, False, tuple(chunks))
 
 
-def _row(
-    case: Mapping[str, int | str], step: Update, way: Way, repeats: int, max_seconds: float, profiles: str | None
-) -> Row:
-    """Measure a contender, alone on the device."""
+def _title(batch: int, way: Way) -> str:
+    return f"batch {batch}, {way.precision}, {way}"
+
+
+def _warm(settings: Settings, model: GroundedModel, way: Way, device: str, steps: int) -> tuple[Update, Way]:
+    """Return a contender that has done some steps: one to count its products, and a round unless that is one too."""
+    step = Update(settings, model, way, device, steps)
+    if steps > 1:
+        step()
+    return step, way
+
+
+def _rows(
+    case: Mapping[str, int | str], turns: Turns, warm: Callable[[], tuple[Update, Way]], profiles: str | None
+) -> list[Row]:
+    """Measure a contender, alone on the device. Returns its row, none if it is left out."""
+    warmed = turns.first(STEP, warm)
+    if warmed is None:
+        return []
+    step, way = warmed
     if profiles:
         name = f"{case['batch']}-{way.precision}-{way}.txt".replace(" ", "-")
         Folder.at(profiles).make().write_bytes(name, step.profile().encode())
     if case["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    runs = interleaved({str(way): step}, repeats, max_seconds)[str(way)]
+    runs = turns.rounds({STEP: step}).get(STEP)
+    if runs is None:
+        return []
     figures = medians(runs)
     rates = {"of_product": _product_rate(str(case["device"]), way.precision)}
     if case["device"] == "cuda" and (peak := peak_flops(torch.cuda.get_device_name(), way.precision)):
         rates["of_peak"] = peak
     of_rates = {name: figures["flops_per_second"] / rate for name, rate in rates.items()}
-    return Row(case, str(way), {**figures, **of_rates}, runs)
+    return [Row(case, str(way), {**figures, **of_rates}, runs)]
 
 
 def _product_rate(device: str, precision: Precision) -> float:

@@ -27,16 +27,14 @@ from groundray.benchmarks.measure import (
     Column,
     Report,
     Row,
+    compared,
     cpu_between,
     cpu_seconds,
-    interleaved,
     machine,
-    medians,
-    ratios,
     seconds,
-    spread,
     times,
 )
+from groundray.benchmarks.session import Case, Session
 from groundray.data.captions import CaptionSamples
 from groundray.data.decoding_processes import DecodingProcesses
 from groundray.data.image_inputs import CentreCrop
@@ -51,7 +49,8 @@ RAY, IN_PROCESS, PROCESSES, LOADER = "Ray Data", "one process", "decoding proces
 PREFETCH = 2  # batches fetched ahead: by Ray Data in total, by a DataLoader in each process
 FIRST_FEW = 4  # steps before samples per second are counted
 RESIZE, CROP, PIECES = 256, 224, 32
-PHOTOS, WIDTH, HEIGHT = 1500, 640, 480
+PHOTOS, FEW_PHOTOS, WIDTH, HEIGHT = 1500, 640, 640, 480  # few where time is limited
+CASE = Case("images", (RAY, IN_PROCESS, PROCESSES, LOADER))
 COLUMNS = (
     Column("samples/s", lambda rate: f"{rate:,.0f}", ("samples_per_second",)),
     Column("first batch", seconds, ("first_batch",)),
@@ -87,53 +86,55 @@ def measure(
     batch_size: int,
     samples: int | None,
     cpus: int,
-    repeats: int,
-    max_seconds: float,
-    note: Callable[[str], None],
+    session: Session,
 ) -> Report:
     """Run the benchmark `input`.
 
     Args:
         data: folder of caption shards; None generates images.
-        samples: number of samples in a run, rounded up to whole batches; None for two epochs.
+        samples: number of samples in a run, rounded up to whole batches; None for two epochs, of fewer images if the
+            session's time is limited.
         cpus: number of CPUs for reading and decoding.
-        max_seconds: time after which no further round starts.
-        note: receives a line about each step.
+        session: decides which rows there is time for.
 
     Raises:
         FileNotFoundError, ValueError: the shards do not exist, or the samples are fewer than a few batches.
     """
+    rows: list[Row] = []
+    feature_rows: list[Row] = []
+    session.plan([feature_reading.CASE, CASE])
     with ExitStack() as stack:
         if data is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="groundray-bench-"))
-            note(f"input: generating {PHOTOS} images of {WIDTH} x {HEIGHT}")
-            data = str(write_photos(Path(folder), PHOTOS).folder)
+            photos = PHOTOS if session.limit is None else FEW_PHOTOS
+            session.note(f"generating {photos} images of {WIDTH} x {HEIGHT}")
+            data = str(write_photos(Path(folder), photos).folder)
         source = training_source(Dataset.open(data, "captions"), batch_size)
         steps = -(-samples // batch_size) if samples else 2 * source.plan.steps
+        if session.limit is not None:
+            steps = min(steps, -(-2 * FEW_PHOTOS // batch_size))
         if steps <= FIRST_FEW + 1:
             raise ValueError(f"expected more than {FIRST_FEW + 1} batches of {batch_size} samples, got {steps}")
         epochs = -(-steps // source.plan.steps)
         from groundray.runtime import cluster  # imports Ray, which drawn photos do without
 
+        session.note("starting Ray")
         stack.enter_context(cluster.connect(num_cpus=cpus))
+        stack.enter_context(session.until_stopped())
         case: dict[str, int | str] = {"samples": steps * batch_size, "batch": batch_size, "cpus": cpus}
         with tempfile.TemporaryDirectory(prefix="groundray-bench-") as features:
-            note("input: writing trunk features")
+            session.note("writing trunk features")
             featured = feature_reading.with_features(
                 source, *feature_reading.write_features(Path(features)), batch_size
             )
-            feature_rows = feature_reading.measure(featured, cpus, repeats, max_seconds, case)
-        note(f"input: {steps} batches of {batch_size} from {data}")
-        runs = interleaved(
-            {name: timed(begin, steps, batch_size) for name, begin in streams(source, epochs, cpus).items()},
-            repeats,
-            max_seconds,
+            feature_rows += feature_reading.measure(featured, cpus, session, case)
+        runs = session.interleaved(
+            CASE.title, {name: timed(begin, steps, batch_size) for name, begin in streams(source, epochs, cpus).items()}
         )
-    loader = runs[LOADER]
-    rows = []
-    for name, figures in runs.items():
-        figures["rate_of_loader"] = ratios(figures["samples_per_second"], loader["samples_per_second"])
-        rows.append(Row(case, name, {**medians(figures), **spread(figures, "rate_of_loader")}, figures))
+        rows += [
+            Row(case, name, *compared(figures, runs.get(LOADER), "samples_per_second", "rate_of_loader"))
+            for name, figures in runs.items()
+        ]
     caption = (
         f"Captioned images of {CROP} pixels, batches of {batch_size}, read and decoded on {cpus} CPUs: by Ray Data on "
         f"a running cluster with idle workers, by {cpus} processes of a run without Ray, which start after the first "

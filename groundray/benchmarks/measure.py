@@ -1,4 +1,4 @@
-"""Measurements of the benchmarks: interleaved rounds, medians, and peak memory in separate runs."""
+"""Figures of the benchmarks and their tables, medians, and peak memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import ctypes
 import gc
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +75,7 @@ class Report:
     columns: Sequence[Column]
     rows: Sequence[Row]
     machine: Mapping[str, Any]
+    sizes: tuple[str, ...] = ()  # columns even if no row differs in them, as others may be left out
 
     def table(self) -> Table:
         """Return the table: one row for each contender, one section for each case.
@@ -84,7 +84,9 @@ class Report:
         """
         rows = [row for row in self.rows if not all(figure == NO_GPU for figure in row.figures.values())]
         caption = self.caption if len(rows) == len(self.rows) else f"{self.caption} On a GPU: {NO_GPU}."
-        varying = [name for name in self.rows[0].case if len({row.case[name] for row in rows}) > 1]
+        varying = [
+            name for name in self.rows[0].case if name in self.sizes or len({row.case[name] for row in rows}) > 1
+        ]
         table = Table(title=self.bench, caption=caption, caption_justify="left", title_justify="left")
         for title in varying:
             table.add_column(title, justify="left" if title == "device" else "right", no_wrap=True)
@@ -121,35 +123,6 @@ class Report:
         }
 
 
-def interleaved(
-    runs: Mapping[str, Callable[[], Mapping[str, float]]],
-    repeats: int,
-    max_seconds: float = float("inf"),
-    warm_up: bool = True,
-) -> dict[str, dict[str, list[float]]]:
-    """Run the contenders in turns, A B C A B C ..., and return the figures of each round by contender and name.
-
-    A machine that slows down during the benchmark slows all contenders alike.
-
-    Args:
-        repeats: number of rounds.
-        max_seconds: time after which no further round starts.
-        warm_up: begin with a round that is not counted.
-    """
-    if warm_up:
-        for run in runs.values():
-            run()
-    figures: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
-    started = time.perf_counter()
-    for turn in range(repeats):
-        if turn and time.perf_counter() - started > max_seconds:
-            break
-        for name, run in runs.items():
-            for figure, value in run().items():
-                figures[name].setdefault(figure, []).append(value)
-    return figures
-
-
 def medians(runs: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return the median of each figure."""
     return {name: statistics.median(values) for name, values in runs.items()}
@@ -164,6 +137,21 @@ def spread(runs: Mapping[str, Sequence[float]], name: str) -> dict[str, float]:
     """Return the least, the median and the greatest value of a figure as `NAME_least`, `NAME` and `NAME_most`."""
     values = runs[name]
     return {f"{name}_least": min(values), name: statistics.median(values), f"{name}_most": max(values)}
+
+
+def compared(
+    figures: dict[str, list[float]], baseline: Mapping[str, Sequence[float]] | None, of: str, ratio: str
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Return the medians of a contender's figures and the figures, with ratios to a baseline's if that was measured.
+
+    Args:
+        of: the figure to compare, in the same round.
+        ratio: name of the ratios.
+    """
+    if baseline is None:
+        return medians(figures), figures
+    runs = {**figures, ratio: ratios(figures[of], baseline[of])}
+    return {**medians(runs), **spread(runs, ratio)}, runs
 
 
 def cpu_seconds() -> dict[int, float]:

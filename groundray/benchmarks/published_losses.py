@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from groundray.benchmarks.measure import (
     Figure,
     Missing,
     Row,
-    interleaved,
     medians,
     megabytes,
     peak_memory,
@@ -23,6 +23,7 @@ from groundray.benchmarks.measure import (
     times,
     too_large,
 )
+from groundray.benchmarks.session import Turns
 
 OURS = "groundray"
 MAX_DIFFERENCE = 1e-3
@@ -78,21 +79,21 @@ def columns(baseline: str) -> tuple[Column, ...]:
 
 
 def compare(
+    turns: Turns,
     case: Mapping[str, int | str],
     contenders: Mapping[str, Contender],
     problem: Problem,
     small: Problem,
     baseline: str,
-    repeats: int,
-    max_seconds: float = float("inf"),
     max_difference: float = MAX_DIFFERENCE,
 ) -> Iterator[Row]:
-    """Yield a row for each contender, groundray's own first. One whose code fails is not measured.
+    """Yield a row for each contender for which there is time, groundray's own first. One whose code fails is not
+    measured.
 
     Args:
+        turns: of a case that was planned with the contenders and a warm-up.
         small: a smaller problem of the same kind, for the warm-up.
         baseline: the contender whose time is 1.
-        max_seconds: time after which no further round starts.
         max_difference: of a contender's loss from groundray's, relative.
 
     Raises:
@@ -105,16 +106,20 @@ def compare(
         # the sources are allocated already, their gradients are not
         if reason := contender.absent or too_large(contender.needs + problem.nbytes, problem.device):
             absent[name] = reason
+            turns.drop(name)
             continue
         try:
-            _timed(contender.loss, small)
-            loss, peak = _loss_and_peak(contender.loss, problem)
+            measured = turns.first(name, partial(_warmed_loss_and_peak, contender.loss, small, problem))
         except Exception as error:
             if name == OURS:
                 raise
             told = str(error).strip().partition("\n")[0]
             absent[name] = Missing(f"it fails: {type(error).__name__}: {told[:200]}")
+            turns.drop(name)
             continue
+        if measured is None:
+            continue
+        loss, peak = measured
         memory[name] = {
             "scratch": peak if isinstance(peak, Missing) else max(0.0, peak - problem.nbytes),
             "peak": peak,
@@ -125,11 +130,14 @@ def compare(
         return lambda: _timed(contenders[name].loss, problem)
 
     # each contender has run once already, for its memory
-    runs = interleaved({name: turn(name) for name in memory}, repeats, max_seconds, warm_up=False)
+    runs = turns.rounds({name: turn(name) for name in memory})
     typical = {name: medians(of) for name, of in runs.items()}
+    if not typical and len(absent) < len(contenders):
+        return  # there was no time for the case
     for name in contenders:
         if name in absent:
             yield Row(case, name, dict.fromkeys(PARTS, absent[name]))
+        if name not in typical:
             continue
         figures = {**typical[name], **memory[name]}
         if baseline in typical:
@@ -137,6 +145,11 @@ def compare(
         if OURS in typical:
             figures |= {f"ours_as_fast_{part}": typical[name][part] / typical[OURS][part] for part in PARTS}
         yield Row(case, name, figures, runs[name])
+
+
+def _warmed_loss_and_peak(loss: Callable[..., Tensor], small: Problem, problem: Problem) -> tuple[float, Figure]:
+    _timed(loss, small)
+    return _loss_and_peak(loss, problem)
 
 
 def _loss_and_peak(loss: Callable[..., Tensor], problem: Problem) -> tuple[float, Figure]:

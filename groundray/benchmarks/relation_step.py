@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from groundray.benchmarks.measure import Report, Row, machine
 from groundray.benchmarks.published_losses import OURS, Contender, Problem, columns, compare
+from groundray.benchmarks.session import Case, Session
 from groundray.loss.relation_loss import Scored, relation_loss
 
 BASELINE = "loop over triplets"
@@ -64,26 +65,25 @@ CONTENDERS = {
 }
 
 
-def measure(
-    triplets: Sequence[int], predicates: int, repeats: int, max_seconds: float, note: Callable[[str], None]
-) -> Report:
+def measure(triplets: Sequence[int], predicates: int, session: Session) -> Report:
     """Run the benchmark `relation`.
 
     Args:
         triplets: numbers of triplets in a batch, one case each.
-        max_seconds: time of a case after which no further round starts.
-        note: receives a line about each step.
+        session: decides which rows there is time for.
 
     Raises:
         Disagreement: the loss of a contender differs.
     """
     rows: list[Row] = []
-    for count in triplets:
-        note(f"relation: {count} triplets, {predicates} predicates")
-        case = {"triplets": count, "predicates": predicates}
-        problem, small = (random_problem(size, predicates) for size in (count, 8))
-        rows += compare(case, CONTENDERS, problem, small, BASELINE, repeats, max_seconds)
-    return Report("relation", CAPTION, columns(BASELINE), rows, machine())
+    titles = {count: f"{count} triplets, {predicates} predicates" for count in triplets}
+    session.plan([Case(title, tuple(CONTENDERS), count**2) for count, title in titles.items()])
+    with session.until_stopped():
+        for count, title in titles.items():
+            case = {"triplets": count, "predicates": predicates}
+            problem, small = (random_problem(size, predicates) for size in (count, 8))
+            rows += compare(session.begin(title), case, CONTENDERS, problem, small, BASELINE)
+    return Report("relation", CAPTION, columns(BASELINE), rows, machine(), ("triplets",))
 
 
 def random_problem(triplets: int, predicates: int) -> Problem:

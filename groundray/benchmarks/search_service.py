@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -18,6 +19,7 @@ import numpy as np
 import psutil
 
 from groundray.benchmarks.measure import Column, Figure, Missing, Report, Row, machine, megabytes, seconds
+from groundray.benchmarks.session import Case, Session
 from groundray.image_search import towers
 from groundray.image_search.index import open_pool
 from groundray.runtime import cluster
@@ -27,7 +29,10 @@ HOST = "127.0.0.1"
 SINGLE_FRACTION = 0.25  # of the duration for many clients, for one
 WARM_FRACTION = 0.2  # of a period, after which memory is measured first
 TIMEOUT_SECONDS = 60
+FEWEST_SECONDS = 5  # for all clients, where the service has taken long to start
+LAST_SECONDS = 10  # in which the last requests of the two periods are answered
 PHRASES = 20
+REQUESTS = "all requests"
 UNAVAILABLE = 503
 REPLICA = "ray::ServeReplica:search"  # the title of its process
 COLUMNS = (
@@ -67,7 +72,7 @@ def measure(
     clients: int,
     replicas: int,
     duration: float,
-    note: Callable[[str], None],
+    session: Session,
 ) -> Report:
     """Run the benchmark `service`.
 
@@ -75,15 +80,15 @@ def measure(
         checkpoint, images: the model and the images to serve.
         index: folder of indexes (default: beside the model's folder).
         clients: number of concurrent clients.
-        duration: seconds of the period with all clients.
-        note: receives a line about each step.
+        duration: seconds of the period with all clients, at most, if the session's time is limited.
+        session: decides how much time there is.
 
     Raises:
         FileNotFoundError, ValueError: the model or the images are invalid.
     """
     towers.check_searchable(checkpoint)
     open_pool(images)
-    note(f"service: starting {replicas} replica{'s' if replicas > 1 else ''}")
+    session.note(f"starting Ray and {_plural(replicas, 'replica')}")
     rows: list[Row] = []
     with cluster.connect():
         from groundray.runtime.serve.deployment import (
@@ -95,29 +100,56 @@ def measure(
         arguments = Arguments(checkpoint=model, images=pool, index=index, replicas=replicas)
         with serving(arguments, HOST, free_port()) as address:
             mix = requests(address)
-            for count, seconds_each in ((1, SINGLE_FRACTION * duration), (clients, duration)):
-                note(f"service: {count} client{'s' if count > 1 else ''} for {seconds_each:.0f} s")
-                rows += run_clients(address, mix, count, seconds_each)
+            duration = min(duration, max(FEWEST_SECONDS, (session.left() - LAST_SECONDS) / (1 + SINGLE_FRACTION)))
+            periods = {count: part * duration for count, part in ((1, SINGLE_FRACTION), (clients, 1))}
+            titles = {count: f"{_plural(count, 'client')} for {seconds:.0f} s" for count, seconds in periods.items()}
+            session.expect(REQUESTS, 1.0)
+            session.plan([Case(titles[count], (REQUESTS,), periods[count], warm_up=False) for count in periods])
+            with session.until_stopped():
+                for count, period in periods.items():
+
+                    def ask(count: int = count, period: float = period) -> dict[str, float]:
+                        tick = partial(session.tell, f"{titles[count]}: {REQUESTS}", new=False)
+                        found, stopped = run_clients(address, mix, count, period, tick)
+                        rows.extend(found)
+                        session.stopped = session.stopped or stopped
+                        return {"seconds": period}
+
+                    session.interleaved(titles[count], {REQUESTS: ask})
     caption = (
         "Clients on the machine of the service, each with one request at a time; "
-        f"{replicas} replica{'s' if replicas > 1 else ''}. The service answers 503 if too many wait. Memory of "
+        f"{_plural(replicas, 'replica')}. The service answers 503 if too many wait. Memory of "
         f"the replicas after {WARM_FRACTION:.0%} of the time and at its end."
     )
     return Report("service", caption, COLUMNS, rows, machine())
 
 
-def run_clients(address: str, mix: Sequence[Request], clients: int, duration: float) -> list[Row]:
-    """Send requests from concurrent clients for some seconds. Returns a row for each kind of request."""
+def run_clients(
+    address: str, mix: Sequence[Request], clients: int, duration: float, tick: Callable[[], None] = lambda: None
+) -> tuple[list[Row], bool]:
+    """Send requests from concurrent clients for some seconds.
+
+    Args:
+        tick: is called every second.
+
+    Returns:
+        A row for each kind of request, and whether a KeyboardInterrupt has ended them early.
+    """
     log, stop, lock = ClientLog(), threading.Event(), threading.Lock()
     threads = [
         threading.Thread(target=run_client, args=(address, [*mix[start:], *mix[:start]], log, lock, stop), daemon=True)
         for start in (number * len(mix) // clients for number in range(clients))
     ]
+    stopped, started = False, time.perf_counter()
+    before: Figure = Missing("interrupted")
     for thread in threads:
         thread.start()
-    time.sleep(WARM_FRACTION * duration)
-    before = memory()
-    time.sleep((1 - WARM_FRACTION) * duration)
+    try:
+        _sleep(WARM_FRACTION * duration, tick)
+        before = memory()
+        _sleep((1 - WARM_FRACTION) * duration, tick)
+    except KeyboardInterrupt:
+        stopped, duration = True, time.perf_counter() - started
     stop.set()
     for thread in threads:
         thread.join()
@@ -139,7 +171,14 @@ def run_clients(address: str, mix: Sequence[Request], clients: int, duration: fl
             "memory_after": after,
         }
         rows.append(Row({"clients": clients}, kind, figures, {"seconds": times}))
-    return rows
+    return rows, stopped
+
+
+def _sleep(seconds: float, tick: Callable[[], None]) -> None:
+    until = time.perf_counter() + seconds
+    while (left := until - time.perf_counter()) > 0:
+        time.sleep(min(left, 1.0))
+        tick()
 
 
 def run_client(
@@ -202,6 +241,10 @@ def memory() -> Figure:
         except psutil.Error:  # ended meanwhile
             continue
     return float(replicas) if replicas else Missing("the replicas are on other machines")
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count > 1 else ''}"
 
 
 def free_port() -> int:

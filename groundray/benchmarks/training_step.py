@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from groundray.benchmarks.measure import (
     Report,
     Row,
     chosen_device,
-    interleaved,
     machine,
     medians,
     seconds,
     times,
 )
+from groundray.benchmarks.session import Case, Session
 from groundray.config import Settings
 from groundray.storage.folder import Folder
 from groundray.training import in_process, layout, preflight
@@ -31,9 +32,10 @@ from groundray.training.timing import PARTS
 
 CACHED, PIXELS, ALONE, ALONE_PIXELS = "trunk features", "images", "trunk features, no Ray", "images, no Ray"
 BASELINE = PIXELS
-PHOTOS, HELD_OUT = 384, 16
+PHOTOS, FEW_PHOTOS, HELD_OUT = 384, 256, 16  # few where time is limited
 PROFILED = 3  # steps of each contender
 FIRST_FEW = 2  # steps of a run that are not counted
+CASE = "two epochs"
 FRACTIONS = (*PARTS, "other")
 COLUMNS = (
     Column("a step", seconds, ("step",)),
@@ -52,21 +54,27 @@ class Run:
 
     settings: Settings
     number: int = 0
+    tell: Callable[[str], None] = lambda _: None  # takes how far a run is
 
     def __call__(self) -> dict[str, float]:
         """Train two epochs. Returns medians over the steps, and the mean loss of the second epoch."""
         self.number += 1
         called = {"name": f"{self.settings.run.name}-{self.number}"}
         settings = Settings(**_with(self.settings, {"run": called}))
-        events: list[Event] = []
+        steps: list[dict[str, float]] = []
+
+        def observe(event: Event) -> None:
+            if isinstance(event, StepDone):
+                steps.append(event.metrics)
+                self.tell(f"step {event.step}/{event.steps}")
+
         run = preflight.check(settings)
         if settings.scaling.max_workers:
             from groundray.runtime.train import launch
 
-            launch.fit(run, events.append)
+            launch.fit(run, observe)
         else:  # without an import of Ray
-            in_process.fit(run, events.append)
-        steps = [event.metrics for event in events if isinstance(event, StepDone)]
+            in_process.fit(run, observe)
         rest = steps[FIRST_FEW:]
         found = medians({name: [one[name] for one in rest] for name in rest[0]})
         last = [one["loss"] for one in steps[len(steps) // 2 :]]
@@ -88,9 +96,7 @@ def measure(
     workers: int,
     device: str | None,
     profile: str | None,
-    repeats: int,
-    max_seconds: float,
-    note: Callable[[str], None],
+    session: Session,
 ) -> Report:
     """Run the benchmark `step`: in each round, each contender trains two epochs of a preset's grounding stage.
 
@@ -101,34 +107,39 @@ def measure(
         workers: number of workers of the contenders with Ray, 0 for none of them; the others use one process.
         device: `cpu` or `cuda`; None for the one of the settings.
         profile: folder or URL for a trace of each contender, from a run of its own; None for none.
-        max_seconds: time after which no further round starts.
-        note: receives a line about each step.
+        session: decides which rows there is time for. If its time is limited, there is no warm-up.
 
     Raises:
         SettingsError, FileNotFoundError, ValueError: the settings or shards are invalid.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="groundray-bench-")))
-        note(f"step: generating {HELD_OUT if data else PHOTOS + HELD_OUT} images")
+        photos = PHOTOS if session.limit is None else FEW_PHOTOS
+        session.note(f"generating {HELD_OUT if data else photos + HELD_OUT} images")
         held_out = str(write_photos(folder / "held-out", HELD_OUT).folder)
-        data = data or str(write_photos(folder / "seen", PHOTOS).folder)
+        data = data or str(write_photos(folder / "seen", photos).folder)
         on_device = [f"--scaling.use_gpu={str(chosen_device(device) == 'cuda').lower()}"] if device else []
         settings = config.load(preset, [*_words(folder, data, held_out), *on_device, *words])
         if settings.stage("grounding").trains_trunk:
             raise ValueError(
                 f"{preset}: expected a frozen trunk, got grounding.trains.trunk true: features need fixed weights"
             )
-        runs = {name: Run(one) for name, one in contenders(settings, workers).items()}
+        runs = {
+            name: Run(one, tell=partial(_tell, session, name)) for name, one in contenders(settings, workers).items()
+        }
         if workers:
             from groundray.runtime import cluster
 
+            session.note("starting Ray")
             stack.enter_context(cluster.connect())
-        note(f"step: {len(runs)} contenders, a run of two epochs each and a warm-up")
-        found = interleaved(runs, repeats, max_seconds)
-        if profile:
-            note(f"step: a profile of each contender, to {profile}")
-            for run in runs.values():
-                write_profile(run.settings, Folder.at(profile))
+        # a run's first steps are not counted, and features are written before them: a warm-up changes little
+        session.plan([Case(CASE, tuple(runs), warm_up=session.limit is None)])
+        found: dict[str, dict[str, list[float]]] = {}
+        with session.until_stopped():
+            found |= session.interleaved(CASE, runs)
+            for name in found if profile and not session.stopped else ():
+                session.note(f"a profile of {name}, to {profile}")
+                write_profile(runs[name].settings, Folder.at(str(profile)))
     case = {
         "trunk": settings.model.trunk.name,
         "language": settings.model.language.name,
@@ -140,8 +151,9 @@ def measure(
     baseline = BASELINE if BASELINE in typical else ALONE_PIXELS
     rows = []
     for name, figures in typical.items():
-        ratio = figures["samples_per_second"] / typical[baseline]["samples_per_second"]
-        rows.append(Row(case, name, {**figures, "speed_of_images": ratio}, found[name]))
+        if baseline in typical:
+            figures["speed_of_images"] = figures["samples_per_second"] / typical[baseline]["samples_per_second"]
+        rows.append(Row(case, name, figures, found[name]))
     if not settings.scaling.use_gpu:
         rows += [
             Row(case | {"device": "cuda"}, name, dict.fromkeys(("step", "samples_per_second"), NO_GPU)) for name in runs
@@ -153,6 +165,10 @@ def measure(
         "runs. Fractions of a step's time on rank 0; memory is the peak of the process. Loss: mean of the second epoch."
     )
     return Report("step", caption, COLUMNS, rows, machine())
+
+
+def _tell(session: Session, name: str, far: str) -> None:
+    session.tell(f"{CASE}: {name}, {far}", new=False)
 
 
 def write_profile(settings: Settings, folder: Folder) -> None:
@@ -167,7 +183,7 @@ def write_profile(settings: Settings, folder: Folder) -> None:
 def contenders(settings: Settings, workers: int) -> Mapping[str, Settings]:
     """Return the settings of each contender: with trunk features and without, on Ray and in this process."""
     with_ray = {CACHED: ("auto", workers), PIXELS: ("never", workers)} if workers else {}
-    ways = with_ray | {ALONE: ("auto", 0), ALONE_PIXELS: ("never", 0)}
+    ways = {ALONE: ("auto", 0), ALONE_PIXELS: ("never", 0)} | with_ray  # those that start faster come first
     return {
         name: Settings(
             **_with(

@@ -9,6 +9,7 @@ from conftest import SmallWorld
 
 from groundray.benchmarks import feature_reading
 from groundray.benchmarks.input_pipeline import training_source
+from groundray.benchmarks.session import Session
 from groundray.data.schema import Dataset
 
 
@@ -17,7 +18,9 @@ def test_every_contender_is_measured(world: SmallWorld, tmp_path: Path, monkeypa
     source = training_source(Dataset.open(str(world.shards / "captions" / "train"), "captions"), 8)
     captions, features = feature_reading.write_features(tmp_path, parts=2, shape=(2, 3, 3))
     featured = feature_reading.with_features(source, captions, features, 8)
-    rows = feature_reading.measure(featured, 2, 1, 60.0, {"batch": 8})
+    session = Session(repeats=1)
+    session.plan([feature_reading.CASE])
+    rows = feature_reading.measure(featured, 2, session, {"batch": 8})
     assert [row.contender for row in rows] == [
         feature_reading.PLAIN,
         feature_reading.VERIFIED,

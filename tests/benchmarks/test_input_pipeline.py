@@ -6,6 +6,7 @@ import io
 import itertools
 from pathlib import Path
 
+import own_time
 import pytest
 import torch
 from conftest import SmallWorld
@@ -45,8 +46,7 @@ def test_all_streams_bring_the_same_samples_in_the_same_order(world: SmallWorld)
 
 def test_a_run_is_timed_after_a_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, own, every = itertools.count(), itertools.count(step=8), itertools.count(step=16)
-    monkeypatch.setattr(streams.time, "perf_counter", lambda: float(next(clock)))
-    monkeypatch.setattr(streams.time, "process_time", lambda: float(next(own)))
+    own_time.give(monkeypatch, streams, perf_counter=lambda: float(next(clock)), process_time=lambda: float(next(own)))
     monkeypatch.setattr(streams, "cpu_seconds", lambda: {1: float(next(every))})
     # a second a step, after the first at second 1
     assert streams.timed(lambda: iter([None] * 9), steps=8, batch_size=10)() == {  # type: ignore[list-item]

@@ -5,35 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
 from groundray.benchmarks import measure
-from groundray.benchmarks.measure import Column, Missing, Report, Row, interleaved, medians, peak_memory
-
-
-def recording(calls: list[str], name: str) -> Callable[[], dict[str, float]]:
-    def run() -> dict[str, float]:
-        calls.append(name)
-        return {"number": float(len(calls))}
-
-    return run
-
-
-def test_contenders_take_turns_after_a_round_that_does_not_count() -> None:
-    calls: list[str] = []
-    found = interleaved({name: recording(calls, name) for name in "ABC"}, repeats=2)
-    assert calls == list("ABC" * 3)
-    assert found == {"A": {"number": [4.0, 7.0]}, "B": {"number": [5.0, 8.0]}, "C": {"number": [6.0, 9.0]}}
-
-
-def test_no_round_but_the_first_starts_too_late() -> None:
-    calls: list[str] = []
-    interleaved({"A": recording(calls, "A")}, repeats=5, max_seconds=0.0, warm_up=False)
-    assert calls == ["A"]
+from groundray.benchmarks.measure import Column, Missing, Report, Row, medians, peak_memory
 
 
 def test_medians_of_runs() -> None:
@@ -109,6 +88,8 @@ def test_a_table_says_what_is_missing_once() -> None:
     assert "other" not in shown
     assert "On a GPU: not measured (no GPU)." in shown
     assert "width" not in shown  # the same in all cases
+    console.print(replace(report(), sizes=("width",)).table())
+    assert "width" in console.export_text()
 
 
 def test_the_machine_is_described() -> None:
@@ -121,6 +102,14 @@ def test_the_machine_is_described() -> None:
 def test_ratios_are_of_the_same_round() -> None:
     runs = {"rate": measure.ratios([1.0, 4.0, 9.0], [2.0, 2.0, 3.0])}
     assert measure.spread(runs, "rate") == {"rate_least": 0.5, "rate": 2.0, "rate_most": 3.0}
+
+
+def test_a_contender_is_compared_with_a_baseline_that_was_measured() -> None:
+    figures = {"rate": [1.0, 4.0, 9.0]}
+    assert measure.compared(figures, None, "rate", "ratio") == ({"rate": 4.0}, figures)
+    found, runs = measure.compared(figures, {"rate": [2.0, 2.0, 3.0]}, "rate", "ratio")
+    assert found == {"rate": 4.0, "ratio_least": 0.5, "ratio": 2.0, "ratio_most": 3.0}
+    assert runs == {**figures, "ratio": [0.5, 2.0, 3.0]}
 
 
 def test_cpu_seconds_count_those_of_processes_that_were_started() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import reference
 import torch
 
 from groundray.benchmarks import contrastive_loss, relation_step
-from groundray.benchmarks.measure import Missing
+from groundray.benchmarks.measure import Missing, Row
 from groundray.benchmarks.published_losses import OURS, Contender, Disagreement, Problem, compare
+from groundray.benchmarks.session import Case, Session
 
 SMALL = contrastive_loss.Shape(3, positions=4, tokens=5, dim=6)
 
@@ -85,7 +87,7 @@ def test_contenders_for_gpus_are_named_with_the_reason_why_they_are_missing(monk
 
 
 def test_the_loss_is_compared_with_the_rate_of_a_product() -> None:
-    report = contrastive_loss.measure([8], [20], [OURS], "cpu", "float32", 1, 10, lambda _: None)
+    report = contrastive_loss.measure([8], [20], [OURS], "cpu", "float32", Session(repeats=1))
     (row,) = report.rows
     matches = 2 * 8 * 8 * 196 * 768 * 20  # the mean number of tokens varies by up to 4
     rate = row.figures["of_product_both"] * row.figures["both"] * report.machine["product_rate"]
@@ -102,17 +104,26 @@ def test_captions_have_as_many_tokens_as_asked_for_on_average() -> None:
         contrastive_loss.random_problem(contrastive_loss.Shape(2), 33)
 
 
+def measured(
+    forms: dict[str, Contender], problem: Problem, baseline: str, session: Session | None = None
+) -> Iterator[Row]:
+    """Compare the forms in a case of one size, in one round unless a session is given."""
+    session = session or Session(repeats=1)
+    session.plan([Case("one size", tuple(forms))])
+    return compare(session.begin("one size"), {"size": 4}, forms, problem, problem, baseline)
+
+
 def test_a_contender_that_fails_is_named_with_its_error() -> None:
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("out of resource: shared memory")
 
     problem = grounding_problem()
     known = {OURS: Contender(contrastive_loss.ours), "broken": Contender(broken)}
-    ours, theirs = compare({}, known, problem, problem, OURS, repeats=1)
+    ours, theirs = measured(known, problem, OURS)
     assert ours.figures["both"]
     assert str(theirs.figures["both"]) == "not measured (it fails: RuntimeError: out of resource: shared memory)"
     with pytest.raises(RuntimeError, match="shared memory"):
-        list(compare({}, {OURS: Contender(broken)}, problem, problem, OURS, repeats=1))
+        list(measured({OURS: Contender(broken)}, problem, OURS))
 
 
 def numbers() -> Problem:
@@ -127,7 +138,7 @@ def test_a_comparison_has_times_ratios_memory_and_error() -> None:
         "huge": Contender(lambda x: x.sum(), needs=10**15),
         "gone": Contender(lambda x: x.sum(), absent=Missing("not installed")),
     }
-    ours, other, huge, gone = compare({"size": 4}, forms, numbers(), numbers(), baseline="other", repeats=3)
+    ours, other, huge, gone = measured(forms, numbers(), "other", Session(repeats=3))
     assert ours.figures["ours_as_fast_both"] == 1.0
     assert other.figures["of_baseline"] == 1.0
     assert other.figures["error"] == 0.0
@@ -137,10 +148,31 @@ def test_a_comparison_has_times_ratios_memory_and_error() -> None:
     assert gone.figures["both"] == Missing("not installed")
 
 
+def test_a_contender_without_time_has_no_row() -> None:
+    """On this clock a call of it takes a second, and groundray's none."""
+    now = [0.0]
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        now[0] += 1
+        return x.sum()
+
+    session = Session(repeats=5, limit=10, clock=lambda: now[0])
+    session.plan([Case("small", (OURS, "slow")), Case("large", (OURS, "slow"), work=9)])
+    forms = {OURS: Contender(lambda x: x.sum()), "slow": Contender(slow)}
+    rows = [
+        row
+        for title in ("small", "large")
+        for row in compare(session.begin(title), {"size": title}, forms, numbers(), numbers(), "slow")
+    ]
+    assert [(row.case["size"], row.contender) for row in rows] == [("small", OURS), ("small", "slow"), ("large", OURS)]
+    assert ["of_baseline" in row.figures for row in rows] == [True, True, False]
+    assert [(row.case, row.contender) for row in session.left_out()] == [("large", "slow")]
+
+
 def test_another_loss_is_no_contender() -> None:
     forms = {OURS: Contender(lambda x: x.sum()), "other": Contender(lambda x: 1.01 * x.sum())}
     with pytest.raises(Disagreement, match=r"other computes the loss 6.06, groundray 6: .* at most 0.001, got 0.01"):
-        list(compare({}, forms, numbers(), numbers(), baseline=OURS, repeats=1))
+        list(measured(forms, numbers(), OURS))
 
 
 def test_contenders_of_another_loss_are_compared_with_each_other() -> None:
@@ -150,11 +182,11 @@ def test_contenders_of_another_loss_are_compared_with_each_other() -> None:
         "their square": Contender(lambda x: 1.01 * (x * x).sum(), computes="square"),
     }
     with pytest.raises(Disagreement, match=r"their square computes the loss 14.14, ours, square 14: .* got 0.01"):
-        list(compare({}, forms, numbers(), numbers(), baseline=OURS, repeats=1))
+        list(measured(forms, numbers(), OURS))
 
 
 def test_forward_and_backward_are_timed_in_each_round() -> None:
-    (row,) = compare({}, {OURS: Contender(lambda x: x.square().sum())}, numbers(), numbers(), baseline=OURS, repeats=2)
+    (row,) = measured({OURS: Contender(lambda x: x.square().sum())}, numbers(), OURS, Session(repeats=2))
     assert [len(row.runs[part]) for part in ("forward", "backward", "both")] == [2, 2, 2]
     for forward, backward, both in zip(row.runs["forward"], row.runs["backward"], row.runs["both"], strict=True):
         assert forward > 0

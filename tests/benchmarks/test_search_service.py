@@ -13,12 +13,14 @@ from groundray import bench
 from groundray.benchmarks import search_service, vector_search
 from groundray.benchmarks.measure import Missing
 from groundray.benchmarks.search_service import ClientLog, Request
+from groundray.benchmarks.session import Session
 from groundray.cli.command import EXIT_USAGE
 
 
 def test_all_contenders_are_measured_against_the_exact_nearest() -> None:
-    report = vector_search.measure(1500, 16, threads=1, repeats=3, max_seconds=60, note=lambda _: None)
-    found = {(row.contender, row.case["together"]): row.figures for row in report.rows}
+    report = vector_search.measure(1500, 16, threads=1, session=Session(repeats=3))
+    rows = report.rows[: -len(vector_search.POSITIONS)]
+    found = {(row.contender, row.case["together"]): row.figures for row in rows}
     assert len(found) == 4 * len(vector_search.TOGETHER)
     for together in vector_search.TOGETHER:
         assert found["FAISS flat", together]["recall"] == 1
@@ -26,6 +28,8 @@ def test_all_contenders_are_measured_against_the_exact_nearest() -> None:
         assert 0.8 < found["FAISS HNSW", together]["recall"] <= 1  # type: ignore[operator]
         assert 0.8 < found["FAISS IVF", together]["recall"] <= 1  # type: ignore[operator]
     assert all(len(row.runs["seconds"]) == 3 for row in report.rows)
+    few, many = (row.figures["median"] for row in report.rows[len(rows) :])
+    assert 0 < few < many  # type: ignore[operator]
 
 
 def test_without_faiss_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,8 +37,9 @@ def test_without_faiss_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(vector_search.importlib, "import_module", missing)
-    report = vector_search.measure(100, 8, threads=1, repeats=1, max_seconds=60, note=lambda _: None)
-    assert [row.contender for row in report.rows] == [vector_search.OURS, "FAISS"] * len(vector_search.TOGETHER)
+    report = vector_search.measure(100, 8, threads=1, session=Session(repeats=1))
+    contenders = [row.contender for row in report.rows if vector_search.AGAIN not in row.contender]
+    assert contenders == [vector_search.OURS, "FAISS"] * len(vector_search.TOGETHER)
     assert report.rows[1].figures["median"] == Missing("pip install groundray[search]")
 
 
@@ -85,7 +90,9 @@ def address() -> Iterator[str]:
 
 def test_client_responses_are_counted_by_status(address: str) -> None:
     mix = [Request(kind, f"/{kind}") for kind in ("busy", "broken", "silent")]
-    rows = {row.contender: row for row in search_service.run_clients(address, mix, clients=3, duration=0.5)}
+    found, stopped = search_service.run_clients(address, mix, clients=3, duration=0.5)
+    assert not stopped
+    rows = {row.contender: row for row in found}
     busy, broken, silent = (rows[kind] for kind in ("busy", "broken", "silent"))
     assert busy.figures["errors"] == silent.figures["refused"] == 0
     answered = len(busy.runs["seconds"])
@@ -95,6 +102,17 @@ def test_client_responses_are_counted_by_status(address: str) -> None:
     assert silent.figures["errors"] > 0  # type: ignore[operator]
     assert silent.figures["median"] == Missing("no answer")
     assert busy.figures["memory"] == Missing("the replicas are on other machines")
+
+
+def test_clients_that_are_interrupted_tell_what_they_have_seen(address: str) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    mix = [Request("busy", "/busy")]
+    (busy,), stopped = search_service.run_clients(address, mix, clients=1, duration=60, tick=interrupt)
+    assert stopped
+    assert busy.figures["memory"] == Missing("interrupted")
+    assert 0 < len(busy.runs["seconds"]) / busy.figures["rate"] < 30  # type: ignore[operator]  # the seconds that passed
 
 
 def test_an_answer_alone_has_a_time() -> None:

@@ -8,6 +8,7 @@ import pytest
 from conftest import CALM, SmallWorld
 
 from groundray import config
+from groundray.benchmarks.session import Session
 from groundray.benchmarks.training_step import ALONE, ALONE_PIXELS, CACHED, FRACTIONS, PIXELS, Run, contenders, measure
 
 
@@ -33,5 +34,5 @@ def test_a_trunk_that_learns_has_no_features(world: SmallWorld) -> None:
     with pytest.raises(ValueError, match=r"expected a frozen trunk, got grounding\.trains\.trunk true"):
         measure(
             *("demo", ["--grounding.trains.trunk=true"], f"{world.shards}/captions/train"),
-            *(1, None, None, 1, 1, lambda _: None),
+            *(1, None, None, Session(repeats=1)),
         )

@@ -19,6 +19,7 @@ from groundray.benchmarks.contrastive_loss import (
 )
 from groundray.benchmarks.measure import Missing
 from groundray.benchmarks.published_losses import OURS
+from groundray.benchmarks.session import Session
 
 
 @pytest.mark.parametrize("name", GPU_ONLY)
@@ -43,7 +44,7 @@ def test_contenders_compute_the_loss_and_its_gradients(machine: Machine, name: s
 def test_the_loss_takes_about_the_memory_that_is_said_at_most(machine: Machine, precision: str) -> None:
     batch = 512 if machine.large else 24
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    (row,) = measure([batch], [32], [OURS], machine.device, precision, 1, 10, lambda _: None).rows
+    (row,) = measure([batch], [32], [OURS], machine.device, precision, Session(1, max_seconds=10)).rows
     taken = row.figures["scratch"]
     assert not isinstance(taken, Missing)
     assert 0 < taken < 1.5 * our_needs(Shape(batch), machine.device, dtype)
