@@ -10,7 +10,6 @@ cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 
 [[ -x .venv/bin/ray ]] || { echo "there is no Ray in $PWD/.venv: run make setup first" >&2 && exit 2; }
-[[ -e data/scenes ]] || python -m groundray.prepare scenes --out data/scenes
 
 unset RAY_ADDRESS # of another cluster
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1

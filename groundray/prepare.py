@@ -10,9 +10,11 @@ from functools import partial
 from rich.console import Console
 
 from groundray.cli.command import plain_console, run_command
+from groundray.cli.pool_changes import add, remove
 from groundray.cli.preparation import add_options, prepare
 from groundray.cli.workdir import go_home
 from groundray.data.sources import SOURCES
+from groundray.data.sources.images import Images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None, errors: Console) -> int:
     options = build_parser().parse_args(argv)
     go_home(errors.print)
-    prepare(options.source(options), options, plain_console())
+    source, console = options.source(options), plain_console()
+    if isinstance(source, Images) and options.remove:
+        remove(options.remove, options, console)
+    elif isinstance(source, Images) and options.add:
+        add(source, options, console)
+    else:
+        prepare(source, options, console)
     return 0
 
 

@@ -81,12 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _train(settings: Settings, options: argparse.Namespace, errors: Console) -> int:
     # imports torch, transformers and Ray, which --help does not need
+    from groundray.cli.embedded_world import with_embedded_world
     from groundray.cli.progress import Reporter
     from groundray.cli.run_session import run_training
     from groundray.cli.start_model import with_start_model
 
-    settings = with_start_model(settings, errors.print)
-    return run_training(settings, Reporter(), errors.print, verify=options.verify, verbose=options.verbose)
+    reporter = Reporter()
+    settings = with_embedded_world(with_start_model(settings, errors.print), reporter.console)
+    return run_training(settings, reporter, errors.print, verify=options.verify, verbose=options.verbose)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from groundray.analysis.inputs.catalog import Norms
 from groundray.analysis.inputs.dual_encoder import DualEncoders
 from groundray.analysis.inputs.embedding import IN_ISOLATION, Options
+from groundray.analysis.inputs.lexicon import MIN_COVERAGE
 from groundray.analysis.measures import feature_norms
 from groundray.config.settings import FIT_ON
 from groundray.model import export
@@ -38,6 +39,8 @@ class AnalysisRequest:
         labelled: shards of labelled images; None for those that the run's stage `visual` was validated on.
         sets: compositional sets, as NAME=FOLDER.
         set_images: folders of their images.
+        min_coverage: fraction of an analysis' texts, of those that the model with the widest vocabulary knows, that a
+            model must know to be compared in it, from 0 to 1.
         encoders: models of images and texts, each loaded once for all analyses.
     """
 
@@ -58,6 +61,7 @@ class AnalysisRequest:
     labelled: str | None = None
     sets: tuple[str, ...] = ()
     set_images: tuple[str, ...] = ()
+    min_coverage: float = MIN_COVERAGE
     encoders: DualEncoders = field(default_factory=DualEncoders, repr=False, compare=False)
 
     def resolved(self) -> AnalysisRequest:

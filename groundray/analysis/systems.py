@@ -14,12 +14,13 @@ from groundray.analysis.exported import Missing, choose_shards, language_streams
 from groundray.analysis.inputs.caption_pool import CAPTIONS, CaptionedImages, Pool
 from groundray.analysis.inputs.catalog import Models
 from groundray.analysis.inputs.class_texts import ClassTexts
-from groundray.analysis.inputs.dual_encoder import STAGES, TYPES, DualEncoder, DualEncoders, is_dual_encoder
+from groundray.analysis.inputs.dual_encoder import STAGES, DualEncoder, DualEncoders
 from groundray.analysis.measures.image_text_retrieval import Protocol, Retrieval, retrieval
 from groundray.data.image_rows import read_image_rows
 from groundray.data.schema import Dataset
 from groundray.model import export
 from groundray.model.pretrained import is_nowhere
+from groundray.model.two_towers import TYPES, is_two_towers
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def systems(checkpoint: str | None, models: Sequence[str], encoders: DualEncoder
         for name in stages:
             found[name] = System(streams[name] if distinct else name, partial(encoders.stage, checkpoint, name))
     for name, place in (Models.of(None, models).sources if models else {}).items():
-        if not is_dual_encoder(place):
+        if not is_two_towers(place):
             continue
         if name in found or name in [system.label for system in found.values()]:
             raise ValueError(f"--model: {name} is a stage of the checkpoint already: give {place} another name")
@@ -67,7 +68,7 @@ def systems(checkpoint: str | None, models: Sequence[str], encoders: DualEncoder
 def refuse_others(models: Sequence[str]) -> None:
     """Raise ValueError if one of the models, given as NAME=FOLDER, is not a dual encoder."""
     for name, place in (Models.of(None, models).sources if models else {}).items():
-        if not is_dual_encoder(place):
+        if not is_two_towers(place):
             raise ValueError(
                 f"--model {name}: expected a model of images and texts with a vector each ({', '.join(TYPES)}) at "
                 f"{place}, found {'nothing there' if is_nowhere(place) else 'another model or none'}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from groundray.baselines.words import words_of
 from groundray.data.row_groups import read_group
-from groundray.data.schema import Dataset
+from groundray.data.schema import Dataset, class_name
 
 TEXTS = ("captions", "text")
 IMAGES = ("captions", "scene_graphs", "labelled_images")  # kinds whose images have words
@@ -47,7 +47,7 @@ def objects(dataset: Dataset, group: int) -> Iterator[list[tuple[list[str], list
     Shards hold a phrase: an object's first attribute, and its name. The name is the end of the phrase that is the name
     of the object's class (of a synset `traffic_light.n.01`, its lemma), or else the last word.
     """
-    names = [words_of(name.partition(".")[0].replace("_", " ")) for name in dataset.vocabulary["classes"]]
+    names = [words_of(class_name(label)) for label in dataset.vocabulary["classes"]]
     for found in read_group(dataset, group, ["objects"])["objects"].to_pylist():
         yield [_parted(words_of(item["phrase"]), names[item["class"]]) for item in found]
 

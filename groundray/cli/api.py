@@ -45,6 +45,8 @@ def load_settings(config_or_file: str | Path = "demo", overrides: Mapping[str, A
 def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> dict[str, Any]:
     """Train all stages, as `groundray train` does, and return the content of the run's result.json.
 
+    Draws the demo's data first if the settings name them and they are missing.
+
     Trains on Ray workers, or in this process if `scaling.num_workers` is 0. Calling it again with the same storage and
     name resumes the run. The finished model is in `<run.storage>/<run.name>/model`; `analyse_model` reports on it.
 
@@ -56,6 +58,9 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
         RunFailed: a worker failed; the checkpoints so far are kept.
         ArithmeticError: a loss or gradient was not finite.
     """
+    from rich.console import Console
+
+    from groundray.cli.embedded_world import with_embedded_world
     from groundray.cli.progress import Reporter
     from groundray.cli.start_model import with_start_model
     from groundray.runtime.train import launch
@@ -63,7 +68,8 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
     from groundray.tracking.tracker import Tracker
     from groundray.training import preflight
 
-    settings = with_start_model(settings, _tell)
+    reporter = Reporter(Console(quiet=True) if observe else None)
+    settings = with_embedded_world(with_start_model(settings, _tell), reporter.console)
     preflight.check_storage(settings)
     inquiry = Inquiry(settings)
     run = preflight.check(settings)
@@ -71,7 +77,6 @@ def fit(settings: Settings, observe: Callable[[Event], None] | None = None) -> d
         raise config.SettingsError(problem)
     launch.check_cluster(settings)
     claimed = preflight.claim(run)
-    reporter = Reporter()
     observers = [observe or reporter.observe]
     tracker = Tracker(run.settings, run.folder, claimed, warnings.warn) if settings.tracking.enabled else None
     if tracker:
@@ -165,14 +170,17 @@ def analyse_model(
     return as_json(report)
 
 
-def open_search(checkpoint: str | Path, images: str | Path, index: str | None = None) -> Search:
+def open_search(checkpoint: str | Path, images: str | Path, index: str | None = None, rerank: int = 200) -> Search:
     """Open a pool of images for search; `find(text, image, alpha, k)` returns the nearest images.
 
     Args:
-        checkpoint: a model with the retrieval stage, as `path` of `open_model`.
+        checkpoint: a model with the retrieval stage, as `path` of `open_model`; or a CLIP, SigLIP or ALIGN of
+            transformers, by its folder, URL or name on a model hub.
         images: folder or URL of shards with images.
         index: folder or URL that keeps indexes, by default index/ beside the model, or ~/.cache/groundray/index for a
-            model in MLflow. A missing index is built in this process.
+            model in MLflow or on a hub. A missing index is built in this process.
+        rerank: number of the nearest images that the match map ranks again, if the model has the stage grounding; 0 for
+            none, and no position features are made.
 
     Raises:
         FileNotFoundError, ValueError: the model cannot search, or there are no such images.
@@ -185,7 +193,7 @@ def open_search(checkpoint: str | Path, images: str | Path, index: str | None = 
     located = locate(checkpoint, _tell)
     if located.model and index is None:
         index = str(user_cache() / FOLDER)
-    return Search.open(located.place, str(images), index)
+    return Search.open(located.place, str(images), index, rerank=rerank)
 
 
 def _place(model: str | Path, exported: bool = True) -> str:

@@ -6,17 +6,21 @@ from rich.console import Console
 
 from groundray.cli import reports
 from groundray.cli.command import EXIT_USAGE
+from groundray.cli.embedded_world import undrawn_world
 from groundray.config import Settings
 from groundray.runtime.train import resources
 from groundray.tracking.inquiry import Inquiry
-from groundray.training.preflight import preview
+from groundray.training.preflight import preview, without_data
 
 
 def print_preview(settings: Settings, console: Console) -> int:
     """Print what a run would do, and return the exit status: 0, or 2 if the run could not start."""
-    run, required = preview(settings), resources.preview(settings)
-    problems = list(run.problems)
+    settings, undrawn, unusable = undrawn_world(settings)
+    run = without_data(settings) if undrawn else preview(settings)
+    required, problems = resources.preview(settings), [*run.problems, *filter(None, [unusable])]
     console.print(f"run       {run.folder}{' (resumes from its last checkpoint)' if run.resumes else ''}")
+    if undrawn:
+        console.print(f"data      {undrawn}; steps and parameters of the stages are known then")
     for stage in run.stages:
         console.print(f"stage     {stage.name}")
         for line in stage.data:
@@ -31,10 +35,11 @@ def print_preview(settings: Settings, console: Console) -> int:
     )
     if settings.analysis.enabled and settings.analysis.norms:
         console.print(f"analysis  with the norms of {settings.analysis.norms}, to {run.folder}/{reports.REPORT_FOLDER}")
-    for line in reports.unread_norms(settings):
-        console.print(f"  {line}")
-    if unusable := reports.norms_problem(settings):
-        problems.append(unusable)
+    if not undrawn:  # the norms are part of what is drawn
+        for line in reports.unread_norms(settings):
+            console.print(f"  {line}")
+        if unread := reports.norms_problem(settings):
+            problems.append(unread)
     if run.stages and (deleted := Inquiry(settings).problem()):  # the run's folder can be read
         problems.append(deleted)
     try:

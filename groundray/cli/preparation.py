@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -35,21 +35,35 @@ from groundray.storage.file_names import escaped, is_encodable
 from groundray.storage.folder import COPIES, Folder, open_file
 from groundray.storage.object_store import Refused
 
+Tell = Callable[[str], None]
 
-def prepare(source: Source, options: argparse.Namespace, console: Console) -> None:
+
+class NothingUsable(ValueError):
+    """Nothing of a data set can be used."""
+
+
+def prepare(
+    source: Source, options: argparse.Namespace, console: Console, tell: Tell | None = None, here: bool = False
+) -> None:
     """Write the data sets of a source to `--out`, unless they are there already.
+
+    Args:
+        console: for progress, and for what the user waits for.
+        tell: takes the lines that describe what is written (default: print them).
+        here: use processes of this machine alone, also where RAY_ADDRESS names a cluster.
 
     Raises:
         CommandFailed: something is rejected, and `--strict` was given.
         OSError: something cannot be read or written.
         ValueError: an option or the source has no use, or nothing of a data set can be used.
     """
+    tell = tell or console.print
     inputs, choices, rules = source.inputs(), _choices(options), _image_rules(options)
     description = describe_source(
         source.name, inputs.files, inputs.folders, inputs.large_files, **inputs.choices, **choices
     )
     content = _content(description, options)
-    if is_prepared(options, source.folders(), description, console, content):
+    if is_prepared(options, source.folders(), description, tell, content):
         return
     whole = 0
     try:
@@ -57,7 +71,7 @@ def prepare(source: Source, options: argparse.Namespace, console: Console) -> No
             resumable_folder(Folder.at(options.out), INDEX, content, console.print) as staging,
             tempfile.TemporaryDirectory() as scratch,
         ):
-            preparation = _Preparation(source, options, description, rules, staging, Path(scratch), console)
+            preparation = _Preparation(source, options, description, rules, staging, Path(scratch), console, tell, here)
             try:
                 lines = preparation.write()
             finally:
@@ -70,7 +84,7 @@ def prepare(source: Source, options: argparse.Namespace, console: Console) -> No
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
         raise OSError(f"{error}; {kept}") from error
     for line in lines:
-        console.print(line)
+        tell(line)
 
 
 def add_options(parser: argparse.ArgumentParser, source: type[Source]) -> None:
@@ -162,9 +176,11 @@ class _Preparation:
         staging: Staging,
         scratch: Path,
         console: Console,
+        tell: Tell,
+        here: bool,
     ):
         self._source, self._options, self._description = source, options, description
-        self._rules, self._staging, self._scratch, self._console = rules, staging, scratch, console
+        self._rules, self._staging, self._scratch, self._tell, self._here = rules, staging, scratch, tell, here
         self._progress = Progress(console)
         self._done = PartProgress(self._progress)
         self._splits: list[_Opened] = []
@@ -173,7 +189,7 @@ class _Preparation:
         """Write the data sets, and return the lines that describe them."""
         tasks = self._tasks()
         with self._progress:
-            if self._source.images and given_address():  # as in a Ray job
+            if self._source.images and given_address() and not self._here:  # as in a Ray job
                 from groundray.runtime import cluster
                 from groundray.runtime.data import part_tasks
 
@@ -188,7 +204,7 @@ class _Preparation:
     def _tasks(self) -> Iterator[PartTask]:
         """Yield the parts of all splits that are not whole yet, one split after the other."""
         row_group_bytes = int(self._options.row_group_mb * 2**20)
-        work = Work(self._staging.new, self._scratch, self._console.print, self._progress.track, self._options.limit)
+        work = Work(self._staging.new, self._scratch, self._tell, self._progress.track, self._options.limit)
         for split in self._source.splits(work):
             opened = _Opened(split, self._staging.new / split.folder, self._staging.records / split.folder)
             self._splits.append(opened)
@@ -196,7 +212,7 @@ class _Preparation:
             whole = _whole_parts(opened.folder.make(), opened.records.make())
             if whole:
                 shown = f"{self._options.out}/{split.folder}".removesuffix("/.")
-                self._console.print(f"{shown}: {_count(len(whole), 'part')} whole from an earlier command")
+                self._tell(f"{shown}: {_count(len(whole), 'part')} whole from an earlier command")
             parts = iter(split.parts)
             start = list(islice(parts, 2))
             for part in chain(start, parts):
@@ -228,7 +244,7 @@ class _Preparation:
             ValueError: nothing can be used.
         """
         split, folder, samples = opened.split, opened.folder, samples_of(opened.split.kind)
-        shown = f"{self._options.out}/{split.folder}".removesuffix("/.")
+        shown = f"{getattr(self._options, 'shown', self._options.out)}/{split.folder}".removesuffix("/.")
         shards: list[Shard] = []
         counts, rejected, first = Counter({samples: 0}), Counter(split.rejected.tally), split.rejected.first
         left_out = Counter(split.left_out)
@@ -244,7 +260,7 @@ class _Preparation:
                 record.copy_rejected(opened.records, number, lines)
         if not shards:
             why = f" (the first: {first.what} {first.id}, {first.detail})" if first else ""
-            raise ValueError(f"{shown}: none of the {samples} can be used: {summary(rejected)}{why}")
+            raise NothingUsable(f"{shown}: none of the {samples} can be used: {summary(rejected)}{why}")
         if first and self._options.strict:
             raise CommandFailed(
                 f"{summary(rejected)} (the first: {first.what} {first.id}, {first.detail}); "
@@ -328,12 +344,17 @@ def describe_source(
     with ThreadPoolExecutor(COPIES) as pool:  # a request for each file of a store
         for name, state in zip(large_files, pool.map(_state, large_files.values()), strict=True):
             digest.update(f"{name}\0{state}\n".encode())
-    paths = [file if "://" in file else str(Path(file).expanduser().resolve()) for file in (*files, *folders)]
+    paths = [resolved(path) for path in (*files, *folders)]
     paths += large_files.values()
     for path in paths:
         if not is_encodable(path):
             raise ValueError(f"expected a path in UTF-8, got {escaped(path)}: rename it")
     return {"format": format, "from": paths, **choices, "fingerprint": digest.hexdigest()}
+
+
+def resolved(path: str) -> str:
+    """Return a path as `dataset.json` has it: absolute and without links; a URL as it is."""
+    return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
 def _state(file: str) -> str:
@@ -361,11 +382,12 @@ def _states(folder: str) -> Iterator[tuple[str, int, int]]:
 
 
 def is_prepared(
-    options: argparse.Namespace, parts: Sequence[str], source: dict[str, Any], console: Console, content: str
+    options: argparse.Namespace, parts: Sequence[str], source: dict[str, Any], tell: Tell, content: str
 ) -> bool:
     """Return True if `--out` holds the shards of exactly this source.
 
     Args:
+        tell: takes a line that says so.
         content: what identifies the parts of this source, of which those that were written are left.
 
     Raises:
@@ -379,7 +401,7 @@ def is_prepared(
     datasets = [_open_dataset(out / part) for part in parts]
     if all(dataset and dataset.source.get("fingerprint") == source["fingerprint"] for dataset in datasets):
         rows = sum(dataset.rows for dataset in datasets if dataset)
-        console.print(f"{options.out}: this source is prepared already ({rows} rows)")
+        tell(f"{options.out}: this source is prepared already ({rows} rows)")
         recover(out, INDEX)  # of others that wrote the same
         return True
     if not options.overwrite:

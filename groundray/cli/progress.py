@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
+from rich.text import Text
 
 from groundray.cli.command import plain_console
-from groundray.storage.folder import format_bytes
 from groundray.training.events import (
     Attempted,
     EpochDone,
@@ -39,15 +39,25 @@ class _Task:
     bar: TaskID | None = None
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """The time that is left: of the update, or else from the time that what is done has taken."""
+
+    def render(self, task: Task) -> Text:
+        if (left := task.fields.get("left")) is None:
+            return super().render(task)
+        return Text(f"{int(left) // 60:02d}:{int(left) % 60:02d}", style="progress.remaining")
+
+
 class Progress:
     """Progress of named tasks: a live bar for each on a terminal, elsewhere a line every 10 seconds.
 
     Args:
         clock: returns seconds; for tests.
+        live: draw bars ten times a second, in a thread; otherwise at each update, on the thread that calls.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._clock = console, clock
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic, *, live: bool = True) -> None:
+        self._console, self._clock, self._live = console, clock, live
         self._printed = clock()
         self._tasks: dict[str, _Task] = {}
         self._bars: Bars | None = None
@@ -59,7 +69,16 @@ class Progress:
         self.close()
 
     def update(
-        self, task: str, done: int, total: int | None, *, title: str = "", unit: str = "", detail: str = ""
+        self,
+        task: str,
+        done: int,
+        total: int | None,
+        *,
+        title: str = "",
+        unit: str = "",
+        detail: str = "",
+        left: float | None = None,
+        due: bool = False,
     ) -> None:
         """Show how much of a task is done.
 
@@ -68,19 +87,22 @@ class Progress:
             title: the text to show; the task's name by default.
             unit: goes before the numbers of a line, such as `step`.
             detail: goes after them.
+            left: seconds that are left, about; by default from the time that what is done has taken.
+            due: print a line even if the last one is not 10 seconds old.
         """
         now = self._clock()
         state = self._tasks.setdefault(task, _Task(done, now))
         if self._console.is_terminal:
-            self._draw(state, title or task, done, total, detail)
-        elif now - self._printed >= LINE_SECONDS:
+            self._draw(state, title or task, done, total, detail, left)
+        elif due or now - self._printed >= LINE_SECONDS:
             self._printed = now
             count = f"{unit} {done}/{total}".strip() if unit else f"{done:,}" + (f"/{total:,}" if total else "")
-            left = ""
-            if total and done > state.first:
-                seconds = (now - state.started) / (done - state.first) * (total - done)
-                left = f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
-            self._console.print("  ".join(part for part in (title or task, count, detail, left) if part))
+            if not done and not total:
+                count = ""
+            if left is None and total and done > state.first:
+                left = (now - state.started) / (done - state.first) * (total - done)
+            until = "" if left is None else f"{int(left) // 60}:{int(left) % 60:02d} left"
+            self._console.print("  ".join(part for part in (title or task, count, detail, until) if part))
 
     def track(self, items: Iterable[Item], task: str, total: int | None = None) -> Iterator[Item]:
         """Yield the items, and show how many have been used.
@@ -100,7 +122,7 @@ class Progress:
             self._bars.stop()
             self._bars = None
 
-    def _draw(self, state: _Task, title: str, done: int, total: int | None, detail: str) -> None:
+    def _draw(self, state: _Task, title: str, done: int, total: int | None, detail: str, left: float | None) -> None:
         if self._bars is None:
             self._bars = Bars(
                 TextColumn("{task.description}"),
@@ -108,15 +130,20 @@ class Progress:
                 BarColumn(bar_width=None, table_column=Column(min_width=4, max_width=BAR_WIDTH)),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[detail]}"),
-                TimeRemainingColumn(compact=True),
+                _TimeLeft(compact=True),
                 console=self._console,
                 transient=True,
+                auto_refresh=self._live,
             )
             self._bars.start()
         if state.bar is None:
-            state.bar = self._bars.add_task(title, total=total, completed=done, detail=detail)
+            state.bar = self._bars.add_task(title, total=total, completed=done, detail=detail, left=left)
         visible = total is None or done < total
-        self._bars.update(state.bar, description=title, completed=done, total=total, detail=detail, visible=visible)
+        self._bars.update(
+            state.bar, description=title, completed=done, total=total, detail=detail, left=left, visible=visible
+        )
+        if not self._live:
+            self._bars.refresh()
 
 
 class Reporter:
@@ -135,12 +162,14 @@ class Reporter:
     def observe(self, event: Event) -> None:
         match event:
             case FeaturesStarted():
+                from groundray.storage.folder import format_bytes  # imports pyarrow, which `bench loss` does without
+
                 self.console.print(
-                    f"{event.what}  trunk features of {event.missing:,} of {event.images:,} images, "
+                    f"{event.what}  {event.title} of {event.missing:,} of {event.images:,} images, "
                     f"{format_bytes(event.bytes)} in total, to {event.folder}"
                 )
             case FeaturesDone():
-                self.console.print(f"{event.what}  trunk features done in {event.seconds:.0f} s")
+                self.console.print(f"{event.what}  {event.title} done in {event.seconds:.0f} s")
             case Attempted():
                 if event.number > 1 and event.stage:
                     self.console.print(

@@ -11,16 +11,18 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
+import joblib
 from rich.console import Console
 
 from groundray.analysis.exported import Missing, measure_relations
 from groundray.analysis.inputs.catalog import Models, Norms
-from groundray.analysis.inputs.lexicon import Lexicon
+from groundray.analysis.inputs.lexicon import Coverage, KnownTexts
 from groundray.analysis.inputs.model_loading import load_text_model
 from groundray.analysis.inputs.norm_tables import read_words
 from groundray.analysis.inputs.text_model import Embed, TextModel, Vectors, encode_here
 from groundray.analysis.inputs.vector_cache import Cache
 from groundray.analysis.jobs import ANALYSES, THROUGH_IMAGES, made_by_all
+from groundray.analysis.jobs.job import AnalysisJob
 from groundray.analysis.measures import image_text_retrieval
 from groundray.analysis.measures.image_text_retrieval import Protocol
 from groundray.analysis.measures.statistics import slug
@@ -28,6 +30,7 @@ from groundray.analysis.report import terminal
 from groundray.analysis.report.document import FILES, JSON, PAGE, Report, as_json, files, metrics
 from groundray.analysis.report.table_files import FOLDER as TABLES
 from groundray.analysis.request import AnalysisRequest
+from groundray.analysis.result import Analysis
 from groundray.analysis.systems import measure_retrieval, refuse_others, system_labels
 from groundray.cli.command import EXIT_FAILED
 from groundray.cli.progress import Progress
@@ -91,27 +94,32 @@ def make_report(
 
     jobs = {name: job for name in names if (job := attempt(name, partial(ANALYSES[name], request)))}
     texts = [text for job in jobs.values() for text in job.texts]
-    lexicon = Lexicon({}, {}, {})
-    loaded: dict[str, TextModel] = {}
+    known = KnownTexts((), {}, {})
     if texts:
         loaded = {name: load_text_model(source, request.embedding) for name, source in models.sources.items()}
-        lexicon = Lexicon.of(loaded, texts, embed)
+        known = KnownTexts.of(loaded, texts, embed)
+    coverage = Coverage(request.min_coverage)
     analyses = []
     for done, (name, job) in enumerate(jobs.items(), start=1):
-        if analysis := attempt(name, partial(job.analyse, lexicon)):
+        if analysis := attempt(name, partial(_analyse, name, job, known, coverage)):
             analyses.append(analysis)
         update("analyses", done, len(jobs))
     checkpoint = request.checkpoint
     title = export.about(checkpoint).settings["run"]["name"] if checkpoint else ", ".join(models.sources)
     notes = (
-        *lexicon.notes,
+        *coverage.notes,
         *(models.notes if texts else ()),
-        *(f"{name}: {note}" for name, model in loaded.items() for note in model.notes),
+        *known.reasons,
         *(request.norms or Norms()).passed_over,
         *(note for job in jobs.values() for note in job.notes),
     )
     report = Report(title, models.sources, tuple(analyses), tuple(dict.fromkeys(notes)), skipped, request.made_of())
     return report, complete
+
+
+def _analyse(name: str, job: AnalysisJob, known: KnownTexts, coverage: Coverage) -> Analysis:
+    """Return the analysis over the texts that its models know."""
+    return job.analyse(coverage.lexicon(name, known, job.texts))
 
 
 def run_analyses(
@@ -144,9 +152,11 @@ def run_analyses(
     everything = command == ALL
     names = made_by_all(request) if everything else MADE_BY[command]
     required = frozenset() if everything else frozenset(names if request.images else names[:1])
+    folder = out or (str(_report_folder(request.checkpoint, known)) if everything else None)
+    if folder:  # before the work: where it cannot be made, nothing could be written
+        Folder.at(folder).make()
     with Progress(errors) as progress, _embed(cache, on_ray, use_gpu, progress, errors) as embed:
         report, complete = make_report(names, request, embed, progress.update, required)
-        folder = out or (str(_report_folder(request.checkpoint, known)) if everything else None)
         written = write_report(report, folder, progress.update) if folder else {}
     for table in (terminal.comparison(report, console, everything), *([] if everything else terminal.tables(report))):
         console.print(table)
@@ -167,7 +177,7 @@ def write_report(report: Report, path: str, update: Update) -> dict[str, bytes]:
     earlier = _listed(folder)
     total = sum(1 + len(analysis.pictures) for analysis in report.analyses) + 2
     drawn = {}
-    for count, (name, content) in enumerate(files(report), start=1):
+    for count, (name, content) in enumerate(files(report, joblib.cpu_count()), start=1):
         drawn[name] = content
         update("report", min(count, total), total)
     for parent in {posixpath.dirname(name) for name in drawn} - {""}:

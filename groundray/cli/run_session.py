@@ -17,9 +17,9 @@ from groundray.storage.folder import Folder
 from groundray.tracking.inquiry import Inquiry
 from groundray.tracking.tracker import Tracker
 from groundray.training import layout, preflight
+from groundray.training.endings import Stopped
 from groundray.training.events import Attempted, Event
 from groundray.training.profiling import FIRST_FEW, TRACE
-from groundray.training.worker import Stopped
 
 RESUME = "rerun the same command to resume"
 

@@ -28,6 +28,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from groundray.config.embedded_world import in_preset
 from groundray.credentials import redacted, refusal, without_secrets
 
 SECRET = "secret"  # pydantic's type of the error of a setting with a secret
@@ -93,6 +94,11 @@ class Run(Section):
     )
     start_stage: StageName | None = Field(
         default=None, description="stage of the `start_from` model to start from; null: its last stage"
+    )
+    continue_from: Annotated[str | None, ADDED] = Field(
+        default=None,
+        description="path or URL of a checkpoint of another run (RUN/checkpoints/NAME), whose weights, moments of the "
+        "optimizer and position in the epochs the run's first stage continues with its own settings",
     )
     on_nan: Literal["stop", "skip"] = Field(
         default="stop", description="action on a non-finite loss or gradient: end the run, or skip the step"
@@ -267,6 +273,11 @@ class Features(Section):
         min_length=1,
         description="path or URL of the cache; null: .features in `run.storage`, shared by its runs",
     )
+    keys: Annotated[Literal["auto", "never"], ADDED] = Field(
+        default="auto",
+        description="auto: also cache what the heads of retrieval take, keys of images and queries of all captions, in "
+        "float32, where it reads trunk features on CPUs and visits at least as many captions as there are",
+    )
     max_gb: Positive | None = Field(
         default=None,
         description="size of the cache in GB, more than 0; before new features are made, the least recently used ones "
@@ -348,6 +359,11 @@ class Model(Section):
         ge=0,
         description="hidden units of the visual stage's classifier; 0: a linear classifier on the maximum over all "
         "positions",
+    )
+    classifier_input: Annotated[Literal["image", "position"], ADDED] = Field(
+        default="image",
+        description="what the visual stage's classifier sees. image: all positions, pooled; position: each position "
+        "alone, and a class has the maximum of its logits, for images that show several classes",
     )
     initialization: Initialization = Field(
         default="identity",
@@ -954,6 +970,8 @@ class Settings(BaseSettings):
             tree["run"]["start_from"] = _absolute(self.run.start_from)
         if self.run.start_files:
             tree["run"]["start_files"] = _absolute(self.run.start_files)
+        if self.run.continue_from:
+            tree["run"]["continue_from"] = _absolute(self.run.continue_from)
         if self.features.folder:
             tree["features"]["folder"] = _absolute(self.features.folder)
         if self.tracking.tensorboard.folder:
@@ -997,7 +1015,8 @@ class Settings(BaseSettings):
             ),
         )
         added = set(_added_at_default(self))
-        identity = {key: value for key, value in flat.items() if not key.startswith(changeable) and key not in added}
+        kept = {key: value for key, value in flat.items() if not key.startswith(changeable) and key not in added}
+        identity = {key: in_preset(value) for key, value in kept.items()}
         del identity["data.window"]  # what counts is each stage's
         identity |= {f"{name}.window": self.window(name) for name in self.stages}
         compiled = {"scaling.compile": True} if self.scaling.compile else {}  # rounds otherwise

@@ -1,9 +1,9 @@
 """Batches: the named tensors of one chunk of a global batch.
 
 A batch may be empty at the end of a validation epoch. Images are pixels 0-255, resized and cropped but not normalised,
-or a frozen trunk's feature maps of them in bfloat16, or packed crops that a device is about to decode. Tokens are word
-piece ids, padded to the longest text of the chunk, special tokens included. An attention mask is True on word pieces
-and False on padding.
+or a frozen trunk's feature maps of them in bfloat16, or keys of them in float32 (`training/keys.py`), or packed crops
+that a device is about to decode. Tokens are word piece ids, padded to the longest text of the chunk, special tokens
+included. An attention mask is True on word pieces and False on padding.
 
 What decides the shapes of a model's tensors stays on the host (`Batch.on_host`), where reading it waits for no device.
 """
@@ -16,17 +16,19 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Bool, Int, Shaped, UInt8, UInt16
+from jaxtyping import BFloat16, Bool, Float, Int, Shaped, UInt8, UInt16
 from torch import Tensor
 
 Some = TypeVar("Some", bound="Batch")
 Images = TypeVar("Images", bound="ImageBatch")
 Pixels = UInt8[Tensor, "sample 3 height width"]
 FeatureMaps = BFloat16[Tensor, "sample channel row column"]
+Keys = Float[Tensor, "sample position dim"]
 PackedCrops = UInt8[Tensor, " byte"]  # see `encoded_crops`
 ImageArrays = (
     UInt8[np.ndarray, "sample 3 height width"]
     | UInt16[np.ndarray, "sample channel row column"]
+    | Float[np.ndarray, "sample position dim"]
     | Shaped[np.ndarray, " sample"]
 )
 
@@ -73,7 +75,7 @@ class Batch:
 class ImageBatch(Batch):
     """A batch with images."""
 
-    images: Pixels | FeatureMaps | PackedCrops
+    images: Pixels | FeatureMaps | Keys | PackedCrops
 
     @staticmethod
     def of_images(ids: list[str], images: ImageArrays) -> ImageBatch:
@@ -87,11 +89,16 @@ class ImageBatch(Batch):
 
 @dataclass(frozen=True)
 class CaptionBatch(ImageBatch):
-    """Images with one caption each."""
+    """Images with one caption each.
+
+    Attributes:
+        queries: what frozen streams make of the captions, 0 at padding; None where the model computes it.
+    """
 
     on_host: ClassVar[tuple[str, ...]] = ("attention_mask",)
     tokens: Int[Tensor, "sample token"]
     attention_mask: Bool[Tensor, "sample token"]
+    queries: Float[Tensor, "sample token dim"] | None = None
 
     @staticmethod
     def of(
@@ -99,9 +106,12 @@ class CaptionBatch(ImageBatch):
         images: ImageArrays,
         tokens: Int[np.ndarray, "sample slot"],
         lengths: Int[np.ndarray, " sample"],
+        queries: Float[np.ndarray, "sample caption_token dim"] | None = None,
     ) -> CaptionBatch:
         """Return the batch of decoded rows, truncated to the longest caption."""
-        return CaptionBatch(tuple(ids), _images(images), *_texts(tokens, lengths))
+        tokens_and_mask = _texts(tokens, lengths)
+        cut = None if queries is None else _tensor(queries[:, : tokens_and_mask[0].shape[1]])
+        return CaptionBatch(tuple(ids), _images(images), *tokens_and_mask, cut)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,18 @@ class LabelledBatch(ImageBatch):
     def of(ids: list[str], images: ImageArrays, labels: Int[np.ndarray, " sample"]) -> LabelledBatch:
         """Return the batch of decoded rows."""
         return LabelledBatch(tuple(ids), _images(images), _tensor(labels))
+
+
+@dataclass(frozen=True)
+class MultiLabelledBatch(ImageBatch):
+    """Images with any number of classes each: True for those that an image shows."""
+
+    labels: Bool[Tensor, "sample class"]
+
+    @staticmethod
+    def of(ids: list[str], images: ImageArrays, labels: Bool[np.ndarray, "sample class"]) -> MultiLabelledBatch:
+        """Return the batch of decoded rows."""
+        return MultiLabelledBatch(tuple(ids), _images(images), _tensor(labels))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""Image inputs of a model: cropped pixels, JPEGs that a device will decode, or a frozen trunk's feature maps."""
+"""Image inputs of a model: cropped pixels, JPEGs that a device will decode, or what its frozen parts make of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Shaped, UInt8
 
 from groundray.data.encoded_crops import pack_jpeg, pack_pixels
 from groundray.data.image_decoder import plain_jpeg
@@ -138,25 +138,33 @@ class EncodedCrops:
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """A trunk's feature maps, as the bits of bfloat16 numbers.
+    """A trunk's feature maps, or keys of images (`training/keys.py`).
 
     Attributes:
-        shape: channels, rows and columns.
+        shape: channels, rows and columns; of keys, positions and dimensions.
+        type: `uint16` are the bits of bfloat16 numbers.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
+    type: Literal["uint16", "float32"] = "uint16"
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
         return table
 
-    def arrays(self, table: pa.Table) -> UInt16[np.ndarray, "sample channel row column"]:
+    def arrays(self, table: pa.Table) -> Shaped[np.ndarray, "sample ..."]:
         """Return the maps in the memory of the table, if they are adjacent there."""
-        parts = [self._array(chunk) for chunk in table["image"].chunks if len(chunk)]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint16)
+        return stacked(table["image"], self.shape, self.type)
 
-    def _array(self, maps: pa.LargeBinaryArray) -> UInt16[np.ndarray, "sample channel row column"]:
-        _, offsets, values = maps.buffers()
-        places = np.frombuffer(offsets, np.int64)[maps.offset : maps.offset + len(maps) + 1]
-        return np.frombuffer(values, np.uint8)[places[0] : places[-1]].view(np.uint16).reshape(-1, *self.shape)
+
+def stacked(column: pa.ChunkedArray, shape: tuple[int, ...], type: str) -> Shaped[np.ndarray, "row ..."]:
+    """Return the arrays that the byte strings of a column hold, in its memory if they are adjacent there."""
+    parts = [_array(chunk, type).reshape(-1, *shape) for chunk in column.chunks if len(chunk)]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty((0, *shape), type)
+
+
+def _array(rows: pa.LargeBinaryArray, type: str) -> npt.NDArray[Any]:
+    _, offsets, values = rows.buffers()
+    places = np.frombuffer(offsets, np.int64)[rows.offset : rows.offset + len(rows) + 1]
+    return np.frombuffer(values, np.uint8)[places[0] : places[-1]].view(type)

@@ -1,4 +1,4 @@
-"""Batches of labelled images: each sample is an image with its class."""
+"""Batches of labelled images: each sample is an image with its class, or with the classes of all its objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from groundray.data.image_inputs import ImageInputs
 
 if TYPE_CHECKING:
-    from groundray.data.batches import LabelledBatch
+    from groundray.data.batches import LabelledBatch, MultiLabelledBatch
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,48 @@ class LabelledSamples:
         from groundray.data.batches import LabelledBatch  # imports torch, which decoding processes do not load
 
         return LabelledBatch.of(arrays["id"].tolist(), arrays["image"], arrays["label"])
+
+
+@dataclass(frozen=True)
+class ObjectClassSamples:
+    """Samples of kind `scene_graphs` as images with any number of classes, those of their objects.
+
+    Nothing else of a scene graph is read: no phrase, which has an object's attribute, and no relation.
+
+    Attributes:
+        image_inputs: how the images become arrays.
+        classes: number of classes, without `none` (index 0).
+    """
+
+    image_inputs: ImageInputs
+    classes: int
+    kind: str = "scene_graphs"
+    columns: tuple[str, ...] = ("id", "image", "objects")
+
+    def draw(self, table: pa.Table, epoch: int) -> pa.Table:
+        """Return the table with the random choices of its images."""
+        return self.image_inputs.draw(table, epoch)
+
+    def decode(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+        """Return `id`, `image` and `labels` (bool, [row, class]) of each row.
+
+        Raises:
+            ValueError: an object's class does not exist.
+        """
+        ids, objects = table["id"].to_pylist(), table["objects"].to_pylist()
+        labels = np.zeros((len(ids), self.classes), dtype=np.bool_)
+        for id, row, of_image in zip(ids, labels, objects, strict=True):
+            for item in of_image:
+                if not 1 <= item["class"] <= self.classes:
+                    raise ValueError(
+                        f"image {id} has an object of class {item['class']}: expected 1 to {self.classes}; "
+                        "run `python -m groundray.prepare visual-genome` again"
+                    )
+                row[item["class"] - 1] = True
+        return {"id": np.array(ids, dtype=np.str_), "image": self.image_inputs.arrays(table), "labels": labels}
+
+    def collate(self, arrays: Mapping[str, npt.NDArray[Any]]) -> MultiLabelledBatch:
+        """Return the batch of decoded rows."""
+        from groundray.data.batches import MultiLabelledBatch  # imports torch, which decoding processes do not load
+
+        return MultiLabelledBatch.of(arrays["id"].tolist(), arrays["image"], arrays["labels"])

@@ -27,9 +27,8 @@ import pyarrow.parquet as pq
 from groundray.data.footers import State, check_footer, check_size, repair_of
 from groundray.data.parquet_pages import PLAIN, Page, pages
 from groundray.data.row_checksums import checksum, joined, read_checksums
-from groundray.data.schema import Dataset
+from groundray.data.schema import Dataset, arrow_schema
 
-COLUMN = "image"
 READS = 8  # row groups that are opened for the first time at the same time
 LENGTH_BYTES = 4  # before each byte string of a page
 BLOCK_BYTES = 2**17  # of a page at a time, which stay in a core's cache between the copy and the checksum
@@ -56,14 +55,22 @@ class _Group:
     checksums: array[int] | None
     compared: bytearray
 
-    def read_into(self, file: int, row: int, copied: npt.NDArray[np.uint8]) -> None:
-        """Fill an array with the map of a row.
+    def read_into(self, file: int, row: int, copied: npt.NDArray[np.uint8], part: int = 0) -> None:
+        """Fill an array with the map of a row; a smaller array with that one of the map's parts of this size.
 
         Raises:
             _Unreadable: it is damaged.
         """
+        if copied.nbytes < self.size and self.checksums and not self.compared[row]:
+            whole = np.empty(self.size, np.uint8)
+            self.read_into(file, row, whole)
+            copied[:] = whole[part * copied.nbytes : (part + 1) * copied.nbytes]
+            return
         page = bisect_right(self.firsts, row) - 1
         start = self.starts[page] + (row - self.firsts[page]) * (LENGTH_BYTES + self.size)
+        if copied.nbytes < self.size:
+            _read_into(file, start + LENGTH_BYTES + part * copied.nbytes, copied.data)
+            return
         length = bytearray(LENGTH_BYTES)
         _read_into(file, start, length, copied.data)
         if self.checksums and not self.compared[row]:
@@ -72,7 +79,7 @@ class _Group:
 
 
 class LocalFeatures:
-    """The feature maps of a data set of kind `trunk_features` in a local folder. Threads may share it."""
+    """The feature maps of a data set of one column in a local folder. Threads may share it."""
 
     def __init__(self, dataset: Dataset):
         self._dataset = dataset
@@ -97,8 +104,12 @@ class LocalFeatures:
             for _ in pool.map(check, groups.tolist()):
                 pass
 
-    def maps(self, rows: Rows) -> pa.LargeBinaryArray:
+    def maps(self, rows: Rows, parts: Rows | None = None, count: int = 1) -> pa.LargeBinaryArray:
         """Return the maps of rows, in this order, in memory of their own.
+
+        Args:
+            parts: which part of each row's map to read, from 0; None for whole maps.
+            count: number of equal parts of a map.
 
         Raises:
             ValueError: a row group is damaged; the message has the shard, the row group and the repair.
@@ -111,12 +122,12 @@ class LocalFeatures:
             with self._opened(group) as (file, found):
                 if not len(buffer):
                     # Arrow keeps memory that was freed: fresh memory would cost as much time as the copies
-                    buffer = pa.allocate_buffer(len(rows) * found.size)
-                    copied = np.frombuffer(buffer, np.uint8).reshape(len(rows), found.size)
-                if found.size != copied.shape[1]:
-                    raise _Unreadable(f"expected maps of {copied.shape[1]} bytes, got {found.size}")
+                    buffer = pa.allocate_buffer(len(rows) * (found.size // count))
+                    copied = np.frombuffer(buffer, np.uint8).reshape(len(rows), found.size // count)
+                if found.size != copied.shape[1] * count:
+                    raise _Unreadable(f"expected maps of {copied.shape[1] * count} bytes, got {found.size}")
                 for place, row in zip(here.tolist(), (rows[here] - first).tolist(), strict=True):
-                    found.read_into(file, row, copied[place])
+                    found.read_into(file, row, copied[place], int(parts[place]) if parts is not None else 0)
         offsets = pa.py_buffer(np.arange(len(rows) + 1, dtype=np.int64) * copied.shape[1])
         return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(rows), [None, offsets, buffer])
 
@@ -157,8 +168,9 @@ class LocalFeatures:
             metadata = pq.read_metadata(whole)
         check_footer(self._dataset, shard, metadata)
         column = metadata.row_group(number).column(0)
-        if column.path_in_schema != COLUMN or column.compression != "UNCOMPRESSED":
-            raise _Unreadable(f"expected an uncompressed column {COLUMN!r}, got {column.path_in_schema}")
+        (name,) = arrow_schema(self._dataset.kind).names
+        if column.path_in_schema != name or column.compression != "UNCOMPRESSED":
+            raise _Unreadable(f"expected an uncompressed column {name!r}, got {column.path_in_schema}")
         start, rows = column.data_page_offset, 0
         firsts, starts, sizes = [], [], set()
         try:

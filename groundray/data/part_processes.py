@@ -10,7 +10,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from groundray.data.parts import PartTask, Tell, TellParts
-from groundray.data.processes import WorkerProcess, attempt
+from groundray.data.processes import WorkerProcess, attempt, is_of_script
 from groundray.data.sources.protocol import ITEMS_PER_PART
 
 WORTH_SAMPLES = 2000  # a process takes about two seconds to start
@@ -40,7 +40,7 @@ def write_parts(tasks: Iterator[PartTask], workers: int, tell: TellParts) -> Non
         return
     count = min(workers, len(first))
     threads = max(-(-workers // count), min(workers, MAX_THREADS))
-    with _Processes(count, threads) as processes:
+    with _Processes(count, threads, any(is_of_script(type(task.part)) for task in first)) as processes:
         processes.write(chain(first, tasks), tell)
 
 
@@ -71,10 +71,10 @@ class _Event(NamedTuple):
 class _Processes:
     """Processes that write parts, with a thread for each that waits for it."""
 
-    def __init__(self, count: int, threads: int):
+    def __init__(self, count: int, threads: int, with_script: bool):
         self._count, self._threads = count, threads
         self._waiting = ThreadPoolExecutor(count, thread_name_prefix="groundray-parts")
-        self._processes = [WorkerProcess() for _ in range(count)]
+        self._processes = [WorkerProcess(with_script) for _ in range(count)]
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
 
     def __enter__(self) -> _Processes:

@@ -6,13 +6,17 @@ import contextlib
 import multiprocessing
 import queue
 import signal
+import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any
 
 END_SECONDS = 5.0  # for a process to end by itself
+_STARTING = threading.Lock()  # of processes without a script, by one thread at a time
 
 
 class WorkerProcess:
@@ -20,13 +24,17 @@ class WorkerProcess:
 
     Unlike the processes of Python's pool, which share two pipes, it has a pipe of its own: one that is killed halfway
     through its result is an error at once. A pool's reader would wait for the rest.
+
+    Args:
+        with_script: import the script of this process, where what is called is defined there. Python runs it again, as
+            far as it is not below `if __name__ == "__main__"`: one that trains would train in each process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, with_script: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="groundray-worker", daemon=True)
-        with _without_interrupts():
+        with _without_interrupts(), contextlib.nullcontext() if with_script else _without_script():
             self._process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
 
@@ -73,7 +81,7 @@ def call_in_processes(
         ValueError: the function has raised one.
     """
     workers = min(workers, len(calls))
-    processes = [WorkerProcess() for _ in range(workers)]
+    processes = [WorkerProcess(is_of_script(function)) for _ in range(workers)]
     idle: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
     for process in processes:
         idle.put(process)
@@ -104,6 +112,11 @@ def call_in_processes(
             process.close()
 
 
+def is_of_script(thing: Any) -> bool:
+    """Return True if a function or class is defined in the script that runs, and in no module."""
+    return getattr(thing, "__module__", None) == "__main__"
+
+
 def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
     """Return what a function returns, or the OSError or ValueError that it raises, in a form that can be pickled."""
     try:
@@ -121,6 +134,18 @@ def _serve(connection: Connection) -> None:
             function, arguments, tells = connection.recv()
             tell = (lambda value: connection.send((False, value)),) if tells else ()
             connection.send((True, function(*arguments, *tell)))
+
+
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """Have processes that start inside the context not import the script of this one."""
+    with _STARTING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ replaced under a reader are an error (shards.py).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,7 @@ VERSION = 2
 INDEX = "dataset.json"
 REJECTED = "rejected.jsonl"
 LEFT_OUT = "left out, "  # begins the name of a count of what a source left out of a data set
+SYNSET = re.compile(r"\.[nvasr]\.\d+$")  # after the lemma of WordNet's
 ROW_GROUP_BYTES = 32 * 2**20
 
 # `image` is the source's encoded file, unchanged
@@ -66,6 +68,10 @@ KINDS: dict[str, pa.Schema] = {
     # a trunk's feature map of an image: the bits of bfloat16 numbers, channel by channel, row by row; row numbers are
     # those of the image data set
     "trunk_features": pa.schema([pa.field("image", pa.large_binary(), nullable=False)]),
+    # what frozen streams make of an image and of its captions, in float32 (training/keys.py): the attention's keys at
+    # each position, and its queries at each token of each caption
+    "image_keys": pa.schema([pa.field("image", pa.large_binary(), nullable=False)]),
+    "caption_queries": pa.schema([pa.field("queries", pa.large_binary(), nullable=False)]),
     # an image for search: a vector of length 1, rounded, and a small JPEG; row numbers are those of the image data set
     "image_vectors": pa.schema(
         [
@@ -76,9 +82,17 @@ KINDS: dict[str, pa.Schema] = {
             pa.field("thumbnail", pa.binary(), nullable=False),
         ]
     ),
+    # an image's position features, one byte each: the scale of each position in float32, then the features position by
+    # position; row numbers are those of the image data set
+    "image_positions": pa.schema([pa.field("positions", pa.binary(), nullable=False)]),
     # a line of text
     "text": pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)]),
 }
+
+
+def class_name(label: str) -> str:
+    """Return the name of an object class in words: of a synset such as `tennis_racket.n.01`, its lemma."""
+    return SYNSET.sub("", label).replace("_", " ")
 
 
 def arrow_schema(kind: str) -> pa.Schema:

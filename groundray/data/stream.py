@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from groundray.data.image_inputs import stacked
 from groundray.data.local_features import LocalFeatures
 from groundray.data.plan import Cursor, Plan
 from groundray.data.row_groups import read_parts
@@ -60,18 +61,25 @@ class Source:
     """The input of a stage: a data set, how its rows become batches, and their order.
 
     Attributes:
-        features: a frozen trunk's feature maps of the same rows, read instead of the images.
+        features: a frozen trunk's feature maps of the same rows, or keys of them, read instead of the images.
+        queries: what frozen streams make of the captions of the same rows.
     """
 
     dataset: Dataset
     samples: Samples
     plan: Plan
     features: Dataset | None = None
+    queries: Dataset | None = None
 
     @cached_property
     def local_features(self) -> LocalFeatures | None:
         """The features, if their shards are on this machine: `decode` reads them, not `read`."""
         return LocalFeatures(self.features) if self.features and self.features.folder.local else None
+
+    @cached_property
+    def local_queries(self) -> LocalFeatures | None:
+        """The queries, if their shards are on this machine: `decode` reads them, not `read`."""
+        return LocalFeatures(self.queries) if self.queries and self.queries.folder.local else None
 
     def with_image_inputs(self, inputs: Any, features: Dataset | None = None) -> Source:
         """Return the source with other image inputs (`image_inputs.py`), and the feature maps that they read, if any.
@@ -191,18 +199,39 @@ def read(source: Source, window: Window, chunks: range) -> Iterator[tuple[int, p
         else:
             maps = read_parts(source.features, parts, ["image"])
         tables = map(_with_image, read_parts(source.dataset, parts, others), maps)
+    drawn = (source.samples.draw(table, window.epoch) for table in tables)
+    if source.local_queries:
+        source.local_queries.check(parts)
+    elif source.queries:
+        stored = read_parts(source.queries, parts, ["queries"])
+        drawn = (_with_queries(source, table, queries) for table, queries in zip(drawn, stored, strict=True))
     return (
-        (step, source.samples.draw(table, window.epoch).append_column("row", pa.array(rows)))
-        for step, rows, table in zip(steps, parts, tables, strict=True)
+        (step, table.append_column("row", pa.array(rows)))
+        for step, rows, table in zip(steps, parts, drawn, strict=True)
     )
 
 
 def _filled(source: Source, table: pa.Table) -> pa.Table:
-    """Return a table with local features, if the source has them."""
-    if not source.local_features:
-        return table
-    column = table.column_names.index("image")
-    return table.set_column(column, "image", source.local_features.maps(table["row"].to_numpy()))
+    """Return a table with local features and queries, if the source has them."""
+    rows = table["row"].to_numpy()
+    if source.local_queries:
+        samples: Any = source.samples
+        queries = source.local_queries.maps(rows, table["number"].to_numpy(), samples.queries[0])
+        table = table.append_column("queries", pa.chunked_array([queries]))
+    elif source.queries and "queries" not in table.column_names:  # of no row
+        table = table.append_column("queries", pa.chunked_array([], pa.large_binary()))
+    if source.local_features:
+        column = table.column_names.index("image")
+        table = table.set_column(column, "image", source.local_features.maps(rows))
+    return table
+
+
+def _with_queries(source: Source, table: pa.Table, stored: pa.Table) -> pa.Table:
+    """Return a drawn table with the queries of its captions, of the stored ones of all captions."""
+    samples: Any = source.samples
+    of_all = stacked(stored["queries"], samples.queries, "float32")
+    drawn = of_all[np.arange(len(table)), table["number"].to_numpy()]
+    return table.append_column("queries", pa.array([row.tobytes() for row in drawn], pa.large_binary()))
 
 
 def _with_image(table: pa.Table, maps: pa.Table) -> pa.Table:

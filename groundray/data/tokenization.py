@@ -63,8 +63,8 @@ class WordPieceTokenizer:
         return None if self.mask is None else self.backend.token_to_id(self.mask)
 
     def is_empty(self, text: str) -> bool:
-        """Return whether a text has no word pieces besides special tokens."""
-        return all(self.backend.encode(text).special_tokens_mask)
+        """Return whether a text has no words (`words_of`): no word pieces besides special tokens, or spaces alone."""
+        return not words_of(text, self.backend.encode(text))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"json": self.json, "max_tokens": self.max_tokens, "mask": self.mask}

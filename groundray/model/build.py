@@ -126,6 +126,7 @@ HEADS: dict[str, Callable[[config.Model, GroundedModel, Vocabulary], nn.Module]]
         settings.classifier,
         len(vocabulary["classes"]),
         settings.initialization,
+        settings.classifier_input,
     ),
     "language": lambda settings, model, vocabulary: MaskedLanguageHead(model.language.encoder.config),
     "grounding": lambda settings, model, vocabulary: GroundingHeads(model.width, settings.initialization),

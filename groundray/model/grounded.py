@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from groundray.model.language_stream import LanguageStream
-from groundray.model.visual_stream import VisualStream
+from groundray.model.relation_module import RelationalModule
+from groundray.model.visual_stream import Images, VisualStream
 
 Head = TypeVar("Head", bound=nn.Module)
 
@@ -24,6 +27,13 @@ class GroundedModel(nn.Module):
         self.visual = visual
         self.language = language
         self.heads = nn.ModuleDict()
+
+    def blank(self, images: Images | Float[Tensor, "image position dim"]) -> Tensor:
+        """Return as many images of the trunk's mean colour: pixels, feature maps or keys, as the given images are."""
+        if images.dim() != 3:
+            return self.visual.blank(images)
+        maps = self.visual.blank(images.new_empty(1, *self.visual.trunk.shape, dtype=torch.bfloat16))
+        return self.head(RelationalModule).attention.key(self.visual(maps)).expand_as(images)
 
     @property
     def width(self) -> int:

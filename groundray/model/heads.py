@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, BertConfig, PreTrainedConf
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
+from groundray.device_copy import to_device
 from groundray.model.initialization import Initialization
 from groundray.model.pooling import mean_of_valid
 
@@ -26,8 +27,11 @@ MAX_SCALE = 100.0  # of logits, the inverse of a learned temperature (Radford et
 class Classifier(nn.Module):
     """Classifier of images: 2x2 max-pool of the positions, then two hidden layers (paper, visual stage).
 
-    With `hidden` = 0 it is a linear map of the maximum over all positions: a class may show anywhere in the image, as
-    a word does in the match map.
+    With `hidden` = 0 it is a linear map of the maximum over all positions: a class may show anywhere in the image.
+
+    With `input` = position its layers see one position at a time, and the logit of a class is the maximum over
+    positions, as the match of a word is in the match map. A pooled image holds the features of all its objects
+    together: with a red star and a green heart it cannot be told from one with a red heart.
 
     Args:
         width: dimension of an embedding.
@@ -36,15 +40,23 @@ class Classifier(nn.Module):
         classes: number of classes.
         initialization: `identity` keeps the size of activations over the hidden layers (He et al. 2015); PyTorch's own
             shrinks them to 0.4 at each ReLU.
+        input: what the layers see, all positions of an image or one.
     """
 
     def __init__(
-        self, width: int, positions: int, hidden: int, classes: int, initialization: Initialization = "identity"
+        self,
+        width: int,
+        positions: int,
+        hidden: int,
+        classes: int,
+        initialization: Initialization = "identity",
+        input: Literal["image", "position"] = "image",
     ):
         super().__init__()
+        self.input = input
         self.side = round(positions**0.5)
         self.window = min(2, self.side) if hidden else self.side
-        pooled = (self.side // self.window) ** 2 * width
+        pooled = width if input == "position" else (self.side // self.window) ** 2 * width
         self.layers = (
             nn.Sequential(
                 nn.Linear(pooled, hidden),
@@ -62,6 +74,11 @@ class Classifier(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
+        last = self.layers[-1]
+        if input == "position" and isinstance(last, nn.Linear):
+            # a class begins at odds of 1 to the others: at even odds, the first steps teach all positions that no
+            # class is there, and training then stayed where it was for 1,250 steps (Lin et al. 2017, focal loss)
+            nn.init.constant_(last.bias, -math.log(max(1, classes - 1)))
 
     def set_dropout(self, rate: float) -> None:
         """Set the dropout rate between the layers, 0 to 1."""
@@ -69,6 +86,8 @@ class Classifier(nn.Module):
 
     def forward(self, V: Float[Tensor, "image position dim"]) -> Float[Tensor, "image class"]:
         """Return the logits of the classes."""
+        if self.input == "position":
+            return self.layers(V).amax(dim=1)
         grid = V.transpose(1, 2).unflatten(2, (self.side, self.side))
         return self.layers(F.max_pool2d(grid, self.window).flatten(1))
 
@@ -220,7 +239,8 @@ class RetrievalHeads(nn.Module):
     """One unit vector for each image and each caption, for image search (paper, retrieval).
 
     A two-layer MLP is applied to the cross-modal attention's key at each position, another to its query at each token;
-    then the mean is taken over positions, or over the counted tokens.
+    then the mean is taken over positions, or over the counted tokens: before the second layer, which is linear, so that
+    it is computed once for each image or text. A text without counted tokens is 0.
     """
 
     def __init__(self, width: int):
@@ -236,13 +256,22 @@ class RetrievalHeads(nn.Module):
 
     def images(self, keys: Float[Tensor, "image position dim"]) -> Float[Tensor, "image dim"]:
         """Return a unit vector for each image, given the attention's keys at its positions."""
-        return F.normalize(self.image(keys).mean(dim=1), dim=-1)
+        return F.normalize(self.image[-1](_hidden(self.image, keys).mean(dim=1)), dim=-1)
 
     def texts(
         self, queries: Float[Tensor, "text token dim"], valid: Bool[Tensor, "text token"]
     ) -> Float[Tensor, "text dim"]:
         """Return a unit vector for each text, given the attention's queries at its tokens and the counted tokens."""
-        return F.normalize(mean_of_valid(self.text(queries), valid), dim=-1)
+        means = self.text[-1](mean_of_valid(_hidden(self.text, queries), valid))
+        has_any = to_device(valid.any(dim=1, keepdim=True), means.device)
+        return F.normalize(means * has_any, dim=-1)
+
+
+def _hidden(mlp: nn.Sequential, x: Tensor) -> Tensor:
+    """Return what the last layer of an MLP takes."""
+    for layer in list(mlp)[:-1]:
+        x = layer(x)
+    return x
 
 
 def _set_dropout(head: nn.Module, rate: float) -> None:

@@ -105,6 +105,11 @@ class VisualStream(nn.Module):
             return self.attend(images.to(self.embedder.weight.dtype))
         return self.attend(self.features(images))
 
+    @property
+    def heads(self) -> int:
+        """Number of heads of its attention: no shape of a weight tells it."""
+        return self.attention.attention.num_heads
+
     def blank(self, images: Images) -> Images:
         """Return as many images of the trunk's mean colour: pixels or feature maps, as the given images are."""
         colour = self.trunk.mean.round().to(torch.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -23,6 +24,13 @@ def digest(module: nn.Module) -> str:
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
+
+
+def architecture(configuration: Any) -> dict[str, str]:
+    """Return what a configuration of transformers says of a model, for keys: with another activation or number of heads
+    the same weights compute other numbers."""
+    settings = configuration.to_dict()
+    return {name: str(settings[name]) for name in sorted(settings) if not name.startswith("_")}
 
 
 def read_tensors(file: Path, repair: str) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayError
 
 from groundray.interrupts import HANG_UP
 from groundray.runtime import compat
@@ -25,6 +24,8 @@ from groundray.runtime.ray_address import ADDRESS, LOCAL, given_address
 CONNECT_SECONDS = 5.0  # timeout of the check that a cluster answers
 END_SECONDS = 3.0  # for Ray's processes to end by themselves
 FOLDER = "RAY_TMPDIR"
+TOKEN_MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+DEFAULT_TOKEN_FILE = "~/.ray/auth_token"
 SHORT_FOLDER = "/tmp"  # holds Ray's folder where TMPDIR is too long
 # the longest path that Ray 2.60 gives a socket, with the process's number, below the folder
 SOCKET = "/ray/session_2026-11-28_18-03-54_970112_4194304/sockets/plasma_store"
@@ -66,7 +67,7 @@ def connect(verbose: bool = False, num_cpus: int | None = None, dashboard: bool 
     else:
         _check_folder()
         # Ray would write a token to ~/.ray, which `ray start` would then require of every client of its clusters
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault(TOKEN, secrets.token_hex(32))
         # keeps idle processes for a minute instead of a second: starting one takes a core for three seconds
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         options |= {"address": LOCAL, "include_dashboard": dashboard, "num_cpus": num_cpus}
@@ -132,7 +133,7 @@ def check_address() -> str | None:
     except PermissionError as error:
         raise NoCluster(
             f"{ADDRESS}: expected a cluster at {shown} that accepts this process's token, got {_one_line(error)}: "
-            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as on the cluster's head"
+            f"{_token_repair()}"
         ) from None
     except OSError as error:
         raise NoCluster(f"{ADDRESS}: expected a Ray cluster at {shown}, got {_one_line(error)}: {repair}") from None
@@ -142,6 +143,18 @@ def check_address() -> str | None:
             f"same version on both sides (groundray needs ray{compat.RAY_VERSIONS})"
         )
     return address
+
+
+def _token_repair() -> str:
+    """Return the line that is missing where a cluster refuses this process: it asks for a token that is not sent."""
+    file = Path(os.environ.get(TOKEN_FILE) or DEFAULT_TOKEN_FILE).expanduser()
+    has_token = bool(os.environ.get(TOKEN)) or file.is_file()
+    is_sent = os.environ.get(TOKEN_MODE, "").lower() == "token"
+    if has_token and not is_sent:
+        return f"run `export {TOKEN_MODE}=token` first"
+    where = f"run `export {'' if is_sent else f'{TOKEN_MODE}=token '}{TOKEN}=...` first, with what `ray get-auth-token`"
+    other = f", instead of the token in {TOKEN if os.environ.get(TOKEN) else file}" if has_token else ""
+    return f"{where} prints on the cluster's head{other}"
 
 
 def _check_folder() -> None:
@@ -195,7 +208,7 @@ def _init(options: dict[str, Any]) -> None:
         signal.signal(signal.SIGTERM, terminate)
         signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt from None
-    except (RayError, RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # Ray raises a plain one where a busy machine starts it too slowly
         action = f"connect to the cluster at {options['address']}" if "num_cpus" not in options else "start Ray here"
         raise NoCluster(f"cannot {action}: {_one_line(error)}") from error
     finally:

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
     from ray.train.v2._internal.execution.scaling_policy import ResizeDecision as ResizeDecision
     from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
+    from ray.train.v2._internal.util import TrainingFramework as TrainingFramework
 
 RAY_VERSIONS = ">=2.60,<2.61"
+# folders of Ray's package with what its own processes run, beside what groundray imports
+PROCESS_FOLDERS = ("dashboard", "autoscaler", "_private", "_common")
 
 
 class PrivateName(NamedTuple):
@@ -51,6 +54,9 @@ class PrivateName(NamedTuple):
 
 
 PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+PROXY_GRPC = "RAY_SERVE_PROXY_USE_GRPC"
+ROUTER_LOOP = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
+GRPC_BYTES = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
 _TRAIN = "ray.train.v2._internal"
 PRIVATE_NAMES = {
     # Ray Train: its policies for scaling and failures are not configurable
@@ -119,7 +125,14 @@ PRIVATE_NAMES = {
     "WorkerGroupCallback": PrivateName(
         f"{_TRAIN}.execution.callback:WorkerGroupCallback", "base of PartialGroupCleanup"
     ),
-    "TorchBackend": PrivateName("ray.train.torch.config:_TorchBackend", "base of a backend that sets gloo's interface"),
+    # Ray's own backend of torch.distributed would load torch in the controller; each worker calls these
+    "TrainingFramework": PrivateName(f"{_TRAIN}.util:TrainingFramework", "torch, in Ray Train's state of a run"),
+    "get_address_and_port": PrivateName("ray.train._internal.utils:get_address_and_port", "where rank 0 listens"),
+    "set_torch_environment": PrivateName(
+        "ray.train.torch.config:_set_torch_distributed_env_vars", "ranks, as torchrun sets them"
+    ),
+    "join_process_group": PrivateName("ray.train.torch.config:_setup_torch_process_group", "see group.join()"),
+    "leave_process_group": PrivateName("ray.train.torch.config:_shutdown_torch", "see group.leave()"),
     "get_train_context": PrivateName(f"{_TRAIN}.execution.context:get_train_context", "see is_preempted()"),
     "TrainContext.preemption_context": PrivateName(
         f"{_TRAIN}.execution.context:TrainContext.preemption_context", "see is_preempted()"
@@ -156,6 +169,10 @@ PRIVATE_NAMES = {
     PROXY_CALLBACK: PrivateName(
         f"ray.serve._private.constants:{PROXY_CALLBACK}", "environment variable; see runtime/serve/proxy.py"
     ),
+    **{
+        name: PrivateName(f"ray.serve._private.constants:{name}", "environment variable; see runtime/serve/proxy.py")
+        for name in (PROXY_GRPC, ROUTER_LOOP, GRPC_BYTES)
+    },
     "REQUEST_TIMEOUT_HEADER": PrivateName(
         "ray.serve._private.constants:SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER", "see request_option_headers()"
     ),
@@ -323,11 +340,14 @@ def version_of(address: str, seconds: float) -> str:
         PermissionError: the cluster does not accept this process's token.
     """
     import grpc
+    from ray.exceptions import AuthenticationError
 
     channel = load("init_grpc_channel")(address)
     try:
         stub = load("NodeInfoGcsServiceStub")(channel)
         return stub.CheckAlive(load("CheckAliveRequest")(), timeout=seconds).ray_version
+    except AuthenticationError as error:  # this process is to send a token, and has none
+        raise PermissionError(error.message) from None
     except grpc.RpcError as error:
         code, details = error.code(), str(error.details())  # type: ignore[attr-defined]  # both are a grpc.Call's
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from groundray import config
-from groundray.data.batches import CaptionBatch
+from groundray.data.batches import CaptionBatch, Keys
 from groundray.data.captions import CaptionSamples
 from groundray.data.schema import Dataset
 from groundray.data.stream import Source, Step
@@ -124,19 +124,40 @@ def encode_for_retrieval(model: GroundedModel, batch: CaptionBatch, special_toke
         empty = model.visual.empty()[:, :1]
         return Encoded(empty, empty, torch.zeros(0, 1, dtype=torch.bool))
     images = image_vectors(model, batch.images)
-    texts = text_vectors(model, batch.tokens, batch.attention_mask, special_tokens)
+    texts = text_vectors(model, batch.tokens, batch.attention_mask, special_tokens, batch.queries)
     return Encoded(images[:, None], texts[:, None], torch.ones(len(batch), 1, dtype=torch.bool))
 
 
-def image_vectors(model: GroundedModel, images: Images) -> Float[Tensor, "image dim"]:
-    """Return a unit vector for each image, in at least float32. Only the retrieval heads get a gradient."""
-    with torch.no_grad():
-        keys = model.head(RelationalModule).attention.key(model.visual(images))
+@torch.no_grad()
+def image_keys(model: GroundedModel, images: Images) -> Keys:
+    """Return the keys of the cross-modal attention at each position of each image: what the retrieval heads take."""
+    return model.head(RelationalModule).attention.key(model.visual(images))
+
+
+@torch.no_grad()
+def text_queries(
+    model: GroundedModel, tokens: Int[Tensor, "text token"], mask: Bool[Tensor, "text token"]
+) -> Float[Tensor, "text token dim"]:
+    """Return the queries of the cross-modal attention at each token of each text: what the retrieval heads take."""
+    return model.head(RelationalModule).attention.query(model.language(tokens, mask))
+
+
+def image_vectors(model: GroundedModel, images: Images | Keys) -> Float[Tensor, "image dim"]:
+    """Return a unit vector for each image, in at least float32. Only the retrieval heads get a gradient.
+
+    Args:
+        images: pixels, feature maps, or keys (`image_keys`).
+    """
+    keys = images if images.dim() == 3 else image_keys(model, images)
     return at_least_float32(model.head(RetrievalHeads).images(keys))
 
 
 def text_vectors(
-    model: GroundedModel, tokens: Int[Tensor, "text token"], mask: Bool[Tensor, "text token"], special_tokens: bool
+    model: GroundedModel,
+    tokens: Int[Tensor, "text token"],
+    mask: Bool[Tensor, "text token"],
+    special_tokens: bool,
+    queries: Float[Tensor, "text token dim"] | None = None,
 ) -> Float[Tensor, "text dim"]:
     """Return a unit vector for each text, in at least float32. Only the retrieval heads get a gradient.
 
@@ -144,9 +165,9 @@ def text_vectors(
         tokens: ids of word pieces.
         mask: True for the tokens of the text, False for padding.
         special_tokens: whether the mean over a text includes special tokens, such as [CLS] and [SEP].
+        queries: those of the texts (`text_queries`), if they are known.
     """
-    with torch.no_grad():
-        queries = model.head(RelationalModule).attention.query(model.language(tokens, mask))
+    queries = text_queries(model, tokens, mask) if queries is None else queries
     counted = counted_tokens(mask, special_tokens, model.language.special_tokens)
     return at_least_float32(model.head(RetrievalHeads).texts(queries, counted))
 

@@ -33,6 +33,7 @@ class GroundingStage:
     best: Best = LOWEST_LOSS
     metric_names: tuple[str, ...] = ("loss", *RECALL_NAMES)
     sees_images: bool = True
+    takes_keys: bool = False
 
     @staticmethod
     def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> GroundingStage:

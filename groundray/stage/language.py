@@ -51,6 +51,7 @@ class LanguageStage:
     best: Best = LOWEST_LOSS
     metric_names: tuple[str, ...] = ("loss", "perplexity", "accuracy")
     sees_images: bool = False
+    takes_keys: bool = False
 
     @staticmethod
     def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> LanguageStage:

@@ -1,4 +1,4 @@
-"""Rank metrics: recall@k of matched images and captions, and top-k accuracy. Ties count against the query."""
+"""Rank metrics: recall@k of matched images and captions, top-k accuracy, average precision. Ties count as errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 TOP_K = (1, 5, 10)
@@ -56,3 +56,25 @@ def top_k_counts(
     """
     rank = ranks(scores, truth)
     return torch.stack([(rank <= k).sum() for k in at])
+
+
+def average_precisions(
+    scores: Float[Tensor, "sample option"], is_true: Bool[Tensor, "sample option"]
+) -> Float[Tensor, " option"]:
+    """Return the average precision of each option, from 0 to 1; NaN for one that is true of no sample.
+
+    It is the mean, over the samples of which the option is true, of the precision among those that do not score lower
+    (the area under the precision-recall curve as a sum, without interpolation). Scores that are all the same, or NaN,
+    have the fraction of true ones.
+    """
+    comparable = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    found = []
+    for of_option, is_true_of_option in zip(comparable.T, is_true.T, strict=True):
+        true = of_option[is_true_of_option]
+        found.append((_not_lower(true, true).double() / _not_lower(of_option, true)).mean())
+    return torch.stack(found)
+
+
+def _not_lower(scores: Float[Tensor, " sample"], thresholds: Float[Tensor, " threshold"]) -> Int[Tensor, " threshold"]:
+    """Return the number of scores that are not lower than each threshold."""
+    return len(scores) - torch.searchsorted(scores.sort().values, thresholds.contiguous())

@@ -64,11 +64,12 @@ def direction_of(metric: str) -> Direction | None:
     """Return which values of a metric are better, by its name; None for a name that does not tell."""
     if metric.endswith(("loss", "perplexity", "_rank")):
         return "min"
-    return "max" if re.search(r"(accuracy|recall@\d+|top\d+)$", metric) else None
+    return "max" if re.search(r"(accuracy|precision|recall@\d+|top\d+)$", metric) else None
 
 
 LOWEST_LOSS = Best("loss", "min")
 HIGHEST_TOP1 = Best("top1", "max")
+HIGHEST_PRECISION = Best("mean_average_precision", "max")
 HIGHEST_PREDICATE_TOP1 = Best("predicate/top1", "max")
 
 
@@ -113,6 +114,12 @@ class Stage(Protocol):
     @property
     def sees_images(self) -> bool:
         """True if batches hold images. The best weights are then validated a second time with blank images."""
+        ...
+
+    @property
+    def takes_keys(self) -> bool:
+        """True if it trains retrieval heads alone, over keys and queries of frozen streams (`contrastive.image_keys`),
+        which may be computed once."""
         ...
 
     @property

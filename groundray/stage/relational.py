@@ -48,6 +48,7 @@ class RelationalStage:
     best: Best = HIGHEST_PREDICATE_TOP1
     metric_names: tuple[str, ...] = ("loss", *(f"{what}/top{k}" for what in ("predicate", "object") for k in TOP_K))
     sees_images: bool = True
+    takes_keys: bool = False
 
     @staticmethod
     def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> RelationalStage:

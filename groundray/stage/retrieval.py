@@ -32,6 +32,7 @@ class RetrievalStage:
     best: Best = LOWEST_LOSS
     metric_names: tuple[str, ...] = ("loss", *RECALL_NAMES)
     sees_images: bool = True
+    takes_keys: bool = True
 
     @staticmethod
     def open(settings: config.Settings, tokenizer: PreTrainedTokenizerFast) -> RetrievalStage:

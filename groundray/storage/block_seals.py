@@ -6,7 +6,9 @@ The seals of a file belong in a sealed JSON document beside it (storage/seals.py
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -120,18 +122,58 @@ def read_sealed_bytes(folder: Folder, name: str, seals: BlockSeals, start: int, 
     first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
     begin, end = first * BLOCK_BYTES, min(seals.bytes, last * BLOCK_BYTES)
     content = np.empty(max(0, end - begin), np.uint8)
+
+    def keep(part: bytes, at: int) -> None:
+        content[at - begin : at - begin + len(part)] = np.frombuffer(part, np.uint8)
+
+    _read_ranges(folder, name, begin, end, keep)
+    if damage := seals.check(content, first):
+        raise Damaged(f"{folder}/{name}", damage, repair)
+    return content[start - begin : stop - begin]
+
+
+def map_copy(folder: Folder, name: str, seals: BlockSeals, repair: str) -> Bytes:
+    """Return the bytes of a file in a store, mapped into memory: they are copied to a temporary file, which has no name
+    and ends with the array, and checked there. So a file may be larger than the memory.
+
+    Raises:
+        Damaged: they differ from their seals.
+        ValueError: the disk of temporary files has no room.
+        OSError: the file cannot be read.
+    """
+    check_size(folder, name, seals, repair)
+    if not seals.bytes:
+        return np.empty(0, np.uint8)
+    Folder.at(tempfile.gettempdir()).check_room(
+        seals.bytes, f"a local copy of {folder}/{name} takes", "free space there, or set TMPDIR to a larger disk"
+    )
+    with tempfile.TemporaryFile() as file:
+        _read_ranges(folder, name, 0, seals.bytes, lambda part, at: _write_at(file.fileno(), part, at))
+        if file.seek(0, os.SEEK_END) != seals.bytes:
+            raise Damaged(f"{folder}/{name}", f"it has {file.tell()} bytes of {seals.bytes}", repair)
+        content = np.memmap(file, np.uint8, mode="c")
+    if damage := seals.check(content):
+        raise Damaged(f"{folder}/{name}", damage, repair)
+    return content
+
+
+def _read_ranges(folder: Folder, name: str, begin: int, end: int, take: Callable[[bytes, int], None]) -> None:
+    """Read bytes `begin` to `end` of a file in parallel, and pass each range of them on, with its place in the file."""
     with folder.readable_errors(), folder.filesystem.open_input_file(folder.locate(name)) as file:
 
         def read(at: int) -> None:
-            part = file.read_at(min(READ_BYTES, end - at), at)
-            content[at - begin : at - begin + len(part)] = np.frombuffer(part, np.uint8)
+            take(file.read_at(min(READ_BYTES, end - at), at), at)
 
         with ThreadPoolExecutor(STORE_READS) as pool:
             for _ in pool.map(read, range(begin, end, READ_BYTES)):
                 pass
-    if damage := seals.check(content, first):
-        raise Damaged(f"{folder}/{name}", damage, repair)
-    return content[start - begin : stop - begin]
+
+
+def _write_at(file: int, content: bytes, at: int) -> None:
+    left = memoryview(content)
+    while left:
+        count = os.pwrite(file, left, at)
+        left, at = left[count:], at + count
 
 
 def _digest(content: Bytes, start: int) -> str:

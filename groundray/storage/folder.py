@@ -43,6 +43,7 @@ BLOCK_BYTES = 2**22
 SCHEMES = {"gcs": "gs"}  # by pyarrow's name of the filesystem, where the two differ
 CLAIM, CLAIM_SECONDS = ".claim", 60.0  # of a file that one process may write; an older claim is a killed process's
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # Python and pyarrow do not name the file then
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 WRITING = ".writing"  # end of a local file's name until it is complete; one is left only by a killed process
 
 
@@ -446,9 +447,16 @@ class Folder:
             repair: what to do, as the end of the message.
 
         Raises:
+            OSError: the folder cannot be made; where it may not be written to, the message says so.
             ValueError: it has not; the message has both sizes.
         """
-        if self.local and (free := shutil.disk_usage(self.make().path).free) < needed:
+        if not self.local:
+            return
+        try:
+            self.make()
+        except OSError as error:
+            raise not_writable(error, str(self)) from None
+        if (free := shutil.disk_usage(self.path).free) < needed:
             raise ValueError(f"{what} {format_bytes(needed)}, {format_bytes(free)} are free at {self}: {repair}")
 
     @contextlib.contextmanager
@@ -477,6 +485,18 @@ def open_file(url: str | Path) -> Iterator[BinaryIO]:
         return
     with Folder.at(url).open_input() as file:
         yield file
+
+
+def not_writable(error: OSError, missing: str) -> OSError:
+    """Return the error with the repair if something was not made since its folder may only be read; else as it is.
+
+    Args:
+        missing: the file or folder that was to be made.
+    """
+    if error.errno not in READ_ONLY:
+        return error
+    told = f"{error.strerror}: {missing} is missing and is made there: allow writing, or choose another folder"
+    return OSError(error.errno, told, error.filename or missing)
 
 
 @contextlib.contextmanager

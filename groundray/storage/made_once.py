@@ -11,7 +11,6 @@ a process that was suspended for longer than `owner.STALE_SECONDS` may go on bes
 from __future__ import annotations
 
 import contextlib
-import errno
 import random
 import time
 import uuid
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from groundray.storage import owner
-from groundray.storage.folder import WRITING, Folder
+from groundray.storage.folder import WRITING, Folder, not_writable
 from groundray.storage.seals import Damaged
 
 MAKING = "making"
-READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 WAIT_SECONDS = 1.0  # about, between looks at the process that makes it
 Made = TypeVar("Made")
 
@@ -90,13 +88,7 @@ def _make(own: Folder, what: str) -> Folder:
     except FileNotFoundError:  # another process has ended and deleted `making`, which was empty
         return own.make()
     except OSError as error:
-        if error.errno in READ_ONLY:
-            raise OSError(
-                error.errno,
-                f"{error.strerror}: {what} is missing and is made there: allow writing, or choose another folder",
-                error.filename or str(own),
-            ) from None
-        raise
+        raise not_writable(error, what) from None
 
 
 def _claim(work: Folder, name: str, own: str, tell: Callable[[str], None]) -> bool:

@@ -12,12 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from groundray.config import Settings
-
-RESUMES = "the run resumes from its last checkpoint with scaling.accumulate: same results, a second forward pass"
-
-
-class GraphsDoNotFit(RuntimeError):
-    """A GPU ran out of memory with the autograd graphs of several chunks."""
+from groundray.training.endings import GraphsDoNotFit
 
 
 @contextlib.contextmanager

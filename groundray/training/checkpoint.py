@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
@@ -213,10 +213,37 @@ class CheckpointStore:
             files[file] = FileSeal.of(content).as_json()
         history.write(self.attempt.run, checkpoint.name, snapshot.history)
         self.attempt.ensure_current()
+        self._write_manifest(checkpoint, files)
+
+    def take_over(self, other: CheckpointStore, name: str) -> Checkpoint:
+        """Copy a checkpoint of another run: its weights, moments and cursor. What was best there is not best here.
+
+        Raises:
+            Damaged, FileNotFoundError: the checkpoint is damaged or missing.
+        """
+        checkpoint = other.get(name)
+        if damage := other._damage(name):
+            raise Damaged(f"{other.folder}/{name}", damage, "continue from another checkpoint")
+        taken = replace(
+            checkpoint,
+            name=self.name(checkpoint.stage, checkpoint.cursor),
+            best=None,
+            metrics={},
+            stale=0,
+            kept=False,
+        )
+        files: dict[str, dict[str, Any]] = other._manifest(name)["files"]
+        (other.folder / name).copy(list(files), (self.folder / taken.name).make())
+        self._write_manifest(taken, files)
+        return taken
+
+    def _write_manifest(self, checkpoint: Checkpoint, files: Mapping[str, Any]) -> None:
+        """Write the manifest of a checkpoint whose files are written, which commits it."""
+        folder = self.folder / checkpoint.name
         fields = {key: value for key, value in vars(checkpoint).items() if key not in ("name", "cursor")}
         cursor = {"epoch": checkpoint.cursor.epoch, "step": checkpoint.cursor.step}
         written_by = {"format": FORMAT, "groundray": version_of("groundray")}
-        folder.write_sealed(MANIFEST, {**written_by, **fields, **cursor, "files": files})
+        folder.write_sealed(MANIFEST, {**written_by, **fields, **cursor, "files": dict(files)})
 
     def _delete_superfluous(self, stage: str) -> None:
         """Delete a stage's older checkpoints, and those that killed attempts left half written."""

@@ -14,13 +14,14 @@ from groundray.data.stream import Step
 from groundray.stage.protocol import Metrics, criterion
 from groundray.training import history
 from groundray.training.checkpoint import CheckpointStore, take_snapshot
+from groundray.training.endings import Stopped
 from groundray.training.events import EpochDone, Notice, StageDone, StepDone
 from groundray.training.non_finite import handle_non_finite
 from groundray.training.recovery import Start
 from groundray.training.taken_step import Readback, TakenStep
 from groundray.training.timing import StepTimes
 from groundray.training.train_state import TrainState
-from groundray.training.worker import Stopped, Worker
+from groundray.training.worker import Worker
 
 HEARTBEAT_SECONDS = 2.0
 
@@ -119,7 +120,11 @@ class Checkpointer:
         self._save()
 
     def validation_done(self, scores: Metrics) -> None:
-        """Report a validation, and write its checkpoint."""
+        """Report a validation, and write its checkpoint.
+
+        Raises:
+            Stopped: as `step_done`.
+        """
         state, epoch = self.state, self.state.cursor.epoch
         is_best = state.validation_done(scores, self.store)
         epochs, metric, ends_epoch = state.stage.settings.epochs, criterion(state.stage).metric, not state.cursor.step
@@ -140,6 +145,7 @@ class Checkpointer:
             text = f"{state.stage.name}, {when}: {metric} of the validation is {scores[metric]:g}"
             self.worker.emit(Notice(f"{text}, which is never the best"))
         self._save()
+        self._stop_if_requested()
 
     def stage_done(self, metrics: Metrics) -> None:
         """Record that the stage is finished, so that it is not trained again, and report it."""

@@ -28,6 +28,7 @@ from groundray.training.layout import (
     ATTEMPTS,
     CHECKPOINTS,
     CONFIG,
+    DRAWN_DATA,
     FEATURES,
     NOT_FINITE,
     RUN,
@@ -139,6 +140,8 @@ def find_items(
         items += _features(features, idle_seconds)
     if (models := files.take(START_MODELS)).sizes:
         items.append(models.item("models", folder, (START_MODELS,), "runs start from them"))
+    if (drawn := files.take(DRAWN_DATA)).sizes:
+        items.append(drawn.item("data", folder, (DRAWN_DATA,), "data sets are never deleted"))
     for name in runs:
         items += _run(folder / name, _below(files.take(name), folder, name), idle_seconds)
     for name in sorted(name for name in files.sizes if posixpath.basename(name) == INDEX):

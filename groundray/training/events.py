@@ -70,7 +70,7 @@ class StageDone:
 
 @dataclass(frozen=True)
 class FeaturesStarted:
-    """The trunk features of `what` (as `grounding.train`) are being made.
+    """The trunk features of `what` (as `grounding.train`), or what else `title` says, are being made.
 
     Attributes:
         images: in the data set.
@@ -84,6 +84,7 @@ class FeaturesStarted:
     missing: int
     bytes: int
     folder: str
+    title: str = "trunk features"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class FeaturesDone:
     what: str
     images: int
     seconds: float
+    title: str = "trunk features"
 
 
 @dataclass(frozen=True)

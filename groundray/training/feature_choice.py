@@ -1,8 +1,10 @@
-"""Whether a stage of a run reads trunk features or images: decided once, where both can be read, and kept.
+"""Whether a stage of a run reads what is cached of its frozen parts: decided once, where it can be, and kept.
 
-    RUN/inputs/grounding.json   what the stage reads
+    RUN/inputs/grounding.json        whether the stage reads trunk features, or images
+    RUN/inputs/retrieval.keys.json   whether it reads keys (`keys.py`), or computes them
 
-Features are rounded to bfloat16, so a run that went on with the other would end otherwise.
+Features are rounded to bfloat16, and the last bits of queries depend on which texts are computed together, so a run
+that went on with the other would end otherwise.
 """
 
 from __future__ import annotations
@@ -18,24 +20,29 @@ from groundray.training.checkpoint import CheckpointStore
 from groundray.training.feature_uses import make_room, stored_features
 from groundray.training.layout import INPUTS, features_folder
 
-Reads = Literal["features", "images"]
+Cached = Literal["features", "keys"]
 
 
-def recorded(run: Folder, stage: str) -> Reads | None:
-    """Return what a stage of a run reads; None if that is not decided.
+def recorded(run: Folder, stage: str, cached: Cached) -> bool | None:
+    """Return whether a stage of a run reads what is cached; None if that is not decided.
 
     Raises:
         Damaged: the record is damaged.
     """
-    if (run / INPUTS).exists(f"{stage}.json"):
+    if (run / INPUTS).exists(name := _file(stage, cached)):
         repair = "write in it what the stage has read, or start the run anew under another --run.name"
-        return "features" if (run / INPUTS).read_sealed(f"{stage}.json", repair=repair)["features"] else "images"
-    return "features" if CheckpointStore.at(run).committed(stage) else None  # earlier versions always read them
+        return bool((run / INPUTS).read_sealed(name, repair=repair)[cached])
+    # earlier versions always read features, and still earlier ones knew no keys
+    return cached == "features" if CheckpointStore.at(run).committed(stage) else None
 
 
-def record(run: Folder, stage: str, reads: Reads) -> None:
-    """Record what a stage of a run reads, unless that is recorded."""
-    (run / INPUTS).make().create_sealed(f"{stage}.json", {"features": reads == "features"})
+def record(run: Folder, stage: str, cached: Cached, reads: bool) -> None:
+    """Record whether a stage of a run reads what is cached, unless that is recorded."""
+    (run / INPUTS).make().create_sealed(_file(stage, cached), {cached: reads})
+
+
+def _file(stage: str, cached: Cached) -> str:
+    return f"{stage}.json" if cached == "features" else f"{stage}.{cached}.json"
 
 
 def misfit(specs: Sequence[DerivedDataset], settings: Settings, notice: Callable[[str], None]) -> str | None:

@@ -13,7 +13,8 @@ import torch
 from groundray.config import Settings
 from groundray.data.decoding_processes import DecodingProcesses
 from groundray.training import progression
-from groundray.training.accumulation import RESUMES, GraphsDoNotFit, accumulating, offer_accumulation
+from groundray.training.accumulation import accumulating, offer_accumulation
+from groundray.training.endings import RESUMES, GraphsDoNotFit
 from groundray.training.events import Event, Notice
 from groundray.training.preflight import CheckedRun
 from groundray.training.watchdog import Watchdog

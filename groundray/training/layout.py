@@ -5,7 +5,7 @@ STORAGE/NAME/config.yaml      the resolved settings, to read and to use with --c
 STORAGE/NAME/attempts/        the attempts at the run: attempts.py
 STORAGE/NAME/checkpoints/     checkpoint.py
 STORAGE/NAME/history/         every step and validation: history.py
-STORAGE/NAME/inputs/          whether each stage reads trunk features or images: feature_choice.py
+STORAGE/NAME/inputs/          whether each stage reads what is cached of its frozen parts: feature_choice.py
 STORAGE/NAME/not_finite/      the samples of steps whose loss or gradient was not finite: non_finite.py
 STORAGE/NAME/stacks/          the stack traces of workers that hung: watchdog.py
 STORAGE/NAME/profile/         traces of some steps (`run.profile`): profiling.py
@@ -15,6 +15,7 @@ STORAGE/NAME/result.json      the final metrics of each stage
 STORAGE/NAME/tensorboard/, wandb/, and their .json   what trackers hold, and how the run ended there: tracking/
 
 STORAGE/.features/            the trunk features of all runs: trunk_features.py
+STORAGE/.data/scenes/         the demo's data, drawn by a run on a cluster: cli/embedded_world.py
 STORAGE/.models/              models that runs start from, downloaded from MLflow: cli/start_model.py
 """
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 from groundray.config import Settings
+from groundray.config.embedded_world import SHARED_WORLD
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged
 
@@ -30,7 +32,7 @@ RUN, CONFIG, RESULT, MODEL = "run.json", "config.yaml", "result.json", "model"
 FORMER_DATA = "data.json"  # the fingerprints, in folders of earlier versions
 ATTEMPTS, CHECKPOINTS, HISTORY, INPUTS = "attempts", "checkpoints", "history", "inputs"
 NOT_FINITE, STACKS, PROFILE, FEATURES = "not_finite", "stacks", "profile", ".features"
-START_MODELS = ".models"
+START_MODELS, DRAWN_DATA = ".models", SHARED_WORLD
 
 
 def folder_of(settings: Settings) -> Folder:

@@ -178,7 +178,7 @@ def validate(stage: Stage, model: GroundedModel, steps: Iterable[Step], blind: b
     training = [module for module in model.modules() if module.training]
     model.eval()
     if blind:
-        steps = (step.without_images(model.visual.blank) for step in steps)
+        steps = (step.without_images(model.blank) for step in steps)
     scores = stage.validate(lambda samples: encode(stage, model, samples), steps)
     for module in training:
         module.training = True

@@ -35,7 +35,7 @@ from groundray.stage.protocol import Stage, check_reported, criterion, direction
 from groundray.stage.stages import NEEDS, STAGES
 from groundray.storage.folder import Folder, format_bytes
 from groundray.storage.object_store import is_store, probe
-from groundray.training import identity
+from groundray.training import identity, keys
 from groundray.training.attempts import Attempt
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.compilation import check_compiler
@@ -43,6 +43,7 @@ from groundray.training.encoder_check import check_encoder
 from groundray.training.identity import Identity
 from groundray.training.jpeg_decoding import check_decoder
 from groundray.training.layout import CHECKPOINTS, features_folder, folder_of
+from groundray.training.recovery import check_continued
 from groundray.training.trunk_features import refusal
 from groundray.versions import code_version, library_versions, version_of
 
@@ -157,6 +158,8 @@ def check(settings: Settings) -> CheckedRun:
             f"run.start_from: expected a folder or URL, or its files in run.start_files, got {settings.run.start_from}"
             ": download the model with `mlflow artifacts download` and give its folder"
         )
+    if settings.run.continue_from and not (folder_of(settings) / CHECKPOINTS).exists():
+        check_continued(settings.run.continue_from, settings.stages[0])
     start = export.about(settings.run.start_folder) if settings.run.start_folder else None
     start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()
     for index, name in enumerate(settings.stages):
@@ -364,6 +367,7 @@ def preview(settings: Settings) -> Preview:
         workers = settings.scaling.min_workers
         windows = {stage.name: describe_window(stage.train.dataset, stage.train.plan, workers) for stage in run.stages}
         features = {stage.name: _describe_features(stage, settings) for stage in run.stages}
+        keys_of = {stage.name: _describe_keys(stage, settings) for stage in run.stages}
         validations = {stage.name: _describe_validations(stage) for stage in run.stages}
         stages = [
             replace(
@@ -373,6 +377,7 @@ def preview(settings: Settings) -> Preview:
                     windows[stage.name],
                     *(line for part, line in texts.items() if part.partition(".")[0] == stage.name),
                     features[stage.name],
+                    *keys_of[stage.name],
                     validations[stage.name],
                 ),
             )
@@ -382,6 +387,11 @@ def preview(settings: Settings) -> Preview:
         if not any(str(error) in problem for problem in problems):
             problems.append(str(error))
     return Preview(str(folder), resumes, tuple(stages), tuple(problems), tuple(warnings))
+
+
+def without_data(settings: Settings) -> Preview:
+    """Describe a run whose data are not there yet: where it would be."""
+    return Preview(str(folder_of(settings)), False, (), ())
 
 
 def _preview_stage(settings: Settings, name: str, problems: list[str]) -> StagePreview:
@@ -431,6 +441,17 @@ def _describe_features(stage: Stage, settings: Settings) -> str:
     place = next((path for path in (Path(folder.path), *Path(folder.path).parents) if path.exists()), None)
     free = f" ({format_bytes(shutil.disk_usage(place).free)} free)" if folder.local and place else ""
     return f"trunk features: {images:,} images, {size}, in {folder}{free}; made once, images where they do not fit"
+
+
+def _describe_keys(stage: Stage, settings: Settings) -> tuple[str, ...]:
+    """Says whether a stage whose heads take keys reads them; nothing of other stages."""
+    if not stage.takes_keys:
+        return ()
+    if reason := keys.refusal(stage, settings):
+        return (f"keys: not used, {reason}",)
+    return (
+        f"keys: of images and all captions, in {features_folder(settings)}; made once, computed where they do not fit",
+    )
 
 
 def _count_trainable(settings: Settings, name: str, vocabulary: Vocabulary | None) -> dict[str, int]:

@@ -30,6 +30,7 @@ from groundray.training.compilation import compile_parts
 from groundray.training.events import Notice
 from groundray.training.gradient_checkpointing import checkpoint_gradients
 from groundray.training.jpeg_decoding import with_encoded_crops
+from groundray.training.keys import with_keys
 from groundray.training.layout import MODEL, RESULT, read_result
 from groundray.training.loop import train_stage
 from groundray.training.preflight import CheckedRun
@@ -47,7 +48,8 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
         Stopped: the worker was asked to stop; the same call resumes.
     """
     keep_freed_memory()
-    store, start = recovery.begin(run.folder, [stage.name for stage in run.stages], worker, run.made_with)
+    names = [stage.name for stage in run.stages]
+    store, start = recovery.begin(run.folder, names, worker, run.made_with, run.settings.run.continue_from)
     model, heads = initial_model(run.settings)
     model.language.special_tokens = SpecialTokens.of(run.tokenizer.backend_tokenizer)
     model.to(worker.device)
@@ -66,6 +68,7 @@ def run_stages(run: CheckedRun, worker: Worker) -> dict[str, Any]:
             metrics[stage.name] = finished.metrics
             continue
         stage = with_features(stage, run.settings, model.visual.trunk, worker)
+        stage = with_keys(stage, run.settings, model, worker)
         stage = with_encoded_crops(stage, run.settings, worker.device)
         precision = stage.settings.precision
         if arithmetic.effective(precision, worker.device) != precision:

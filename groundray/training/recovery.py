@@ -79,21 +79,27 @@ class Start:
 
 
 def begin(
-    run: Folder, stages: Sequence[str], worker: Worker, made_with: Mapping[str, Any] | None = None
+    run: Folder,
+    stages: Sequence[str],
+    worker: Worker,
+    made_with: Mapping[str, Any] | None = None,
+    continue_from: str | None = None,
 ) -> tuple[CheckpointStore, Start]:
     """Begin an attempt; returns its store and start, the same on every rank. Only rank 0 reads the storage.
 
     Args:
         made_with: hash of the settings, version of the code and of libraries; recorded with the attempt.
+        continue_from: path or URL of another run's checkpoint of the first stage, which a run without checkpoints of
+            its own continues.
 
     Raises:
-        SettingsError: the folder belongs to a run of other settings.
+        SettingsError: there is no such checkpoint, or the folder belongs to a run of other settings.
         OtherFormat: a checkpoint has a format that this version does not read; nothing was changed.
     """
     note = ""
     gather_strings(note)  # a rank 0 that wakes up after its group is gone must not take a token
     if worker.rank == 0:
-        note = json.dumps(asdict(_begin(run, stages, worker, made_with or {})))
+        note = json.dumps(asdict(_begin(run, stages, worker, made_with or {}, continue_from)))
     start = _start(json.loads(gather_strings(note)[0]))
     if worker.rank == 0:
         worker.emit(start.event())
@@ -123,7 +129,9 @@ def _start(note: Mapping[str, Any]) -> Start:
     return Start(**{**values, "accepted": tuple(values["accepted"])})
 
 
-def _begin(run: Folder, stages: Sequence[str], worker: Worker, made_with: Mapping[str, Any]) -> Start:
+def _begin(
+    run: Folder, stages: Sequence[str], worker: Worker, made_with: Mapping[str, Any], continue_from: str | None
+) -> Start:
     def warn(text: str) -> None:
         worker.emit(Notice(text))
 
@@ -151,8 +159,9 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker, made_with: Mappin
             accepted += [finished.name, finished.best, *_names(store.committed(stage))]
             continue
         usable = store.usable(stage, warn)
-        accepted += _names(usable)
         start = replace(start, stage=stage)
+        if not usable and continue_from and stage == stages[0]:
+            usable = [_take_over(start.attempt(run), stage, continue_from)]
         if usable:
             last = usable[-1]
             start = replace(
@@ -163,12 +172,41 @@ def _begin(run: Folder, stages: Sequence[str], worker: Worker, made_with: Mappin
                 done=last.done,
                 validated=last.validated,
             )
+        accepted += _names(usable)
         break
     start = replace(start, accepted=tuple(dict.fromkeys(accepted)))
     if previous.number:
         start = _after(start, previous, store)
     start.attempt(run).write_begin({**asdict(start), "stages": list(stages), "workers": worker.world_size})
     return start
+
+
+def another_runs(url: str) -> tuple[CheckpointStore, str]:
+    """Return the store and the name of a checkpoint, by its path or URL, RUN/checkpoints/NAME."""
+    folder = Folder.at(url)
+    return CheckpointStore(Attempt(folder.parent.parent)), folder.name
+
+
+def check_continued(url: str, stage: str) -> Checkpoint:
+    """Return the checkpoint of another run that a stage continues.
+
+    Raises:
+        SettingsError: there is none, or it is of another stage; the message gives the repair.
+    """
+    store, name = another_runs(url)
+    expected = f"run.continue_from: expected a checkpoint of stage {stage}, such as runs/NAME/checkpoints/{stage}-..."
+    try:
+        checkpoint = store.get(name)
+    except ValueError as error:
+        raise SettingsError(f"{expected}: {error}") from None
+    if checkpoint.stage != stage:
+        raise SettingsError(f"{expected}, got {url} of stage {checkpoint.stage}: start with that stage (stages)")
+    return checkpoint
+
+
+def _take_over(attempt: Attempt, stage: str, url: str) -> Checkpoint:
+    check_continued(url, stage)
+    return CheckpointStore(attempt).take_over(*another_runs(url))
 
 
 def _ensure_own(run: Folder, made_with: Mapping[str, Any]) -> None:

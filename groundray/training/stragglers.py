@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median_low
+from typing import TYPE_CHECKING
 
-from groundray.stage.protocol import Metrics
+if TYPE_CHECKING:
+    from groundray.stage.protocol import Metrics  # imports torch, which the mailbox of ranks' times does not load
 
 SLOW_RATIO = 1.3  # from which a rank is slow: of its own time to the median of all ranks
 SLOW_FRACTION = 0.1  # of the step, at least, that it takes longer than the median
@@ -63,7 +65,8 @@ class Stragglers:
     """
 
     def __init__(self, host: str, world_size: int, tell: Callable[[str], None]):
-        self.own, self.metrics = RankTimes(host), Metrics()
+        self.own = RankTimes(host)
+        self.metrics: Metrics = {}
         self._world_size, self._tell = world_size, tell
         self._starts: Mapping[int, RankTimes] = {}
         self._slow_windows, self._named = Counter[int](), set[int]()

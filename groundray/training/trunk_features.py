@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -51,7 +52,7 @@ from groundray.stage.protocol import Stage
 from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
 from groundray.training.events import FeaturesDone, FeaturesStarted, Notice
-from groundray.training.feature_choice import misfit, record, recorded
+from groundray.training.feature_choice import Cached, misfit, record, recorded
 from groundray.training.feature_uses import MARK_SECONDS, mark_used
 from groundray.training.layout import features_folder, folder_of
 from groundray.training.worker import Worker, raise_if_stop_requested
@@ -135,26 +136,15 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
         crop: CentreCrop = _image_inputs(source)
         is_encoded = settings.data.jpeg_decoding == "gpu"
         decoded = {"jpeg_decoding": "gpu", "cuda": torch.version.cuda} if is_encoded else {}
-        key = cache_key(
-            {
-                "data": source.dataset.fingerprint,
-                "trunk": trunk_digest,
-                "origin": trunk.origin,
-                "crop": asdict(crop),
-                **decoded,
-            },
-            code=(
-                image_decoder,
-                transforms,
-                trunks,
-                timm_trunk,
-                feature_maps,
-                _binary_rows,
-                *[device_decoding] * is_encoded,
-            ),
+        trunk_and_crop = {"trunk": trunk_digest, "origin": trunk.origin, "crop": asdict(crop), **decoded}
+        code = (image_decoder, transforms, trunks, timm_trunk, feature_maps, _binary_rows)
+        key_of = partial(
+            cache_key,
+            code=(*code, *[device_decoding] * is_encoded),
             device="cuda" if settings.scaling.use_gpu else "cpu",
             stored="bfloat16",
         )
+        key = key_of({"data": source.dataset.fingerprint, **trunk_and_crop})
         shape = trunk.shape
         spec = DerivedDataset(
             source.dataset,
@@ -165,6 +155,7 @@ def features_of(stage: Stage, settings: Settings, trunk: Trunk) -> dict[str, Tru
             provenance={"shape": list(shape), **asdict(crop)},
             title="trunk features",
             out_of_space_hint="set features.folder to a larger place, or features.use to never",
+            lineage=key_of(trunk_and_crop),
         )
         features[split] = TrunkFeatures(spec, EncodedCrops(crop) if is_encoded else crop, shape)
     return features
@@ -177,8 +168,9 @@ def prepare_cache(
     run: Folder,
     user: Folder,
     notice: Callable[[str], None],
+    cached: Cached = "features",
 ) -> str | None:
-    """Return why a stage reads images in place of features; None where it reads features.
+    """Return why a stage reads images in place of features, or computes keys; None where it reads what is cached.
 
     Keeps the cache's limit before features are made, and reports what of them is damaged.
 
@@ -190,16 +182,17 @@ def prepare_cache(
     Raises:
         ValueError: the stage has begun with features, and there is no room to make them again.
     """
-    known = recorded(run, stage)
-    if known == "images":
-        return "it began with images"
+    known = recorded(run, stage, cached)
+    if known is False:
+        return "it began with images" if cached == "features" else "it began without"
     for spec in specs:
         mark_used(spec.folder, user)
     if problem := misfit(specs, settings, notice):
         if known:
             raise ValueError(
-                f"{stage} began with trunk features, which must be made again: {problem}: free space there, set "
-                "features.folder to a larger place or raise features.max_gb; with images it would end otherwise"
+                f"{stage} began with {'trunk features' if cached == 'features' else 'keys'}, which must be made again: "
+                f"{problem}: free space there, set features.folder to a larger place or raise features.max_gb; without "
+                "them it would end otherwise"
             )
         return problem
     for spec in specs:
@@ -209,28 +202,65 @@ def prepare_cache(
     return None
 
 
+def agree_on_cache(
+    stage: str, specs: Sequence[DerivedDataset], settings: Settings, worker: Worker, cached: Cached, otherwise: str
+) -> bool:
+    """Decide on rank 0 whether a stage reads what is cached, record that, and return it on every rank.
+
+    Args:
+        specs: what the stage would read.
+        otherwise: what it does if it does not, for the notice that has the reason.
+
+    Raises:
+        ValueError: as `prepare_cache`.
+    """
+    run, problem = folder_of(settings), ""
+    if worker.rank == 0:
+
+        def notice(text: str) -> None:
+            worker.emit(Notice(text))
+
+        problem = prepare_cache(stage, specs, settings, run, run, notice, cached) or ""
+        record(run, stage, cached, not problem)
+    if (problem := gather_strings(problem)[0]) and worker.rank == 0:
+        worker.emit(Notice(f"{stage} {otherwise}: {problem}"))
+    return not problem
+
+
 def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker) -> Stage:
     """Return the stage reading trunk features, which the ranks make together where they are missing; the stage itself
     where they do not fit.
 
     Each rank makes the parts of its tasks, except those that another run has written by then.
     """
-    attached, run = {}, folder_of(settings)
     wanted = features_of(stage, settings, trunk)
     if not wanted:
         return stage
-    problem = ""
-    if worker.rank == 0:
-        specs = [features.spec for features in wanted.values()]
-        problem = prepare_cache(stage.name, specs, settings, run, run, lambda text: worker.emit(Notice(text))) or ""
-        record(run, stage.name, "images" if problem else "features")
-    if problem := gather_strings(problem)[0]:
-        if worker.rank == 0:
-            worker.emit(Notice(f"{stage.name} reads images, not trunk features: {problem}"))
+    specs = [features.spec for features in wanted.values()]
+    if not agree_on_cache(stage.name, specs, settings, worker, "features", "reads images, not trunk features"):
         return stage
+    work = [
+        (f"{stage.name}.{split}", features.spec, features.encoder(trunk, worker.device))
+        for split, features in wanted.items()
+    ]
+    made = make_together(work, worker, folder_of(settings))
+    attached: dict[str, Source] = {}
+    for (split, features), dataset in zip(wanted.items(), made, strict=True):
+        attached[split] = getattr(stage, split).with_image_inputs(FeatureMaps(features.shape), dataset)
+    return replace(stage, **attached)  # type: ignore[type-var]
+
+
+def make_together(
+    work: Sequence[tuple[str, DerivedDataset, Encoder[Any]]], worker: Worker, run: Folder
+) -> list[Dataset]:
+    """Return derived data sets, which the ranks of a run make together where they are missing.
+
+    Args:
+        work: of each, its name for messages (as `grounding.train`), what it is, and its encoder.
+    """
     if worker.rank > 0:
-        for features in wanted.values():
-            mark_used(features.spec.folder, run)
+        for _, spec, _ in work:
+            mark_used(spec.folder, run)
     marked = time.monotonic()
 
     def progress() -> None:
@@ -238,31 +268,29 @@ def with_features(stage: Stage, settings: Settings, trunk: Trunk, worker: Worker
         worker.heartbeat()
         if worker.rank == 0 and time.monotonic() - marked > MARK_SECONDS:
             marked = time.monotonic()
-            for features in wanted.values():
-                mark_used(features.spec.folder, run)
+            for _, spec, _ in work:
+                mark_used(spec.folder, run)
         raise_if_stop_requested(worker)  # the parts that are written remain
 
-    for split, features in wanted.items():
-        source: Source = getattr(stage, split)
-        spec = features.spec
+    made: list[Dataset] = []
+    for what, spec, encoder in work:
         if (dataset := open_derived(spec)) is None:
             started = time.monotonic()
             if worker.rank == 0:
-                worker.emit(started_event(f"{stage.name}.{split}", spec))
-            encoder = features.encoder(trunk, worker.device)
+                worker.emit(started_event(what, spec))
             for group, names in tasks(spec, worker.world_size)[worker.rank :: worker.world_size]:
                 make_parts(spec, group, names, encoder)
                 progress()
             dataset = _finalized(spec, worker, progress)
             if worker.rank == 0:
-                worker.emit(FeaturesDone(f"{stage.name}.{split}", spec.source.rows, time.monotonic() - started))
-        attached[split] = source.with_image_inputs(FeatureMaps(features.shape), dataset)
-    return replace(stage, **attached)  # type: ignore[type-var]
+                worker.emit(FeaturesDone(what, spec.source.rows, time.monotonic() - started, spec.title))
+        made.append(dataset)
+    return made
 
 
 def started_event(what: str, spec: DerivedDataset) -> FeaturesStarted:
     """Return the event that announces a pass."""
-    return FeaturesStarted(what, spec.source.rows, count_missing_rows(spec), spec.bytes, str(spec.folder))
+    return FeaturesStarted(what, spec.source.rows, count_missing_rows(spec), spec.bytes, str(spec.folder), spec.title)
 
 
 @torch.no_grad()

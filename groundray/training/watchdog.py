@@ -141,11 +141,21 @@ class Watchdog:
                 self._recording = threading.Thread(target=self._record, args=(self._flight,), daemon=True)
                 self._recording.start()
             if silent > self._seconds and (silent > self._seconds + 2 * extra or not self._waits()):
-                faulthandler.dump_traceback(self._stacks, all_threads=True)
+                self._write_stacks()
                 threading.Thread(target=self._report, name="groundray-stacks", daemon=True).start()
                 self._reported.wait(REPORT_SECONDS)  # the storage or the network may be what hangs
                 self._end()
                 return
+
+    def _write_stacks(self) -> None:
+        """Write the stack traces of the worker's thread, then of all: faulthandler stops at 100, newest first."""
+        frame, calls = sys._current_frames().get(self._worker), []
+        while frame:
+            calls.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}\n')
+            frame = frame.f_back
+        self._stacks.write("".join(["Thread of the worker (most recent call first):\n", *calls, "\n"]).encode())
+        self._stacks.flush()
+        faulthandler.dump_traceback(self._stacks, all_threads=True)
 
     def _exchange(self, peers: Peers) -> None:
         """Tell the other ranks how many collectives this one has begun, and keep their numbers."""

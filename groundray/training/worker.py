@@ -11,15 +11,8 @@ from groundray.data.device_copies import on_device
 from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step
 from groundray.stage.protocol import Metrics
+from groundray.training.endings import Stopped
 from groundray.training.events import Event
-
-
-class Stopped(Exception):
-    """A worker has ended because it was asked to, with its checkpoint written. The argument is the reason."""
-
-    @property
-    def reason(self) -> str:
-        return str(self.args[0])
 
 
 class Worker(Protocol):

@@ -16,10 +16,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedTokenizerFast
 
-from groundray.analysis.inputs.model_loading import vector_file
 from groundray.config import Settings
 from groundray.data.image_decoder import decode
 from groundray.data.image_inputs import ImageInputs
@@ -29,18 +26,12 @@ from groundray.model import export
 from groundray.model.export import Exported
 from groundray.model.heads import GroundingHeads
 from groundray.model.pooling import counted_tokens, pooled_images, pooled_texts
-from groundray.model.pretrained import is_nowhere, local_copy, locate, quiet, read_tokenizer
-from groundray.model.projected_text import PROJECTIONS
+from groundray.model.two_towers import TwoTowers, known
 from groundray.stage.contrastive import Alignment, image_vectors, text_vectors
 from groundray.stage.protocol import centre_crop
-from groundray.storage.folder import Folder
 
 STAGES = ("grounding", "retrieval")  # that compare images with texts
 HOW: dict[Alignment, str] = {"match_map": "match map", "pooled": "pooled vectors"}
-# model types of transformers whose two towers give one vector each; BLIP reads image and text together, and a siglip2
-# takes patches of an image, not its pixels
-TYPES = tuple(sorted(PROJECTIONS.keys() - {"siglip2"}))
-SHOWN = 5
 
 Texts = tuple[Float[Tensor, "text token dim"], Bool[Tensor, "text token"]]
 
@@ -128,7 +119,7 @@ class StageEncoder:
         return self.name != "grounding" or self._alignment == "pooled"
 
     def known(self, texts: Sequence[str]) -> list[bool]:
-        return _known(self.exported.tokenizer, texts)
+        return known(self.exported.tokenizer, texts)
 
     @torch.no_grad()
     def images(self, arrays: np.ndarray) -> Float[Tensor, "image position dim"]:
@@ -169,9 +160,9 @@ class StageEncoder:
 
 @dataclass(frozen=True)
 class ProcessedImages:
-    """Image inputs by the image processor of a model of transformers."""
+    """Image inputs by the image processor of a model of two towers."""
 
-    processor: Any
+    towers: TwoTowers
 
     def draw(self, table: pa.Table, epoch: int) -> pa.Table:
         return table
@@ -179,118 +170,39 @@ class ProcessedImages:
     def arrays(self, table: pa.Table) -> np.ndarray:
         """Return the pixels of each row, resized, cropped and normalised as the model's own pictures were."""
         pictures = [decode(encoded.as_py()) for encoded in table["image"]]
-        if not pictures:
-            return np.empty((0, 3, 1, 1), np.float32)
-        return self.processor(images=pictures, return_tensors="pt")["pixel_values"].numpy()
+        return self.towers.pixels(pictures) if pictures else np.empty((0, 3, 1, 1), np.float32)
 
 
 @dataclass(frozen=True)
-class TwoTowers:
-    """A CLIP, or another model of two towers with a vector each, as transformers loads it.
-
-    Attributes:
-        longest: word pieces of a text; longer texts are cut, as in training.
-    """
+class PretrainedEncoder:
+    """A CLIP, or another model of two towers with a vector each, as transformers loads it."""
 
     name: str
-    model: Any
-    tokenizer: PreTrainedTokenizerFast
-    image_inputs: ImageInputs
-    longest: int
+    towers: TwoTowers
     how: str = "cosine"
     kind: Kind = "cosine"
     has_vectors: bool = True
 
     @staticmethod
-    def load(name: str, place: str) -> TwoTowers:
-        """Load a model from a folder, a URL or a name on a model hub, in float32.
+    def load(name: str, place: str) -> PretrainedEncoder:
+        """Load a model as `TwoTowers.load`."""
+        return PretrainedEncoder(name, TwoTowers.load(place))
 
-        Raises:
-            ValueError: it has no image tower, it lacks weights, a tokenizer or an image processor, or cannot be read.
-        """
-        with local_copy(locate(place)) as folder, quiet():
-            try:
-                configuration = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-                _check_type(place, configuration.model_type)
-                loaded: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-                tokenizer = read_tokenizer(folder)
-                processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-            except _NoImageTower:
-                raise
-            except Exception as error:  # noqa: BLE001  transformers raises all kinds, tokenizers plain ones
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise ValueError(
-                    f"cannot load a model of images and texts from {place} ({reason}): give a folder with config.json, "
-                    "weights, a tokenizer and preprocessor_config.json"
-                ) from None
-        model, report = loaded
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"{place} lacks weights of its model: {', '.join(missing[:SHOWN])}")
-        if tokenizer is None:
-            raise ValueError(f"{place}: expected a fast tokenizer (tokenizer.json or vocab.txt), found none")
-        longest = min(int(tokenizer.model_max_length), configuration.get_text_config().max_position_embeddings)
-        return TwoTowers(name, model.eval(), tokenizer, ProcessedImages(processor), longest)
+    @property
+    def image_inputs(self) -> ImageInputs:
+        return ProcessedImages(self.towers)
 
     def known(self, texts: Sequence[str]) -> list[bool]:
-        return _known(self.tokenizer, texts)
+        return known(self.towers.tokenizer, texts)
 
-    @torch.no_grad()
     def images(self, arrays: np.ndarray) -> Float[Tensor, "image 1 dim"]:
-        found = self.model.get_image_features(pixel_values=torch.from_numpy(arrays))
-        return F.normalize(found.pooler_output, dim=-1)[:, None]
+        return self.towers.image_vectors(arrays)[:, None]
 
-    @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Texts:
-        padded = PROJECTIONS[self.model.config.model_type].padded
-        inputs = self.tokenizer(
-            list(texts),
-            padding="max_length" if padded else True,
-            truncation=True,
-            max_length=self.longest,
-            return_tensors="pt",
-        )
-        inputs.pop("token_type_ids", None)
-        if padded:
-            inputs.pop("attention_mask", None)  # it sees its padding, as in training
-        vectors = F.normalize(self.model.get_text_features(**inputs).pooler_output, dim=-1)
-        return vectors[:, None], torch.ones(len(texts), 1, dtype=torch.bool)
+        return self.towers.text_vectors(texts)[:, None], torch.ones(len(texts), 1, dtype=torch.bool)
 
     def blank(self, arrays: np.ndarray) -> np.ndarray:
         return np.zeros_like(arrays)  # normalised: the mean colour
-
-
-def _known(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[bool]:
-    pieces = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return [len(own) > 0 and tokenizer.unk_token_id not in own for own in pieces]
-
-
-class _NoImageTower(ValueError):
-    """A model of texts alone, or one that has no vector for an image."""
-
-
-def _check_type(place: str, model_type: str) -> None:
-    if model_type not in TYPES:
-        raise _NoImageTower(
-            f"{place} is a {model_type}: expected a model with a vector for each image and each text, one of "
-            f"{', '.join(TYPES)}"
-        )
-
-
-def is_dual_encoder(place: str) -> bool:
-    """Return whether a folder, URL or name holds a model of two towers. No weights are read.
-
-    Whatever cannot be read is none: the analyses that need the model name the reason.
-    """
-    where = locate(place)
-    try:
-        if is_nowhere(where) or vector_file(where):  # transformers would read all of a file as a configuration
-            return False
-        if "://" in where:
-            return Folder.at(where).read_json("config.json").get("model_type") in TYPES
-        with quiet():
-            return AutoConfig.from_pretrained(where, trust_remote_code=False).model_type in TYPES
-    except Exception:  # noqa: BLE001  transformers raises all kinds
-        return False
 
 
 class DualEncoders:
@@ -303,9 +215,9 @@ class DualEncoders:
         """Return a stage of an exported model, as `StageEncoder.load`."""
         return self._once((checkpoint, name), lambda: StageEncoder.load(checkpoint, name))
 
-    def model(self, name: str, place: str) -> TwoTowers:
-        """Return another model, as `TwoTowers.load`."""
-        return self._once((place, ""), lambda: TwoTowers.load(name, place))
+    def model(self, name: str, place: str) -> PretrainedEncoder:
+        """Return another model, as `PretrainedEncoder.load`."""
+        return self._once((place, ""), lambda: PretrainedEncoder.load(name, place))
 
     def _once(self, key: tuple[str, str], load: Callable[[], Any]) -> Any:
         if key not in self._loaded:

@@ -40,4 +40,10 @@ def _shards(request: AnalysisRequest) -> str:
     about = export.about(request.checkpoint) if request.checkpoint else None
     if about is None or "visual" not in [stage.name for stage in about.stages]:
         raise Missing("it needs labelled images: give --data SHARDS, as `prepare image-folder` writes them")
-    return choose_shards(about.settings["visual"]["val"], None)
+    shards = choose_shards(about.settings["visual"]["val"], None)
+    if (kind := Dataset.open(shards).kind) != "labelled_images":
+        raise Missing(
+            f"it needs images of one class each, and the stage visual was validated on {kind} ({shards}): give "
+            "--data SHARDS, as `prepare image-folder` writes them"
+        )
+    return shards

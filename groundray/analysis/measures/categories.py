@@ -319,7 +319,7 @@ def _bars(improved: Mapping[tuple[str, str], Sequence[Change]], kinds: Kinds) ->
             yield Bars(
                 f"categories/most-improved/{slug(other)}",
                 f"{kinds.plural.category.capitalize()} whose silhouette rises most from {first} to {other}",
-                "change of silhouette",
+                f"change of silhouette from {first}",
                 {one.category: {other: one.value} for one in changes},
                 {one.category: one.words for one in changes},
             )

@@ -4,11 +4,13 @@ and its numbers as JSON."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -19,13 +21,15 @@ from groundray.analysis.measures.statistics import slug
 from groundray.analysis.report import summary
 from groundray.analysis.report.figures import pictures
 from groundray.analysis.report.numbers import format_interval, format_number, format_p
-from groundray.analysis.report.plotting import png, svg
+from groundray.analysis.report.plotting import Drawing, rendered
 from groundray.analysis.report.summary import Summary, summarize
 from groundray.analysis.report.table_files import table_files
 from groundray.analysis.result import Analysis, Cell, Difference, Measure, ReadOff, Table
+from groundray.data.processes import call_in_processes
 from groundray.storage.seals import seal_document
 
 PAGE, JSON, SUMMARY = "report.html", "report.json", "summary.png"
+FEWEST_DIVIDED = 6  # pictures, of half a second each, that are worth a second for each process to start
 FILES = "files"  # key of the JSON file: names of all files of the report
 PAPER_MODELS = ("ungrounded", "grounded", "relational")
 
@@ -58,28 +62,46 @@ class Drawn(NamedTuple):
     svg: Markup
 
 
-def files(report: Report) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the content of each file of a report. Its JSON lists them. Equal reports give equal bytes."""
-    drawn: dict[str, list[Drawn]] = {}
+def files(report: Report, processes: int = 1) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the content of each file of a report. Its JSON lists them. Equal reports give equal bytes.
+
+    Args:
+        processes: number of processes that draw the pictures of a report with many.
+    """
     overview, models = summary_of(report), list(report.models)
-    names = [JSON, PAGE]
+    places: list[tuple[str, str]] = []  # of each picture, its part of the page and its title
+    drawings: list[tuple[Drawing, str]] = []
     if overview.rows:
-        figure = summary.draw(overview, models)
-        names.append(SUMMARY)
-        yield SUMMARY, png(figure)
         title = "Key measures with 95% intervals, each on its own scale; hollow: published by the paper"
-        drawn["summary"] = [Drawn(title, SUMMARY, Markup(svg(figure, "summary")))]
+        places.append(("summary", title))
+        drawings.append((partial(summary.draw, overview, models), SUMMARY.removesuffix(".png")))
     for analysis in report.analyses:
-        for name, title, figure in pictures(analysis, models):
-            key = name if name.startswith(analysis.name) else f"{analysis.name}-{name}"
+        for name, title, drawing in pictures(analysis, models):
+            places.append((analysis.name, title))
+            drawings.append((drawing, name if name.startswith(analysis.name) else f"{analysis.name}-{name}"))
+    drawn: dict[str, list[Drawn]] = {}
+    names = [JSON, PAGE]
+    with contextlib.closing(_rendered(drawings, processes)) as pairs:
+        for (part, title), (_, key), (content, element) in zip(places, drawings, pairs, strict=True):
             names.append(f"{key}.png")
-            yield f"{key}.png", png(figure)
-            drawn.setdefault(analysis.name, []).append(Drawn(title, f"{key}.png", Markup(svg(figure, key))))
+            yield f"{key}.png", content
+            drawn.setdefault(part, []).append(Drawn(title, f"{key}.png", Markup(element)))
     for name, content in table_files(report.analyses):
         names.append(name)
         yield name, content
     yield JSON, as_text(seal_document({**as_json(report), FILES: sorted(names)})).encode()
     yield PAGE, _page(report, overview, drawn).encode()
+
+
+def _rendered(drawings: Sequence[tuple[Drawing, str]], processes: int) -> Generator[tuple[bytes, str], None, None]:
+    """Yield each picture as a PNG and as an `<svg>` element. What processes cannot draw is drawn here."""
+    done = 0
+    if processes > 1 and len(drawings) >= FEWEST_DIVIDED:
+        with contextlib.suppress(OSError), contextlib.closing(call_in_processes(rendered, drawings, processes)) as made:
+            for pair in made:
+                done += 1
+                yield pair
+    yield from (rendered(*drawing) for drawing in drawings[done:])
 
 
 def summary_of(report: Report) -> Summary:

@@ -6,6 +6,7 @@ import io
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +24,7 @@ from groundray.analysis.report.plotting import (
     ORANGE,
     PAPER,
     SHADES,
+    Drawing,
     Look,
     legend,
     look,
@@ -42,17 +44,17 @@ GAP = 4.0  # distance of a name from its point, in points (1/72 inch)
 BAND = (5, 95)  # percentiles at the whiskers' ends
 
 
-def pictures(analysis: Analysis, models: Sequence[str] = ()) -> Iterator[tuple[str, str, Figure]]:
-    """Yield the name, the title and the figure of each picture of an analysis, its measures first.
+def pictures(analysis: Analysis, models: Sequence[str] = ()) -> Iterator[tuple[str, str, Drawing]]:
+    """Yield the name, the title and the drawing of each picture of an analysis, its measures first.
 
     Args:
         models: all models, so that each looks the same in the pictures of all analyses.
     """
     if whole := [measure for measure in analysis.measures if STRATUM not in measure.key]:
         title = "With 95% intervals; hollow: published by the paper"
-        yield "measures", title, forest(whole, models)
+        yield "measures", title, partial(forest, whole, models)
     for picture in analysis.pictures:
-        yield picture.key.replace("/", "-"), picture.title, _drawn(picture, models)
+        yield picture.key.replace("/", "-"), picture.title, partial(_drawn, picture, models)
 
 
 def _drawn(picture: Picture, models: Sequence[str]) -> Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
@@ -28,6 +28,9 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 10.0,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
+
+
+Drawing = Callable[[], Figure]  # can be pickled
 
 
 class Look(NamedTuple):
@@ -128,3 +131,9 @@ def svg(figure: Figure, key: str) -> str:
     prefix = re.sub(r"\W", "-", key)
     element = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", element)
     return element.replace(INK, "currentColor").replace(PAPER, "var(--paper, #ffffff)")
+
+
+def rendered(drawing: Drawing, key: str) -> tuple[bytes, str]:
+    """Return a picture as a PNG and as an `<svg>` element (`svg`)."""
+    figure = drawing()
+    return png(figure), svg(figure, key)

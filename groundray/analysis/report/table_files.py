@@ -96,7 +96,10 @@ def table_files(analyses: Iterable[Analysis]) -> Iterator[tuple[str, bytes]]:
     taken: set[str] = set()
     for analysis in analyses:
         for table in _tables(analysis):
-            name = _file_name(f"{analysis.name}-{table.title}", taken)
+            title = table.title
+            if not title.lower().startswith(analysis.name):
+                title = f"{analysis.name}-{title}"
+            name = _file_name(title, taken)
             yield f"{FOLDER}/{name}.csv", table.as_csv()
             yield f"{FOLDER}/{name}.tex", table.as_latex()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,10 +42,32 @@ class Images(Source):
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--images", required=True, metavar="DIR", help="folder or URL of the images, at any depth")
+        parser.add_argument("--images", metavar="DIR", help="folder or URL of the images, at any depth")
+        changes = parser.add_mutually_exclusive_group()
+        changes.add_argument(
+            "--add", action="store_true", help="add the images that --out lacks to those that it has, as further shards"
+        )
+        changes.add_argument(
+            "--remove",
+            nargs="+",
+            default=[],
+            metavar="ID",
+            help="remove images from --out: search does not find them any more",
+        )
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options)
+        self.skipped: Container[str] = ()  # ids that are left out
+        self.added_to = ""  # fingerprint of the pool that the images are added to
 
     def inputs(self) -> Inputs:
-        return Inputs(folders=[self.options.images])
+        if not self.options.images:
+            raise ValueError("--images: expected a folder or URL, got none")
+        return Inputs([], [self.options.images], {"added_to": self.added_to} if self.added_to else {})
+
+    def ids(self) -> Iterator[str]:
+        """Yield the ids of all files in the folder."""
+        return walk_folder(Folder.at(self.options.images), []).files("")
 
     def splits(self, work: Work) -> Iterable[Split]:
         if not is_folder(self.options.images):
@@ -57,6 +79,7 @@ class Images(Source):
     def _parts(self, split: Split, limit: int | None) -> Iterator[Part]:
         folder = Folder.at(self.options.images)
         walk = walk_folder(folder, split.rejected)
-        yield from parts_of(map(ImageFile, walk.files("")), partial(ImagesPart, folder), limit)
+        ids = (id for id in walk.files("") if id not in self.skipped)
+        yield from parts_of(map(ImageFile, ids), partial(ImagesPart, folder), limit)
         if walk.passed_over:
             split.left_out["passed over, hidden and system files"] = walk.passed_over

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from groundray.runtime import compat
-from groundray.training.accumulation import RESUMES, GraphsDoNotFit
 from groundray.training.attempts import Superseded
+from groundray.training.endings import RESUMES, GraphsDoNotFit, Stopped
 from groundray.training.events import Notice
-from groundray.training.worker import Stopped
 
 # errors that would occur again in the next attempt: they end the run at once
 FINAL = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, MemoryError, ImportError),
-    *(torch.OutOfMemoryError, Superseded),
+    Superseded,
 )
 FINAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -73,7 +72,11 @@ class FailurePolicy(compat.RayFailurePolicy):
 def is_final(failure: BaseException) -> bool:
     """Return True if a worker's failure would occur again in the next attempt."""
     cause = failure.cause if isinstance(failure, RayTaskError) else failure
-    return cause.errno in FINAL_ERRNOS if isinstance(cause, OSError) else isinstance(cause, FINAL)
+    if isinstance(cause, OSError):
+        return cause.errno in FINAL_ERRNOS
+    # the error is torch's own only in a process that has loaded torch, which takes seconds
+    torch = sys.modules.get("torch")
+    return isinstance(cause, (*FINAL, torch.OutOfMemoryError) if torch else FINAL)
 
 
 def describe(error: TrainingFailedError | RayError) -> str:

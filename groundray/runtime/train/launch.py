@@ -30,17 +30,18 @@ from groundray.runtime.train import reports
 from groundray.runtime.train.failure_policy import describe
 from groundray.runtime.train.gauges import Gauges
 from groundray.runtime.train.group import GROUP, NodeTorchConfig, passed_on
-from groundray.runtime.train.ray_worker import FLUSH_SECONDS, Mailbox, RayWorker
+from groundray.runtime.train.mailbox import FLUSH_SECONDS, Mailbox
+from groundray.runtime.train.ray_worker import RayWorker
 from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles, wait_until
 from groundray.runtime.train.trainer import Trainer
 from groundray.storage.folder import Folder
 from groundray.training import allocator, in_process, layout, preflight, progression
 from groundray.training.accumulation import accumulating, offer_accumulation
+from groundray.training.endings import Stopped
 from groundray.training.events import Event, Notice
 from groundray.training.preflight import CheckedRun
 from groundray.training.stragglers import RankTimes, Stragglers
 from groundray.training.watchdog import Peers, Watchdog, grace
-from groundray.training.worker import Stopped
 
 RAY_FOLDER = "ray"
 RESIZE_CHECK_SECONDS = 10.0  # interval of the check whether another number of workers fits

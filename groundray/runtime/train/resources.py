@@ -7,17 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import joblib
 import ray
-import torch
 from ray.util import placement_group, remove_placement_group
 
-from groundray.config import Settings
 from groundray.runtime import cluster, compat
 from groundray.runtime.nodes import ACCELERATOR_TYPE, ROUNDING, Node, accepting_nodes, bundle, described, places
 from groundray.runtime.ray_address import given_address
+
+if TYPE_CHECKING:
+    from groundray.config import Settings
 
 MIN_DATA_CPUS = 0.2  # for each worker's reading and decoding
 NOTICE_SECONDS = 30.0  # between two notices that the run waits
@@ -183,6 +183,9 @@ def preview(settings: Settings) -> Resources:
     if settings.scaling.max_workers and given_address():
         with cluster.connect():
             return cluster_resources(settings)
+    import joblib
+    import torch  # the policies of Ray Train import this module, and need no torch
+
     kind = settings.scaling.accelerator_type  # this machine's is known when Ray has started on it
     here = Node("", joblib.cpu_count(), torch.cuda.device_count(), frozenset({kind} if kind else ()))
     return _resources(settings, [here], "this machine")

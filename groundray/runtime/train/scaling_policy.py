@@ -12,8 +12,8 @@ from ray.train import ScalingConfig
 from groundray.runtime import compat
 from groundray.runtime.nodes import accepting_nodes, node_of, places
 from groundray.runtime.train.resources import leaves_data_cpus
+from groundray.training.endings import Stopped
 from groundray.training.events import Notice
-from groundray.training.worker import Stopped
 
 NOTICE_SECONDS = 30.0  # between two notices that the run waits
 PAUSE_SECONDS = 0.5

@@ -28,7 +28,7 @@ class Trainer(TorchTrainer):
 
     Args:
         settings: the run's settings.
-        mailbox: handle of the run's `ray_worker.Mailbox`.
+        mailbox: handle of the run's `mailbox.Mailbox`.
     """
 
     def __init__(self, *args: Any, settings: Settings, mailbox: Any, **kwargs: Any):
