@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import shutil
 import signal
 from collections.abc import Iterable, Iterator
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import known_environment
 import pytest
 from jaxtyping import install_import_hook
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from groundray.image_search.service import Service
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test contacts a model hub
+FOLDER = known_environment.enter()  # before anything that reads the environment is imported
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and groundray then does too
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jobs ignore it, and so would all children
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,8 +53,11 @@ install_import_hook(
                 "knn",
                 "inverted_file",
                 "query",
+                "filters",
                 "grid",
                 "explain",
+                "dual_encoder",
+                "calibration",
                 "word_space",
                 "uploads",
             )
@@ -63,8 +67,41 @@ install_import_hook(
 )
 
 
+def pytest_unconfigure() -> None:
+    known_environment.leave(FOLDER)
+
+
+# Folders of tests that show in full what others show in small; elsewhere a module or a test says it of itself.
+THOROUGH = {
+    "benchmarks": "whole benchmarks; a figure is no fact about the code",
+    "browser": "the page in chromium; tests/image_search/test_http.py asks the same service",
+    "faults": "damaged files by the hundred, and stores and servers that fail",
+    "gpu": "steps and losses here and on a pretend GPU, as `make gpu` runs them on a real one",
+    "scale": "large sizes",
+}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files of which `make test` or `make thorough` selects no test: to import them takes half a minute."""
+    if collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text()
+    folder = collection_path.relative_to(Path(__file__).parent).parts[0] in THOROUGH
+    whole = folder or re.search(r"^pytestmark = (\[\s*)?pytest\.mark\.thorough", text, re.MULTILINE)
+    if config.option.markexpr.startswith("not (thorough "):
+        return True if whole else None
+    if config.option.markexpr.startswith("thorough and "):
+        return None if whole or "thorough" in text or "anywhere" in text else True
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With pytest-xdist, run the slowest tests first, so that the processes end together."""
+    """Mark the tests of thorough folders. With pytest-xdist, run the slowest tests first, so that the processes end
+    together."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in THOROUGH:
+            item.add_marker(pytest.mark.thorough)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
@@ -240,7 +277,8 @@ def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
         yield server
 
 
-@pytest.fixture(params=["local", "s3", "gs"])
+# what runs on S3's protocol runs on Google's in the thorough tests
+@pytest.fixture(params=["local", "s3", pytest.param("gs", marks=pytest.mark.thorough)])
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder that does not exist yet: local, and in each kind of object store."""
     if request.param == "local":
@@ -252,13 +290,14 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3: servers.Server) -> Iterator[None]:
-    """The session's Ray cluster, for tests marked `ray`; it has the credentials of the S3 server."""
+    """The session's Ray cluster, for tests marked `ray`: of two CPUs on any machine, and with the credentials of
+    the S3 server."""
     from groundray.runtime import cluster
 
     with contextlib.ExitStack() as connected:
         with pytest.MonkeyPatch.context() as patches:
             s3.use(patches)
-            connected.enter_context(cluster.connect())
+            connected.enter_context(cluster.connect(num_cpus=2))
         yield
 
 
@@ -278,7 +317,7 @@ def place(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Search
 def service(place: SearchPaths) -> Service:
     from groundray.image_search.service import Service
 
-    return Service.open(place.checkpoint, place.images, place.index, place.norms)
+    return Service.open(place.checkpoint, place.images, place.index, place.norms, rerank=0)
 
 
 @pytest.fixture(scope="session")
@@ -289,6 +328,12 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
     return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(empty_store: Path, tmp_path: Path) -> str:
+    """The URI of an empty store of MLflow in `tmp_path`, without the seconds that making one takes."""
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
 
 
 @pytest.fixture(scope="session")

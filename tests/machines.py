@@ -1,5 +1,5 @@
-"""Where the tests in `tests/gpu` compute: on a real GPU (`make gpu`), and in `make test`, so that the tests themselves
-are tested, on the CPU and on the pretend GPU."""
+"""Where the tests in `tests/gpu` compute: on a real GPU (`make gpu`), and in `make thorough`, so that the tests
+themselves are tested, on the CPU and on the pretend GPU."""
 
 from __future__ import annotations
 

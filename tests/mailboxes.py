@@ -1,4 +1,4 @@
-"""A stand-in for the handle of a run's `ray_worker.Mailbox`, in the test's own process."""
+"""A stand-in for the handle of a run's `mailbox.Mailbox`, in the test's own process."""
 
 from __future__ import annotations
 

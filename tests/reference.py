@@ -107,6 +107,16 @@ def recalls(S: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     return metrics
 
 
+def average_precision(scores: Sequence[float], is_true: Sequence[bool]) -> float:
+    """Return the mean over true samples of the fraction of true ones among those that do not score lower."""
+    precisions = []
+    for score, true in zip(scores, is_true, strict=True):
+        if true:
+            found = [other_true for other, other_true in zip(scores, is_true, strict=True) if other >= score]
+            precisions.append(sum(found) / len(found))
+    return sum(precisions) / len(precisions)
+
+
 def attention_block(x: Tensor, positions: Tensor, weights: dict[str, Tensor], heads: int) -> Tensor:
     """Return the spatial attention of one image [position width], head by head and position by position."""
     count, width = x.shape
@@ -418,3 +428,19 @@ def epoch_order(
                 if step < whole:
                     steps[step].append(mixed[place : place + size])
     return steps
+
+
+def match_score(image: list[list[float]], features: list[list[float]], weights: list[float]) -> float:
+    """Return the weighted sum over features (words of a text, or positions of a picture) of their best match with a
+    position of an image."""
+    matches = [
+        max(math.fsum(x * y for x, y in zip(position, feature, strict=True)) for position in image)
+        for feature in features
+    ]
+    return math.fsum(weight * match for weight, match in zip(weights, matches, strict=True))
+
+
+def above_mean(score: float, sample: list[float]) -> float:
+    """Return a score in standard deviations above the mean of a sample."""
+    mean = math.fsum(sample) / len(sample)
+    return (score - mean) / max(math.sqrt(math.fsum((x - mean) ** 2 for x in sample) / len(sample)), 1e-6)

@@ -58,6 +58,7 @@ def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
+@pytest.mark.thorough
 def test_all_makes_every_analysis_that_has_data(
     world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +128,7 @@ def test_all_makes_every_analysis_that_has_data(
         assert text in shown
 
 
+@pytest.mark.thorough
 def test_results_are_equal_byte_for_byte_when_repeated(
     world: SmallWorld, model: Path, tmp_path: Path, few: Path
 ) -> None:
@@ -145,6 +147,7 @@ def test_results_are_equal_byte_for_byte_when_repeated(
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
 
 
+@pytest.mark.thorough
 def test_unreadable_norms_are_named_and_other_analyses_made(
     world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +182,7 @@ def test_one_analysis_prints_tables_and_writes_no_report(
     assert "pc2/words/pearson" in read(tmp_path / "found.json")["analyses"]["axes"]["measures"]
 
 
+@pytest.mark.thorough
 def test_a_phrase_has_a_picture_with_the_images_that_are_given(world: SmallWorld, model: Path, tmp_path: Path) -> None:
     words = ["--checkpoint", str(model), "--norms", str(world.source / "norms"), "--out", str(tmp_path)]
     assert analyse.main(["composition", *words, "--images", str(world.shards / "captions" / "val")]) == 0
@@ -205,6 +209,7 @@ def test_a_report_replaces_all_of_another_and_nothing_else(tmp_path: Path) -> No
     assert any(name.startswith("tables/categories") for name in second)
 
 
+@pytest.mark.thorough
 def test_options_change_the_measures(world: SmallWorld, model: Path, tmp_path: Path) -> None:
     def found(*words: str) -> Any:
         name = words[0]
@@ -291,6 +296,8 @@ def trained(world: SmallWorld, *words: str) -> list[str]:
     ]
 
 
+@pytest.mark.thorough
+@pytest.mark.usefixtures("uri")
 def test_a_finished_run_is_analysed_once(
     world: SmallWorld, tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +338,7 @@ def test_a_finished_run_is_analysed_once(
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
+@pytest.mark.thorough
 def test_a_failed_analysis_leaves_the_run_complete(
     world: SmallWorld, tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

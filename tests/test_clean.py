@@ -61,6 +61,7 @@ def trained(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path
     return storage
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_cleaned_and_still_ends_at_once(
     trained: Path, world: SmallWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:

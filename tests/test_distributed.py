@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from nccl_rules import BrokenRule, nccl_rules
+from tiers import thorough
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
@@ -146,7 +147,7 @@ def on_a_rank(rank: int, size: int, folder: str) -> None:
         torch.save(seconds_waited(rank, folder), f"{folder}/waited-{rank}.pt")
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, thorough(4)])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     """A number of ranks, and the folder with what they have saved."""
     folder = tmp_path_factory.mktemp("ranks")

@@ -12,6 +12,8 @@ import pytest
 from conftest import SmallWorld
 from PIL import Image
 
+pytestmark = pytest.mark.thorough  # runs every example
+
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 

@@ -11,7 +11,7 @@ from conftest import STAGES, SmallWorld
 
 from groundray import config, search
 from groundray.data.row_groups import read_rows
-from groundray.image_search.explain import Matcher
+from groundray.image_search.explain import GroundingMatcher
 from groundray.image_search.index import open_pool
 from groundray.model import export
 from groundray.training import preflight, progression
@@ -41,10 +41,10 @@ def test_a_vision_transformer_from_scratch_trains_all_stages_and_searches(
     found = tmp_path / "found.json"
     assert search.main(["--checkpoint", model, "--images", pool, "--text", "a red circle", "--json", str(found)]) == 0
     capsys.readouterr()
-    matcher = Matcher.load(model)
+    matcher = GroundingMatcher.load(model)
     assert matcher is not None
     picture = read_rows(open_pool(pool), np.array([0]), ["image"])["image"][0].as_py()
-    word = matcher.match("circle", picture).words[0]
+    word = matcher.match("circle", matcher.decode(picture)).words[0]
     assert word.map.shape == (7, 7)
     assert word.map.std() > 0
     assert json.loads(found.read_text())

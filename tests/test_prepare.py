@@ -325,6 +325,7 @@ def test_a_signal_to_all_processes_of_a_pool_gives_one_line(tmp_path: Path, numb
     assert not list((tmp_path / "tmp").iterdir())
 
 
+@pytest.mark.thorough
 def test_any_number_of_processes_writes_the_same_bytes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,6 +455,7 @@ def test_options_of_all_sources_change_what_is_written(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("anywhere", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
 def test_a_source_in_a_store_gives_the_same_shards(
     world: SmallWorld, source: Path, tmp_path: Path, anywhere: str, capsys: pytest.CaptureFixture[str]
@@ -479,6 +481,7 @@ def test_a_source_in_a_store_gives_the_same_shards(
     assert f"there is no folder {anywhere}/none" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("anywhere", ["local", "s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
 def test_a_killed_command_goes_on_and_gives_the_same_bytes(source: Path, tmp_path: Path, anywhere: str) -> None:
     """It is killed before its n-th write, for n that grow, until it ends."""

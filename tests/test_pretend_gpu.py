@@ -19,6 +19,8 @@ from groundray.training import preflight, progression
 from groundray.training.events import Event, StageDone, StepDone
 from groundray.training.worker import InProcess
 
+pytestmark = pytest.mark.thorough  # training steps under a mode that looks at every operation
+
 # Most waits of the host in a step of two chunks, with the reading of its metrics.
 BUDGET = dict.fromkeys(STAGES.split(","), 1)
 # Most operations that launch kernels in such a step: a tenth more than with torch 2.15.

@@ -106,6 +106,7 @@ def test_a_second_push_sends_nothing_and_a_changed_card_alone(
     assert len(hub.repositories[NAME].commits) == len(commits) + 1
 
 
+@pytest.mark.thorough
 def test_the_environment_names_the_hub_and_transformers_loads_a_stream_as_a_subfolder(
     hub: Hub, model: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_the_environment_names_the_hub_and_transformers_loads_a_stream_as_a_subf
     assert tokenizers[0](texts) == tokenizers[1](texts)
 
 
+@pytest.mark.thorough
 def test_a_stream_alone_loads_by_the_name_of_its_repository(hub: Hub, model: Path, tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers", reason="extra `models` is not installed")
     assert pushed(model, "--stream=language") == 0

@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from groundray.resident_memory import peak_resident
 
 CHILD = "from groundray.resident_memory import peak_resident; print(peak_resident())"
 
 
+@pytest.mark.thorough
 def test_memory_that_was_freed_counts() -> None:
     before = peak_resident()
     ballast = np.ones(before // 8 + 2**24)  # as much again and 128 MB

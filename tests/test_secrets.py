@@ -57,6 +57,7 @@ def assert_nowhere(folder: Path, *outputs: str) -> None:
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", URLS)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_with_a_secret_is_refused(
@@ -169,6 +170,7 @@ def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Thread
         server.shutdown()
 
 
+@pytest.mark.thorough
 def test_a_run_never_writes_the_password_of_the_environment(
     world: SmallWorld,
     tmp_path: Path,
@@ -202,6 +204,7 @@ def test_a_trial_gets_the_uri_without_the_password(world: SmallWorld, monkeypatc
     assert store.uri_of(trial) == written
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster", "refusing")
 def test_a_sweep_never_writes_the_password_of_the_environment(

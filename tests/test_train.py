@@ -38,6 +38,7 @@ def losses(events: list[Event]) -> list[float]:
     return [event.metrics["loss"] for event in events if isinstance(event, StepDone)]
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_path: Path) -> None:
@@ -64,6 +65,7 @@ def test_two_ray_workers_train_what_this_process_trains(world: SmallWorld, tmp_p
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_actor_pool_makes_the_features_of_a_frozen_trunk(world: SmallWorld, tmp_path: Path) -> None:
@@ -382,6 +384,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
     assert "attempt 2  previous attempt stopped; repeating 0 steps (0 s)" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_full_disk_ends_a_run_that_then_goes_on(
     world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float
     }.items():
         assert baseline.main([name, *options, f"--out={folder}/{name}"]) == 0
     models = [f"--model={name}={folder}/{name}/vectors.parquet" for name in ("picturebook", "bovw", "vico", "glove")]
-    norms = [f"--norms={DATA}/source/norms", f"--cache={folder}"]
+    norms = [f"--norms={DATA}/source/norms", f"--cache={folder}", "--min-coverage=0"]
     values: dict[str, dict[str, float]] = {}
     for name in ("norms", "categories", "composition"):
         assert analyse.main([name, f"--checkpoint={MODEL}", *models, *norms, f"--json={folder}/{name}.json"]) == 0

@@ -35,6 +35,7 @@ from groundray.data.scenes.vocabulary import COLOURS, KINDS, TEXTURES
 from groundray.data.schema import Dataset
 from groundray.data.sources import coco, visual_genome
 
+pytestmark = pytest.mark.thorough  # every baseline, from 600 scenes
 SCENES = 600
 FEATURES = tuple(world.features())
 CONCEPTS = tuple(dict.fromkeys(concept for concept, _, _, _ in FEATURES))

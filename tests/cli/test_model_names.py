@@ -135,6 +135,7 @@ def test_the_python_functions_take_a_name(registry: Registry, place: SearchPaths
     assert groundray.open_model(BEST).about == export.about(place.checkpoint)
 
 
+@pytest.mark.thorough
 def test_a_push_sends_the_files_of_the_model_alone(
     served_registry: Registry,
     place: SearchPaths,
@@ -158,6 +159,7 @@ def move_alias(registry: Registry, world: SmallWorld, tmp_path: Path, alias: str
     return f"models:/{NAME}/{version}"
 
 
+@pytest.mark.thorough
 def test_a_run_keeps_the_version_that_its_alias_stood_for(
     registry: Registry,
     world: SmallWorld,

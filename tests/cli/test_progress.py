@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 
 from rich.console import Console
 
@@ -132,6 +133,27 @@ def test_several_tasks_have_their_own_progress() -> None:
         now[0] = 12.0
         progress.update("vectors", 2_000, 5_000)
     assert out.getvalue() == "vectors  1,000/5,000  0:44 left\n"
+
+
+def test_a_line_that_is_due_and_the_time_left_come_from_the_caller() -> None:
+    now, out = [0.0], io.StringIO()
+    with Progress(Console(file=out, width=80, highlight=False), clock=lambda: now[0]) as progress:
+        progress.update("loss", 0, 8, due=True)
+        now[0] = 1.0
+        progress.update("loss", 1, 8, left=70.5)  # too soon
+        progress.update("loss", 1, 8, detail="large", left=70.5, due=True)
+    assert out.getvalue() == "loss  0/8\nloss  1/8  large  1:10 left\n"
+
+
+def test_a_bar_that_is_not_live_is_drawn_at_each_update_without_a_thread() -> None:
+    out, threads = io.StringIO(), threading.active_count()
+    console = Console(file=out, width=80, force_terminal=True, highlight=False)
+    with Progress(console, live=False) as progress:
+        progress.update("loss", 1, 8, detail="small", left=70.5)
+        assert threading.active_count() == threads
+        assert "1/8 small 01:10" in re.sub(r"\x1b\[[0-9;?]*\w", "", out.getvalue())
+        progress.update("loss", 2, 8, detail="large", left=9)
+        assert "2/8 large 00:09" in re.sub(r"\x1b\[[0-9;?]*\w", "", out.getvalue())
 
 
 def test_prepare_shows_samples_parts_and_what_is_left() -> None:

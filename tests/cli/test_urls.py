@@ -83,6 +83,7 @@ def one_line(said: str) -> str:
     return line
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("bucket", "change", "what"),

@@ -492,7 +492,6 @@ class Checkout:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     (tmp_path / "cluster").symlink_to(CLUSTER)
-    (tmp_path / "data" / "scenes").mkdir(parents=True)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name, text in (("ray", FAKE_RAY), ("python", FAKE_PYTHON)):
         file = tmp_path / ".venv" / "bin" / name
@@ -501,6 +500,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
+@pytest.mark.thorough
 def test_three_nodes_are_there_for_a_run_and_end_with_it(checkout: Checkout) -> None:
     script = checkout.start("--stages", "visual", "--run.name", "a name")
     told, _ = script.communicate(timeout=30)
@@ -538,8 +538,6 @@ def test_a_signal_goes_to_the_run_once(checkout: Checkout, number: int) -> None:
 @pytest.mark.slow
 def test_the_demo_runs_on_three_nodes_of_this_machine(world: SmallWorld, tmp_path: Path) -> None:
     (tmp_path / "cluster").symlink_to(CLUSTER)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "scenes").symlink_to(world.shards)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     words = world.settings(f"--run.storage={tmp_path}/runs", stages="grounding")
     ran = subprocess.run(

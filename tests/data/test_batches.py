@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from groundray.data.batches import Batch, CaptionBatch, SceneGraphBatch, TextBatch
 
@@ -19,7 +20,15 @@ def test_tensors_that_decide_shapes_stay_on_the_host() -> None:
         SceneGraphBatch.of(ids, IMAGES, TOKENS, LENGTHS, PLACES, PLACES, np.array([[0, 1]]), np.array([2])),
     ]
     on_host = [
-        {name for name, value in vars(batch.to("meta")).items() if name != "ids" and value.device.type == "cpu"}
+        {
+            name
+            for name, value in vars(batch.to("meta")).items()
+            if isinstance(value, Tensor) and value.device.type == "cpu"
+        }
         for batch in batches
     ]
     assert on_host == [{"attention_mask"}, {"attention_mask", "targets"}, {"attention_mask", "image"}]
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}

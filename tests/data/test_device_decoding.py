@@ -231,6 +231,7 @@ def assert_same(found: Iterator[object], expected: Iterator[object]) -> None:
                     assert torch.equal(tensor, other.tensors[name]), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stage", ["visual", "grounding", "relational"])
 def test_streams_have_the_same_samples(stage: str, world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, encoded = sources(world, stage)
@@ -251,6 +252,7 @@ def test_a_validation_epoch_ends_with_chunks_without_samples(world: SmallWorld) 
     assert_same(stream(encoded, Cursor(), 1, 2, 3), stream(plain, Cursor(), 1, 2, 3))  # a rank without any
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_streams_on_ray_have_the_same_samples(world: SmallWorld) -> None:

@@ -18,6 +18,8 @@ from groundray.data.sources.image_files import check_image
 from groundray.data.transforms import centre_crop
 from groundray.storage.folder import Folder
 
+pytestmark = pytest.mark.thorough  # pictures of every kind in every decoder
+
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (32, 1))  # black to white, from left to right
 ORIENTATION = 0x0112
 

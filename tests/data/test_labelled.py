@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groundray.data.image_inputs import CentreCrop, RandomCrop
-from groundray.data.labelled import LabelledSamples
+from groundray.data.labelled import LabelledSamples, ObjectClassSamples
 from groundray.data.row_groups import read_rows
+from groundray.data.scenes.scene import make_scene
 from groundray.data.schema import Dataset
 from groundray.data.transforms import ASPECTS, _part, random_crop
 
@@ -61,6 +62,29 @@ def test_label_without_class_raises(table: pa.Table) -> None:
     rows = table.take([11])
     with pytest.raises(ValueError, match=r"image circle/.* has label \d+: expected 0 to 0"):
         fewer.decode(fewer.draw(rows, 0))
+
+
+def test_the_labels_of_a_scene_graph_are_the_classes_of_its_objects(world: SmallWorld) -> None:
+    dataset = Dataset.open(str(world.shards / "scene_graphs" / "train"), "scene_graphs")
+    names = [synset.removesuffix(".n.01") for synset in dataset.vocabulary["classes"][1:]]
+    samples = ObjectClassSamples(CentreCrop(112, 112), len(names))
+    table = read_rows(dataset, np.arange(30), samples.columns)
+    batch = samples.collate(samples.decode(samples.draw(table, 0)))
+    shown = [{names[number] for number in of_image.nonzero()[:, 0].tolist()} for of_image in batch.labels]
+    assert shown == [
+        {item.noun for item in make_scene(0, "train", int(id), int(id)).objects} for id in table["id"].to_pylist()
+    ]
+    assert {len(of_image) for of_image in shown} >= {1, 2, 3}
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_an_object_without_class_raises(world: SmallWorld, number: int) -> None:
+    dataset = Dataset.open(str(world.shards / "scene_graphs" / "train"), "scene_graphs")
+    samples = ObjectClassSamples(CentreCrop(112, 112), classes=1)
+    row = read_rows(dataset, np.arange(1), samples.columns).to_pylist()[0]
+    row["objects"] = [{"phrase": "a", "class": 1}, {"phrase": "b", "class": number}]
+    with pytest.raises(ValueError, match=rf"image {row['id']} has an object of class {number}: expected 1 to 1"):
+        samples.decode(pa.Table.from_pylist([row]))
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.floats(0.05, 1), st.floats(0, 1), st.integers(0, 2**64 - 1))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -40,6 +41,7 @@ def children_of(then: str, tmp_path: object) -> tuple[subprocess.Popen[str], lis
     return parent, [psutil.Process(int(pid)) for pid in set(parent.stdout.readline().split())]
 
 
+@pytest.mark.thorough
 def test_processes_end_when_their_parent_is_killed(tmp_path: object) -> None:
     parent, children = children_of("time.sleep(60)", tmp_path)
     parent.kill()
@@ -84,3 +86,21 @@ def test_a_process_that_is_killed_while_it_sends_its_result_is_an_error() -> Non
         worker._connection.recv()
     worker.close()
     assert not child.is_running()
+
+
+UNGUARDED = """
+import sys
+from groundray.data.processes import call_in_processes
+
+print("ran", flush=True)
+print(*call_in_processes(divmod, [(7, 2)], 1), sys.modules["__main__"].__file__ == __file__)
+"""
+
+
+def test_a_script_is_not_run_again_in_its_processes(tmp_path: Path) -> None:
+    """Also where nothing in it is below `if __name__ == "__main__"`."""
+    (tmp_path / "unguarded.py").write_text(UNGUARDED)
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "unguarded.py")], capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stdout) == (0, "ran\n(3, 1) True\n"), ended.stderr

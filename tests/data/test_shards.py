@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from groundray.data.footers import check_unchanged
 from groundray.data.row_groups import read_rows
-from groundray.data.schema import Dataset, arrow_schema
+from groundray.data.schema import Dataset, arrow_schema, class_name
 from groundray.data.shards import GROUPS_PER_SHARD, OPTIONS, verify_shards, write_shards
 from groundray.storage.folder import Folder
 
@@ -213,3 +213,17 @@ def test_verify_shards_names_the_damaged_shard(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(ValueError, match=rf"{file.name} is missing: restore the file"):
         verify_shards(dataset)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("tennis_racket.n.01", "tennis racket"),
+        ("dog", "dog"),
+        ("St. Bernard", "St. Bernard"),
+        ("no.n.1x", "no.n.1x"),
+        ("none", "none"),
+    ],
+)
+def test_a_class_is_named_by_the_lemma_of_its_synset(label: str, name: str) -> None:
+    assert class_name(label) == name

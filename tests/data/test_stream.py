@@ -101,6 +101,7 @@ def test_undecodable_sample_is_named(stage: GroundingStage, tmp_path: Path) -> N
         ids(with_a_broken_image(stage, tmp_path))
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_undecodable_sample_is_named_on_ray_and_ends_the_run(stage: GroundingStage, tmp_path: Path) -> None:
@@ -117,6 +118,7 @@ def test_undecodable_sample_is_named_on_ray_and_ends_the_run(stage: GroundingSta
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_validation_is_read_while_paused_training_holds_its_cpus(

@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.thorough  # a server of PostgreSQL
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "k8s" / "README.md").read_text()
 

@@ -307,6 +307,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.thorough
 def test_similarity_compiles_as_one_graph() -> None:
     """In a process of its own, without the run-time shape checks, which cannot be compiled."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True)
@@ -327,6 +328,7 @@ print(peak(256) - small)
 """
 
 
+@pytest.mark.thorough
 def test_match_maps_are_never_stored() -> None:
     """256 x 256 match maps of 49 x 32 are 411 MB; best positions are 2 MB, inputs and gradients 10, blocks 50."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)

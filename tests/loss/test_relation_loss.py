@@ -152,6 +152,7 @@ def on_a_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.thorough
 def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
     mp.spawn(on_a_rank, (str(tmp_path),), nprocs=2)
     single = loss_and_gradients(slice(0, 4))
@@ -162,14 +163,15 @@ def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path: Path) -> Non
             torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.thorough
 def test_loss_is_50_times_faster_than_its_naive_twin() -> None:
-    """At 500 triplets, forward and backward."""
+    """At 500 triplets, forward and backward, in CPU time."""
     one = scored(500, seed=9)
 
     def seconds(loss: Callable[[], Tensor]) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         torch.autograd.grad(loss(), one.S)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     def ours() -> Tensor:
         return relation_loss([one], 1.0, (1.0, 1.0, 0.0)).total

@@ -21,6 +21,8 @@ from groundray.model.packing import pack
 from groundray.model.pretrained import load_masked_language_head, load_tokenizer
 from groundray.model.weights import fill
 
+pytestmark = pytest.mark.thorough  # encoders of many kinds
+
 PACKED = ("bert", "roberta", "distilbert", "electra", "modernbert", "siglip_text_model")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import SmallWorld
 from huggingface_hub import ModelCard
+from tiers import thorough
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -194,7 +195,11 @@ def test_language_streams_of_the_starting_model_are_kept(settings: config.Settin
 
 
 @pytest.mark.parametrize(
-    "trunk", ["vgg16", "efficientnet_lite0", "timm/resnet18", "timm/vit_tiny_patch16_224", "timm/convnext_atto"]
+    "trunk",
+    [
+        *(thorough(trunk) for trunk in ("vgg16", "timm/vit_tiny_patch16_224", "timm/convnext_atto")),
+        *("efficientnet_lite0", "timm/resnet18"),
+    ],
 )
 def test_export_of_each_trunk_loads_with_equal_weights(world: SmallWorld, tmp_path: Path, trunk: str) -> None:
     if trunk == "efficientnet_lite0":
@@ -303,6 +308,7 @@ def test_export_without_seals_is_loaded_and_named_where_it_is_cut_off(exported: 
         (folder / name).write_bytes(whole)
 
 
+@pytest.mark.thorough
 def test_cut_trunk_weights_are_named(tmp_path: Path) -> None:
     for name, content in (("a.safetensors", b""), ("a.safetensors", b"x" * 40), ("a.pt", b""), ("a.pt", b"PK\x03\x04")):
         (tmp_path / name).write_bytes(content)

@@ -56,6 +56,21 @@ def test_classifier_without_hidden_layers_takes_the_maximum_over_positions() -> 
     assert Classifier(width=4, positions=1, hidden=0, classes=3)(torch.zeros(2, 1, 4)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_classifier_of_positions_takes_the_maximum_of_each_class(hidden: int) -> None:
+    classifier = Classifier(width=2, positions=9, hidden=hidden, classes=3, input="position").eval()
+    V = torch.randn(4, 9, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = [[max(classifier.layers(position)[k] for position in image) for k in range(3)] for image in V]
+        torch.testing.assert_close(classifier(V), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_classes_of_positions_begin_at_the_odds_of_one_class_among_all(hidden: int) -> None:
+    classifier = Classifier(width=2, positions=9, hidden=hidden, classes=18, input="position")
+    assert classifier.layers[-1].bias.sigmoid().tolist() == pytest.approx([1 / 18] * 18)
+
+
 def test_masked_language_head_is_tied_to_the_word_embeddings(model: GroundedModel, settings: config.Model) -> None:
     head = build_head("language", settings, model, {})
     assert isinstance(head, MaskedLanguageHead)

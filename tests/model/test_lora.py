@@ -125,6 +125,7 @@ def test_adapters_are_a_function_of_seed_and_stage(model: GroundedModel) -> None
     assert len({float(A[0, 0]) for A in drawn.values()}) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", encoders.ARCHITECTURES)
 def test_adapters_of_every_architecture_merge_into_its_own_weights(world: SmallWorld, name: str) -> None:
     """With gradient checkpointing too, whose layers have the signature of each. Fused projections have frozen rows."""

@@ -35,6 +35,8 @@ from groundray.special_tokens import SpecialTokens
 from groundray.stage import protocol
 from groundray.stage.contrastive import Encoded, encode_for_grounding, encode_for_retrieval
 
+pytestmark = pytest.mark.thorough  # exports programs and runs them in processes without groundray
+
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "plain_torch.md"
 TEXTS = ["a red heart", "a blue star", "a striped square left of a large red circle"]
 WORDS = {"classes": ("circle", "star"), "predicates": ("above",)}

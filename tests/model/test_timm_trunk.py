@@ -18,6 +18,8 @@ from groundray.model.build import build_visual
 from groundray.model.timm_trunk import TimmLayers, check_published
 from groundray.model.trunk import Trunk, build_trunk, check_trunk
 
+pytestmark = pytest.mark.thorough  # trunks of many kinds
+
 timm: Any = pytest.importorskip("timm", reason="extra `models` is not installed")
 
 # name, image size, channels, side, stride, centre of the first position

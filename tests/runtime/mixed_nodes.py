@@ -23,7 +23,8 @@ from groundray.data.derived import PART_BYTES, DerivedDataset, finalize
 from groundray.data.row_groups import read_rows
 from groundray.data.shards import write_shards
 from groundray.runtime.data.derived_tasks import make_on_cluster
-from groundray.runtime.data.ray_stream import quiet_context, task_sizes
+from groundray.runtime.data.ray_stream import task_sizes
+from groundray.runtime.data.scheduling import quiet_context
 from groundray.runtime.nodes import ACCELERATOR_TYPE, accepting_nodes
 from groundray.runtime.train.resources import DataCpuBudget, cluster_resources, min_bundles
 from groundray.storage.folder import Folder

@@ -42,6 +42,7 @@ with cluster.connect(num_cpus=1):
 """
 
 
+@pytest.mark.thorough
 def test_sigterm_comes_to_the_driver_and_leaves_it_time_and_its_cluster_leaves_no_token(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     ran = subprocess.run(
@@ -114,10 +115,10 @@ def test_only_an_address_of_a_cluster_is_one(monkeypatch: pytest.MonkeyPatch, va
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if value is not None:
         monkeypatch.setenv("RAY_ADDRESS", value)
+    monkeypatch.setattr(ray, "init", None)  # calling it fails: no cluster is started
     assert (given_address(), cluster.check_address()) == (None, None)
-    needs = resources.preview(config.load("demo", ["--run.name=x"]))  # starts no cluster
+    needs = resources.preview(config.load("demo", ["--run.name=x"]))
     assert needs.where == "this machine"
-    assert not ray.is_initialized()
 
 
 def test_an_address_where_nothing_listens_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +154,42 @@ def test_a_cluster_of_another_version_or_token_is_refused(monkeypatch: pytest.Mo
         message = refusal(monkeypatch, address)
         assert f"Ray {ray.__version__}" in message
         assert "Ray 1.2.3" in message
+
+
+MODE, TOKEN, FILE = "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN=...", "token in"
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "kept", "asked", "not_asked"),
+    [
+        ("", "", True, (MODE,), (TOKEN, FILE)),
+        ("disabled", "a", False, (MODE,), (TOKEN, FILE)),
+        ("token", "", False, (TOKEN,), (MODE, FILE)),
+        ("", "", False, (MODE, TOKEN), (FILE,)),
+        ("token", "a", False, (TOKEN, f"{FILE} RAY_AUTH_TOKEN"), (MODE,)),
+        ("token", "", True, (TOKEN, f"{FILE} /"), (MODE,)),
+    ],
+)
+def test_a_cluster_that_asks_for_a_token_is_told_with_the_line_that_is_missing(
+    mode: str,
+    given: str,
+    kept: bool,
+    asked: tuple[str, ...],
+    not_asked: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    for name, value in (("RAY_AUTH_MODE", mode), ("RAY_AUTH_TOKEN", given)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    if kept:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("a" * 32)
     with gcs(refuses=True) as address:
-        assert "RAY_AUTH_TOKEN" in refusal(monkeypatch, address)
+        message = refusal(monkeypatch, address)
+    assert [part for part in asked if part not in message] == []
+    assert [part for part in not_asked if part in message] == []
 
 
 def test_an_address_that_answers_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +237,7 @@ sys.exit(run_command(work, interrupted="ended"))
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_sigterm_while_ray_starts_leaves_no_process(seconds: float) -> None:
@@ -224,3 +260,15 @@ def test_sigterm_while_ray_starts_leaves_no_process(seconds: float) -> None:
     assert (process.returncode, errors) == (143, "ended\n")
     _, left = psutil.wait_procs(descendants, timeout=10)
     assert not left
+
+
+def test_what_ray_raises_where_it_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.\nThe GCS has become overloaded.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by another test
+    told = "^cannot start Ray here: The current node timed out during startup. The GCS has become overloaded.$"
+    with pytest.raises(cluster.NoCluster, match=told), cluster.connect():
+        pass

@@ -200,7 +200,7 @@ def test_a_job_is_stopped_and_the_same_command_ends_it(cluster: Cluster) -> None
         first, *lines = text.splitlines()
         assert first.endswith("Runtime env is setting up.")  # Ray's
         assert lines[1:3] == [
-            f"job  relative paths are those of {cluster.home}",
+            f"job  relative paths start from {cluster.home}",
             f"run  {folder}, starting 1 workers on Ray",
         ]
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)  # neither colours nor a bar that is drawn again

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough  # a cluster of its own, of several nodes
+
 SCRIPT = Path(__file__).parent / "mixed_nodes.py"
 
 

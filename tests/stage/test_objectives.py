@@ -199,6 +199,7 @@ def test_each_objective_is_its_naive_twin(one_rank: list[list[Tensor]]) -> None:
         check(case, found, naive_results(case))
 
 
+@pytest.mark.thorough
 def test_two_and_four_ranks_give_the_loss_and_gradients_of_one(one_rank: list[list[Tensor]], tmp_path: Path) -> None:
     """To the last bit of the loss."""
     spawn(on_a_rank, (str(tmp_path),), nprocs=4)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from nccl_rules import nccl_rules
 from pretend_gpu import PretendGpu
+from tiers import thorough
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
@@ -75,8 +76,8 @@ def in_small_blocks(monkeypatch: pytest.MonkeyPatch, words: int = 7) -> None:
 
 
 @pytest.mark.parametrize("words", [1, 7, 480])
-@pytest.mark.parametrize("captions", [IMAGES, 70, 9])
-@pytest.mark.parametrize("parts", [1, 4, 100])
+@pytest.mark.parametrize("captions", [IMAGES, thorough(70), 9])
+@pytest.mark.parametrize("parts", [thorough(1), 4, thorough(100)])
 def test_ranks_are_those_of_the_whole_matrix(
     captions: int, parts: int, words: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_ranks_of_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal(some.ranks(), some.naive())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["dot", "cosine"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("width", [37, 64])
@@ -186,7 +188,7 @@ def on_a_rank(rank: int, size: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [thorough(1), 2, thorough(4)])
 def test_every_process_has_the_ranks_of_all(size: int, tmp_path: Path) -> None:
     """However the images are divided: some processes have none, and some images have no caption."""
     spawn(on_a_rank, (size, str(tmp_path)), nprocs=size)

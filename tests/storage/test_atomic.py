@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import own_time
 import pytest
 from servers import Server
 
@@ -220,6 +221,7 @@ print("done", steps)
 FILES = ("a/index", "a/shard", "b/index", "b/shard")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("anywhere", ["local", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_sigkill_at_each_step_leaves_the_old_folder_or_the_new(anywhere: str) -> None:
     """Every call that changes the storage, just before and just after it; the next command repairs what is left."""
@@ -364,7 +366,7 @@ def test_an_owner_on_another_machine_is_watched(anywhere: str, beats: bool, monk
         if beats:
             leave(work)
 
-    monkeypatch.setattr(owner.time, "sleep", sleep)
+    own_time.give(monkeypatch, owner, sleep=sleep)
     told: list[str] = []
     monkeypatch.setattr(owner, "STALE_SECONDS", 3600.0)
     with resumable_folder(out, "index", "a", told.append) as staging:

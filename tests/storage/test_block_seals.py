@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from groundray.storage import block_seals
-from groundray.storage.block_seals import BlockSeals, SealingWriter, map_sealed, read_sealed_bytes
+from groundray.storage.block_seals import BlockSeals, SealingWriter, map_copy, map_sealed, read_sealed_bytes
 from groundray.storage.folder import Folder
 from groundray.storage.seals import Damaged
 
@@ -61,6 +64,33 @@ def test_any_part_of_a_file_is_read_and_checked(anywhere: str) -> None:
     assert read_sealed_bytes(folder, "x", seals, 0, 16, "").tolist() == content[:16].tolist()
     with pytest.raises(Damaged, match=r"x is damaged: the checksum of its bytes from 16 on .*: make it again"):
         read_sealed_bytes(folder, "x", seals, 3, 17, "make it again")
+
+
+def test_a_file_in_a_store_is_mapped_from_a_copy_without_a_name(
+    anywhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    folder, content = Folder.at(anywhere).make(), random_bytes(45)
+    seals = BlockSeals.of(content)
+    folder.write_bytes("x", content.tobytes())
+    found = map_copy(folder, "x", seals, "")
+    assert isinstance(found, np.memmap)
+    assert found.tolist() == content.tolist()
+    assert not list(temporary.iterdir())
+    content[20] ^= 1
+    folder.write_bytes("x", content.tobytes())
+    with pytest.raises(Damaged, match="the checksum of its bytes from 16 on"):
+        map_copy(folder, "x", seals, "")
+    folder.write_bytes("x", content[:40].tobytes())
+    with pytest.raises(Damaged, match="it has 40 bytes of 45"):
+        map_copy(folder, "x", seals, "")
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=40))
+    folder.write_bytes("x", content.tobytes())
+    with pytest.raises(ValueError, match=f"copy of {folder}/x takes 45 B, 40 B are free at {temporary}.* TMPDIR"):
+        map_copy(folder, "x", seals, "")
 
 
 def test_a_mapped_file_is_checked_and_keeps_what_was_written(tmp_path: object) -> None:

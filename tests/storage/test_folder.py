@@ -344,3 +344,18 @@ def test_file_and_folder_are_flushed_before_and_after_the_rename(
     calls.clear()
     folder.download(tmp_path / "copy")
     assert "flush x" not in calls
+
+
+@pytest.mark.parametrize(("number", "named"), [(errno.EACCES, True), (errno.EROFS, True), (errno.ENOTDIR, False)])
+def test_a_folder_that_may_not_be_written_to_is_named_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, named: bool
+) -> None:
+    def refused(self: Folder) -> Folder:
+        raise OSError(number, os.strerror(number))  # as pyarrow does, without the file's name
+
+    monkeypatch.setattr(Folder, "make", refused)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        Folder.at(tmp_path / "index").check_room(1, "vectors take", "choose a larger disk")
+    assert caught.value.errno == number
+    assert (f"{tmp_path}/index" in str(caught.value)) == named
+    assert ("allow writing" in str(caught.value)) == named

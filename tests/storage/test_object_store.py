@@ -105,6 +105,7 @@ def test_s3_without_credentials_is_reported_within_seconds(
     assert seconds_to_fail(s3.folder(), "expected (credentials|an answer)") < 15
 
 
+@pytest.mark.thorough  # Google's client looks for a key for ten seconds
 def test_gcs_without_credentials_is_reported_within_seconds(
     gs: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

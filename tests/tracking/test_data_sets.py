@@ -17,8 +17,7 @@ from groundray.tracking.mlflow_log import MlflowLog
 from groundray.training import identity
 
 
-def test_each_data_set_of_a_run_is_one_input(world: SmallWorld, tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+def test_each_data_set_of_a_run_is_one_input(uri: str, world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings("--tracking.enabled=true", f"--tracking.uri={uri}", stages="language,grounding,relational")
     settings, folder = config.load("demo", words), Folder.at(tmp_path / "run")
     client = mlflow.MlflowClient(uri)
@@ -54,9 +53,8 @@ def test_each_data_set_of_a_run_is_one_input(world: SmallWorld, tmp_path: Path) 
         assert "id" in schema.input_names()
 
 
-def test_a_data_set_that_was_moved_is_an_input_without_a_profile(world: SmallWorld, tmp_path: Path) -> None:
+def test_a_data_set_that_was_moved_is_an_input_without_a_profile(uri: str, world: SmallWorld, tmp_path: Path) -> None:
     """As of a run that ended long ago and is logged now."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     words = world.settings("--tracking.enabled=true", f"--tracking.uri={uri}")
     settings, folder = config.load("demo", words), Folder.at(tmp_path / "run")
     moved = settings.model_copy(

@@ -71,10 +71,9 @@ def only_run(uri: str) -> tuple[mlflow.MlflowClient, Run]:
 
 
 def test_a_run_and_its_resume_are_one_mlflow_run(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 4)) == []
     assert track(uri, folder, range(4, 6)) == []
 
@@ -100,7 +99,7 @@ def test_an_unreachable_server_gives_warnings(folder: Folder) -> None:
 
 
 def test_what_mlflow_refuses_spoils_nothing_else(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server takes neither inputs nor models, and a library raises SystemExit."""
 
@@ -108,7 +107,6 @@ def test_what_mlflow_refuses_spoils_nothing_else(
         raise SystemExit("not here")
 
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setattr(mlflow_log, "log_data_sets", lambda *_: 1 / 0)
     monkeypatch.setattr(mlflow_log, "attach_model", refused)
     warnings = track(uri, folder, range(1, 4))
@@ -121,10 +119,11 @@ def test_what_mlflow_refuses_spoils_nothing_else(
     assert "could not be logged" in lost
 
 
-def test_every_step_is_logged_exactly_once(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_is_logged_exactly_once(
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A driver was killed before it logged the steps of its last checkpoint, and the next repeated some of them."""
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     track(uri, folder, range(1, 4))
     kept = [StepDone("grounding", 0, step, 10, {"loss": 1.0 / step}, time=1e9 + step) for step in range(1, 7)]
     for number, done in ((1, 0), (2, 6)):
@@ -161,14 +160,13 @@ def test_every_step_is_logged_exactly_once(tmp_path: Path, folder: Folder, monke
 
 @pytest.mark.parametrize("answers", [False, True], ids=["down", "interrupted"])
 def test_validations_within_an_epoch_are_caught_up(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch, answers: bool
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
     """The server was down, or a call was interrupted between steps and their validation, whose file tells its steps."""
     monkeypatch.chdir(tmp_path)
-    up = f"sqlite:///{tmp_path}/mlflow.db"
-    server = {"uri": up if answers else "http://127.0.0.1:9"}
+    server = {"uri": uri if answers else "http://127.0.0.1:9"}
     monkeypatch.setattr(store, "uri_of", lambda _: server["uri"])
-    often = settings(up).model_copy(deep=True)
+    often = settings(uri).model_copy(deep=True)
     often = config.changed(often, {"grounding.validate_every_steps": 2, "grounding.epochs": 2})
     run = identity.claim(folder, often, {"grounding.train": "abc"})
 
@@ -198,7 +196,7 @@ def test_validations_within_an_epoch_are_caught_up(
     else:
         Tracker(often, folder, run, first.append).close(None, "KILLED")
         assert any("could not be logged" in warning for warning in first)
-    server["uri"] = up
+    server["uri"] = uri
     later: list[str] = []
     for _ in range(2):  # the second time, nothing is missing
         tracker = Tracker(often, folder, run, later.append)
@@ -206,7 +204,7 @@ def test_validations_within_an_epoch_are_caught_up(
         tracker.close({"stages": {}, "best": {"grounding": CHOICE}})
     assert later == []
 
-    client, found = only_run(up)
+    client, found = only_run(uri)
     points = client.get_metric_history(found.info.run_id, "grounding/val/loss")
     assert sorted((point.step, point.value) for point in points) == [(n, float(n)) for n in (2, 4, 5, 7, 9, 10)]
     assert {point.timestamp for point in points} == {(10**9 + n) * 1000 for n in (2, 4, 5, 7, 9, 10)}
@@ -218,9 +216,8 @@ def test_validations_within_an_epoch_are_caught_up(
 CHOICE = {"by": "loss:min", "epoch": 1, "step": 4, "last_step": 10, "ended": "all 2 epochs done"}
 
 
-def test_recovery_is_logged_once(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recovery_is_logged_once(uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     for _ in range(2):
         tracker = Tracker(settings(uri), folder, claimed(uri, folder), pytest.fail)
         tracker.observe(Attempted(2, "grounding", 6, "killed", 1, 2.5, 0))
@@ -232,10 +229,9 @@ def test_recovery_is_logged_once(tmp_path: Path, folder: Folder, monkeypatch: py
 
 
 def test_a_damaged_history_does_not_keep_the_run_open(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     (folder / "history").make().write_bytes("grounding-00001-000000-a0001.jsonl", b'{"event": "StepDo')
     warnings = track(uri, folder, range(1, 4))
     assert warnings == [
@@ -245,10 +241,11 @@ def test_a_damaged_history_does_not_keep_the_run_open(
     assert found.info.status == "FINISHED"
 
 
-def test_a_run_created_twice_becomes_one(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_created_twice_becomes_one(
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As by a stopped trial and the sweep that closes its run: the later one, without metrics, is dropped."""
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 4)) == []
     client, first = only_run(uri)
     client.create_run(first.info.experiment_id, tags={store.ID_TAG: claimed(uri, folder).id})
@@ -267,10 +264,9 @@ def runs(uri: str) -> list[Run]:
 
 
 def test_a_deleted_and_restarted_run_is_another_mlflow_run(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 6)) == []
     folder.delete(".")
     folder.make()
@@ -282,11 +278,10 @@ def test_a_deleted_and_restarted_run_is_another_mlflow_run(
 
 
 def test_equal_paths_on_two_machines_are_two_mlflow_runs(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They report to one server, at the same time."""
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     machines = [Identity(identity.mint(), settings(uri), {}, str(folder)) for _ in range(2)]
     trackers = [Tracker(settings(uri), folder, each, pytest.fail) for each in machines]
     for number, tracker in enumerate(trackers, start=1):
@@ -300,11 +295,10 @@ def test_equal_paths_on_two_machines_are_two_mlflow_runs(
 
 
 def test_a_run_of_an_earlier_version_keeps_its_mlflow_run(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no id; its MLflow run has the path as a tag. One of other settings at the same path is not taken."""
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = mlflow.MlflowClient(uri)
     number = client.create_experiment("tests")
     tags = {"groundray.run": str(folder), "mlflow.source.name": "groundray.train"}
@@ -324,12 +318,12 @@ def test_a_run_of_an_earlier_version_keeps_its_mlflow_run(
 NAMES = ["o'brien", 'say "x"', "a`b", "50%_done", "back\\slash", "' OR 1=1 --", "ü 北 😀", "a;b", "'\"`"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_quotes_in_a_path_or_an_experiment_are_tracked(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     folder = Folder.at(tmp_path / name).make()
     named = settings(uri).model_copy(update={"tracking": Tracking(uri=uri, experiment=name)})
     for steps in (range(1, 3), range(3, 5)):
@@ -375,11 +369,10 @@ def test_a_deleted_experiment_is_named_with_its_repair(
 
 
 def test_a_deleted_experiment_ends_a_start_and_is_in_a_dry_run(
-    world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    uri: str, world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "fit", lambda *_, **__: pytest.fail("it trains"))
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = mlflow.MlflowClient(uri)
     client.delete_experiment(client.create_experiment("tests"))
     tracked = ["--tracking.enabled=true", f"--tracking.uri={uri}", "--tracking.experiment=tests"]
@@ -400,20 +393,22 @@ def test_an_unreachable_server_is_no_problem_before_a_run() -> None:
     assert Inquiry(settings("http://127.0.0.1:9")).problem() is None
 
 
-def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is down when the sweep starts and while its trials train, and answers at the sweep's end."""
     monkeypatch.chdir(tmp_path)
-    down, up = "http://127.0.0.1:9", f"sqlite:///{tmp_path}/mlflow.db"
+    down = "http://127.0.0.1:9"
     folder = Folder.at(tmp_path / "sweep").make()
-    swept = Identity(identity.mint(), settings(up), {}, str(folder))
+    swept = Identity(identity.mint(), settings(uri), {}, str(folder))
     warnings: list[str] = []
     server = {"uri": down}
     monkeypatch.setattr(store, "uri_of", lambda _: server["uri"])
-    log = SweepLog(settings(up), folder, swept, {"space": "x"}, warnings.append)
+    log = SweepLog(settings(uri), folder, swept, {"space": "x"}, warnings.append)
     assert len(warnings) == 1
     for name, steps in (("trials/trial-0", 3), ("trials/trial-1", 2)):
         trial = (folder / name).make()
-        tracker = Tracker(settings(up), trial, claimed(up, trial), lambda _: None, swept.id)
+        tracker = Tracker(settings(uri), trial, claimed(uri, trial), lambda _: None, swept.id)
         attempt = Attempt(trial, attempts.claim(trial))
         start = Start(*attempt.token, (), "grounding", None, 0, 0, 0, began=1e9)
         attempt.write_begin({**asdict(start), "stages": ["grounding"]})
@@ -426,14 +421,14 @@ def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(tmp_path: Path, m
 
     log.close({"loss": 1.0}, ["table.csv"], ended, finished=True)
     assert "rerun the same command with --resume" in warnings[-1]
-    server["uri"] = up
+    server["uri"] = uri
     for _ in range(2):  # the second time, nothing is missing
         log.close({"loss": 1.0}, ["table.csv"], ended, finished=True)
         assert len(warnings) == 2
-        client = mlflow.MlflowClient(up)
-        parents = [run for run in runs(up) if "mlflow.parentRunId" not in run.data.tags]
+        client = mlflow.MlflowClient(uri)
+        parents = [run for run in runs(uri) if "mlflow.parentRunId" not in run.data.tags]
         assert [run.data.params["space"] for run in parents] == ["x"]
-        children = [run for run in runs(up) if "mlflow.parentRunId" in run.data.tags]
+        children = [run for run in runs(uri) if "mlflow.parentRunId" in run.data.tags]
         by_status = {run.info.status: run for run in children}
         assert len(children) == len(by_status) == 2
         for status, steps in (("FINISHED", 3), ("KILLED", 2)):
@@ -443,9 +438,8 @@ def test_runs_of_a_sweep_are_logged_when_the_server_comes_late(tmp_path: Path, m
             assert len(client.get_metric_history(child.info.run_id, "grounding/loss")) == steps
 
 
-def test_a_damaged_run_of_a_sweep_spoils_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_run_of_a_sweep_spoils_only_itself(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     folder = Folder.at(tmp_path / "sweep").make()
     warnings: list[str] = []
     swept = Identity(identity.mint(), settings(uri), {}, str(folder))
@@ -459,9 +453,10 @@ def test_a_damaged_run_of_a_sweep_spoils_only_itself(tmp_path: Path, monkeypatch
     assert sorted(run.info.status for run in runs(uri)) == ["FINISHED", "KILLED"]
 
 
-def test_an_analysis_is_added_to_the_run(tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_analysis_is_added_to_the_run(
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert track(uri, folder, range(1, 4)) == []
     found = {"analysis/axes/pc1/words/pearson/grounded": 0.9, "analysis/norms/f1/a@b, c/med": 0.5}
     files = {"report.html": b"<html>", "axes-measures.png": b"PNG", "tables/axes.csv": b"a,b", "tables/axes.tex": b"%"}
@@ -478,11 +473,10 @@ def test_an_analysis_is_added_to_the_run(tmp_path: Path, folder: Folder, monkeyp
 
 
 def test_an_analysis_without_a_run_gives_a_warning(
-    tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     warnings: list[str] = []
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert not log_analysis(settings(uri), folder, {}, {}, warnings.append)
     assert warnings == [
         "tracking failed, the analysis itself is complete: ValueError: no MLflow run of "

@@ -91,9 +91,11 @@ def started(root: Path, checkpoint: str, experiment: str = "tests") -> Tracked:
 
 
 @pytest.fixture(scope="module")
-def run(place: SearchPaths, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
+def run(place: SearchPaths, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracked]:
     """A finished run whose model is registered, at the process's tracking URI, as users load it."""
-    made = started(tmp_path_factory.mktemp("tracked"), place.checkpoint)
+    root = tmp_path_factory.mktemp("tracked")
+    shutil.copy(empty_store, root)
+    made = started(root, place.checkpoint)
     made.end()
     made.register()
     before = mlflow.get_tracking_uri()

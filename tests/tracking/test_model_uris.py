@@ -29,6 +29,8 @@ from groundray.tracking import model_uris
 from groundray.tracking.analysis_log import log_analysis
 from groundray.tracking.model_uris import FoundModel, find_model, locate, place_of
 
+pytestmark = pytest.mark.thorough  # a server of MLflow, with every kind of answer
+
 
 @pytest.fixture(params=["local", "served"])
 def registry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Registry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from groundray.training.events import StepDone
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('tracked')}/mlflow.db"
+def uri(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('tracked'))}"
 
 
 def settings(uri: str, system_metrics: bool = True, experiment: str = "tests") -> Settings:
@@ -44,6 +45,7 @@ def monitors() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
 
 
+@pytest.mark.thorough
 def test_system_metrics_are_logged_until_the_end_and_go_on_when_the_run_resumes(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,8 @@ from groundray.training import identity
 from groundray.training.events import Attempted, EpochDone, Event, Recovered, StageDone, StepDone
 from groundray.training.identity import Identity
 
+pytestmark = pytest.mark.thorough  # processes of TensorBoard and Weights & Biases
+
 EPOCH_STEPS, STEPS = 5, 10
 PATIENCE_SECONDS = 60.0
 Curves = dict[str, list[tuple[int, float]]]

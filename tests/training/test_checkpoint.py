@@ -80,6 +80,7 @@ def epochs(found: list[Checkpoint]) -> list[int]:
     return [checkpoint.cursor.epoch for checkpoint in found]
 
 
+@pytest.mark.thorough
 def test_last_two_best_and_the_one_before_the_best_are_kept(store: CheckpointStore) -> None:
     for epoch, best in [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 3)]:
         saved(store, Cursor(epoch), Cursor(best))

@@ -16,6 +16,8 @@ from groundray.training import preflight
 from groundray.training.compilation import compile_parts
 from groundray.training.gradient_checkpointing import checkpoint_gradients
 
+pytestmark = pytest.mark.thorough  # compiles
+
 
 def gradients(model: GroundedModel, image_size: int) -> dict[str, Tensor]:
     """Return the gradients of two chunks with dropout, of other sizes."""

@@ -16,13 +16,15 @@ from groundray import config
 from groundray.analysis.inputs.embedding import Embedder
 from groundray.data.row_groups import read_group
 from groundray.data.schema import Dataset
-from groundray.image_search.explain import Matcher
+from groundray.image_search.explain import GroundingMatcher
 from groundray.model import export
 from groundray.storage.folder import Folder
 from groundray.training import preflight, progression
 from groundray.training.checkpoint import CheckpointStore
 from groundray.training.events import StepDone
 from groundray.training.in_process import InProcess
+
+pytestmark = pytest.mark.thorough  # whole runs with encoders of every kind
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +154,11 @@ def test_a_run_trains_exports_and_reads_its_encoder(
     expected = hidden[added.before : len(hidden) - added.after].mean(dim=0).numpy()
     np.testing.assert_allclose(embedder.embed(texts)[0], expected, rtol=1e-4, atol=1e-5)
 
-    matcher = Matcher.load(str(model))
+    matcher = GroundingMatcher.load(str(model))
     assert matcher is not None
     images = Dataset.open(str(world.shards / "captions" / "val"), "captions")
     picture = read_group(images, 0, ["image"])["image"].to_pylist()[0]
-    match = matcher.match("a red circle", picture)
+    match = matcher.match("a red circle", matcher.decode(picture))
     assert [word.text for word in match.words] == ["a", "red", "circle"]
 
 

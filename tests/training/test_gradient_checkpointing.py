@@ -14,6 +14,8 @@ from groundray.training import preflight, progression
 from groundray.training.gradient_checkpointing import checkpoint_gradients
 from groundray.training.worker import InProcess
 
+pytestmark = pytest.mark.thorough  # whole runs, of one setting
+
 
 def test_weights_are_the_same_to_the_bit(world: SmallWorld, tmp_path: Path) -> None:
     """All stages, with dropout, and with adapters in one of them."""

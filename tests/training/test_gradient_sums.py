@@ -70,6 +70,7 @@ def on_a_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.thorough
 def test_buckets_have_the_bits_of_one_sum_though_ranks_use_other_parameters(tmp_path: Path) -> None:
     spawn(on_a_rank, (str(tmp_path),), nprocs=2)
 

@@ -24,6 +24,8 @@ from groundray.training.jpeg_decoding import check_decoder, with_encoded_crops
 from groundray.training.trunk_features import features_of
 from groundray.training.worker import InProcess
 
+pytestmark = pytest.mark.thorough  # whole runs with every decoder
+
 GPU = ("--scaling.use_gpu=true", "--data.jpeg_decoding=gpu")
 
 

@@ -15,7 +15,7 @@ from conftest import SmallWorld
 from groundray import config
 from groundray.analysis.systems import measure_retrieval
 from groundray.data.batches import CaptionBatch
-from groundray.image_search.explain import Matcher
+from groundray.image_search.explain import GroundingMatcher
 from groundray.model import export
 from groundray.model.heads import GroundingHeads
 from groundray.stage.contrastive import encode_for_match_map, pooled
@@ -23,6 +23,8 @@ from groundray.storage.folder import Folder
 from groundray.training import preflight, progression
 from groundray.training.events import EpochDone, Event, StageStarted, StepDone
 from groundray.training.worker import InProcess
+
+pytestmark = pytest.mark.thorough  # whole runs, of one setting
 
 POOLED_SIGMOID = ("--grounding.alignment=pooled", "--grounding.loss=sigmoid", "--grounding.temperature=0.1")
 
@@ -102,12 +104,12 @@ def test_pooled_vectors_rank_in_validation_and_analysis_alike(whole: tuple[Path,
 def test_the_maps_of_a_pooled_model_are_cosines_and_its_similarity_that_of_the_vectors(
     world: SmallWorld, whole: tuple[Path, list[Event]]
 ) -> None:
-    matcher = Matcher.load(str(whole[0] / "model"))
+    matcher = GroundingMatcher.load(str(whole[0] / "model"))
     assert matcher is not None
     picture = next((world.source / "coco" / "val").iterdir()).read_bytes()
-    match = matcher.match("a red circle", picture)
+    match = matcher.match("a red circle", matcher.decode(picture))
     assert all(np.abs(word.map).max() <= 1 + 1e-6 for word in match.words)
-    maps = dataclasses.replace(matcher, alignment="match_map").match("a red circle", picture)
+    maps = dataclasses.replace(matcher, alignment="match_map").match("a red circle", matcher.decode(picture))
     assert all(np.array_equal(a.map, b.map) for a, b in zip(match.words, maps.words, strict=True))
     assert match.similarity != maps.similarity
     ids, lengths = matcher.tokenizer.encode(["a red circle"])

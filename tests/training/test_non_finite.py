@@ -21,9 +21,12 @@ from groundray.stage.grounding import GroundingStage
 from groundray.training import loop, preflight, progression
 from groundray.training.checkpoint import CheckpointStore, Snapshot
 from groundray.training.checkpointer import Checkpointer
+from groundray.training.endings import Stopped
 from groundray.training.events import Event, Notice, StepDone
 from groundray.training.non_finite import NotFinite, is_finite, step_if_finite
-from groundray.training.worker import InProcess, Stopped
+from groundray.training.worker import InProcess
+
+pytestmark = pytest.mark.thorough  # whole runs, with every answer to losses that are not finite
 
 STEPS = 6  # of an epoch
 POISONED = (1, 3, 4, 6, 9, 10)

@@ -236,6 +236,7 @@ def test_each_layer_of_a_trunk_below_the_last_has_a_lower_rate(name: str) -> Non
     assert set_learning_rates(optimizer, stage_of(1, trunk_lr=2.0), 0, STEPS)["learning_rate/trunk"] == 2.0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224", "efficientnet_lite0", "vgg11"])
 def test_rates_of_timms_trunks_are_those_of_timms_own_decay(name: str) -> None:
     from timm.optim import param_groups_layer_decay

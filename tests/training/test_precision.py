@@ -32,6 +32,8 @@ from groundray.training.events import EpochDone, Event, Notice, StepDone
 from groundray.training.loop import encode, validate
 from groundray.training.worker import InProcess
 
+pytestmark = pytest.mark.thorough  # whole runs in every precision
+
 # Operators that have no deterministic algorithm on CUDA, as the documentation of torch.use_deterministic_algorithms
 # lists them (2.15), by their name in a profile.
 REFUSED = {

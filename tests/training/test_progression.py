@@ -15,6 +15,7 @@ from conftest import STAGES, SmallWorld
 
 from groundray import config
 from groundray.data.row_groups import read_rows
+from groundray.data.scenes.vocabulary import KINDS, SHAPES
 from groundray.data.schema import Dataset, arrow_schema
 from groundray.data.shards import write_shards
 from groundray.model import export
@@ -45,6 +46,7 @@ def whole(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return storage / "demo", alone(world.settings(f"--run.storage={storage}", stages=STAGES))
 
 
+@pytest.mark.thorough
 def test_a_run_starts_from_a_timm_trunk_without_the_hub_of_its_weights(
     world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +80,7 @@ def test_every_stage_is_run_and_reported(world: SmallWorld, whole: tuple[Path, l
     assert about_stages(folder) == STAGES.split(",")
 
 
+@pytest.mark.thorough
 def test_programs_are_sealed_and_leave_all_else_as_it_is(
     world: SmallWorld, whole: tuple[Path, list[Event]], tmp_path: Path
 ) -> None:
@@ -102,6 +105,7 @@ def about_stages(folder: Path) -> list[str]:
     return [stage.name for stage in export.about(folder / "model").stages]
 
 
+@pytest.mark.thorough
 def test_stage_starts_from_the_best_weights_of_the_previous_one(world: SmallWorld, tmp_path: Path) -> None:
     """The loss of its first step equals that of a run that starts from the exported model."""
     more = (f"--run.storage={tmp_path}", "--visual.epochs=3")
@@ -118,6 +122,7 @@ def test_stage_starts_from_the_best_weights_of_the_previous_one(world: SmallWorl
     assert began.read_bytes() == ended.read_bytes()
 
 
+@pytest.mark.thorough
 def test_best_epoch_is_exported(world: SmallWorld, tmp_path: Path) -> None:
     """With a learning rate at which the last epoch is not the best."""
     words = ("--visual.optimizer.lr=0.02", "--visual.epochs=3", f"--run.storage={tmp_path}")
@@ -133,6 +138,7 @@ def test_best_epoch_is_exported(world: SmallWorld, tmp_path: Path) -> None:
     assert all(torch.equal(exported[name], weights[name]) for name in weights)
 
 
+@pytest.mark.thorough
 def test_finished_stage_is_not_trained_again(world: SmallWorld, tmp_path: Path) -> None:
     words = [*world.settings(stages="visual,grounding"), f"--run.storage={tmp_path}"]
 
@@ -218,7 +224,7 @@ def test_expected_number_of_classes_is_checked(world: SmallWorld) -> None:
 @pytest.mark.parametrize(
     ("stage", "kind", "wanted"),
     [
-        ("visual", "captions", "'labelled_images'"),
+        ("visual", "captions", "'labelled_images' or 'scene_graphs'"),
         ("language", "scene_graphs", "'text' or 'captions'"),
         ("grounding", "text", "'captions'"),
         ("relational", "captions", "'scene_graphs'"),
@@ -230,6 +236,27 @@ def test_shards_of_another_kind_are_refused(world: SmallWorld, stage: str, kind:
         preflight.check(config.load("demo", words))
 
 
+@pytest.mark.thorough
+def test_the_visual_stage_trains_on_the_objects_of_scene_graphs(world: SmallWorld, tmp_path: Path) -> None:
+    graphs = [f"--visual.{part}={world.shards / 'scene_graphs' / part}" for part in ("train", "val")]
+    events = alone(world.settings(*graphs, "--visual.epochs=4", f"--run.storage={tmp_path}", stages="visual"))
+    done = [event for event in events if isinstance(event, EpochDone)]
+    assert all(set(event.metrics) == {"loss", "mean_average_precision"} for event in done)
+    assert losses(events)[-1] < 0.8 * losses(events)[0]
+    (result,) = (event.metrics for event in events if isinstance(event, StageDone))
+    assert result["mean_average_precision"] == max(event.metrics["mean_average_precision"] for event in done)
+    vocabulary = export.about(tmp_path / "demo" / "model").vocabulary["visual"]
+    assert set(vocabulary) == {"classes"}
+    assert set(vocabulary["classes"]) == {f"{noun}.n.01" for noun in (*SHAPES, *(kind.noun for kind in KINDS))}
+
+
+def test_the_visual_stage_is_validated_on_the_kind_that_it_trains_on(world: SmallWorld) -> None:
+    words = world.settings(f"--visual.train={world.shards / 'scene_graphs' / 'train'}", stages="visual")
+    with pytest.raises(ValueError, match=r"kind 'scene_graphs' .* kind 'labelled_images'"):
+        preflight.check(config.load("demo", words))
+
+
+@pytest.mark.thorough
 def test_every_stage_runs_in_bf16(world: SmallWorld, tmp_path: Path) -> None:
     words = [f"--{stage}.{setting}" for stage in STAGES.split(",") for setting in ("precision=bf16", "epochs=1")]
     events = alone(world.settings(*words, f"--run.storage={tmp_path}", stages=STAGES))
@@ -253,6 +280,7 @@ def test_language_stage_trains_on_captions(world: SmallWorld, tmp_path: Path) ->
     assert losses(events)[-1] < losses(events)[0]
 
 
+@pytest.mark.thorough
 def test_scene_graphs_without_relations_give_finite_losses(world: SmallWorld, tmp_path: Path) -> None:
     """No batch has a triplet; object classes are still trained."""
     for part in ("train", "val"):
@@ -282,6 +310,7 @@ REPAIRED = {
 }
 
 
+@pytest.mark.thorough
 def test_damaged_result_and_model_of_a_finished_run_are_written_again(
     world: SmallWorld, whole: tuple[Path, list[Event]], tmp_path: Path
 ) -> None:
@@ -301,6 +330,7 @@ def test_damaged_result_and_model_of_a_finished_run_are_written_again(
     assert not any(isinstance(event, Notice) for event in alone(words))
 
 
+@pytest.mark.thorough
 def test_stage_without_a_finite_validation_ends_with_an_error(
     world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

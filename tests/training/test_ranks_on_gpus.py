@@ -29,6 +29,8 @@ from groundray.distributed import barrier
 from groundray.training import gradient_sums, loop, preflight, progression
 from groundray.training.events import Event, Notice, StepDone
 
+pytestmark = pytest.mark.thorough  # several ranks on pretend GPUs
+
 POISONED = 2  # step of each epoch, counted from 0, in which rank 1's gradient is not finite
 STEPS = 4  # of an epoch
 

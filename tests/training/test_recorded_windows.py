@@ -13,6 +13,8 @@ from groundray.config import SettingsError
 from groundray.data.window import WINDOW
 from groundray.training import preflight
 
+pytestmark = pytest.mark.thorough  # whole runs, for what they record
+
 
 def checked(world: SmallWorld, storage: Path, *words: str) -> preflight.CheckedRun:
     stages = "grounding,language"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_time
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import CALM, STAGES, SmallWorld
-from test_workers import GlooWorker, alone, losses
+from test_workers import alone, losses, passes_on_a_rank
 from torch.multiprocessing.spawn import spawn
 
 from groundray import config
@@ -25,7 +25,6 @@ from groundray.data.plan import Cursor
 from groundray.data.row_groups import read_rows
 from groundray.data.schema import Dataset
 from groundray.data.stream import stream
-from groundray.distributed import barrier
 from groundray.model.grounded import GroundedModel
 from groundray.stage.protocol import Stage
 from groundray.storage.folder import Folder
@@ -33,6 +32,8 @@ from groundray.training import preflight, progression, trunk_features
 from groundray.training.events import EpochDone, FeaturesDone, FeaturesStarted, StepDone
 from groundray.training.trunk_features import TrunkFeatures, features_of, refusal, with_features
 from groundray.training.worker import InProcess
+
+pytestmark = pytest.mark.thorough  # whole runs with every way of keeping a trunk's features
 
 BITS: dict[str, Any] = {
     "rtol": 2**-7,
@@ -121,7 +122,7 @@ def test_the_loss_is_the_same_within_bfloat16(world: SmallWorld, tmp_path: Path)
 
 def test_a_trunk_that_an_earlier_stage_trained_has_features_of_its_own(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings(f"--run.storage={tmp_path}", "--grounding.epochs=1", stages="grounding,relational,retrieval")
-    events = alone([*words, "--relational.trains.trunk=false"])
+    events = alone([*words, "--relational.trains.trunk=false", "--features.keys=never"])
     told = [event.what for event in events if isinstance(event, FeaturesStarted)]
     assert told == ["relational.train", "relational.val", "retrieval.train", "retrieval.val"]
 
@@ -259,7 +260,7 @@ def test_hashing_the_features_is_progress(world: SmallWorld, tmp_path: Path, mon
         assert seen.count("poll") < 5, "a rank that waits gives no heartbeat"
         seen.append("poll")
 
-    monkeypatch.setattr(trunk_features.time, "sleep", polls)
+    own_time.give(monkeypatch, trunk_features, sleep=polls)
     waiting = InProcess(lambda _: None, rank=1, world_size=2, on_heartbeat=waits)
     trunk_features._finalized(features.spec, waiting, waiting.heartbeat)
 
@@ -316,22 +317,14 @@ def test_a_damaged_part_is_named_with_its_repair(world: SmallWorld, tmp_path: Pa
         read_rows(made, np.arange(made.rows), ["image"])
 
 
-def on_a_rank(rank: int, words: list[str], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    worker = GlooWorker(rank, 2)
-    progression.run_stages(preflight.check(config.load("demo", words)), worker)
-    if rank == 0:
-        told = [event.what for event in worker.events if isinstance(event, FeaturesDone)]
-        Path(folder, "found.json").write_text(json.dumps([told, losses(worker.events)]))
-    barrier()
-    dist.destroy_process_group()
-
-
 def test_ranks_make_them_together(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings(FROZEN, "--data.window=24")
     one = alone([*words, f"--run.storage={tmp_path}/one"])
-    spawn(on_a_rank, ([*words, f"--run.storage={tmp_path}/two", "--scaling.num_workers=2"], str(tmp_path)), nprocs=2)
+    spawn(
+        passes_on_a_rank,
+        ([*words, f"--run.storage={tmp_path}/two", "--scaling.num_workers=2"], str(tmp_path)),
+        nprocs=2,
+    )
     told, found = json.loads((tmp_path / "found.json").read_text())
     assert told == ["grounding.train", "grounding.val"]
     assert found == pytest.approx(losses(one), rel=1e-4)

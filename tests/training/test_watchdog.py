@@ -18,9 +18,14 @@ from groundray.training import watchdog
 from groundray.training.watchdog import Peers, Watchdog, stacks_since
 
 
-def test_worker_without_heartbeat_is_ended_with_its_stack_traces(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other_threads", [0, 110])
+def test_worker_without_heartbeat_is_ended_with_its_stack_traces(tmp_path: Path, other_threads: int) -> None:
+    """The worker's too where there are more threads than faulthandler writes."""
     reports: list[str] = []
     ended = threading.Event()
+    others = [threading.Thread(target=ended.wait, args=(20,)) for _ in range(other_threads)]
+    for other in others:
+        other.start()
     began = time.time()
     watching = Watchdog(0.2, Folder.at(tmp_path), 1, reports.append, ended.set)
 
@@ -29,6 +34,8 @@ def test_worker_without_heartbeat_is_ended_with_its_stack_traces(tmp_path: Path)
 
     hangs_in_here()
     watching.close()
+    for other in others:
+        other.join()
     (name,) = stacks_since(Folder.at(tmp_path), began - 1)
     assert re.match(r"worker 1 .* \d+ s \(scaling.hang_minutes\)", reports[0])
     assert reports[0].endswith(f"{tmp_path}/stacks/{name}")

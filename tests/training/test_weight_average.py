@@ -22,6 +22,8 @@ from groundray.training.events import EpochDone, Event, StepDone
 from groundray.training.weight_average import WeightAverage
 from groundray.training.worker import InProcess
 
+pytestmark = pytest.mark.thorough  # whole runs, of a setting that test_optimizer.py tests
+
 
 def test_average_is_that_of_a_loop_over_all_weights() -> None:
     model = nn.Linear(3, 2)

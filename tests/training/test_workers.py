@@ -23,7 +23,7 @@ from groundray.data.plan import Cursor
 from groundray.data.stream import Source, Step, stream
 from groundray.distributed import barrier
 from groundray.training import preflight, progression
-from groundray.training.events import Attempted, EpochDone, Event, StageDone, StageStarted, StepDone
+from groundray.training.events import Attempted, EpochDone, Event, FeaturesDone, StageDone, StageStarted, StepDone
 from groundray.training.gradient_sums import GradientSums
 from groundray.training.loop import compute_gradients
 from groundray.training.timing import PARTS, StepTimer
@@ -75,6 +75,19 @@ def on_a_rank(rank: int, runs: dict[str, list[str]], folder: str) -> None:
     dist.destroy_process_group()
 
 
+def passes_on_a_rank(rank: int, words: list[str], folder: str) -> None:
+    """Run the stages on one of two ranks; rank 0 writes the names of the passes that were made, and all losses."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    worker = GlooWorker(rank, 2)
+    progression.run_stages(preflight.check(config.load("demo", words)), worker)
+    if rank == 0:
+        told = [event.what for event in worker.events if isinstance(event, FeaturesDone)]
+        Path(folder, "found.json").write_text(json.dumps([told, losses(worker.events)]))
+    barrier()
+    dist.destroy_process_group()
+
+
 def first_losses(words: list[str], rank: int = 0, world_size: int = 1) -> dict[str, float]:
     """Return the loss of each stage's first step, on the weights that the run begins with."""
     torch.set_num_threads(1)
@@ -107,6 +120,7 @@ def alone(words: list[str]) -> list[Event]:
     return events
 
 
+@pytest.mark.thorough
 def test_one_worker_and_two_give_the_same_losses(world: SmallWorld, tmp_path: Path) -> None:
     """Dropout on, at each of more than 50 steps: to 1e-9 in float64, to 1e-4 in float32; bit by bit when run twice."""
     runs = {
@@ -136,6 +150,7 @@ def test_one_worker_and_two_give_the_same_losses(world: SmallWorld, tmp_path: Pa
     assert len(set(one["float32"])) == STEPS  # the loss changes at each step
 
 
+@pytest.mark.thorough
 def test_every_stage_has_equal_losses_on_one_worker_and_two(world: SmallWorld, tmp_path: Path) -> None:
     """Each step of every stage, with dropout, in both precisions, and a sample more on the first worker."""
     others = ("visual", "language", "relational", "retrieval")
@@ -160,6 +175,7 @@ def test_every_stage_has_equal_losses_on_one_worker_and_two(world: SmallWorld, t
         assert len(one) == 6 + 8 + 8 + 8
 
 
+@pytest.mark.thorough
 def test_first_loss_has_the_same_bits_on_one_two_and_four_workers(world: SmallWorld, tmp_path: Path) -> None:
     """In float32, with dropout, in chunks of three and two samples: one, two or four a worker."""
     words = [
@@ -176,6 +192,7 @@ def test_first_loss_has_the_same_bits_on_one_two_and_four_workers(world: SmallWo
         assert found == [expected] * world_size
 
 
+@pytest.mark.thorough
 def test_resumed_run_ends_with_equal_weights(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings("--grounding.epochs=3")
     whole = alone([*words, f"--run.storage={tmp_path}/whole"])
@@ -232,6 +249,7 @@ def test_result_and_events_of_a_run(world: SmallWorld, tmp_path: Path) -> None:
         assert 0.05 < event.metrics["peak_memory_gb"] < 20
 
 
+@pytest.mark.thorough
 def test_accumulation_gives_equal_losses_and_weights(world: SmallWorld, tmp_path: Path) -> None:
     """One chunk's graph at a time, in four chunks with dropout: bit-equal in every stage."""
     words = [
@@ -249,6 +267,7 @@ def test_accumulation_gives_equal_losses_and_weights(world: SmallWorld, tmp_path
         assert (tmp_path / "true" / file).read_bytes() == (tmp_path / "false" / file).read_bytes(), file
 
 
+@pytest.mark.thorough
 def test_learning_rate_halves(world: SmallWorld, tmp_path: Path) -> None:
     words = world.settings(
         "--grounding.epochs=3", "--grounding.optimizer.halve_every=2", "--grounding.optimizer.lr=0.01"
@@ -258,6 +277,7 @@ def test_learning_rate_halves(world: SmallWorld, tmp_path: Path) -> None:
     assert rates == {0: 0.01, 1: 0.01, 2: 0.005}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", [["--grounding.precision=bf16"], ["--grounding.clip_norm=0.01"]])
 def test_precision_and_clipping(world: SmallWorld, tmp_path: Path, words: list[str]) -> None:
     events = alone([*world.settings("--grounding.epochs=1"), f"--run.storage={tmp_path}", *words])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from groundray.analysis.inputs.compositional_scores import score_set
 from groundray.analysis.inputs.compositional_sets import read_sets
-from groundray.analysis.inputs.dual_encoder import TwoTowers, scores
+from groundray.analysis.inputs.dual_encoder import PretrainedEncoder, scores
 from groundray.data.image_decoder import UnusableImage, decode
 
 SUGAR = {"filename": "1.png", "caption": "red fruit", "negative_caption": "white fruit"}
@@ -181,7 +181,7 @@ def test_scores_are_those_of_one_entry_at_a_time(folder: Path) -> None:
     ]
     (folder / "coco_order.json").write_text(json.dumps(entries))
     (some,) = read_sets([f"aro={folder}"])
-    encoder = TwoTowers.load("clip", str(write_two_towers(folder / "clip")))
+    encoder = PretrainedEncoder.load("clip", str(write_two_towers(folder / "clip")))
     embedded = {number: encoder.images(arrays(encoder, picture(number))) for number in (1, 2, 3, 4)}
     blank = encoder.images(encoder.blank(arrays(encoder, picture(1))))
     for size in (1, 2, 64):
@@ -198,7 +198,7 @@ def test_scores_are_those_of_one_entry_at_a_time(folder: Path) -> None:
         assert (found.unusable, found.unknown) == ({}, 0)
 
 
-def arrays(encoder: TwoTowers, encoded: bytes) -> np.ndarray:
+def arrays(encoder: PretrainedEncoder, encoded: bytes) -> np.ndarray:
     return encoder.image_inputs.arrays(pa.table({"image": [encoded]}))
 
 
@@ -213,7 +213,7 @@ def test_pictures_that_cannot_be_used_spoil_only_their_entries(
     (folder / "test.jsonl").write_text(lines(*entries))
     (some,) = read_sets([f"vsr={folder}"])
     spoil(folder / "images" / "2.png")
-    encoder = TwoTowers.load("clip", str(write_two_towers(folder / "clip")))
+    encoder = PretrainedEncoder.load("clip", str(write_two_towers(folder / "clip")))
     found = score_set(encoder, some, 3)
     assert {number: problem.reason for number, problem in found.unusable.items()} == {1: reason, 2: reason}
     assert np.isnan(found.own[:, 0, 0]).tolist() == [False, True, True, False]

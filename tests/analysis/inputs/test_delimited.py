@@ -51,6 +51,7 @@ def tables(draw: st.DrawFn) -> tuple[list[tuple[str, float | None, str]], bytes]
     return rows, bytes_of_mark + out.getvalue().encode(encoding)
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tables())
 def test_a_table_of_any_dialect_reads_back_equal(

@@ -17,7 +17,8 @@ from analysis.two_towers import SIDE, write_two_towers
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from groundray.analysis.inputs.dual_encoder import DualEncoders, TwoTowers, is_dual_encoder, scores
+from groundray.analysis.inputs.dual_encoder import DualEncoders, PretrainedEncoder, scores
+from groundray.model.two_towers import is_two_towers
 
 TEXTS = ["a photo of a striped horse", "red fruit", "the white bear", "a " * 30]  # the last is cut
 KINDS = ["clip", "siglip", "align"]
@@ -40,7 +41,7 @@ def encoded(images: list[Image.Image]) -> pa.Table:
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_the_logits_of_transformers(kind: str, tmp_path: Path) -> None:
     folder = write_two_towers(tmp_path, kind)
-    encoder = TwoTowers.load(kind, str(folder))
+    encoder = PretrainedEncoder.load(kind, str(folder))
     V = encoder.images(encoder.image_inputs.arrays(encoded(pictures())))
     found = scores(encoder, V, encoder.texts(TEXTS))
 
@@ -63,7 +64,7 @@ def test_scores_are_the_logits_of_transformers(kind: str, tmp_path: Path) -> Non
 
 
 def test_blank_images_are_of_the_mean_colour(tmp_path: Path) -> None:
-    encoder = TwoTowers.load("clip", str(write_two_towers(tmp_path)))
+    encoder = PretrainedEncoder.load("clip", str(write_two_towers(tmp_path)))
     mean = tuple(round(255 * share) for share in AutoImageProcessor.from_pretrained(tmp_path).image_mean)
     arrays = encoder.image_inputs.arrays(encoded([Image.new("RGB", (SIDE, SIDE), mean)]))
     np.testing.assert_allclose(encoder.blank(arrays), arrays, atol=0.01)
@@ -74,8 +75,8 @@ def test_a_file_of_word_vectors_is_not_read_as_a_configuration(tmp_path: Path, m
     monkeypatch.setattr(AutoConfig, "from_pretrained", pytest.fail)
     (tmp_path / "glove.txt").write_text("zebra 1 2\n")
     (tmp_path / "vectors.parquet").write_bytes(b"")
-    assert not is_dual_encoder(str(tmp_path / "glove.txt"))
-    assert not is_dual_encoder(str(tmp_path))
+    assert not is_two_towers(str(tmp_path / "glove.txt"))
+    assert not is_two_towers(str(tmp_path))
 
 
 def test_a_model_is_loaded_once(tmp_path: Path) -> None:
@@ -87,11 +88,11 @@ def test_a_model_is_loaded_once(tmp_path: Path) -> None:
 def test_models_of_texts_alone_are_told_apart(tmp_path: Path) -> None:
     models.write(tmp_path / "bert", models.bert())
     write_two_towers(tmp_path / "clip")
-    assert is_dual_encoder(str(tmp_path / "clip"))
-    assert not is_dual_encoder(str(tmp_path / "bert"))
-    assert not is_dual_encoder(str(tmp_path / "nowhere"))
+    assert is_two_towers(str(tmp_path / "clip"))
+    assert not is_two_towers(str(tmp_path / "bert"))
+    assert not is_two_towers(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"bert is a bert: expected a model with a vector for each image"):
-        TwoTowers.load("bert", str(tmp_path / "bert"))
+        PretrainedEncoder.load("bert", str(tmp_path / "bert"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_incomplete_folders_are_named(lost: str, message: str, tmp_path: Path) -
     folder = write_two_towers(tmp_path / "clip")
     (folder / lost).unlink()
     with pytest.raises(ValueError, match=message) as raised:
-        TwoTowers.load("clip", str(folder))
+        PretrainedEncoder.load("clip", str(folder))
     assert str(folder) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -119,4 +120,4 @@ def test_lacking_weights_are_named(tmp_path: Path) -> None:
     tree["text_config"]["num_hidden_layers"] = 3
     (wider / "config.json").write_text(json.dumps(tree))
     with pytest.raises(ValueError, match=r"wider lacks weights of its model: text_model\.encoder\.layers\.2"):
-        TwoTowers.load("clip", str(wider))
+        PretrainedEncoder.load("clip", str(wider))

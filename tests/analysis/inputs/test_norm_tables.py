@@ -322,6 +322,7 @@ def test_the_embedded_worlds_norms(world: SmallWorld) -> None:
     assert [categories.left_out, features.left_out, phrases.left_out] == [{}, {}, {}]
 
 
+@pytest.mark.thorough
 def test_the_published_norms(published: Path) -> None:
     ratings = read_ratings(published / "concreteness.csv")
     assert len(ratings.of) == 39_954

@@ -44,6 +44,7 @@ def test_the_papers_categories_are_known_by_what_they_hold() -> None:
     assert not published.is_semcat(whole.word, whole.category)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not SEMCAT.exists(), reason=f"SemCat's categories are not there: {SEMCAT}")
 @pytest.mark.parametrize("own", [True, False])
 def test_published_silhouettes_stand_beside_the_papers_categories_alone(tmp_path: Path, own: bool) -> None:

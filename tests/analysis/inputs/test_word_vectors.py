@@ -10,12 +10,12 @@ import pytest
 from analysis.models import bert, word_pieces
 
 from groundray.analysis.inputs import vector_files
-from groundray.analysis.inputs.dual_encoder import is_dual_encoder
 from groundray.analysis.inputs.embedding import Embedder, Options
-from groundray.analysis.inputs.lexicon import Lexicon
+from groundray.analysis.inputs.lexicon import KnownTexts
 from groundray.analysis.inputs.model_loading import load_text_model
 from groundray.analysis.inputs.vector_files import write_vectors
 from groundray.analysis.inputs.word_vectors import WordVectors
+from groundray.model.two_towers import is_two_towers
 
 WORDS = {
     "horse": [2, 0],
@@ -132,7 +132,8 @@ def test_what_is_left_out_or_not_used_is_noted(tmp_path: Path) -> None:
 
 def test_word_vectors_and_a_language_model_share_their_words(file: Path) -> None:
     models = {"bert": Embedder("bert", bert(), word_pieces()), "glove": WordVectors(file)}
-    lexicon = Lexicon.of(models, ["striped horse", "zebra", "May", "horse", "striped bear"])
+    texts = ["striped horse", "zebra", "May", "horse", "striped bear"]
+    lexicon, _ = KnownTexts.of(models, texts).among(texts, 0.0)
     assert list(lexicon.row_of) == ["striped horse", "horse"]
     assert lexicon.unknown == {"bert": {"May"}, "glove": {"zebra", "striped bear"}}
     assert lexicon.vectors["glove"].tolist() == [[1, 2], [2, 0]]
@@ -145,7 +146,7 @@ def test_a_place_without_a_model_is_refused(tmp_path: Path) -> None:
             FileNotFoundError, match=r"a language model or a file of word vectors at .*glov.*, found nothing"
         ):
             load_text_model(place)
-        assert not is_dual_encoder(str(place))
+        assert not is_two_towers(str(place))
     (tmp_path / "glove.txt").write_text("a 1\n")
     with pytest.raises(ValueError, match="at least one text to embed, got none"):
         WordVectors(tmp_path / "glove.txt").embed([])

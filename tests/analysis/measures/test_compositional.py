@@ -168,6 +168,7 @@ def model(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(storage / "demo" / "model")
 
 
+@pytest.mark.thorough
 def test_the_command_measures_several_sets(
     model: str, world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

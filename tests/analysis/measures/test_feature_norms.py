@@ -50,6 +50,7 @@ def test_a_feature_that_the_vectors_tell_scores_and_chance_does_not() -> None:
     assert f1[1:].max() < 0.6
 
 
+@pytest.mark.thorough
 def test_processes_do_not_change_the_scores() -> None:
     vectors, has = made()
     models = {"m": vectors, "n": vectors**2}

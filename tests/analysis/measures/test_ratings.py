@@ -236,6 +236,7 @@ def test_invalid_input_is_refused(change: dict, message: str) -> None:
         ratings(**({"vectors": models, "words": WORDS, "sets": {"set": rated}} | change))
 
 
+@pytest.mark.thorough
 def test_glove_on_binders_attributes_is_plain_scikit_learns() -> None:
     """Median held-out rho .66 over 65 attributes, within .01; that of plain RidgeCV, unstandardised, within .01."""
     file = SHARED / "vectors" / "glove.6B.100d.txt.gz"

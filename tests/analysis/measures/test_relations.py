@@ -29,6 +29,7 @@ def found(model: Path, data: Path, out: Path) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.thorough
 def test_the_numbers_are_those_of_the_run(
     world: SmallWorld, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from groundray import analyse, config
 from groundray.analysis.inputs.class_texts import ClassTexts
-from groundray.analysis.inputs.dual_encoder import TwoTowers
+from groundray.analysis.inputs.dual_encoder import PretrainedEncoder
 from groundray.analysis.jobs import made_by_all
 from groundray.analysis.measures.zero_shot import zero_shot
 from groundray.analysis.request import AnalysisRequest
@@ -61,7 +61,7 @@ def test_equal_scores_are_wrong() -> None:
 def test_of_vectors_a_class_is_the_mean_of_its_sentences_at_length_one(tmp_path: Path) -> None:
     folder = write_two_towers(tmp_path)
     templates = ["a photo of a {}", "the {} ,", "{}"]
-    encoder = TwoTowers.load("clip", str(folder))
+    encoder = PretrainedEncoder.load("clip", str(folder))
     V = torch.nn.functional.normalize(torch.randn(4, 1, 8), dim=-1)
     found = ClassTexts(encoder, ["striped_horse", "red", "unheard"], templates)
     assert found.unknown == 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from made_up import MODELS, NASTY, analyses
 
 from groundray.analysis.report.document import (
+    FEWEST_DIVIDED,
     Report,
     as_json,
     files,
@@ -74,6 +77,26 @@ def made(report: Report) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def page(made: dict[str, bytes]) -> Page:
     return Page(made["report.html"].decode())
+
+
+@pytest.mark.thorough
+def test_pictures_drawn_by_processes_are_the_same(report: Report, made: dict[str, bytes]) -> None:
+    assert sum(name.endswith(".png") for name in made) >= FEWEST_DIVIDED
+    assert dict(files(report, processes=2)) == made
+
+
+@pytest.mark.thorough
+def test_pictures_that_a_process_cannot_draw_are_drawn_here(
+    report: Report, made: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a script whose main module starts it again in each process."""
+
+    def call(function: Any, calls: Any, _: int) -> Iterator[Any]:
+        yield function(*calls[0])
+        raise OSError("one of 2 processes was killed")
+
+    monkeypatch.setattr("groundray.analysis.report.document.call_in_processes", call)
+    assert dict(files(report, processes=2)) == made
 
 
 def test_everything_is_in_files_and_pictures_are_png(made: dict[str, bytes]) -> None:
@@ -176,6 +199,7 @@ def test_a_published_number_says_whether_it_was_printed_or_read_off() -> None:
     assert [text for text, _ in row[-2:]] == ["≈0.050", "0.102"]
 
 
+@pytest.mark.thorough
 def test_equal_reports_give_equal_bytes(report: Report, made: dict[str, bytes]) -> None:
     assert dict(files(report)) == made
 

@@ -204,7 +204,7 @@ def test_names_of_bars_side_by_side_do_not_overlap() -> None:
 def test_strata_are_bars_and_no_panels() -> None:
     whole, part = (Measure(key, key, 9, {"m": Value(0.5)}) for key in ("set/rho", "set/by/verbs/rho"))
     groups = Bars("set-strata", "Strata", "rho", {"all": whole.values, "verbs": part.values})
-    found = {name: figure for name, _, figure in pictures(Analysis("similarity", "", (whole, part), (), (groups,)))}
+    found = {name: drawing() for name, _, drawing in pictures(Analysis("similarity", "", (whole, part), (), (groups,)))}
     assert list(found) == ["measures", "set-strata"]
     assert [panel.get_title(loc="left") for panel in found["measures"].axes] == ["set/rho (n\u00a0=\u00a09)"]
 
@@ -275,9 +275,10 @@ def test_many_groups_of_bars_are_rows_from_above() -> None:
     assert drawn_x(panel, hollow=False) == list(range(MOST_UPRIGHT + 1))
 
 
+@pytest.mark.thorough
 def test_files_are_the_same_each_time_and_hold_no_ids_of_another_figure() -> None:
     def made() -> list[tuple[str, Figure]]:
-        return [(name, figure) for one in analyses() for name, _, figure in pictures(one)]
+        return [(name, drawing()) for one in analyses() for name, _, drawing in pictures(one)]
 
     for (name, figure), (_, again) in zip(made(), made(), strict=True):
         element = svg(figure, name)

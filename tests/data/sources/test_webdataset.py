@@ -191,6 +191,7 @@ def ids(folder: Path | str) -> list[str]:
     return read_rows(dataset, np.arange(dataset.rows), ["id"])["id"].to_pylist()
 
 
+@pytest.mark.thorough
 def test_tar_files_are_prepared_anywhere_and_what_is_missing_is_named(
     anywhere: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

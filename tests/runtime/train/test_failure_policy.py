@@ -20,11 +20,10 @@ from groundray.runtime.compat import (
 )
 from groundray.runtime.train.failure_policy import FailurePolicy, describe
 from groundray.runtime.train.scaling_policy import NoWorkers
-from groundray.training.accumulation import GraphsDoNotFit
 from groundray.training.attempts import Superseded
+from groundray.training.endings import GraphsDoNotFit, Stopped
 from groundray.training.events import Notice
 from groundray.training.non_finite import NotFinite
-from groundray.training.worker import Stopped
 
 
 @pytest.fixture

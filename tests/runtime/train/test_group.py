@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from groundray.runtime.compat import FailureDecision
 from groundray.runtime.train import group
 from groundray.runtime.train.group import (
     INTERFACE,
+    NodeTorchConfig,
     PartialGroupCleanup,
     interface_of,
     passed_on,
@@ -81,3 +83,29 @@ def test_a_group_that_fails_as_it_begins_is_taken_apart_and_no_other() -> None:
     leftovers.after_worker_group_training_start(second)
     leftovers.before_controller_execute_failure_decision(FailureDecision.RETRY)
     assert (first.taken_apart, second.taken_apart) == (1, 0)
+
+
+def test_all_ranks_join_where_the_first_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Workers:
+        def __len__(self) -> int:
+            return 2
+
+        def execute(self, work: Any, began: str, *arguments: Any) -> list[tuple[str, int]]:
+            asked.append((work, int(began) > 0, *arguments))
+            return [("10.77.0.2", 4001), ("10.77.0.3", 4002)]
+
+        def execute_single_async(self, rank: int, work: Any, *arguments: Any) -> int:
+            asked.append((work, rank, *arguments))
+            return rank
+
+    monkeypatch.setattr(group.ray, "get", lambda values: values)
+    config = NodeTorchConfig("gloo", 780)
+    config.backend_cls().on_start(Workers(), config)
+    assert asked == [
+        (group.prepare, True, 780),
+        (group.join, 0, config, 0, 2, "10.77.0.2", 4001),
+        (group.join, 1, config, 1, 2, "10.77.0.2", 4001),
+    ]
+    assert config.to_dict() == {"backend": "gloo", "timeout_s": 780}

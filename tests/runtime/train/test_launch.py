@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import own_time
 import pytest
 import ray
 import torch
@@ -17,10 +18,12 @@ from ray.exceptions import RayActorError
 
 from groundray import config
 from groundray.runtime.train import launch, ray_worker
+from groundray.runtime.train.mailbox import FLUSH_SECONDS, Mailbox
 from groundray.runtime.train.ray_worker import RayWorker
 from groundray.runtime.train.resources import DataCpuBudget
 from groundray.training import loop, preflight, recovery
-from groundray.training.accumulation import GraphsDoNotFit, offer_accumulation
+from groundray.training.accumulation import offer_accumulation
+from groundray.training.endings import GraphsDoNotFit
 from groundray.training.events import Event, Notice, StepDone
 from groundray.training.worker import InProcess
 
@@ -39,7 +42,7 @@ class Near:
 def mailbox(monkeypatch: pytest.MonkeyPatch) -> Near:
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(ray, "wait", lambda values, **_: (values, []))
-    actor: Any = ray_worker.Mailbox
+    actor: Any = Mailbox
     return Near(actor.__ray_metadata__.modified_class())
 
 
@@ -120,12 +123,12 @@ def test_notice_comes_though_there_is_nothing_to_tell(
 ) -> None:
     """As in a validation."""
     now = [100.0]
-    monkeypatch.setattr(ray_worker.time, "monotonic", lambda: now[0])
+    own_time.give(monkeypatch, ray_worker, monotonic=lambda: now[0])
     one = rank_0(mailbox)
     one.emit(Notice("before"))
     assert one.stop_reason() == ""
     mailbox.request_stop.remote("resized")
-    now[0] += ray_worker.FLUSH_SECONDS + 0.1
+    now[0] += FLUSH_SECONDS + 0.1
     assert one.stop_reason() == "resized"
 
 
@@ -140,6 +143,7 @@ def test_a_drained_machine_is_notice_but_the_end_of_the_run_outweighs_it(
     assert one.stop_reason() == "stopped"
 
 
+@pytest.mark.thorough
 def test_run_that_does_not_fit_on_its_gpu_goes_on_with_accumulation(
     world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

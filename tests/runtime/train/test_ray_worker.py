@@ -11,6 +11,7 @@ from conftest import SmallWorld
 from groundray import config
 from groundray.data.plan import Cursor
 from groundray.data.stream import stream
+from groundray.runtime.train import mailbox as mailboxes
 from groundray.runtime.train import ray_worker
 from groundray.runtime.train.resources import DataCpuBudget
 from groundray.training import preflight, progression
@@ -20,7 +21,7 @@ from groundray.training.worker import InProcess
 
 
 def test_a_step_that_is_done_again_is_no_progress() -> None:
-    mailbox = ray_worker.Mailbox.__ray_metadata__.modified_class()
+    mailbox = mailboxes.Mailbox.__ray_metadata__.modified_class()
     for step in (*range(1, 51), *range(31, 51)):
         mailbox.put([StepDone("grounding", 0, step, 100, {})])
     assert mailbox.steps_done() == 50
@@ -29,7 +30,7 @@ def test_a_step_that_is_done_again_is_no_progress() -> None:
 
 
 def test_the_end_of_a_run_outweighs_what_else_is_wanted() -> None:
-    mailbox = ray_worker.Mailbox.__ray_metadata__.modified_class()
+    mailbox = mailboxes.Mailbox.__ray_metadata__.modified_class()
     mailbox.request_stop("resized")
     assert mailbox.put([]) == "resized"
     assert mailbox.clear_request() == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import own_time
 import pytest
 import ray
 from mailboxes import Mailbox
@@ -11,7 +12,7 @@ from groundray.runtime import compat
 from groundray.runtime.compat import NoopDecision, ResizeDecision
 from groundray.runtime.train import scaling_policy
 from groundray.runtime.train.scaling_policy import ElasticWorkers, NoWorkers, WaitTimeout
-from groundray.training.worker import Stopped
+from groundray.training.endings import Stopped
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
 
 def test_a_run_that_waits_says_what_is_missing_and_ends(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(scaling_policy.time, "monotonic", lambda: now[0])
+    own_time.give(monkeypatch, scaling_policy, monotonic=lambda: now[0])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
     draining = set[str]()
@@ -106,7 +107,7 @@ def test_a_running_group_is_asked_before_it_is_resized(mailbox: Mailbox, monkeyp
         ElasticWorkers.__base__, "make_decision_for_running_worker_group", lambda *_: decision, raising=True
     )
     now = [0.0]
-    monkeypatch.setattr(scaling_policy.time, "monotonic", lambda: now[0])
+    own_time.give(monkeypatch, scaling_policy, monotonic=lambda: now[0])
     assert isinstance(workers.make_decision_for_running_worker_group(None, None), NoopDecision)
     assert mailbox.wanted == ["resized"]
     assert isinstance(workers.make_decision_for_running_worker_group(None, None), NoopDecision)

@@ -21,6 +21,8 @@ from groundray.training import preflight
 from groundray.training.events import EpochDone, Event, Notice, StepDone
 from groundray.training.timing import PARTS
 
+pytestmark = pytest.mark.thorough  # a run of several workers for what it exports
+
 Shown = dict[tuple[str, frozenset[tuple[str, str]]], float]  # values of gauges, by name and tags
 
 
