@@ -115,7 +115,7 @@ def test_options_of_commands_do_not_show_a_secret(
         lambda: analyse.main(["retrieval", f"--checkpoint={uri}"]),
         lambda: analyse.main(["axes", f"--model=m={uri}", f"--norms={world.source}/norms"]),
         lambda: search.main([f"--checkpoint={uri}", where[1], "--text=red"]),
-        lambda: serve.main([where[0], f"--images={uri}"]),
+        lambda: serve.main([where[0], f"--images={uri}", "--port=0"]),
         lambda: prepare.main(["scenes", "--out", uri]),
         lambda: sweep.main([f"--space=tracking.uri=choice:{uri}", "--metric=grounding/loss", *world.settings()]),
         lambda: sweep.main([f"--space=grounding.train=choice:{uri}", "--metric=grounding/loss", *world.settings()]),

@@ -60,7 +60,9 @@ COMMANDS: dict[str, Callable[[str, SmallWorld, Path], int]] = {
     "search": lambda model, world, _: search.main(
         ["--text=red", f"--checkpoint={model}", f"--images={world.shards}/captions/val"]
     ),
-    "serve": lambda model, world, _: serve.main([f"--checkpoint={model}", f"--images={world.shards}/captions/val"]),
+    "serve": lambda model, world, _: serve.main(
+        [f"--checkpoint={model}", f"--images={world.shards}/captions/val", "--port=0"]
+    ),
     "bench service": lambda model, world, _: bench.main(
         ["service", f"--checkpoint={model}", f"--images={world.shards}/captions/val"]
     ),

@@ -30,7 +30,7 @@ def words(world: SmallWorld, given: dict[str, str]) -> list[str]:
 
 
 def serves(world: SmallWorld, **given: str) -> int:
-    return serve.main(words(world, given))
+    return serve.main([*words(world, given), "--port=0"])
 
 
 def searches(world: SmallWorld, **given: str) -> int:

@@ -277,7 +277,7 @@ def test_invalid_serve_arguments_fail_before_ray_starts(
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # with one, the cluster's machines listen
     monkeypatch.setattr(cluster, "connect", lambda **_: pytest.fail("Ray was started"))
-    assert command.main([*place.options, *words]) == EXIT_USAGE
+    assert command.main([*place.options, "--port", "0", *words]) == EXIT_USAGE
     assert re.search(message, capsys.readouterr().err)
 
 
