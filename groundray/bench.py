@@ -15,7 +15,7 @@ import joblib
 from rich.console import Console
 
 from groundray.benchmarks.session import FEWEST_ROUNDS, Position, Session
-from groundray.cli.command import CHECKPOINT, CommandFailed, run_command, table_console, write_output
+from groundray.cli.command import CHECKPOINT, EXIT_FAILED, CommandFailed, run_command, table_console, write_output
 from groundray.cli.progress import Progress
 from groundray.cli.workdir import go_home, write_json
 
@@ -39,8 +39,8 @@ class Size(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None, clock: Callable[[], float] = time.perf_counter) -> int:
-    """Measure and return the exit status: 0 measured, 1 contenders compute different things, 2 the options or the data
-    cannot be used, 130 or 143 stopped by Ctrl-C or SIGTERM, after what was measured until then is printed."""
+    """Measure and return the exit status: 0 measured, 1 a contender fails or computes something else, 2 the options or
+    the data cannot be used, 130 or 143 stopped by Ctrl-C or SIGTERM, after what was measured until then is printed."""
     return run_command(partial(_run, argv, clock, clock()), interrupted="interrupted; nothing was measured")
 
 
@@ -77,7 +77,7 @@ def _run(argv: Sequence[str] | None, clock: Callable[[], float], started: float,
         write_json(options.json, found)
     if session.stopped:
         raise KeyboardInterrupt("interrupted; what had been measured is above")
-    return 0
+    return EXIT_FAILED if session.has_failures else 0
 
 
 def _show(progress: Progress, bench: str, position: Position) -> None:
@@ -272,18 +272,18 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is one)")
 
 
-def _natural(word: str) -> int:
-    number = int(word)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected at least 0, got {number}")
+def _natural(word: str, least: int = 0) -> int:
+    try:
+        number = int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {word!r}") from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected at least {least}, got {number}")
     return number
 
 
 def _positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
+    return _natural(word, least=1)
 
 
 def _measure_loss(options: argparse.Namespace, session: Session) -> Report:

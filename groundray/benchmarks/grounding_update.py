@@ -218,13 +218,13 @@ def _rows(
     if profiles:
         name = f"{case['batch']}-{way.precision}-{way}.txt".replace(" ", "-")
         Folder.at(profiles).make().write_bytes(name, step.profile().encode())
+    rates = {"of_product": _product_rate(str(case["device"]), way.precision)}
     if case["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()
     runs = turns.rounds({STEP: step}).get(STEP)
     if runs is None:
         return []
     figures = medians(runs)
-    rates = {"of_product": _product_rate(str(case["device"]), way.precision)}
     if case["device"] == "cuda" and (peak := peak_flops(torch.cuda.get_device_name(), way.precision)):
         rates["of_peak"] = peak
     of_rates = {name: figures["flops_per_second"] / rate for name, rate in rates.items()}

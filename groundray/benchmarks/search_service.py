@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import http.client
 import itertools
 import json
@@ -115,7 +116,7 @@ def measure(
                         session.stopped = session.stopped or stopped
                         return {"seconds": period}
 
-                    session.interleaved(titles[count], {REQUESTS: ask})
+                    session.once(titles[count], REQUESTS, ask)
     caption = (
         "Clients on the machine of the service, each with one request at a time; "
         f"{_plural(replicas, 'replica')}. The service answers 503 if too many wait. Memory of "
@@ -148,12 +149,15 @@ def run_clients(
         _sleep(WARM_FRACTION * duration, tick)
         before = memory()
         _sleep((1 - WARM_FRACTION) * duration, tick)
-    except KeyboardInterrupt:
-        stopped, duration = True, time.perf_counter() - started
-    stop.set()
-    for thread in threads:
-        thread.join()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:  # requests that are not answered by now are not counted
+        stopped, duration = True, min(duration, time.perf_counter() - started)
+        stop.set()
     after = memory()
+    with lock:
+        log = copy.deepcopy(log)  # clients of a period that was stopped may still be answered
     rows = []
     for kind in dict.fromkeys(request.kind for request in mix):
         times = log.times.get(kind, [])

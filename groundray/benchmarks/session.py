@@ -39,11 +39,16 @@ class Case:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that was not measured, and the reason."""
+    """A row that was not measured, and the reason.
+
+    Attributes:
+        failed: whether the contender failed, as opposed to being cut off or having no time.
+    """
 
     case: str
     contender: str
     reason: str
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Session:
         self._started = clock() if started is None else started
         self._shown = -math.inf
         self._cases: dict[str, Case] = {}
+        self._begun: set[str] = set()  # titles of cases
         self._runs_left: dict[str, dict[str, int]] = {}
         self._rates: dict[str, float] = {}  # seconds for work 1, by contender
         self._done = 0
@@ -107,6 +113,11 @@ class Session:
         for case in cases:
             self._cases[case.title] = case
             self._runs_left[case.title] = dict.fromkeys(case.contenders, self.repeats + case.warm_up)
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether a row has been measured."""
+        return bool(self._rounds)
 
     def left(self) -> float:
         """Return the seconds that are left, infinity without a limit."""
@@ -128,6 +139,7 @@ class Session:
         """
         if self.stopped:
             raise KeyboardInterrupt
+        self._begun.add(title)
         return Turns(self, self._cases[title], self._runs_left[title])
 
     def interleaved(self, title: str, runs: Mapping[str, Callable[[], Figures]]) -> dict[str, dict[str, list[float]]]:
@@ -142,20 +154,24 @@ class Session:
                 turns.first(name, run)
         return turns.rounds(runs)
 
+    def once(self, title: str, contender: str, run: Callable[[], Figures]) -> None:
+        """Begin a case and run its contender once, without a look at the time that is left."""
+        self.begin(title).once(contender, run)
+
     @contextlib.contextmanager
     def until_stopped(self) -> Iterator[None]:
         """Let a KeyboardInterrupt end the context quietly, if a row has been measured by then."""
         try:
             yield
         except KeyboardInterrupt:
-            if not self._rounds:
+            if not self.has_measured:
                 raise
             self.stopped = True
 
-    def leave_out(self, title: str, contender: str, reason: str) -> None:
-        """Record a row that is not measured for want of time."""
+    def leave_out(self, title: str, contender: str, reason: str, failed: bool = False) -> None:
+        """Record a row that is not measured, for want of time or because the contender fails."""
         self._runs_left[title][contender] = 0
-        self._left_out.append(LeftOut(title, contender, reason))
+        self._left_out.append(LeftOut(title, contender, reason, failed))
 
     def left_out(self) -> list[LeftOut]:
         """Return the rows that were not measured, with those that an interruption has cut off."""
@@ -173,12 +189,17 @@ class Session:
         for title in self._cases:
             out = [f"{row.contender} ({row.reason})" for row in self.left_out() if row.case == title]
             lines += [f"left out  {title}: {', '.join(out)}"] if out else []
-        if self._left_out:
+        if any(not row.failed for row in self._left_out):
             lines.append("left out  what does not fit into 3 minutes; --full measures it")
         for title, rounds in self._rounds.items():
             if (fewest := min(rounds.values(), default=self.repeats)) < self.repeats:
                 lines.append(f"rounds  {fewest} of {self.repeats}  {title}")
         return lines
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether a contender has failed."""
+        return any(row.failed for row in self._left_out)
 
     def as_json(self) -> dict[str, Any]:
         """Return what a report says of the session."""
@@ -219,9 +240,9 @@ class Session:
         """Return how many rows of cases that have not begun fit into some seconds, the first ones first."""
         count = 0
         for title, case in self._cases.items():
-            if any(left < self.repeats + case.warm_up for left in self._runs_left[title].values()):
-                continue  # it has begun
-            for name in case.contenders:
+            if title in self._begun:
+                continue
+            for name in (name for name, left in self._runs_left[title].items() if left):
                 needs = (self.expected(name, case.work) or 0) * (case.warm_up + self.fewest_rounds)
                 if needs <= seconds:
                     seconds -= needs
@@ -264,6 +285,13 @@ class Turns:
         self._end(contender, [self._session.clock() - started])
         return value
 
+    def once(self, contender: str, run: Callable[[], Figures]) -> None:
+        """Run a contender once, without a look at the time that is left."""
+        started = self._start(contender, new=True)
+        run()
+        self._end(contender, [self._session.clock() - started])
+        self._session.keep(self._case, {contender: 1})
+
     def drop(self, contender: str) -> None:
         """Take a contender that cannot run out of the plan."""
         self._runs_left[contender] = 0
@@ -272,7 +300,8 @@ class Turns:
         """Run the contenders that are left in turns, A B C A B C ...
 
         A machine that slows down during the benchmark slows all contenders alike. The rounds end early where the next
-        one would take longer than what is left, or a later row its place.
+        one would take longer than what is left, or a later row its place. A contender that fails is left out if
+        something else has been measured, which would be lost otherwise.
 
         Returns:
             The figures of each whole round, by contender and name.
@@ -288,9 +317,16 @@ class Turns:
                 for name in names:
                     if turn or self._fits(name):
                         start = self._start(name, new=not turn and name not in self._ran)
-                        values[name] = runs[name]()
-                        taken[name].append(session.clock() - start)
-                        self._end(name, taken[name])
+                        try:
+                            values[name] = runs[name]()
+                        except Exception as error:
+                            if not (session.has_measured or found or values):
+                                raise
+                            reason = f"fails in round {turn + 1}: {type(error).__name__}: {error}"
+                            session.leave_out(self._case.title, name, reason, failed=True)
+                        else:
+                            taken[name].append(session.clock() - start)
+                            self._end(name, taken[name])
             except KeyboardInterrupt:
                 if not found and not values:
                     raise
@@ -304,7 +340,7 @@ class Turns:
             if session.stopped:
                 break
         if found:
-            session.keep(self._case, dict.fromkeys(found, turn))
+            session.keep(self._case, {name: len(next(iter(of.values()))) for name, of in found.items()})
         if not session.stopped:
             self._runs_left.update(dict.fromkeys(self._runs_left, 0))
         return found

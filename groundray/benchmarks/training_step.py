@@ -25,6 +25,7 @@ from groundray.benchmarks.measure import (
 )
 from groundray.benchmarks.session import Case, Session
 from groundray.config import Settings
+from groundray.data.schema import Dataset
 from groundray.storage.folder import Folder
 from groundray.training import in_process, layout, preflight
 from groundray.training.events import Event, StepDone
@@ -35,6 +36,7 @@ BASELINE = PIXELS
 PHOTOS, FEW_PHOTOS, HELD_OUT = 384, 256, 16  # few where time is limited
 PROFILED = 3  # steps of each contender
 FIRST_FEW = 2  # steps of a run that are not counted
+FEWEST_STEPS = 2  # of an epoch: a run of two epochs then has some that count
 CASE = "two epochs"
 FRACTIONS = (*PARTS, "other")
 COLUMNS = (
@@ -114,16 +116,24 @@ def measure(
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="groundray-bench-")))
-        photos = PHOTOS if session.limit is None else FEW_PHOTOS
-        session.note(f"generating {HELD_OUT if data else photos + HELD_OUT} images")
-        held_out = str(write_photos(folder / "held-out", HELD_OUT).folder)
-        data = data or str(write_photos(folder / "seen", photos).folder)
+        held_out, seen = folder / "held-out", data or str(folder / "seen")
         on_device = [f"--scaling.use_gpu={str(chosen_device(device) == 'cuda').lower()}"] if device else []
-        settings = config.load(preset, [*_words(folder, data, held_out), *on_device, *words])
+        settings = config.load(preset, [*_words(folder, seen, str(held_out)), *on_device, *words])
         if settings.stage("grounding").trains_trunk:
             raise ValueError(
                 f"{preset}: expected a frozen trunk, got grounding.trains.trunk true: features need fixed weights"
             )
+        fewest = FEWEST_STEPS * settings.stage("grounding").batch_size
+        if data and (given := Dataset.open(data).rows) < fewest:
+            raise ValueError(
+                f"--data {data}: expected at least {fewest:,} images ({FEWEST_STEPS} batches), got {given:,}: give a "
+                "smaller --grounding.batch_size"
+            )
+        photos = 0 if data else max(fewest, PHOTOS if session.limit is None else FEW_PHOTOS)
+        session.note(f"generating {photos + HELD_OUT} images")
+        write_photos(held_out, HELD_OUT)
+        if photos:
+            write_photos(Path(seen), photos)
         runs = {
             name: Run(one, tell=partial(_tell, session, name)) for name, one in contenders(settings, workers).items()
         }
@@ -138,6 +148,10 @@ def measure(
         with session.until_stopped():
             found |= session.interleaved(CASE, runs)
             for name in found if profile and not session.stopped else ():
+                if (needs := session.expected(name, 1.0) or 0.0) > (left := session.left()):
+                    reason = f"needs about {needs:.0f} s, {max(0.0, left):.0f} s were left for it"
+                    session.leave_out(CASE, f"the profile of {name}", reason)
+                    continue
                 session.note(f"a profile of {name}, to {profile}")
                 write_profile(runs[name].settings, Folder.at(str(profile)))
     case = {

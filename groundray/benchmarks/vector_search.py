@@ -60,14 +60,14 @@ def measure(count: int, width: int, threads: int, session: Session) -> Report:
     rows: list[Row] = []
     with session.until_stopped():
         built = build_all(builds, vectors, list(titles.values()), session)
+        recalls = {name: recall(nearest(queries, K), exact) for name, (nearest, _) in built.items()}
         for together, title in titles.items():
             case = {"vectors": count, "width": width, "together": together}
             runs = session.interleaved(
                 title, {name: timed(nearest, queries, together) for name, (nearest, _) in built.items()}
             )
             for name, of in runs.items():
-                nearest, build = built[name]
-                figures = {**_times(of), "recall": recall(nearest(queries, K), exact), "build": build}
+                figures = {**_times(of), "recall": recalls[name], "build": built[name][1]}
                 rows.append(Row(case, name, figures, of))
             if len(builds) == 1:
                 rows.append(Row(case, "FAISS", {"median": Missing("pip install groundray[search]")}))

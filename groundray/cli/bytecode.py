@@ -46,10 +46,9 @@ def package(name: str) -> str:
     return name.partition(":")[0].partition(".")[0]
 
 
-def import_all(names: Iterable[str]) -> list[str]:
-    """Import what `imported` returns, and return what cannot be imported here, such as what another platform has."""
+def import_all(names: Iterable[str]) -> None:
+    """Import what `imported` returns, as far as it can be imported here: some is for another platform."""
     logging.disable()
-    failed = []
     for name in sorted(names):
         module, _, attribute = name.partition(":")
         try:
@@ -59,8 +58,7 @@ def import_all(names: Iterable[str]) -> list[str]:
                 if attribute and not hasattr(found, attribute):
                     importlib.import_module(f"{module}.{attribute}")
         except Exception:  # noqa: BLE001  a library that cannot be loaded is told of where it is used
-            failed.append(name)
-    return failed
+            continue
 
 
 def main() -> int:

@@ -36,10 +36,11 @@ def with_embedded_world(settings: Settings, console: Console) -> Settings:
     Raises:
         SettingsError: another data set, the storage or the cluster cannot be used; the message gives the repair.
     """
-    place = missing_world(settings)
-    if place is None:
-        return settings
     try:
+        place = missing_world(settings)
+        if place is None:
+            _tell_of_one_machine(settings, console)
+            return settings
         if not _is_there(place):
             _check_the_rest(settings)
             _draw(place, console)
@@ -51,10 +52,13 @@ def with_embedded_world(settings: Settings, console: Console) -> Settings:
 def undrawn_world(settings: Settings) -> tuple[Settings, str | None, str | None]:
     """Return for a run that starts nothing: the settings as `with_embedded_world` returns them, a line that says what
     would be drawn first, if anything, and why it could not be."""
-    place = missing_world(settings)
-    if place is None:
-        return settings, None, None
     line = problem = None
+    try:
+        place = missing_world(settings)
+        if place is None:
+            return settings, None, None
+    except (OSError, ValueError) as error:
+        return settings, None, str(error)
     try:
         if not _is_there(place):
             line = f"{place} is missing: the run draws the embedded world there first, {ABOUT[place.local]}"
@@ -69,10 +73,25 @@ def missing_world(settings: Settings) -> Folder | None:
     it, or it is in `data/scenes` already."""
     if not _parts(settings) or _is_there(Folder.at(WORLD)):
         return None
+    return _shared_place(settings) or Folder.at(WORLD)
+
+
+def _shared_place(settings: Settings) -> Folder | None:
+    """Return where a cluster's machines all see the world; None where it belongs in the working directory."""
     storage = settings.run.storage
     # elsewhere than under the working directory of this machine, which others may not see
     shared = given_address() and ("://" in storage or Path(storage).expanduser().is_absolute())
-    return Folder.at(storage) / SHARED_WORLD if shared else Folder.at(WORLD)
+    return Folder.at(storage) / SHARED_WORLD if shared else None
+
+
+def _tell_of_one_machine(settings: Settings, console: Console) -> None:
+    """Print that a run on a cluster uses the world in this machine's working directory, if it does."""
+    if _parts(settings) and (shared := _shared_place(settings)):
+        console.print(
+            f"data  {Folder.at(WORLD)} is used: every machine of the cluster must see it. If they do not, move it "
+            f"away, and it is drawn in {shared}",
+            soft_wrap=True,
+        )
 
 
 def _parts(settings: Settings) -> dict[str, str]:
@@ -110,6 +129,7 @@ def _check_the_rest(settings: Settings) -> None:
     from groundray.training import preflight
 
     preflight.check_storage(settings)
+    preflight.check_model(settings)
     launch.check_cluster(settings)
     drawn = _parts(settings)
     for stage in settings.stages:

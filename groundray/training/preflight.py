@@ -146,29 +146,11 @@ def check(settings: Settings) -> CheckedRun:
         FileNotFoundError, ValueError: shards, tokenizer or weights cannot be used, or there is no compiler for
             `scaling.compile` or no decoder for `data.jpeg_decoding`; the message names the repair.
     """
-    check_compiler(settings)
-    check_decoder(settings)
+    start = check_model(settings)
     settings = _with_recorded_windows(settings)
     tokenizer = load_tokenizer(settings.model.language)
-    trunk = settings.model.trunk
-    check_trunk(trunk.name, "none" if settings.run.start_from else trunk.weights, settings.model.image_size)
     check_encoder(settings, tokenizer)
-    if settings.run.start_from and not settings.run.start_folder:  # else it would start from scratch
-        raise SettingsError(
-            f"run.start_from: expected a folder or URL, or its files in run.start_files, got {settings.run.start_from}"
-            ": download the model with `mlflow artifacts download` and give its folder"
-        )
-    if settings.run.continue_from and not (folder_of(settings) / CHECKPOINTS).exists():
-        check_continued(settings.run.continue_from, settings.stages[0])
-    start = export.about(settings.run.start_folder) if settings.run.start_folder else None
-    start_heads = set(start.stage(settings.run.start_stage).heads) if start else set()
-    for index, name in enumerate(settings.stages):
-        for needed in NEEDS.get(name, ()):
-            if needed not in start_heads and needed not in settings.stages[:index]:
-                raise ValueError(
-                    f"stage {name} needs the head of stage {needed}, which has not been trained: put {needed} before "
-                    "it (stages), or start from a model that has it (run.start_from)"
-                )
+    start_heads = _heads(start, settings)
     stages = tuple(STAGES[name](settings, tokenizer) for name in settings.stages)
     for stage in stages:
         _check_validations(stage)
@@ -179,6 +161,40 @@ def check(settings: Settings) -> CheckedRun:
         _check_trunk_layers(stage, settings)
     settings = settings.with_windows({stage.name: stage.train.plan.window for stage in stages})
     return CheckedRun(settings, folder_of(settings), tokenizer, stages)
+
+
+def check_model(settings: Settings) -> export.About | None:
+    """Check what needs no data: compiler, decoder, trunk, and the model that the run starts from. Returns what is known
+    of that model, None if the run starts from no model of groundray's.
+
+    Raises:
+        FileNotFoundError, ValueError: as `check`.
+    """
+    check_compiler(settings)
+    check_decoder(settings)
+    trunk = settings.model.trunk
+    check_trunk(trunk.name, "none" if settings.run.start_from else trunk.weights, settings.model.image_size)
+    if settings.run.start_from and not settings.run.start_folder:  # else it would start from scratch
+        raise SettingsError(
+            f"run.start_from: expected a folder or URL, or its files in run.start_files, got {settings.run.start_from}"
+            ": download the model with `mlflow artifacts download` and give its folder"
+        )
+    if settings.run.continue_from and not (folder_of(settings) / CHECKPOINTS).exists():
+        check_continued(settings.run.continue_from, settings.stages[0])
+    start = export.about(settings.run.start_folder) if settings.run.start_folder else None
+    for index, name in enumerate(settings.stages):
+        for needed in NEEDS.get(name, ()):
+            if needed not in _heads(start, settings) and needed not in settings.stages[:index]:
+                raise ValueError(
+                    f"stage {name} needs the head of stage {needed}, which has not been trained: put {needed} before "
+                    "it (stages), or start from a model that has it (run.start_from)"
+                )
+    return start
+
+
+def _heads(start: export.About | None, settings: Settings) -> set[str]:
+    """Return the heads of the model that a run starts from."""
+    return set(start.stage(settings.run.start_stage).heads) if start else set()
 
 
 def _check_warmup(stage: Stage) -> None:

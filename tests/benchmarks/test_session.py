@@ -154,6 +154,66 @@ def test_what_cannot_run_is_no_longer_planned() -> None:
     assert (bench.shown[-1].done, bench.shown[-1].total) == (1, 2)
 
 
+def test_a_contender_that_was_left_out_early_does_not_take_a_later_case_its_time() -> None:
+    """Such as one that would take too long to build."""
+    bench = Bench(A=0.2, B=0.2)
+    session = bench.session(repeats=300, limit=30)
+    session.plan([Case("one", ("A", "B")), Case("two", ("A", "B"), work=16)])
+    for title in ("one", "two"):
+        session.leave_out(title, "B", "takes long to build")
+    found = {
+        title: session.interleaved(title, {"A": bench.run("A", work)}) for title, work in (("one", 1), ("two", 16))
+    }
+    assert len(found["two"]["A"]["number"]) >= 3
+    assert {row.contender for row in session.left_out()} == {"B"}
+    assert bench.now <= 30
+
+
+def test_a_contender_that_fails_is_named_and_the_others_are_measured() -> None:
+    bench = Bench(A=1, B=1)
+    runs = bench.runs()
+
+    def fail() -> Mapping[str, float]:
+        if bench.calls.count("B") == 3:  # after the warm-up and two rounds
+            raise RuntimeError("out of memory")
+        return bench.run("B")()
+
+    session = bench.session()
+    session.plan([Case("small", ("A", "B")), Case("large", ("A", "B"))])
+    found = session.interleaved("small", runs | {"B": fail})
+    assert {name: len(of["number"]) for name, of in found.items()} == {"A": 5, "B": 2}
+    assert session.left_out() == [LeftOut("small", "B", "fails in round 3: RuntimeError: out of memory", failed=True)]
+    assert session.has_failures
+    assert session.remarks() == [
+        "left out  small: B (fails in round 3: RuntimeError: out of memory)",
+        "rounds  2 of 5  small",
+    ]
+    assert session.interleaved("large", bench.runs()).keys() == {"A", "B"}
+
+
+def test_a_failure_before_anything_is_measured_is_raised() -> None:
+    bench = Bench(A=1)
+
+    def fail() -> Mapping[str, float]:
+        raise RuntimeError("out of memory")
+
+    session = bench.session()
+    session.plan([Case("small", ("A",), warm_up=False)])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        session.interleaved("small", {"A": fail})
+
+
+def test_a_row_whose_length_was_chosen_by_the_time_left_is_measured_whatever_it_takes() -> None:
+    bench = Bench(A=5)
+    session = bench.session(repeats=1, limit=4)
+    session.expect("A", 1.0)
+    session.plan([Case("one", ("A",), work=5, warm_up=False)])
+    session.once("one", "A", bench.run("A"))
+    assert bench.calls == ["A"]
+    assert session.has_measured
+    assert session.left_out() == []
+
+
 def test_the_position_tells_what_runs_how_many_runs_are_done_and_the_time_left() -> None:
     bench = Bench(A=1, B=3)
     bench.measure(bench.session(repeats=2), {"small": 1, "large": 10})

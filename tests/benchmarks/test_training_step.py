@@ -36,3 +36,10 @@ def test_a_trunk_that_learns_has_no_features(world: SmallWorld) -> None:
             *("demo", ["--grounding.trains.trunk=true"], f"{world.shards}/captions/train"),
             *(1, None, None, Session(repeats=1)),
         )
+
+
+def test_fewer_images_than_two_batches_are_refused_before_any_run(world: SmallWorld) -> None:
+    """The first steps of a run are not counted: of one batch an epoch none would be left."""
+    words = ["--grounding.trains.trunk=false", "--grounding.batch_size=40"]  # of 72 images
+    with pytest.raises(ValueError, match=r"expected at least 80 images \(2 batches\), got 72"):
+        measure("demo", words, f"{world.shards}/captions/train", 0, "cpu", None, Session(repeats=1))

@@ -112,11 +112,10 @@ def run(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
-@pytest.mark.slow  # each process imports everything
+@pytest.mark.thorough  # each process imports everything
 def test_a_process_that_is_killed_while_it_draws_leaves_nothing_that_is_taken_for_whole() -> None:
-    for _ in range(2):
-        assert run(KILLED).returncode == -signal.SIGKILL
-        assert not Path(WORLD).exists()
+    assert run(KILLED).returncode == -signal.SIGKILL
+    assert not Path(WORLD).exists()
     quick = ("--stages=language", "--language.epochs=1", "--language.batch_size=8", "--analysis.enabled=false")
     ended = run(DRAWS, *quick)
     assert ended.returncode == 0, ended.stderr
@@ -167,6 +166,35 @@ def test_a_cluster_that_is_gone_is_named_before_anything_is_drawn(monkeypatch: p
     assert not Path("data").exists()
 
 
+@pytest.mark.parametrize("place", ["data", WORLD])
+def test_a_place_that_cannot_be_used_is_named(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file, where a folder is expected."""
+    Path(place).parent.mkdir(exist_ok=True)
+    Path(place).touch()
+    for more in ([], ["--dry-run"]):
+        assert train.main(["--scaling.num_workers=0", "--tracking.enabled=false", *more]) == 2
+        shown = capsys.readouterr()
+        assert str(Path(place).absolute()) in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--run.start_from=typo/model", "typo/model"),
+        ("--stages=retrieval", "stage retrieval needs the head of stage"),
+        ("--model.trunk.name=typo", "typo"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named_before_anything_is_drawn(
+    setting: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--dry-run"]):
+        assert train.main(["--scaling.num_workers=0", "--tracking.enabled=false", setting, *more]) == 2
+        shown = capsys.readouterr()
+        assert message in shown.out + shown.err
+    assert not Path("data").exists()
+
+
 @pytest.mark.thorough
 def test_on_a_cluster_it_is_where_all_machines_see_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shared = demo(f"--run.storage={tmp_path}/mnt")
@@ -184,6 +212,12 @@ def test_on_a_cluster_it_is_where_all_machines_see_it(monkeypatch: pytest.Monkey
     assert all(str(path).startswith(f"{tmp_path}/mnt/{SHARED_WORLD}/") for path in paths)
     assert settings.identity() == shared.identity()  # it resumes wherever the world was drawn
     assert drawn(shared) == (settings, [])
+
+    Path(WORLD, "notes").mkdir(parents=True)
+    here, lines = drawn(shared)  # what is in the working directory comes first, and other machines may not see it
+    assert here == shared
+    assert [line.split()[1] for line in lines] == [f"{tmp_path}/{WORLD}"]
+    assert "every machine of the cluster must see" in lines[0]
 
 
 @pytest.mark.thorough
