@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from conftest import SmallWorld
 
-from groundray import config
 from groundray.data.plan import Cursor
 from groundray.runtime.tune import population
 from groundray.storage.folder import Folder
@@ -109,7 +108,6 @@ def test_the_weakest_member_takes_up_the_strongest_ones_training(
     for name, number in begun.items():
         again = len(attempts.begun(Folder.at(tmp_path / "swept" / "trials" / name)))
         assert again <= number + 1  # a finished run looks at itself once more
-    assert config.load("demo", world.settings()).run.continue_from is None
 
 
 def start(given: list[str], storage: Path) -> subprocess.Popen[str]:

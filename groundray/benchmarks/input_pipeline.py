@@ -247,7 +247,7 @@ def write_photos(folder: Path, count: int) -> Dataset:
                 "captions": [f"a photo of noise, number {number}, seen {times} times" for times in range(5)],
             }
 
-    return write_shards(Folder.at(folder / "photos").make(), "captions", rows(), {}, {"noise": count})
+    return write_shards(Folder.at(folder).make(), "captions", rows(), {}, {"noise": count})
 
 
 def scaled(noise: np.ndarray, side: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from groundray.config import Settings, SettingsError, StageName, TrainedLanguage, flatten
+from groundray.config import Stage as StageSettings
 from groundray.data.plan import Plan
 from groundray.data.schema import Dataset
 from groundray.data.shards import verify_shards
@@ -43,7 +44,7 @@ from groundray.training.encoder_check import check_encoder
 from groundray.training.identity import Identity
 from groundray.training.jpeg_decoding import check_decoder
 from groundray.training.layout import CHECKPOINTS, features_folder, folder_of
-from groundray.training.recovery import check_continued
+from groundray.training.recovery import another_runs, check_continued
 from groundray.training.trunk_features import refusal
 from groundray.versions import code_version, library_versions, version_of
 
@@ -152,6 +153,8 @@ def check(settings: Settings) -> CheckedRun:
     check_encoder(settings, tokenizer)
     start_heads = _heads(start, settings)
     stages = tuple(STAGES[name](settings, tokenizer) for name in settings.stages)
+    if continued := _continued(settings):
+        _check_fits_checkpoint(stages[0], continued)
     for stage in stages:
         _check_validations(stage)
         if start and stage.name in start_heads and not stage.settings.new_head:
@@ -179,8 +182,8 @@ def check_model(settings: Settings) -> export.About | None:
             f"run.start_from: expected a folder or URL, or its files in run.start_files, got {settings.run.start_from}"
             ": download the model with `mlflow artifacts download` and give its folder"
         )
-    if settings.run.continue_from and not (folder_of(settings) / CHECKPOINTS).exists():
-        check_continued(settings.run.continue_from, settings.stages[0])
+    if continued := _continued(settings):
+        check_continued(continued, settings.stages[0])
     start = export.about(settings.run.start_folder) if settings.run.start_folder else None
     for index, name in enumerate(settings.stages):
         for needed in NEEDS.get(name, ()):
@@ -190,6 +193,11 @@ def check_model(settings: Settings) -> export.About | None:
                     "it (stages), or start from a model that has it (run.start_from)"
                 )
     return start
+
+
+def _continued(settings: Settings) -> str | None:
+    """Return the checkpoint of another run that a run continues; None if it continues none, or has its own already."""
+    return settings.run.continue_from if not (folder_of(settings) / CHECKPOINTS).exists() else None
 
 
 def _heads(start: export.About | None, settings: Settings) -> set[str]:
@@ -205,6 +213,53 @@ def _check_warmup(stage: Stage) -> None:
             f"{stage.name}.optimizer.warmup: expected fewer than the stage's {steps} steps, got {warmup}: shorten the "
             "warm-up, or train for more epochs"
         )
+
+
+def _check_fits_checkpoint(stage: Stage, url: str) -> None:
+    """Check that a stage can go on from another run's checkpoint: from its place in the epochs, with its moments.
+
+    Raises:
+        SettingsError: it cannot; the message gives the repair.
+    """
+    store, name = another_runs(url)
+    checkpoint, steps = store.get(name), stage.train.plan.steps
+    cursor, epochs = checkpoint.cursor, stage.settings.epochs
+    if cursor.epoch >= epochs:
+        raise SettingsError(
+            f"run.continue_from: expected a checkpoint within the {epochs} of {stage.name}.epochs, got {url} with "
+            f"{cursor.epoch} done: raise {stage.name}.epochs, or continue an earlier checkpoint"
+        )
+    if checkpoint.done != cursor.epoch * steps + cursor.step:
+        raise SettingsError(
+            f"run.continue_from: expected a checkpoint of {steps} steps an epoch, as {stage.name}.batch_size and "
+            f"{stage.name}.train give, got {url} with {checkpoint.done} steps at step {cursor.step} of epoch "
+            f"{cursor.epoch}: use that run's batch size and data, or start from its model (run.start_from)"
+        )
+    if not (recorded := identity.recorded(store.attempt.run)):
+        return
+    before, now = _numbering(recorded.stage(stage.name)), _numbering(stage.settings)
+    different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if different:
+        expected, got = (
+            ", ".join(f"{stage.name}.{name} {values.get(name)}" for name in different) for values in (before, now)
+        )
+        raise SettingsError(
+            f"run.continue_from: expected {expected}, with which {url} was trained, got {got}: its moments fit no "
+            "other parameters. Use that run's settings, or start from its model (run.start_from)"
+        )
+
+
+def _numbering(settings: StageSettings) -> dict[str, Any]:
+    """Return the settings that decide a checkpoint's parameters, their numbers and their moments, by name."""
+    optimizer, trains = settings.optimizer, settings.trained
+    return {
+        **{f"trains.{name}": value for name, value in flatten(trains.model_dump() if trains else {})},
+        "optimizer.kind": optimizer.kind,
+        # the optimizer numbers its parameters by group: by decay or not, and by layer
+        "optimizer.weight_decay": "0" if optimizer.weight_decay == 0 else "above 0",
+        "optimizer.layer_decay": "1" if optimizer.layer_decay == 1 else "below 1",
+        "optimizer.trunk_layer_decay": "1" if optimizer.trunk_layer_decay == 1 else "below 1",
+    }
 
 
 def _check_adapters(stage: Stage, settings: Settings) -> None:

@@ -8,6 +8,7 @@ import pytest
 from conftest import CALM, SmallWorld
 
 from groundray import config
+from groundray.benchmarks import training_step
 from groundray.benchmarks.session import Session
 from groundray.benchmarks.training_step import ALONE, ALONE_PIXELS, CACHED, FRACTIONS, PIXELS, Run, contenders, measure
 
@@ -43,3 +44,14 @@ def test_fewer_images_than_two_batches_are_refused_before_any_run(world: SmallWo
     words = ["--grounding.trains.trunk=false", "--grounding.batch_size=40"]  # of 72 images
     with pytest.raises(ValueError, match=r"expected at least 80 images \(2 batches\), got 72"):
         measure("demo", words, f"{world.shards}/captions/train", 0, "cpu", None, Session(repeats=1))
+
+
+def test_images_are_drawn_where_none_are_given(world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches at least."""
+    monkeypatch.setattr(training_step, "PHOTOS", 4)
+    tokenizer = f"--model.language.tokenizer={world.source}/tokenizer"
+    words = ["--grounding.trains.trunk=false", "--grounding.batch_size=8", tokenizer, "--analysis.enabled=false"]
+    report = measure("demo", words, None, 0, "cpu", None, Session(repeats=1))
+    steps = {row.contender: row.figures["step"] for row in report.rows if row.case["device"] == "cpu"}
+    assert steps.keys() == {ALONE, ALONE_PIXELS}
+    assert all(isinstance(step, float) and step > 0 for step in steps.values())

@@ -46,6 +46,7 @@ def words(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> list[s
 @pytest.fixture(scope="module")
 def storage(words: list[str]) -> Path:
     """The folder of runs, which has `whole`."""
+    preflight.claim(preflight.check(config.load("demo", [*words, "--run.name=whole"])))  # records its settings
     train(words, "--run.name=whole")
     return Path(next(word for word in words if word.startswith("--run.storage=")).partition("=")[2])
 
@@ -109,6 +110,34 @@ def test_it_resumes_from_its_own_checkpoints_without_the_other_run(words: list[s
     shutil.rmtree(storage / "gone")
     train(words, "--run.name=resumed", source)
     assert equal(last_weights(storage / "resumed"), last_weights(storage / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs", "said"),
+    [
+        ([], 3, r"within the 3 of grounding\.epochs, got .* with 3 done: raise grounding\.epochs"),
+        (["--grounding.batch_size=16"], 1, r"of 4 steps an epoch.* with 9 steps at step 0 of epoch 1: use that run's"),
+        (["--grounding.optimizer.kind=sgd"], 1, r"expected grounding\.optimizer\.kind adam, .*got .*kind sgd: its mom"),
+        (["--grounding.trains.trunk=false"], 1, r"expected grounding\.trains\.trunk True, .*got .*trunk False"),
+        (
+            ["--grounding.optimizer.layer_decay=0.5"],
+            1,
+            r"expected grounding\.optimizer\.layer_decay 1, .*got .*below 1",
+        ),
+        (["--grounding.optimizer.weight_decay=0.1"], 1, r"optimizer\.weight_decay 0, .*got .*weight_decay above 0"),
+    ],
+)
+def test_a_checkpoint_of_other_steps_or_parameters_is_refused_before_training(
+    words: list[str], storage: Path, changes: list[str], epochs: int, said: str
+) -> None:
+    source = f"--run.continue_from={after(storage / 'whole', epochs)}"
+    with pytest.raises(SettingsError, match=said):
+        preflight.check(config.load("demo", [*words, "--run.name=refused", source, *changes]))
+
+
+def test_a_run_that_ended_goes_on_with_more_epochs(words: list[str], storage: Path) -> None:
+    source = f"--run.continue_from={after(storage / 'whole', 3)}"
+    preflight.check(config.load("demo", [*words, "--run.name=longer", source, "--grounding.epochs=4"]))
 
 
 def test_a_checkpoint_that_cannot_be_continued_is_refused(words: list[str], storage: Path) -> None:

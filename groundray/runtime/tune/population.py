@@ -76,7 +76,8 @@ def next_generation(
 ) -> Generation:
     """Return what the members train after a generation, of which each has a score or has failed.
 
-    A member that failed follows another wherever one has a checkpoint. The others go on with what they have.
+    A member that failed, or whose score is not finite, follows another wherever one has a checkpoint. The strongest
+    that have one are followed, and do not follow. The others go on with what they have.
 
     Args:
         number: of the new generation; the first has 0.
@@ -85,12 +86,14 @@ def next_generation(
     """
     ranked = sorted(members, key=lambda member: (_loss(member, mode), member.run))
     count = min(max(1, round(len(members) * QUANTILE)), len(members) // 2)
-    strongest = [member for member in ranked[:count] if member.score is not None and member.run in checkpoints]
-    weakest = {member.run for member in ranked[len(members) - count :]}
+    fit = [member for member in ranked if _loss(member, mode) < math.inf]
+    strongest = [member for member in fit if member.run in checkpoints][:count]
+    weakest = {member.run for member in ranked[len(members) - count :]} - {member.run for member in strongest}
+    staying = {member.run for member in fit} - weakest
     following = []
     for place, member in enumerate(members):
-        if not strongest or member in strongest or (member.run not in weakest and member.score is not None):
-            following.append(replace(member, score=None))
+        if not strongest or member.run in staying:
+            following.append(replace(member, score=None, error=""))
             continue
         random_numbers = random.Random(f"{seed} generation {number} member {place}")
         leader = random_numbers.choice(strongest)

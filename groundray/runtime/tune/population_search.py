@@ -24,6 +24,9 @@ from groundray.training.checkpoint import CheckpointStore
 EPOCH, METRIC, BEST = "epoch", "metric", "best"
 # keys of a trial's configuration besides its values
 RUN, GENERATION, CONTINUE_FROM, SINCE, UNTIL = "run", "generation", "continue_from", "since", "until"
+FOLLOWS = "follows"  # whose training the trial takes up, in the generation in which it does; else None
+MEMBER = (RUN, GENERATION, CONTINUE_FROM, SINCE, UNTIL, FOLLOWS)
+FAILED = "failed"  # what is known of a member whose trial raised: Tune does not tell a search why
 
 
 class PopulationSearch(Searcher):
@@ -38,8 +41,8 @@ class PopulationSearch(Searcher):
         self._restart()
 
     def _begin(self, generation: Generation) -> None:
+        population.write(self._sweep.folder, [*self._generations, generation])
         self._generations.append(generation)
-        population.write(self._sweep.folder, self._generations)
 
     def _restart(self) -> None:
         """Let all members of the last generation train; what they have done already is not done again."""
@@ -52,39 +55,54 @@ class PopulationSearch(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the configuration of the next trial, None while others train, or FINISHED.
+
+        A generation ends here, when the next is asked for. What `on_trial_complete` raises, Tune takes for a failure of
+        the trial; what is raised here ends the sweep, and `--resume` repeats the generation's end.
+
+        Raises:
+            OSError: the storage cannot be read or written.
+        """
+        if len(self._ended) == self._sweep.num_samples and not self._is_last:
+            self._end_generation(len(self._generations) - 1)
         if not self._waiting:
             return cast(Any, Searcher.FINISHED) if self._is_last else None
         place, number = self._waiting.pop(0), len(self._generations) - 1
         self._running[trial_id] = place
         member = self._generations[-1][place]
+        since = self._sweep.generation_ends[number - 1] if number else 0
         return {
             **member.values,
             SEED: self._sweep.settings.run.seed,
             RUN: member.run,
             GENERATION: number,
             CONTINUE_FROM: member.continue_from,
-            SINCE: self._sweep.generation_ends[number - 1] if number else 0,
+            SINCE: since,
             UNTIL: self._sweep.generation_ends[number],
+            FOLLOWS: member.follows if member.since == since else None,
         }
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         if (place := self._running.pop(trial_id, None)) is None:
             return
-        number = len(self._generations) - 1
-        member = self._generations[-1][place]
+        member, until = self._generations[-1][place], self._sweep.generation_ends[len(self._generations) - 1]
+        result = result or {}
+        epochs = result.get(EPOCH, 0)
         if error:
-            self._ended[place] = replace(member, score=None, error="failed")
-        elif result and result.get(EPOCH, 0) >= self._sweep.generation_ends[number]:
+            self._ended[place] = replace(member, score=None, error=FAILED)
+        elif epochs < until:  # it returned, but its last validations are missing: without them it has no score
+            self._ended[place] = replace(
+                member, score=None, error=f"expected the validation of epoch {until}, got none after epoch {epochs}"
+            )
+        else:
             self._ended[place] = replace(
                 member,
                 score=result[METRIC],
                 value=result[BEST],
-                epochs=result[EPOCH],
+                epochs=epochs,
                 seconds=member.seconds + result.get("time_total_s", 0.0),
                 error="",
             )
-        if len(self._ended) == self._sweep.num_samples:  # else one trains, or Tune has ended one at a signal
-            self._end_generation(number)
 
     def _end_generation(self, number: int) -> None:
         sweep = self._sweep

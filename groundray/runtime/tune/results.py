@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -80,9 +81,13 @@ class Point:
 
 def points(trials: Sequence[Trial], metric: Metric) -> list[Point]:
     """Group trials into points. Points with a finished trial come first, those without a value last; best first."""
-    groups: dict[str, list[Trial]] = {}
+    groups: dict[tuple[str, int], list[Trial]] = {}
+    repeats: Counter[tuple[str, int]] = Counter()
     for trial in sorted(trials, key=lambda trial: (trial.name, trial.seed)):
-        groups.setdefault(repr(sorted(trial.values.items())), []).append(trial)
+        values = repr(sorted(trial.values.items()))
+        # a point has a seed once: members of a population share theirs, and equal values do not make them repeats
+        groups.setdefault((values, repeats[values, trial.seed]), []).append(trial)
+        repeats[values, trial.seed] += 1
     grouped = [Point(tuple(sorted(group, key=lambda trial: trial.seed))) for group in groups.values()]
 
     def rank(point: Point) -> tuple[bool, bool, float]:
@@ -145,8 +150,8 @@ def table(trials: Sequence[Trial], metric: Metric, *others: Metric) -> tuple[lis
     """
     ranked, best = points(trials, metric), list[str]()
     if others:
-        best = [repr(point.values) for point in front(trials, (metric, *others))]
-        ranked.sort(key=lambda point: repr(point.values) not in best)
+        best = [point.trials[0].name for point in front(trials, (metric, *others))]
+        ranked.sort(key=lambda point: point.trials[0].name not in best)
     repeated = any(len(point.trials) > 1 for point in ranked)
     names = list(ranked[0].values) if ranked else []
     header = [*names, str(metric), *(["over seeds"] if repeated else []), *map(str, others)]
@@ -164,7 +169,7 @@ def table(trials: Sequence[Trial], metric: Metric, *others: Metric) -> tuple[lis
                 *([f"± {point.std:.2g} ({len(point.measured)})"] if repeated else []),
                 *("" if math.isnan(mean) else f"{mean:.4g}" for mean in mean_scores(point, others)),
                 *([", ".join(map(_beginning, point.trials))] if lineage else []),
-                *(["yes" if repr(point.values) in best else ""] if others else []),
+                *(["yes" if point.trials[0].name in best else ""] if others else []),
                 ", ".join(dict.fromkeys(str(trial.epochs) for trial in point.trials)),
                 ", ".join(state if len(states) == 1 else f"{count} {state}" for state, count in counts.items()),
                 f"{sum(trial.seconds for trial in point.trials) / 60:.1f}",

@@ -34,6 +34,7 @@ PARALLEL, FRONT = "parallel.png", "front.png"
 SEED = "run.seed"
 # keys of sweep.json besides those that identify the sweep
 ID, ADOPTED, FOLDER, START_ALIAS = "id", "adopted", "folder", "start_alias"
+CONCURRENT = "trials at once"
 # keys of sweep.json in an earlier version, which neither sealed it nor gave it an id
 FORMER_KEYS = (
     rf"(run|data|scaling|model|features|{'|'.join(get_args(StageName))})\..*|stages|space|metric|search|samples|seeds|"
@@ -184,6 +185,7 @@ class Sweep:
         if self.shared_stages:
             own |= {"run.start_from": str(self.folder / SHARED / layout.MODEL), "run.start_stage": None}
             own |= {"run.start_alias": None, "run.start_files": None}
+            own["run.continue_from"] = None  # the first shared stage continues it
         if continue_from:
             own["run.continue_from"] = continue_from
         if self.search == "pbt":  # others may continue from the end of each generation
@@ -215,6 +217,7 @@ class Sweep:
                 )
             if self.search == "grid" and space.kind != "choice":
                 raise SettingsError(f"--search grid: expected choice:... of each setting, got {space}")
+        self._check_metrics_differ()
         if self.search == "tpe" and self.seeds > 1:
             raise SettingsError("--seeds: TPE learns from each trial on its own; use --search grid or random")
         if self.search == "pbt":
@@ -245,6 +248,11 @@ class Sweep:
                 f"expected --perturb-every below the {section.epochs} of {stage}.epochs, got {self.perturb_every}: "
                 "train for more epochs, or give fewer for a generation"
             )
+        if self.settings.run.continue_from and not self.shared_stages:
+            refuse(
+                f"expected run.continue_from null, got {self.settings.run.continue_from}: generations are counted from "
+                f"the start of {stage}; leave it out, or start from that run's model (run.start_from)"
+            )
         if section.patience is not None:
             refuse(f"expected {stage}.patience null, got {section.patience}: all members train equally long")
         fixed = (f"{stage}.trains.", f"{stage}.optimizer.layer_decay", f"{stage}.optimizer.trunk_layer_decay")
@@ -256,6 +264,30 @@ class Sweep:
                     f"expected rates, temperatures, weights or dropouts of {stage} as --space, got {space}: a member "
                     "takes up another's weights and moments with other values, so these may change neither the model "
                     "nor its batches; use --search tpe"
+                )
+            if space.name == f"{stage}.temperature" and getattr(section, "learns_temperature", False):
+                refuse(
+                    f"expected {stage}.learn_temperature false with --space {space}, got a learned temperature: a "
+                    "member that takes up another's training takes its temperature too; set it false, or use --search "
+                    "tpe"
+                )
+            if space.name == f"{stage}.optimizer.weight_decay" and 0 in space.values and any(space.values):
+                refuse(
+                    f"expected --space {space.name} above 0, got {space}: without weight decay the optimizer numbers "
+                    "its parameters otherwise, and another's moments would belong to other parameters; start above 0, "
+                    "such as at 1e-6, or use --search tpe"
+                )
+
+    def _check_metrics_differ(self) -> None:
+        """Raise SettingsError if a metric is measured before the first stage that a swept setting changes."""
+        names = self.settings.stages
+        first = min((self._first_changed(space) for space in self.spaces), default=0)
+        for metric in self.metrics:
+            if names.index(metric.stage) < first:
+                raise SettingsError(
+                    f"--metric {metric}: expected a metric of {', '.join(names[first:])}, got one of {metric.stage}, "
+                    f"which no --space changes: it is the same in all trials. Leave it out, or sweep a setting of "
+                    f"{metric.stage}"
                 )
 
     def _check_metrics(self) -> None:
@@ -289,6 +321,8 @@ class Sweep:
         stored = _stored(folder)
         stored_id, adopted, former = stored.pop(ID, None), stored.pop(ADOPTED, True), stored.pop(FOLDER, None)
         alias = stored.pop(START_ALIAS, None)
+        if self.search == "pbt":
+            stored.pop(CONCURRENT, None)  # an earlier version wrote it for populations too
         if different := differences(stored, here):
             raise SettingsError(
                 f"{folder} holds another sweep:\n" + "\n".join(different) + "\nuse another --run.name, or its settings"
@@ -351,8 +385,11 @@ class Sweep:
             "samples": self.num_samples,
             "seeds": self.seeds,
             "early stopping": self.early_stopping,
-            "trials at once": self.max_concurrent or "as many as fit",  # Tune keeps the number of the start
-            **({"epochs of a generation": self.perturb_every} if self.search == "pbt" else {}),
+            **(
+                {"epochs of a generation": self.perturb_every}  # resumes from its own file, on any number at once
+                if self.search == "pbt"
+                else {CONCURRENT: self.max_concurrent or "as many as fit"}  # Tune keeps the number of the start
+            ),
         }
 
 

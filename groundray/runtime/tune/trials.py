@@ -31,11 +31,14 @@ from groundray.runtime.nodes import Node, accepting_nodes, bundle, described, pl
 from groundray.runtime.train import launch
 from groundray.runtime.train.resources import MIN_DATA_CPUS, min_bundles, wait_until
 from groundray.runtime.tune import population
+from groundray.runtime.tune.population import Generation
 from groundray.runtime.tune.population_search import (
     BEST,
     CONTINUE_FROM,
     EPOCH,
+    FOLLOWS,
     GENERATION,
+    MEMBER,
     METRIC,
     RUN,
     SINCE,
@@ -274,7 +277,8 @@ def _most_trials(sweep: Sweep) -> int:
         case "grid":
             return 1
         case "pbt":
-            return sweep.num_samples * len(sweep.generation_ends)
+            # and one more, so that the search is asked again after the last generation, which it then ends
+            return sweep.num_samples * len(sweep.generation_ends) + 1
         case _:
             return sweep.num_samples
 
@@ -444,42 +448,59 @@ class _LogValidations(tune.Callback):
 
 def _described(trial: TuneTrial) -> str:
     """Format a trial's values."""
-    added = (RUN, GENERATION, CONTINUE_FROM, SINCE, UNTIL)
-    return describe_values({name: value for name, value in trial.config.items() if name not in added})
+    return describe_values({name: value for name, value in trial.config.items() if name not in MEMBER})
 
 
 def _beginning(trial: TuneTrial) -> str:
-    """Return whose training the run of a trial took up, for its line of log; empty for none."""
-    source = trial.config.get(CONTINUE_FROM)
-    return f", takes up {source.split('/')[-3]}" if source else ""  # RUN/checkpoints/NAME
+    """Return whose training a trial takes up, for its line of log; empty for none."""
+    leader = trial.config.get(FOLLOWS)
+    return f", takes up {leader}" if leader else ""
 
 
 def _members(sweep: Sweep, found: Sequence[TuneTrial]) -> list[Trial]:
     """Return the runs of a population. One whose member follows another by now was stopped early."""
-    generations = population.read(sweep.folder)
+    generations = _with_causes(sweep, found)
     last = {name_of(trial): trial for trial in found if trial.config[GENERATION] == len(generations) - 1}
     runs: dict[str, Trial] = {}
     for generation in generations:
         now = generation is generations[-1]
         for member in generation:
             tuned = last.get(member.run) if now else None
-            state: State = "unfinished" if now else "failed" if member.error else "stopped early"
+            state: State = "unfinished" if now else "stopped early"
             if tuned and (len(generations) == len(sweep.generation_ends) or tuned.status == TuneTrial.ERROR):
                 state = _state(sweep, tuned)
+            if member.error and state != "finished":
+                state = "failed"
+            # the file has what a generation's members came to when all of them have ended
+            result = (tuned.last_result if tuned else None) or {}
+            ended = member.score is not None or not tuned
             runs[member.run] = Trial(
                 member.run,
                 member.values,
                 sweep.settings.run.seed,
                 state,
-                member.value,
-                member.epochs,
-                member.seconds,
-                (tuned and _error(tuned)) or member.error,
+                result.get(BEST, member.value),
+                result.get(EPOCH, member.epochs),
+                member.seconds + (0.0 if ended else result.get("time_total_s", 0.0)),
+                "" if state == "finished" else (tuned and _error(tuned)) or member.error,
                 follows=member.follows or "",
                 since=member.since,
                 continue_from=member.continue_from,
             )
     return list(runs.values())
+
+
+def _with_causes(sweep: Sweep, found: Sequence[TuneTrial]) -> list[Generation]:
+    """Return the generations of a population, with the causes of failures that Tune knows, and write these."""
+    causes = {(trial.config[GENERATION], name_of(trial)): cause for trial in found if (cause := _error(trial))}
+    generations = population.read(sweep.folder)
+    known = [
+        tuple(replace(one, error=causes.get((number, one.run), one.error)) if one.error else one for one in generation)
+        for number, generation in enumerate(generations)
+    ]
+    if known != generations:
+        population.write(sweep.folder, known)
+    return known
 
 
 def _result_of(sweep: Sweep, trial: TuneTrial) -> Trial:

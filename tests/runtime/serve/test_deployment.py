@@ -73,6 +73,7 @@ def test_serve_run_takes_the_same_arguments() -> None:
         ({"checkpoint": "model"}, "images"),
         ({**words, "replica": "3"}, "Extra inputs"),
         ({**words, "replicas": "0"}, "greater than or equal to 1"),
+        ({**words, "queued": "0"}, "greater than or equal to 1"),
         ({**words, "hosts": "a.org,http://b.org"}, "expected the name of a host"),
         ({**words, "rate_limit": "0"}, "greater than 0"),
         ({**words, "rate_limit": "inf"}, "finite"),

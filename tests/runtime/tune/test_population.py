@@ -78,16 +78,23 @@ def test_values_are_perturbed_within_their_spaces() -> None:
         ((None, None), []),
         ((0.5, float("nan"), 0.6, 0.7), [1]),
         ((0.5, 0.5), [1]),
+        ((float("nan"), float("nan"), float("nan"), 0.5), [0, 1, 2]),
+        ((float("nan"), float("inf"), None, None), []),
     ],
 )
-def test_members_without_a_score_follow(scores: tuple[float | None, ...], following: list[int]) -> None:
+def test_members_without_a_finite_score_follow(scores: tuple[float | None, ...], following: list[int]) -> None:
     now = after(scored(*scores))
     assert [place for place, member in enumerate(now) if member.follows] == following
 
 
-def test_nobody_follows_a_run_without_a_checkpoint() -> None:
+def test_the_strongest_that_has_a_checkpoint_is_followed() -> None:
     members = scored(0.9, 0.1, 0.5, 0.6)
-    assert [member.follows for member in after(members, missing=("trial-00000",))] == [None] * 4
+    following = after(members, missing=("trial-00000",))
+    assert [member.follows for member in following] == [None, "trial-00003", None, None]
+    nobody = after(members, missing=tuple(member.run for member in members))
+    assert [member.follows for member in nobody] == [None] * 4
+    weak = after(scored(0.9, 0.1), missing=("trial-00000",))
+    assert [member.follows for member in weak] == [None, None]  # the weak one leads, and nobody is weaker
 
 
 def test_a_low_loss_is_strong() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def test_points_are_means_over_seeds_best_first() -> None:
     assert best_trial(trials, TOP1) == trial(0.2, 0.64, seed=1)
     assert [point.values["visual.dropout"] for point in points(trials, LOSS)] == [0.1, 0.2]
     assert best_trial(trials, LOSS) == trial(0.1, 0.5)
+
+
+def test_trials_with_equal_values_and_seeds_are_points_of_their_own() -> None:
+    """Such are members of a population, which share a seed."""
+    strong, weak, other = trial(0.05, 0.9), replace(trial(0.05, 0.3), name="trial-1"), trial(0.1, 0.7)
+    assert best_trial([strong, weak, other], TOP1) == strong
+    assert [point.trials for point in points([strong, weak, other], TOP1)] == [(strong,), (other,), (weak,)]
+    head, lines = table([strong, weak, other], TOP1)
+    assert head == ["visual.dropout", "visual/top1", "epochs", "state", "minutes"]
+    assert [line[:2] for line in lines] == [["0.05", "0.9"], ["0.1", "0.7"], ["0.05", "0.3"]]
 
 
 def test_a_trial_without_a_model_is_not_the_best() -> None:

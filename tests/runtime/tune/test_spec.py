@@ -128,6 +128,14 @@ def test_a_metric_is_a_stages(world: SmallWorld) -> None:
         ({"spaces": "grounding.optimizer.kind=choice:adam,sgd"}, [], "may change neither the model nor its batches"),
         ({"spaces": "grounding.optimizer.layer_decay=uniform:0.5:1"}, [], "use --search tpe"),
         ({"spaces": "language.mask_fraction=uniform:0.1:0.5"}, [], "expected rates, temperatures, weights or dropouts"),
+        ({"spaces": "grounding.optimizer.weight_decay=choice:0,0.01"}, [], "start above 0, such as at 1e-6"),
+        (
+            {"spaces": "grounding.optimizer.weight_decay=uniform:0:0.01"},
+            [],
+            "expected --space grounding.optimizer.weig",
+        ),
+        ({}, ["--grounding.learn_temperature=true"], "got a learned temperature"),
+        ({}, ["--grounding.loss=sigmoid"], "expected grounding.learn_temperature false"),
     ],
 )
 def test_a_population_that_cannot_be_is_refused(
@@ -141,6 +149,40 @@ def test_a_population_that_cannot_be_is_refused(
         replace(one, **changes).check()
     assert "--search pbt: " in str(error.value)
     assert said in str(error.value)
+
+
+def test_no_population_begins_at_another_runs_checkpoint(world: SmallWorld, tmp_path: Path) -> None:
+    """Its first generation would have no epoch to train, or fewer."""
+    source = "--run.continue_from=/runs/a/checkpoints/b"
+    refused = {}
+    for stages in ("grounding", "language,grounding"):
+        given = world.settings(f"--run.storage={tmp_path}", "--grounding.epochs=4", source, stages=stages)
+        one = replace(sweep(given, "grounding.temperature=uniform:0.1:1", search="pbt"), early_stopping=False)
+        with pytest.raises(SettingsError) as error:
+            one.check()
+        refused[stages] = str(error.value)
+    assert "--search pbt: expected run.continue_from null, got /runs/a/checkpoints/b" in refused["grounding"]
+    # that of a stage before the population's, which is trained once, only has to be there
+    assert "run.continue_from: expected a checkpoint of stage language" in refused["language,grounding"]
+
+
+def test_a_decay_above_0_is_swept_by_a_population(world: SmallWorld, tmp_path: Path) -> None:
+    given = world.settings(f"--run.storage={tmp_path}", "--grounding.epochs=4")
+    one = sweep(given, "grounding.optimizer.weight_decay=choice:0.001,0.01", search="pbt")
+    replace(one, early_stopping=False).check()
+
+
+def test_only_the_first_shared_stage_continues_another_run(world: SmallWorld, tmp_path: Path) -> None:
+    source = "--run.continue_from=/runs/a/checkpoints/b"
+    words = world.settings(f"--run.storage={tmp_path}", "--run.name=s", source, stages="language,grounding")
+    one = sweep(words, "grounding.temperature=choice:0.1,1")
+    shared = one.shared_settings()
+    assert shared is not None
+    assert shared.run.continue_from == "/runs/a/checkpoints/b"
+    assert one.settings_of({}, "a").run.continue_from is None
+    assert one.settings_of({}, "a", "/c/checkpoints/d").run.continue_from == "/c/checkpoints/d"
+    alone = sweep(words, "language.mask_fraction=choice:0.1,0.2")
+    assert alone.settings_of({}, "a").run.continue_from == "/runs/a/checkpoints/b"
 
 
 def test_generations_end_at_multiples_and_keep_their_checkpoints(world: SmallWorld, tmp_path: Path) -> None:
@@ -161,6 +203,10 @@ def test_trials_train_the_stages_of_all_their_metrics(world: SmallWorld, tmp_pat
     assert one.shared_stages == ("visual", "language", "grounding")
     loss = Metric("language", "loss", "min")
     several = replace(one, metric=loss, others=(one.metric,), early_stopping=False)
+    with pytest.raises(SettingsError, match=r"--metric language/loss: expected a metric of relational, retrieval, got"):
+        several.check()  # its language stage would be the same in all trials
+    mask = parse_spaces(["language.mask_fraction=choice:0.1,0.2"], one.settings)
+    several = replace(several, spaces=(*one.spaces, *mask))
     several.check()
     assert (several.shared_stages, several.last_stage) == (("visual",), "relational")
     assert several.stages == ("language", "grounding", "relational")
@@ -187,12 +233,24 @@ def test_a_name_belongs_to_one_sweep(world: SmallWorld, tmp_path: Path) -> None:
         one.claim(resume=False)
     with pytest.raises(SettingsError, match=r"seeds: 1 .*2 now"):
         replace(one, seeds=2).claim(resume=True)
+    with pytest.raises(SettingsError, match=r"trials at once: 'as many as fit' .*1 now"):
+        replace(one, max_concurrent=1).claim(resume=True)
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").touch()
     taken = sweep(world.settings(f"--run.storage={tmp_path}", "--run.name=run"), "grounding.temperature=choice:1")
     with pytest.raises(SettingsError, match="holds a training run: use another"):
         taken.claim(resume=False)
+
+
+def test_a_population_resumes_with_another_number_of_trials_at_once(world: SmallWorld, tmp_path: Path) -> None:
+    words = world.settings(f"--run.storage={tmp_path}", "--run.name=s")
+    one = sweep(words, "grounding.temperature=uniform:0.1:1", search="pbt")
+    first = one.claim(resume=False)
+    assert replace(one, max_concurrent=1).claim(resume=True) == first
+    content = one.folder.read_sealed("sweep.json")
+    one.folder.write_sealed("sweep.json", {**content, "trials at once": 4})  # as an earlier version wrote it
+    assert one.claim(resume=True) == first
 
 
 def test_a_sweep_keeps_its_id_and_another_in_its_folder_has_another(world: SmallWorld, tmp_path: Path) -> None:
