@@ -66,6 +66,7 @@ def _run(argv: Sequence[str] | None, defaults: Defaults, errors: Console) -> int
     # one worker a trial: several trials at once use a cluster better
     overrides = with_defaults(overrides, ["--scaling.num_workers=1", f"--run.name={defaults.name}"])
     sweep = _sweep(options, overrides)
+    sweep.check_options()  # before data are drawn or a model is downloaded
     options.file = config.find(options.config).absolute()
     from groundray.cli.embedded_world import with_embedded_world
     from groundray.cli.start_model import with_start_model

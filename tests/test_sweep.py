@@ -348,6 +348,20 @@ def test_an_impossible_sweep_fails_before_it_starts(
     assert not (tmp_path / "tau").exists()
 
 
+def test_an_impossible_sweep_fails_before_the_embedded_world_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = "--space=grounding.temperature=uniform:0.1:1"
+    for more, message in (
+        ([space, "--search=grid", "--metric=grounding/loss"], "--search grid: expected choice"),
+        ([space, "--metric=groundin/loss"], "groundin"),
+    ):
+        assert main(more) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.thorough
 def test_an_unreachable_cluster_is_named(world: SmallWorld, tmp_path: Path) -> None:
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9", "RAY_gcs_rpc_server_reconnect_timeout_s": "1"}

@@ -194,10 +194,22 @@ class Sweep:
         return changed(self.settings, own | dict(values))
 
     def check(self) -> None:
-        """Check data, stages, metric and search spaces before anything starts.
+        """Check data, stages, metrics and search spaces before anything starts.
 
         Raises:
             SettingsError, FileNotFoundError, ValueError: the sweep cannot run; the message gives the repair.
+        """
+        self.check_options()
+        preflight.check_storage(self.settings)
+        stages = {stage.name: stage for stage in preflight.check(self.settings).stages}
+        for metric in self.metrics:
+            check_reported("--metric", metric.name, stages[metric.stage])
+
+    def check_options(self) -> None:
+        """Check what needs no data: metrics, search spaces and how they are searched.
+
+        Raises:
+            SettingsError: the sweep cannot run; the message gives the repair.
         """
         names = self.settings.stages
         for metric in self.metrics:
@@ -222,10 +234,6 @@ class Sweep:
             raise SettingsError("--seeds: TPE learns from each trial on its own; use --search grid or random")
         if self.search == "pbt":
             self._check_population()
-        preflight.check_storage(self.settings)
-        stages = {stage.name: stage for stage in preflight.check(self.settings).stages}
-        for metric in self.metrics:
-            check_reported("--metric", metric.name, stages[metric.stage])
 
     def _check_population(self) -> None:
         """Raise SettingsError if members cannot take up each other's training."""

@@ -59,4 +59,4 @@ def test_all_actors_have_a_place_whichever_node_they_start_on(sizes: list[tuple[
     for node in usable:
         assert node.places(pool.cpus, pool.gpus) == (node.gpus if pool.gpus else node.cpus)
     if pool.gpus:
-        assert pool.cpus * 1e4 % 1 < 1e-6  # in Ray's units
+        assert abs(pool.cpus * 1e4 - round(pool.cpus * 1e4)) < 1e-6  # in Ray's units
