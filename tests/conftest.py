@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 import shutil
 import signal
@@ -187,6 +188,14 @@ class SmallWorld:
         Folder.at(url).upload(self.shards)
         Folder.at(url).upload(self.source / "tokenizer", "tokenizer")
         return url
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freed_memory() -> Iterator[None]:
+    """Give memory that is free, but kept for other allocations, back to the system: a process of tests would grow."""
+    yield
+    with contextlib.suppress(AttributeError):  # not of glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ from groundray import config
 from groundray.model import text_tower
 from groundray.model.encoder_layout import POOLED_OUTPUT
 from groundray.model.heads import MaskedLanguageHead, masked_language_class
+from groundray.model.loading import from_pretrained
 from groundray.storage.folder import Folder
 from groundray.storage.object_store import is_store
 
@@ -114,14 +115,11 @@ def read_text_model(path: str) -> tuple[PreTrainedModel, list[str]]:
     whole = AutoConfig.from_pretrained(path, trust_remote_code=False)
     text = whole if whole.is_encoder_decoder else whole.get_text_config()
     kind = _text_class(text)
-    loaded: Any = kind.from_pretrained(
-        path, config=text, dtype=torch.float32, output_loading_info=True, **_without_pooler(kind)
-    )
-    model, report = loaded
+    model, report = from_pretrained(kind, path, config=text, **_without_pooler(kind))
     missing = sorted(name for name in report["missing_keys"] if not _is_pooled(name))
     if tower := text_tower.tower_config(text):
         weights = text_tower.tower_weights(model.state_dict(), tower)
-        model = _text_class(tower).from_pretrained(None, config=tower, state_dict=weights, dtype=torch.float32)
+        model, _ = from_pretrained(_text_class(tower), None, config=tower, state_dict=weights)
     return (model.get_encoder() if whole.is_encoder_decoder else model), missing
 
 
@@ -193,10 +191,7 @@ def load_masked_language_head(settings: config.Language) -> dict[str, Tensor]:
     location = _weights_location(settings)
     with local_copy(location) as path, _readable("weights", location):
         configuration = AutoConfig.from_pretrained(path)
-        loaded: Any = masked_language_class(configuration).from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
-        )
-    whole, report = loaded
+        whole, report = from_pretrained(masked_language_class(configuration), path)
     bert = configuration.model_type == "bert"
     prefix, own = ("cls.predictions.transform.", "transform.") if bert else ("", "transform.own.")
     names = [name.removeprefix(own) for name in MaskedLanguageHead(configuration).state_dict() if name != "bias"]

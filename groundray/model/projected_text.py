@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from groundray.model.loading import from_pretrained
 
 UNUSED = ("vision_model.", "text_model.pooler.", "temperature")  # weights that no text's vector depends on
 
@@ -86,7 +87,7 @@ def read_projected_text(path: str) -> tuple[PreTrainedModel, Projection, list[st
         if hasattr(text, "projection_dim"):
             text.projection_dim = config.projection_dim  # the whole model's is the one that counts
         config = text
-    model, report = kind.from_pretrained(path, config=config, dtype=torch.float32, output_loading_info=True)
+    model, report = from_pretrained(kind, path, config=config)
     if hasattr(model, "vision_model"):
         del model.vision_model
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNUSED))

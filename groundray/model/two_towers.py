@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedTokenizerFast
 
+from groundray.model.loading import from_pretrained
 from groundray.model.pretrained import HUB_NAME, is_nowhere, local_copy, locate, quiet, read_tokenizer
 from groundray.model.projected_text import PROJECTIONS
 from groundray.storage.folder import Folder
@@ -81,12 +82,7 @@ class TwoTowers:
                 f"image processor ({PROCESSOR})",
                 lambda: AutoImageProcessor.from_pretrained(folder, trust_remote_code=False),
             )
-            loaded: Any = _read(
-                place,
-                "weights",
-                lambda: AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True),
-            )
-        model, report = loaded
+            model, report = _read(place, "weights", lambda: from_pretrained(AutoModel, folder))
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{place} lacks weights of its model: {', '.join(missing[:SHOWN])}")
         text = configuration.get_text_config()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from groundray import config
 from groundray.model.build import build_language
-from groundray.model.pretrained import load_tokenizer
+from groundray.model.pretrained import load_tokenizer, read_text_model
+from groundray.model.weights import digest
 
 
 @pytest.mark.parametrize(
@@ -36,3 +41,14 @@ def test_minilm_loads_from_its_package() -> None:
     tokens = torch.tensor([tokenizer("a zebra").input_ids])
     with torch.no_grad():
         assert stream(tokens, tokens > 0).shape == (1, 4, 384)
+
+
+def test_models_that_threads_load_at_once_leave_transformers_as_it_was(tmp_path: Path) -> None:
+    """It replaces functions while it loads. One that stays replaced unties the weights of all later models."""
+    tiny = BertConfig(vocab_size=90, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(tiny).save_pretrained(tmp_path)
+    before = PreTrainedModel.tie_weights, torch.nn.init.normal_
+    with ThreadPoolExecutor(4) as threads:
+        models = list(threads.map(lambda _: read_text_model(str(tmp_path))[0], range(24)))
+    assert (PreTrainedModel.tie_weights, torch.nn.init.normal_) == before
+    assert len({digest(model) for model in models}) == 1
