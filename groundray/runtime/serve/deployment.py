@@ -42,7 +42,7 @@ NAME = "search"
 MAX_BATCH_SIZE = 16  # queries embedded and compared together: a product of 16 takes as long as three products of one
 # Requests in one replica, where they wait for the thread that computes. For those that wait outside, Serve asks a full
 # replica again only after up to half a second, so that it idles: 50 clients got 49 answers a second with 32 of them in
-# the replica, and 101 with all of them.
+# the replica, and 101 to 110 with all of them.
 MAX_ONGOING = 128
 MAX_QUEUED = 32  # requests that wait for a replica; the next one gets status 503
 RETRY_SECONDS = 1
