@@ -280,16 +280,11 @@ class Turns:
         """Run a contender once, uncounted, and return what the run does; None if the row is left out."""
         if not self._fits(contender):
             return None
-        started = self._start(contender, new=True)
-        value = run()
-        self._end(contender, [self._session.clock() - started])
-        return value
+        return self._timed(contender, run)
 
     def once(self, contender: str, run: Callable[[], Figures]) -> None:
         """Run a contender once, without a look at the time that is left."""
-        started = self._start(contender, new=True)
-        run()
-        self._end(contender, [self._session.clock() - started])
+        self._timed(contender, run)
         self._session.keep(self._case, {contender: 1})
 
     def drop(self, contender: str) -> None:
@@ -387,6 +382,13 @@ class Turns:
         if needs <= left:
             return ""
         return f"needs about {math.ceil(needs)} s, {max(0, math.floor(left))} s were left for it"
+
+    def _timed(self, contender: str, run: Callable[[], Value]) -> Value:
+        """Run a contender for the first time, and expect of its next runs what this one took."""
+        started = self._start(contender, new=True)
+        value = run()
+        self._end(contender, [self._session.clock() - started])
+        return value
 
     def _start(self, contender: str, new: bool) -> float:
         self._session.tell(f"{self._case.title}: {contender}", new)
