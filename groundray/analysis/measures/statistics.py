@@ -16,6 +16,7 @@ there is no such interval at 95%, and none is given. The difference of two quant
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,8 +77,13 @@ class Estimate:
     def _percentiles(self, defined: Float[np.ndarray, " resample"]) -> tuple[float, float]:
         """Return the percentiles of the resamples at which the BCa interval ends, or TAILS where it is not defined."""
         below = float((defined < self.value).mean() + (defined == self.value).mean() / 2)
-        cubes, squares = float((self.influence**3).sum()), float((self.influence**2).sum())
-        if not 0 < below < 1 or not squares > (ROUNDING * self.value) ** 2:
+        largest = float(np.abs(self.influence).max(initial=0))
+        if not 0 < below < 1 or not largest > 0:
+            return TAILS
+        exponent = math.frexp(largest)[1]  # a power of two, which rounds nothing: powers of tiny influences would be 0
+        influence = np.ldexp(self.influence, -exponent)
+        cubes, squares = float((influence**3).sum()), float((influence**2).sum())
+        if not squares > math.ldexp(ROUNDING * self.value, -exponent) ** 2:
             return TAILS
         bias, acceleration = float(norm.ppf(below)), cubes / (6 * squares**1.5)
         shifted = [bias + float(norm.ppf(tail)) for tail in TAILS]  # below 6: 1,000 resamples have a bias below 3.3
