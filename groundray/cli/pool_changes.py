@@ -89,9 +89,10 @@ def remove(ids: Sequence[str], options: argparse.Namespace, console: Console) ->
         ValueError: the pool has other shards than those of `prepare images`, or no image with one of the ids.
     """
     pool = Dataset.open(options.out, "images")
-    found = dict.fromkeys(ids, -1) | {id: row for row, id in enumerate(_ids(pool)) if id in set(ids)}
-    if unknown := next((id for id, row in found.items() if row < 0), None):
-        raise ValueError(f"--remove: expected ids of images of {options.out}, got {unknown!r}")
+    asked = set(ids)
+    found = {id: row for row, id in enumerate(_ids(pool)) if id in asked}
+    if unknown := [id for id in ids if id not in found]:
+        raise ValueError(f"--remove: expected ids of images of {options.out}, got {unknown[0]!r}")
     rows = np.array(sorted(found.values()), np.int64)
 
     def read() -> Dataset:
@@ -115,7 +116,8 @@ def _join(pool: Dataset, more: Dataset, names: dict[str, Shard]) -> None:
         pool.folder.verify(name, FileSeal(shard.bytes, shard.sha256))
     if rejected := more.folder.read_bytes(REJECTED):
         earlier = pool.folder.read_bytes(REJECTED) if pool.folder.exists(REJECTED) else b""
-        pool.folder.write_bytes(REJECTED, earlier + rejected)
+        if not earlier.endswith(rejected):  # else those of this command before it was killed
+            pool.folder.write_bytes(REJECTED, earlier + rejected)
     renamed = [Shard(name, each.row_groups, each.bytes, each.sha256, each.id) for name, each in names.items()]
     counts = Counter(pool.counts)
     counts.update(more.counts)

@@ -172,15 +172,36 @@ def test_a_shard_that_changes_while_it_is_copied_is_refused(tmp_path: Path, monk
     assert Dataset.open(f"{tmp_path}/out") == before
 
 
+def test_what_is_rejected_is_listed_once_where_a_command_ends_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "in", 2)
+    (tmp_path / "in" / "a.txt").write_text("no picture")
+    assert prepared(tmp_path / "in", tmp_path / "out") == 0
+    pictures(tmp_path / "in", 4)
+    (tmp_path / "in" / "b.txt").write_text("no picture either")
+
+    def full(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool_changes, "write_index", full)
+        assert prepared(tmp_path / "in", tmp_path / "out", "--add") == 2
+    assert prepared(tmp_path / "in", tmp_path / "out", "--add") == 0
+    names = [name for _, name, _ in rejected_of(tmp_path / "out")]
+    assert names == ["a.txt", "a.txt", "b.txt"]  # those of the pool, and then those of the folder as it is now
+
+
 def test_images_are_removed_and_stay_removed(tmp_path: Path, anywhere: str, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(tmp_path / "in", 3)
     assert prepared(tmp_path / "in", anywhere) == 0
     pictures(tmp_path / "in", 5)
     assert prepared(tmp_path / "in", anywhere, "--add") == 0
     before = Dataset.open(anywhere)
-    assert prepare.main(["images", "--out", anywhere, "--remove", "1.png", "nobody"]) == 2
-    assert f"--remove: expected ids of images of {anywhere}, got 'nobody'" in capsys.readouterr().err
-    assert removed_rows(before).tolist() == []
+    for unknown in ("nobody", ""):
+        assert prepare.main(["images", "--out", anywhere, "--remove", "1.png", unknown]) == 2
+        assert f"--remove: expected ids of images of {anywhere}, got {unknown!r}" in capsys.readouterr().err
+        assert removed_rows(Dataset.open(anywhere)).tolist() == []
     assert prepare.main(["images", "--out", anywhere, "--remove", "4.png", "1.png"]) == 0
     assert prepare.main(["images", "--out", anywhere, "--remove", "1.png", "2.png"]) == 0
     assert "2 images removed, 2 left" in capsys.readouterr().out
