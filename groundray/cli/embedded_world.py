@@ -7,7 +7,6 @@ processes that find the world missing, one draws it and the others wait. A path 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from groundray.data.sources.scenes import KINDS, SPLITS, Scenes
 from groundray.runtime.ray_address import given_address
 from groundray.storage.atomic import find_missing, is_empty
 from groundray.storage.folder import Folder
+from groundray.storage.local_path import expanded
 from groundray.storage.made_once import made_once
 
 DATA_SETS = tuple(f"{kind}/{split}" for kind in KINDS for split in SPLITS)
@@ -80,7 +80,7 @@ def _shared_place(settings: Settings) -> Folder | None:
     """Return where a cluster's machines all see the world; None where it belongs in the working directory."""
     storage = settings.run.storage
     # elsewhere than under the working directory of this machine, which others may not see
-    shared = given_address() and ("://" in storage or Path(storage).expanduser().is_absolute())
+    shared = given_address() and ("://" in storage or expanded(storage).is_absolute())
     return Folder.at(storage) / SHARED_WORLD if shared else None
 
 

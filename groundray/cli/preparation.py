@@ -33,6 +33,7 @@ from groundray.runtime.ray_address import given_address
 from groundray.storage.atomic import Staging, is_empty, recover, resumable_folder
 from groundray.storage.file_names import escaped, is_encodable
 from groundray.storage.folder import COPIES, Folder, open_file
+from groundray.storage.local_path import expanded
 from groundray.storage.object_store import Refused
 
 Tell = Callable[[str], None]
@@ -354,7 +355,7 @@ def describe_source(
 
 def resolved(path: str) -> str:
     """Return a path as `dataset.json` has it: absolute and without links; a URL as it is."""
-    return path if "://" in path else str(Path(path).expanduser().resolve())
+    return path if "://" in path else str(expanded(path).resolve())
 
 
 def _state(file: str) -> str:
@@ -374,7 +375,7 @@ def _states(folder: str) -> Iterator[tuple[str, int, int]]:
     if "://" in folder:
         yield from Folder.connect(folder).states()
         return
-    root = Path(folder).expanduser()
+    root = expanded(folder)
     for path in all_files(root) if root.is_dir() else ():
         if path.is_file():
             state = path.stat()

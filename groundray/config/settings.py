@@ -30,6 +30,7 @@ from pydantic_settings import (
 
 from groundray.config.embedded_world import in_preset
 from groundray.credentials import redacted, refusal, without_secrets
+from groundray.storage.local_path import expanded
 
 SECRET = "secret"  # pydantic's type of the error of a setting with a secret
 StageName = Literal["visual", "language", "grounding", "relational", "retrieval"]
@@ -1060,7 +1061,7 @@ def is_model_uri(place: str) -> bool:
 
 
 def _absolute(path: str) -> str:
-    return path if "://" in path or is_model_uri(path) else str(Path(path).expanduser().absolute())
+    return path if "://" in path or is_model_uri(path) else str(expanded(path).absolute())
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

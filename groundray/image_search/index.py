@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import io
 import logging
+import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -40,6 +40,7 @@ from groundray.image_search.towers import PixelBatch, Towers
 from groundray.model.two_towers import is_hub_name
 from groundray.storage.cache_key import cache_key
 from groundray.storage.folder import Folder
+from groundray.storage.local_path import expanded
 from groundray.storage.made_once import made_once
 from groundray.storage.user_cache import user_cache
 
@@ -85,10 +86,9 @@ def default_folder(checkpoint: str) -> str:
     name on a model hub."""
     if is_hub_name(checkpoint):
         return str(user_cache() / FOLDER)
-    parent = (
-        checkpoint.rstrip("/").rpartition("/")[0] if "://" in checkpoint else str(Path(checkpoint).absolute().parent)
-    )
-    return f"{parent}/{FOLDER}"
+    if "://" in checkpoint:
+        return f"{checkpoint.rstrip('/').rpartition('/')[0]}/{FOLDER}"
+    return posixpath.join(posixpath.dirname(posixpath.normpath(expanded(checkpoint).absolute())), FOLDER)
 
 
 def find_index(towers: Towers, images: Dataset, folder: str, device: str = "cpu") -> DerivedDataset:

@@ -31,6 +31,7 @@ from groundray.model.encoder_layout import POOLED_OUTPUT
 from groundray.model.heads import MaskedLanguageHead, masked_language_class
 from groundray.model.loading import from_pretrained
 from groundray.storage.folder import Folder
+from groundray.storage.local_path import expanded
 from groundray.storage.object_store import is_store
 
 REPAIR = "restore it from a copy, or delete seals.json if you changed the file yourself"
@@ -229,7 +230,7 @@ def is_nowhere(location: str) -> bool:
     if "://" in location:
         return not Folder.at(location).exists()
     named = HUB_NAME.fullmatch(location) and Path(location).suffix not in FILES_OF_VECTORS
-    return not named and not Path(location).expanduser().exists()
+    return not named and not expanded(location).exists()
 
 
 def locate(name: str) -> str:

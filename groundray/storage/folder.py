@@ -34,6 +34,7 @@ import pyarrow.fs as pafs
 
 from groundray.credentials import redacted, refusal
 from groundray.storage import object_store, seals
+from groundray.storage.local_path import expanded
 from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 
 COPIES = 16  # concurrent copies
@@ -70,11 +71,11 @@ class Folder:
         """Return the folder at a local path (made absolute, `~` expanded) or at a URL. It need not exist.
 
         Raises:
-            ValueError: the URL has an unknown scheme, or parts other than bucket and folder.
+            ValueError: the URL has an unknown scheme, or parts other than bucket and folder; or `~USER` is no user.
         """
         text = str(url)
         if "://" not in text:
-            return Folder(pafs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
+            return Folder(pafs.LocalFileSystem(), expanded(text).absolute().as_posix())
         if not object_store.is_store(text) and (problem := refusal(text)):
             raise ValueError(problem)
         if object_store.is_store(text):
@@ -480,7 +481,7 @@ def open_file(url: str | Path) -> Iterator[BinaryIO]:
         OSError: it cannot be read.
     """
     if "://" not in str(url):
-        with Path(url).expanduser().open("rb") as file:
+        with expanded(url).open("rb") as file:
             yield file
         return
     with Folder.at(url).open_input() as file:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from groundray.storage.file_names import escaped, is_encodable
 from groundray.storage.folder import Folder
+from groundray.storage.local_path import expanded
 
 BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<list>[^{}]*,[^{}]*))\}")
 MAX_FILES = 1_000_000
@@ -49,7 +50,7 @@ def match_files(patterns: Iterable[str], endings: tuple[str, ...]) -> Matched:
         found = [name] if listed is None else [file for file in listed if file.endswith(endings)]
         passed_over += len(listed or found) - len(found)
         for file in found:
-            path = file if "://" in file else str(Path(file).expanduser().absolute())
+            path = file if "://" in file else str(expanded(file).absolute())
             if not is_encodable(path):
                 raise ValueError(f"expected a name in UTF-8, got {escaped(path)}: rename it")
             files[path] = None
@@ -89,7 +90,7 @@ def _list(name: str, endings: tuple[str, ...]) -> list[str] | None:
     """Return the files of a glob or a folder in alphabetical order, or None for a file."""
     if "://" in name:
         return _list_store(name, endings)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return sorted(str(file) for file in path.rglob("*") if file.is_file())
     if glob.has_magic(name) and not path.exists():

@@ -217,6 +217,8 @@ def test_any_shards_with_images_are_a_pool_and_no_others(place: SearchPaths, wor
         open_pool(str(tmp_path))
     assert default_folder("runs/demo/model/") == f"{Path.cwd()}/runs/demo/index"
     assert default_folder("s3://bucket/runs/demo/model") == "s3://bucket/runs/demo/index"
+    assert default_folder("~/demo/model") == f"{Path.home()}/demo/index"
+    assert default_folder("runs/demo/model/language/..") == f"{Path.cwd()}/runs/demo/index"
 
 
 def test_a_damaged_index_is_named_with_its_repair(place: SearchPaths, tmp_path: Path) -> None:

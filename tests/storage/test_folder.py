@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from groundray.storage.folder import Folder, format_bytes
+from groundray.storage.folder import Folder, format_bytes, open_file
 from groundray.storage.seals import Damaged, FileSeal, OtherVersion, Version
 
 BAD_NAMES = ["../other", "/etc/passwd", "a/../../other", "nul\0"]
@@ -49,6 +49,14 @@ def test_files_are_copied_as_they_are_whatever_their_names(anywhere: str, tmp_pa
 def test_name_outside_the_folder_raises(anywhere: str, name: str) -> None:
     with pytest.raises(ValueError, match="inside"):
         Folder.at(anywhere).read_bytes(name)
+
+
+def test_an_unknown_users_home_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match=r"^~nobody-here/x: .* a user with a home folder"):
+        Folder.at("~nobody-here/x")
+    with pytest.raises(ValueError, match=r"^~nobody-here/x: "), open_file("~nobody-here/x"):
+        pass
+    assert Folder.at("./~nobody-here/x").name == "x"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from PIL import Image
 from groundray.data.image_decoder import UnusableImage, decode
 from groundray.storage import object_store
 from groundray.storage.folder import Folder
+from groundray.storage.local_path import expanded
 
 MAX_BYTES = 2**30  # a shard holds less than 2 GiB in a column of a row group
 
@@ -144,7 +145,7 @@ def check_encoded(image: EncodedImage, rules: ImageRules = ImageRules()) -> Chec
 
 def is_folder(url: str | Path) -> bool:
     """Return True if there is a folder at a path or URL."""
-    return bool(Folder.at(url).files()) if "://" in str(url) else Path(url).expanduser().is_dir()
+    return bool(Folder.at(url).files()) if "://" in str(url) else expanded(url).is_dir()
 
 
 def all_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
