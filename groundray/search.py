@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from groundray.cli import image_index
 from groundray.cli.command import run_command, table_console
 from groundray.cli.workdir import open_paths, write_file, write_json
 from groundray.storage.folder import format_bytes
+from groundray.storage.local_path import expanded
 
 if TYPE_CHECKING:
     from groundray.image_search.grid import GridQuery
@@ -114,13 +114,13 @@ def _work(options: argparse.Namespace) -> Callable[[argparse.Namespace, Console]
     filter = Filter.parse(options.filter)
     if options.grid is not None:
         _check_file(options.grid)
-        named = [*map(NamedImage.read, images)]
+        named = [NamedImage.read(image, options.images) for image in images]
         return partial(_draw, GridQuery.of(named, texts, options.alpha, options.k, options.without, filter))
     if len(images) > 1:
         raise ValueError(f"--image: expected one, got {len(images)}: several are drawn as a picture with --grid FILE")
     if not images and not texts and not filter and options.without is None:
         return _build
-    image = NamedImage.read(images[0]) if images else None
+    image = NamedImage.read(images[0], options.images) if images else None
     alphas, k = tuple(options.alpha or (DEFAULT_ALPHA,)), 10 if options.k is None else options.k
     query = Query(tuple(texts), image and image.name, alphas, k, options.without, filter)
     return partial(_search, query, image)
@@ -131,7 +131,7 @@ def _check_file(grid: str) -> None:
     from groundray.image_search.grid_picture import format_of
 
     format_of(grid)
-    if "://" not in grid and Path(grid).expanduser().is_dir():
+    if "://" not in grid and expanded(grid).is_dir():
         raise ValueError(f"grid: expected a file, got the folder {grid}")
 
 

@@ -468,6 +468,7 @@ def test_a_picture_is_written_to_a_store(
         ),
         (["--image", "72", "--image", "80"], "error: --image: expected one, got 2: .*--grid FILE"),
         (["--text", "red", "--image", "BROKEN"], "error: image .*broken.jpg: .*cannot be decoded"),
+        (["--text", "red", "--image", "~nobody-here"], "error: ~nobody-here: expected ~ or ~USER"),
     ],
 )
 def test_bad_input_fails_before_anything_is_loaded(
@@ -489,6 +490,20 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnusableImage, match=r"image .*huge\.bmp: file: expected at most 10,000,000 bytes") as error:
         NamedImage.read(str(file))
     assert error.value.reason == "too large"
+
+
+def test_a_file_that_cannot_be_used_stands_in_no_way_of_an_image_of_the_pool(
+    place: SearchPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids are often paths in the folder that the command runs in: of a TIFF, or of more than an upload may have."""
+    monkeypatch.chdir(tmp_path)
+    Path("72").write_bytes(b"no picture")
+    assert NamedImage.read("72", place.images) == NamedImage("72")
+    assert command.main([*place.options, "--image", "72", "--k", "1", "--json", "found.json"]) == 0
+    assert json.loads(Path("found.json").read_text())[0]["hits"][0]["id"] == "72"
+    for images in (None, str(tmp_path)):
+        with pytest.raises(UnusableImage, match="image 72: file: expected a picture"):
+            NamedImage.read("72", images)
 
 
 def test_a_failed_search_leaves_the_former_picture(
