@@ -92,7 +92,7 @@ def _bars(grid: Grid) -> Figure:
     heights = [max(SMALL, _tall(lines, NOTE)) + GAP for lines in labels]
     below = 0.45 if sum(heights) > 5 else 0.0  # alphas again, below many rows
     values = [f"{alpha:g}" for alpha in asked.alphas]
-    sheet = Sheet(max(right + _widest(values, NOTE) / 2, *ends) + EDGE, first + sum(heights) + below + EDGE)
+    sheet = Sheet(max([right + _widest(values, NOTE) / 2, *ends]) + EDGE, first + sum(heights) + below + EDGE)
 
     sheet.words(title, EDGE, EDGE, TITLE)
     sheet.words(note, EDGE, EDGE + _tall(title, TITLE) + GAP, NOTE, GREY)

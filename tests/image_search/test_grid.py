@@ -279,6 +279,13 @@ def test_a_picture_says_and_shows_what_its_images_are_ranked_by(texts: list[str]
         assert (f" {score} " in f"{told} ") == (len(texts) > 1)
 
 
+def test_a_picture_may_show_that_nothing_was_found() -> None:
+    for texts in (["red"], ["red", "a ring"]):
+        full = made(asked(["q"], texts, 2), ["a", "b", "c"])
+        none = replace(full, answers=tuple(replace(answer, hits=()) for answer in full.answers), thumbnails={})
+        assert len(draw(none).axes[0].images) == 1
+
+
 def test_narrow_bars_have_no_ranks_and_fewer_alphas() -> None:
     figure = draw(made(asked(["q"], ["w"], 2, *(n / 100 for n in range(101))), [f"id {n}" for n in range(7)]))
     words = said(figure)
