@@ -149,11 +149,13 @@ def _search(
     search = _open(options, console)
     query = replace(query, image=image and image.query(search.index))
     (answers,) = search.answer([search.prepare(query)])
-    if query.filter and not any(answer.hits for answer in answers):
-        conditions = " ".join(map(str, query.filter.conditions))
-        console.print(f"search  none of the {len(search.index):,} images meets {conditions}")
-    else:
+    conditions = " ".join(map(str, query.filter.conditions))
+    if any(answer.hits for answer in answers):
         console.print(table_of(answers))
+    elif not len(search.index):
+        console.print("search  the pool has no images left: all were removed")
+    else:
+        console.print(f"search  none of the {len(search.index):,} images meets {conditions}")
     return [asdict(answer) for answer in answers]
 
 

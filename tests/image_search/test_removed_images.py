@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from search_fixtures import SearchPaths
 
+from groundray import search as command
 from groundray.data.removed_rows import with_removed
 from groundray.data.schema import Dataset
 from groundray.image_search.errors import UnknownImage
@@ -50,7 +51,9 @@ def test_no_search_finds_them(service: Service, place: SearchPaths, pool: str) -
     assert np.flatnonzero(accepted).tolist() == expected_rows
 
 
-def test_nothing_is_found_where_all_were_removed(place: SearchPaths, pool: str) -> None:
+def test_nothing_is_found_where_all_were_removed(
+    place: SearchPaths, pool: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with_removed(Dataset.open(pool), np.arange(20)).write_index()
     search = Search.open(place.checkpoint, pool, place.index)
     assert len(search.index) == 0
@@ -58,6 +61,10 @@ def test_nothing_is_found_where_all_were_removed(place: SearchPaths, pool: str) 
         assert search.find(**query) == ()
     with pytest.raises(UnknownImage, match="which has none left, got 'other'"):
         search.find(image="other")
+    assert command.main([*place.options, "--images", pool, "--text", "red"]) == 0
+    shown = capsys.readouterr().out
+    assert "the pool has no images left" in shown
+    assert "rank" not in shown
 
 
 def test_the_scores_of_the_others_stay(place: SearchPaths, pool: str) -> None:
