@@ -29,6 +29,7 @@ from groundray.data.schema import Dataset
 from groundray.data.shards import READS
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.image_ids import ImageIds
+from groundray.storage.file_names import is_encodable
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported
 CONDITION = re.compile(r"\s*([a-z]+)\s*(>=|<=|!=|=|>|<)(?!=)\s*(.*\S)\s*", re.DOTALL)
@@ -63,7 +64,7 @@ class Condition:
         Raises:
             BadQuery: it states none.
         """
-        parts = CONDITION.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
+        parts = CONDITION.fullmatch(text) if len(text) <= MAX_CHARACTERS and is_encodable(text) else None
         if parts is None:
             raise BadQuery(
                 "filter: expected a condition such as width>=640, orientation=landscape, id=birds/* or label=crow, got "

@@ -33,6 +33,7 @@ from groundray.image_search.query_vector import WITHOUT, PartVectors, Vector, le
 from groundray.image_search.rerank import Ranked, Reranker
 from groundray.image_search.towers import Pixels, Towers
 from groundray.image_search.uploads import checked, model_input
+from groundray.storage.file_names import is_encodable
 from groundray.storage.folder import Folder
 
 DEFAULT_ALPHA = 0.5
@@ -80,6 +81,8 @@ class Query:
         for name, texts in (("text", self.texts), ("without", (self.without or "",))):
             if (longest := max(map(len, texts), default=0)) > MAX_CHARACTERS:
                 raise BadQuery(f"{name}: expected at most {MAX_CHARACTERS:,} characters, got {longest:,}")
+            if garbled := [text for text in texts if not is_encodable(text)]:
+                raise BadQuery(f"{name}: expected text in UTF-8, got {garbled[0][:80]!r}")
         if not 1 <= self.k <= MAX_RESULTS:
             raise BadQuery(f"k: expected 1 to {MAX_RESULTS}, got {self.k}")
         if not 0 <= self.offset <= MAX_DEPTH - self.k:

@@ -106,6 +106,7 @@ def test_conditions_accept_what_a_loop_accepts(columns: Columns, given: list[str
         ("width>=", "expected a condition"),
         ("width>=" + "1" * 300, "expected a condition"),
         ("colour=red", "expected a condition on width, height, orientation, id, label, got one on 'colour'"),
+        ("id=caf\udce9*", "or label=crow, got 'id=caf\\udce9*'"),
         ("width>=12.5", "expected a number of pixels after width>=, got '12.5'"),
         ("width>=99999999999", "expected a number of pixels"),
         ("width>=²", "expected a number of pixels"),

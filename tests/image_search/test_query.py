@@ -170,6 +170,8 @@ def test_a_pool_that_is_smaller_than_k_is_found_whole(search: Search) -> None:
     [
         ({}, "expected a text, an image, or both, got neither"),
         ({"text": " \n"}, "got neither"),
+        ({"text": "caf\udce9"}, r"text: expected text in UTF-8, got 'caf\\udce9'"),
+        ({"text": "red", "without": "\ud800"}, "without: expected text in UTF-8"),
         ({"text": "a" * 1001}, "text: expected at most 1,000 characters, got 1,001"),
         ({"text": "red", "k": 0}, "k: expected 1 to 200, got 0"),
         ({"text": "red", "k": 201}, "k: expected 1 to 200, got 201"),
