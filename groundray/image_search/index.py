@@ -36,6 +36,7 @@ from groundray.image_search.compact import Compact, check_compact, open_compact,
 from groundray.image_search.errors import UnknownImage
 from groundray.image_search.filters import Columns, Filter, Labels
 from groundray.image_search.image_ids import DuplicateIds
+from groundray.image_search.query_vector import finite
 from groundray.image_search.towers import PixelBatch, Towers
 from groundray.model.two_towers import is_hub_name
 from groundray.storage.cache_key import cache_key
@@ -114,7 +115,7 @@ def index_spec(towers: Towers, images: Dataset, folder: str, device: str = "cpu"
         device: kind of device that makes the vectors, `cpu` or `cuda`.
     """
     model = {"model": towers.fingerprint(), "thumbnail": (THUMBNAIL, QUALITY)}
-    code = (image_decoder, *towers.code, thumbnail, each_decoded, IndexEncoder)
+    code = (image_decoder, *towers.code, thumbnail, each_decoded, finite, IndexEncoder)
     key_of = partial(cache_key, code=code, device=device, stored="float16")
     key = key_of({"images": images.fingerprint, **model})
     return DerivedDataset(
@@ -163,8 +164,12 @@ class IndexEncoder:
         return Decoded(np.stack(pixels), columns)
 
     def encode(self, item: Decoded) -> dict[str, pa.Array]:
-        """Return the columns of the index. Each component of a vector is rounded by 2^-11 of itself at most."""
-        vectors = self.towers.embed_pixels(item.pixels).astype(np.float16)
+        """Return the columns of the index. Each component of a vector is rounded by 2^-11 of itself at most.
+
+        Raises:
+            ValueError: a vector is not finite.
+        """
+        vectors = finite(self.towers.embed_pixels(item.pixels), "vectors of pictures").astype(np.float16)
         starts = np.arange(len(vectors) + 1, dtype=np.int32) * self.towers.width
         vector_type = KINDS[KIND].field("vector").type
         return {**item.columns, "vector": pa.ListArray.from_arrays(starts, vectors.ravel(), type=vector_type)}

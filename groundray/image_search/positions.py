@@ -30,6 +30,7 @@ from groundray.data.schema import Dataset
 from groundray.data.shards import READS
 from groundray.image_search.explain import Matcher
 from groundray.image_search.index import Tell, each_decoded, made_on_either
+from groundray.image_search.query_vector import finite
 from groundray.image_search.towers import PixelBatch
 from groundray.storage.block_seals import BlockSeals, SealingWriter, check_size, map_copy, map_sealed
 from groundray.storage.cache_key import cache_key
@@ -97,7 +98,7 @@ def positions_spec(matcher: Matcher, images: Dataset, folder: str, device: str =
     """
     positions, width = shape_of(matcher)
     model = {"matcher": matcher.fingerprint()}
-    code = (image_decoder, *matcher.code, each_decoded, PositionEncoder, Quantised)
+    code = (image_decoder, *matcher.code, each_decoded, finite, PositionEncoder, Quantised)
     key_of = partial(cache_key, code=code, device=device, stored="int8")
     key = key_of({"images": images.fingerprint, **model})
     return DerivedDataset(
@@ -135,8 +136,12 @@ class PositionEncoder:
         return np.stack(each_decoded(table, self.images, self.matcher.preprocess))
 
     def encode(self, item: PixelBatch) -> dict[str, pa.Array]:
-        """Return the column of features: scales, then values."""
-        found = Quantised.of(self.matcher.position_features(item))
+        """Return the column of features: scales, then values.
+
+        Raises:
+            ValueError: a feature is not finite.
+        """
+        found = Quantised.of(finite(self.matcher.position_features(item), "position features"))
         rows = zip(found.scales.astype("<f4"), found.values, strict=True)
         return {"positions": pa.array([scales.tobytes() + values.tobytes() for scales, values in rows], pa.binary())}
 

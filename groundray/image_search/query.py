@@ -29,7 +29,15 @@ from groundray.image_search.index import Index, Tell, default_folder, find_index
 from groundray.image_search.inverted_file import MAX_EXACT, require_faiss
 from groundray.image_search.neighbours import NearestNeighbours, nearest_neighbours
 from groundray.image_search.positions import Positions, find_positions, make_positions
-from groundray.image_search.query_vector import WITHOUT, PartVectors, Vector, leave_out, mean_vector, mix_vectors
+from groundray.image_search.query_vector import (
+    WITHOUT,
+    PartVectors,
+    Vector,
+    finite,
+    leave_out,
+    mean_vector,
+    mix_vectors,
+)
 from groundray.image_search.rerank import Ranked, Reranker
 from groundray.image_search.towers import Pixels, Towers
 from groundray.image_search.uploads import checked, model_input
@@ -407,7 +415,7 @@ def embed_parts(queries: Sequence[PreparedQuery], towers: Towers, index: Index |
     """Return the vectors of the parts of several queries. Arguments as of `embed`."""
     asked = [prepared.query for prepared in queries]
     texts = _texts(asked)
-    said = dict(zip(texts, towers.embed_texts(texts), strict=True)) if texts else {}
+    said = dict(zip(texts, finite(towers.embed_texts(texts), "vectors of texts"), strict=True)) if texts else {}
     uploads = {prepared.query.image: prepared.pixels for prepared in queries if prepared.pixels is not None}
     shown: dict[str | bytes | None, Vector] = {
         prepared.query.image: index.vector(prepared.row)
@@ -415,7 +423,8 @@ def embed_parts(queries: Sequence[PreparedQuery], towers: Towers, index: Index |
         if index is not None and prepared.row is not None
     }
     if uploads:
-        shown |= dict(zip(uploads, towers.embed_pixels(np.stack(list(uploads.values()))), strict=True))
+        vectors = finite(towers.embed_pixels(np.stack(list(uploads.values()))), "vectors of pictures")
+        shown |= dict(zip(uploads, vectors, strict=True))
     return [
         PartVectors(
             shown.get(query.image), mean_vector([said[text] for text in query.texts]), said.get(query.without or "")

@@ -44,5 +44,16 @@ def leave_out(query: Vector, without: Vector | None) -> Vector:
     return query if without is None else unit(query - np.float32(WITHOUT) * without)
 
 
+def finite(values: Float32[np.ndarray, ...], what: str) -> Float32[np.ndarray, ...]:
+    """Return what a model gives for pictures or texts. A single NaN among the vectors of a pool would fail each search.
+
+    Raises:
+        ValueError: not all values are finite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError(f"the model gives {what} that are not finite: its weights are damaged, use another checkpoint")
+    return values
+
+
 def unit(vector: Vector) -> Vector:
     return vector / max(float(np.linalg.norm(vector)), 1e-12)

@@ -36,7 +36,7 @@ from jaxtyping import Float32, Int64
 from groundray.image_search.explain import Matcher, WordFeatures
 from groundray.image_search.index import Index
 from groundray.image_search.positions import Positions, Quantised
-from groundray.image_search.query_vector import unit
+from groundray.image_search.query_vector import finite, unit
 from groundray.image_search.towers import Towers
 
 BLOCK_VALUES = 2**18  # of float32 that are multiplied at once: 1 MB
@@ -241,7 +241,7 @@ class Reranker:
         rows = np.unique(np.concatenate([found.rows[:count] for found in nearest]))
         if not len(rows):
             return list(nearest)
-        scores = iter(self.scores(given, rows))
+        scores = iter(finite(self.scores(given, rows), "match maps"))
         of_image, of_text, left_out, described = (None if part is None else next(scores) for part in parts)
         again = []
         for alpha, found in zip(alphas, nearest, strict=True):

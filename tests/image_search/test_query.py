@@ -19,6 +19,7 @@ from groundray.data.image_decoder import UnusableImage
 from groundray.image_search.errors import BadQuery, UnknownImage
 from groundray.image_search.query import WITHOUT, Answer, Hit, Query, Search, mix_vectors
 from groundray.image_search.service import Service
+from groundray.image_search.towers import RetrievalTowers
 from groundray.model import export
 from groundray.model.heads import RetrievalHeads
 from groundray.model.relation_module import RelationalModule
@@ -101,6 +102,23 @@ def test_a_query_that_fails_in_a_batch_fails_alone(search: Search, error: Except
     assert found[1] is error
     assert [found[0], found[2]] == [search.answer([query])[0] for query in (queries[0], queries[2])]
     assert replace(search, towers=trap).answer_or_fail([]) == []
+
+
+def test_a_model_whose_vectors_are_no_numbers_is_named(place: SearchPaths, tmp_path: Path) -> None:
+    towers = RetrievalTowers.load(place.checkpoint)
+    heads, whole = towers.model.head(RetrievalHeads), place.search()
+    with torch.no_grad():
+        for parameter in heads.text.parameters():
+            parameter.fill_(float("nan"))
+        with pytest.raises(ValueError, match="the model gives vectors of texts that are not finite"):
+            replace(whole, towers=towers).find("red")
+        for parameter in heads.image.parameters():
+            parameter.fill_(float("inf"))
+    with pytest.raises(ValueError, match="the model gives vectors of pictures that are not finite"):
+        replace(whole, towers=towers).find(image=encoded((60, 40)))
+    with pytest.raises(ValueError, match="the model gives vectors of pictures that are not finite"):
+        Search.of(towers, place.images, str(tmp_path))
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_spaces_beside_a_text_are_refused_before_a_batch(search: Search) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import torch
 from conftest import SmallWorld
 from fastapi.testclient import TestClient
 from search_fixtures import SearchPaths, write_model
@@ -17,6 +18,7 @@ from groundray import search as command
 from groundray import serve
 from groundray.image_search import rerank
 from groundray.image_search.errors import BadQuery
+from groundray.image_search.explain import GroundingMatcher
 from groundray.image_search.http.app import create_app
 from groundray.image_search.index import open_pool
 from groundray.image_search.positions import (
@@ -31,6 +33,7 @@ from groundray.image_search.positions import (
 from groundray.image_search.query import WITHOUT, Query, Search
 from groundray.image_search.rerank import CLEARNESS, NAMED, Names, Ranked, Reranker, best_matches, mix_scores
 from groundray.image_search.service import Service
+from groundray.model.heads import GroundingHeads
 
 WHOLE = 20  # images of the pool
 
@@ -212,6 +215,19 @@ def test_many_queries_at_once_are_answered_as_each_alone(search: Search) -> None
             assert [hit.id for hit in one.hits] == [hit.id for hit in other.hits]
             scores = [[np.nan if hit.match is None else hit.match for hit in each.hits] for each in (one, other)]
             np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_match_maps_that_are_no_numbers_are_named(place: SearchPaths, search: Search, reranker: Reranker) -> None:
+    matcher = GroundingMatcher.load(place.checkpoint)
+    assert matcher is not None
+    heads = matcher.model.head(GroundingHeads)
+    with torch.no_grad():
+        for parameter in (*heads.language.parameters(), *heads.visual.parameters()):
+            parameter.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the model gives match maps that are not finite"):
+        replace(search, reranker=replace(reranker, matcher=matcher)).find("red")
+    with pytest.raises(ValueError, match="the model gives position features that are not finite"):
+        PositionEncoder(matcher, place.images).encode(np.zeros((1, 3, 112, 112), np.uint8))
 
 
 def test_only_the_nearest_are_ranked_again(place: SearchPaths, search: Search) -> None:
