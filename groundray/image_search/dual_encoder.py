@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
+from PIL import Image
 from tokenizers import Tokenizer
 
 from groundray import arithmetic
@@ -27,6 +28,7 @@ from groundray.model.two_towers import TwoTowers
 from groundray.model.weights import architecture, digest
 
 SHORT_SIDE = 2048  # pixels that a reduced JPEG keeps: below twice of it, the model's processor gets the whole picture
+LONGEST = 32  # times the short side of a picture, of which a processor keeps the middle
 TEMPLATE = "a photo of a {}."  # CLIP's, around a word
 
 
@@ -71,7 +73,7 @@ class DualEncoderTowers:
     @property
     def code(self) -> Code:
         """What computes a picture's vector, beside the decoder."""
-        return (two_towers, preprocessed, DualEncoderTowers)
+        return (two_towers, preprocessed, without_ends, DualEncoderTowers)
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:
@@ -246,7 +248,20 @@ def preprocessed(encoded: bytes, towers: TwoTowers) -> Float32[np.ndarray, "3 ro
     Raises:
         UnusableImage: the picture is damaged or cannot be shown.
     """
-    return towers.pixels([decode(encoded, SHORT_SIDE)])[0]
+    return towers.pixels([without_ends(decode(encoded, SHORT_SIDE), towers.processor)])[0]
+
+
+def without_ends(picture: Image.Image, processor: Any) -> Image.Image:
+    """Return a very long picture without the ends that a processor scales and then crops away; another as it is.
+
+    Of 20,000 x 1 pixels, a picture of some hundred bytes, the processor would make 4,480,000 x 224: gigabytes.
+    """
+    if not (processor.do_resize and processor.do_center_crop and processor.size.get("shortest_edge")):
+        return picture
+    most = LONGEST * min(picture.size)
+    # an even number of pixels is cut off, so that the middle stays where it is
+    left, top = (max(0, (side - most + 1) // 2) for side in picture.size)
+    return picture.crop((left, top, picture.width - left, picture.height - top)) if left or top else picture
 
 
 def visible_part(processor: Any, width: int, height: int) -> tuple[float, float, float, float]:

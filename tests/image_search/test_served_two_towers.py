@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from groundray.data.image_decoder import decode
 from groundray.image_search.checkpoint import check_searchable, open_matcher, open_towers
-from groundray.image_search.dual_encoder import DualEncoderMatcher, visible_part
+from groundray.image_search.dual_encoder import DualEncoderMatcher, DualEncoderTowers, visible_part, without_ends
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.http.app import create_app
 from groundray.image_search.index import default_folder, index_spec, open_pool
@@ -73,6 +73,19 @@ def test_vectors_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(towers.embed_pixels(towers.preprocess(picture())[None]), image.numpy(), atol=1e-5)
     np.testing.assert_allclose(towers.embed_texts(["red heart", "a blue star"]), texts.numpy(), atol=1e-5)
     assert (towers.kind, towers.name, towers.stages, towers.width) == (kind, kind, (), image.shape[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(5, 400), (400, 5), (170, 5)])
+def test_very_long_pictures_are_seen_as_by_the_processor_without_being_scaled_whole(
+    kind: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    folder = write_two_towers(tmp_path / kind, kind, WORDS)
+    towers = DualEncoderTowers.load(str(folder))
+    np.testing.assert_allclose(towers.preprocess(picture(*size)), pixels_of(folder, picture(*size))[0], atol=1e-5)
+    longest = Image.new("RGB", (20_000, 1))
+    scaled = without_ends(longest, towers.towers.processor)
+    assert scaled.size == ((32, 1) if kind == "clip" else longest.size)  # the others scale all pictures to a square
 
 
 def naive_positions(model: Any, kind: str, pixels: torch.Tensor) -> torch.Tensor:
