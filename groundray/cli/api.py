@@ -187,13 +187,16 @@ def open_search(checkpoint: str | Path, images: str | Path, index: str | None = 
     """
     from groundray.image_search.index import FOLDER
     from groundray.image_search.query import Search
+    from groundray.image_search.uses import keep_marked
     from groundray.storage.user_cache import user_cache
     from groundray.tracking.model_uris import locate
 
     located = locate(checkpoint, _tell)
     if located.model and index is None:
         index = str(user_cache() / FOLDER)
-    return Search.open(located.place, str(images), index, rerank=rerank)
+    search = Search.open(located.place, str(images), index, rerank=rerank)
+    keep_marked(search.folders, search)
+    return search
 
 
 def _place(model: str | Path, exported: bool = True) -> str:

@@ -121,6 +121,7 @@ def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, D
     from groundray.image_search.index import default_folder, find_index, open_pool
     from groundray.image_search.inverted_file import require_faiss
     from groundray.image_search.neighbours import make_missing_files
+    from groundray.image_search.uses import mark
 
     pool, towers = open_pool(options.images), open_towers(options.checkpoint)
     require_faiss(pool.rows)
@@ -137,6 +138,7 @@ def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, D
         _make("make_index", spec, towers, options, console)
     searched = make_missing_files(spec, lambda line: console.print(f"index   {line}"))
     console.print(f"index   {pool.rows:,} images in {spec.folder}, {searched}")
+    mark([spec.folder])
     return towers, spec
 
 
@@ -154,6 +156,7 @@ def open_positions(
     from groundray.image_search.checkpoint import open_reranking_matcher
     from groundray.image_search.index import default_folder, open_pool
     from groundray.image_search.positions import find_positions, make_positions_file, size_line
+    from groundray.image_search.uses import mark
 
     matcher = open_reranking_matcher(options.checkpoint, towers) if options.rerank else None
     if matcher is None:
@@ -167,6 +170,7 @@ def open_positions(
         console.print(f"index   {size_line(spec)}")
         _make("make_position_features", spec, matcher, options, console)
     make_positions_file(spec, lambda line: console.print(f"index   {line}"))
+    mark([spec.folder])
     return matcher, spec
 
 

@@ -29,6 +29,7 @@ from groundray.image_search.query import DEFAULT_ALPHA, PreparedQuery, Query, Se
 from groundray.image_search.towers import STAGE, RetrievalTowers, Towers
 from groundray.image_search.upload_limits import MAX_BYTES
 from groundray.image_search.uploads import checked
+from groundray.image_search.uses import keep_marked
 from groundray.model import export
 from groundray.storage.folder import open_file
 from groundray.storage.user_cache import user_cache
@@ -109,7 +110,8 @@ class QueryModel:
         """Return the search in a pool of images, which stays open for the next queries."""
         place = images, index or str(user_cache() / FOLDER)  # as commands do for a model in MLflow
         if place not in self._searches:
-            self._searches[place] = Search.of(self.towers, *place)
+            self._searches[place] = search = Search.of(self.towers, *place)
+            keep_marked(search.folders, search)
         return self._searches[place]
 
 

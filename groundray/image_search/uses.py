@@ -1,6 +1,6 @@
-"""Marks of what a service answers from: `python -m groundray.clean` keeps what was written lately.
+"""Marks of what searches answer from: `python -m groundray.clean` keeps what was written lately.
 
-FOLDER/used.json    when the service last said that it uses the folder: an index, position features, a cached model
+FOLDER/used.json    when a search last said that it uses the folder: an index, position features, a cached model
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ def keep_marked(folders: Sequence[Folder], user: object) -> None:
 
     def go_on() -> None:
         while not ended.wait(MARK_SECONDS):
-            _mark(folders)
+            mark(folders)
 
-    _mark(folders)
+    mark(folders)
     threading.Thread(target=go_on, name="groundray-uses", daemon=True).start()
 
 
-def _mark(folders: Sequence[Folder]) -> None:
+def mark(folders: Sequence[Folder]) -> None:
+    """Mark some folders now."""
     for folder in folders:
         with contextlib.suppress(OSError):  # one that this process may only read; answers do not depend on it
             folder.write_json(USED, {"time": time.time()})

@@ -80,12 +80,18 @@ class Item:
             return feature_uses.delete_features(self.features, idle_seconds)
         if self.run and is_active(self.run, idle_seconds):
             return False
+        if self.kind in ("index", "models") and self._written() > self.last_used:  # a search has marked it meanwhile
+            return False
         # what describes other files first, so that nothing incomplete counts as complete
         for name in self.names:
             for first in (INDEX, MANIFEST):
                 self.folder.delete(f"{name}/{first}")
             self.folder.delete(name)
         return True
+
+    def _written(self) -> float:
+        """Return when the files were last written, in seconds since 1970; 0 if they are gone."""
+        return max((time for name in self.names for time in _Files.of(self.folder / name).times.values()), default=0.0)
 
 
 @dataclass

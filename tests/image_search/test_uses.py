@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from search_fixtures import SearchPaths
 
+from groundray import open_search
+from groundray import search as command
 from groundray.image_search import uses
 from groundray.image_search.query import Search
-from groundray.image_search.uses import USED, keep_marked
+from groundray.image_search.uses import USED, keep_marked, mark
 from groundray.storage.folder import Folder
 from groundray.training.disk_usage import find_cached, find_items
 
@@ -52,17 +54,37 @@ def test_an_index_in_use_is_kept(tmp_path: Path) -> None:
     assert kept() == dict.fromkeys(before, "used lately")
 
 
+def test_what_is_used_since_it_was_listed_is_not_deleted(tmp_path: Path) -> None:
+    for name in ("attempts/0000-01234567.json", "config.yaml", "index/used/compact.bin", "index/unused/compact.bin"):
+        written_long_ago(tmp_path / "run" / name)
+    items = {item.path.rpartition("/")[2]: item for item in find_items(Folder.at(tmp_path)) if item.kind == "index"}
+    mark([Folder.at(tmp_path / "run" / "index" / "used")])
+    assert {name: item.delete(3600) for name, item in items.items()} == {"used": False, "unused": True}
+    assert [path.name for path in (tmp_path / "run" / "index").iterdir()] == ["used"]
+
+
+def test_each_search_marks_what_it_uses(place: SearchPaths, tmp_path: Path) -> None:
+    words = ["--checkpoint", place.checkpoint, "--images", place.images, "--index", str(tmp_path), "--text", "red"]
+    assert command.main(words) == 0
+    marked = [folder / USED for folder in tmp_path.iterdir()]
+    assert len(marked) == 2
+    for reopen in (lambda: command.main(words), lambda: open_search(place.checkpoint, place.images, str(tmp_path))):
+        for file in marked:
+            file.unlink()
+        reopen()
+        assert all(file.exists() for file in marked)
+
+
 def test_marks_are_renewed_while_the_user_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, marked = marks(), threading.Event()
     monkeypatch.setattr(uses, "MARK_SECONDS", 0.01)
-    mark = uses._mark
 
     def noted(folders: list[Folder]) -> None:
         mark(folders)
         if "groundray-uses" in threading.current_thread().name:
             marked.set()
 
-    monkeypatch.setattr(uses, "_mark", noted)
+    monkeypatch.setattr(uses, "mark", noted)
     user = User()
     keep_marked([Folder.at(tmp_path), Folder.at("/proc/none")], user)  # nobody can write there
     assert (tmp_path / USED).exists()
