@@ -117,7 +117,8 @@ class WordModel:
     def of(embedder: Embedder, words: Sequence[Word]) -> WordModel:
         """Compute the axes of the words' centred vectors. Each points to higher concreteness of the rated words."""
         vectors = embedder.embed([word.text for word in words]).astype(np.float64)
-        pca: Any = PCA(min(MAX_AXES, *vectors.shape), svd_solver="full").fit(vectors)
+        with np.errstate(invalid="ignore"):  # of a single word, or of words that are all alike, which explain nothing
+            pca: Any = PCA(min(MAX_AXES, *vectors.shape), svd_solver="full").fit(vectors)
         rated = [index for index, word in enumerate(words) if word.concreteness is not None]
         ratings = np.array([words[index].concreteness for index in rated], dtype=np.float64)
         scores = pca.transform(vectors)
@@ -130,7 +131,7 @@ class WordModel:
             scores * signs,
             pca.mean_,
             pca.components_ * signs[:, None],
-            pca.explained_variance_ratio_,
+            np.nan_to_num(pca.explained_variance_ratio_),
         )
 
 

@@ -118,6 +118,12 @@ def test_unknown_words_are_counted(place: SearchPaths, tmp_path: Path) -> None:
         WordSpace.open(place.checkpoint, write_norms(tmp_path, "x,漢字,\n"), Tokenizer(models.WordPiece({})))
 
 
+def test_a_single_word_explains_nothing(place: SearchPaths, tmp_path: Path) -> None:
+    space = WordSpace.open(place.checkpoint, write_norms(tmp_path, "x,red,\n"), Tokenizer(models.WordPiece({})))
+    for model in space.models.values():
+        assert (model.explained.tolist(), model.at.tolist()) == ([0.0], [[0.0]])
+
+
 def test_without_norms_the_tokenizers_words_are_shown(place: SearchPaths) -> None:
     pieces = {"[CLS]": 0, "a": 1, "red": 2, "##ed": 3, "blue": 4, ",": 5}
     space = WordSpace.open(place.checkpoint, None, Tokenizer(models.WordPiece(pieces, unk_token="[CLS]")))
