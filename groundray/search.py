@@ -137,8 +137,8 @@ def _check_file(grid: str) -> None:
 
 def _build(options: argparse.Namespace, console: Console) -> list[dict[str, object]]:
     """Build the index and the position features, if they are missing."""
-    towers, _ = image_index.open_index(options, console)
-    image_index.open_positions(options, console, towers)
+    towers, spec = image_index.open_index(options, console)
+    image_index.open_positions(options, console, towers, spec.source)
     return []
 
 
@@ -179,7 +179,7 @@ def _open(options: argparse.Namespace, console: Console) -> Search:
     from groundray.image_search.query import Search
 
     towers, spec = image_index.open_index(options, console)
-    again = image_index.open_positions(options, console, towers)
+    again = image_index.open_positions(options, console, towers, spec.source)
 
     def tell(line: str) -> None:
         console.print(f"index   {line}")

@@ -132,8 +132,8 @@ def _service(options: argparse.Namespace, console: Console) -> Iterator[str]:
     image_index.check_inputs(options, console)
     with cluster.connect(verbose=options.verbose):
         image_index.check_shared(options)
-        towers, _ = image_index.open_index(options, console)
-        image_index.open_positions(options, console, towers)
+        towers, spec = image_index.open_index(options, console)
+        image_index.open_positions(options, console, towers, spec.source)
         from groundray.runtime.serve import deployment  # imports Ray Serve, which `connect` has made quiet
 
         arguments = deployment.Arguments.model_validate(

@@ -15,6 +15,7 @@ from groundray.storage.folder import Folder, format_bytes
 
 if TYPE_CHECKING:
     from groundray.data.derived import DerivedDataset
+    from groundray.data.schema import Dataset
     from groundray.image_search.explain import Matcher
     from groundray.image_search.towers import Towers
 
@@ -143,18 +144,21 @@ def open_index(options: argparse.Namespace, console: Console) -> tuple[Towers, D
 
 
 def open_positions(
-    options: argparse.Namespace, console: Console, towers: Towers
+    options: argparse.Namespace, console: Console, towers: Towers, pool: Dataset
 ) -> tuple[Matcher, DerivedDataset] | None:
     """Return a model's matcher and its position features of the images, with which found images are ranked again; None
     with `--rerank 0` or if the model has no stage grounding. Makes missing features on the cluster, after a line that
     says their size.
 
+    Args:
+        pool: the images of the index, as it was opened: what is at `--images` may have been replaced since.
+
     Raises:
-        ValueError: the disk is too small.
+        ValueError: the disk is too small, or the images were replaced.
     """
     from groundray.data.derived import damaged_parts, open_derived
     from groundray.image_search.checkpoint import open_reranking_matcher
-    from groundray.image_search.index import default_folder, open_pool
+    from groundray.image_search.index import default_folder
     from groundray.image_search.positions import find_positions, make_positions_file, size_line
     from groundray.image_search.uses import mark
 
@@ -163,7 +167,7 @@ def open_positions(
         return None
     folder = options.index or default_folder(options.checkpoint)
     device = "cuda" if options.use_gpu else "cpu"
-    spec = find_positions(matcher, open_pool(options.images), folder, device)
+    spec = find_positions(matcher, pool, folder, device)
     if open_derived(spec) is None:
         for line in damaged_parts(spec):
             console.print(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from search_fixtures import SearchPaths, write_model
 
 from groundray import search as command
 from groundray import serve
+from groundray.cli import image_index
+from groundray.cli.command import plain_console
 from groundray.image_search import rerank
 from groundray.image_search.errors import BadQuery
 from groundray.image_search.explain import GroundingMatcher
@@ -328,6 +331,19 @@ def test_images_are_scored_some_at_a_time(search: Search, reranker: Reranker, mo
     counted = replace(reranker, positions=Counted(np.empty(0, np.uint8), *reranker.positions.shape))
     np.testing.assert_allclose(counted.scores([text], rows), whole, atol=1e-5)
     assert taken == [6, 6, 6, 2]
+
+
+def test_features_of_a_pool_that_was_replaced_are_not_taken_with_the_index_of_the_former(
+    place: SearchPaths, world: SmallWorld, tmp_path: Path
+) -> None:
+    pool, paths = tmp_path / "pool", ["--checkpoint", place.checkpoint, "--index", str(tmp_path / "index")]
+    shutil.copytree(place.images, pool)
+    options, console = command.build_parser().parse_args([*paths, "--images", str(pool)]), plain_console()
+    towers, spec = image_index.open_index(options, console)
+    shutil.rmtree(pool)
+    shutil.copytree(world.shards / "captions" / "train", pool)
+    with pytest.raises(ValueError, match="replaced since this command opened"):
+        image_index.open_positions(options, console, towers, spec.source)
 
 
 def test_missing_features_are_named_with_the_repair(
