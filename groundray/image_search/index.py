@@ -263,7 +263,7 @@ class Index:
             FileNotFoundError: the index is not built.
             ValueError: the index is damaged, the message names the repair; or two images have the same id.
         """
-        dataset = _complete(spec)
+        dataset = complete(spec, "index")
         return Index(
             spec, dataset, _made(spec, dataset, tell, lambda: open_compact(dataset, spec.folder, keep_vectors_in_store))
         )
@@ -320,17 +320,22 @@ def make_compact(spec: DerivedDataset, tell: Tell) -> Dataset:
     Raises:
         FileNotFoundError, ValueError: as `Index.open`.
     """
-    dataset = _complete(spec)
+    dataset = complete(spec, "index")
     _made(spec, dataset, tell, lambda: check_compact(dataset, spec.folder))
     return dataset
 
 
-def _complete(spec: DerivedDataset) -> Dataset:
+def complete(spec: DerivedDataset, what: str) -> Dataset:
+    """Return the parts of an index or of position features.
+
+    Raises:
+        FileNotFoundError: they are not all there.
+    """
     dataset = open_derived(spec)
     if dataset is None:
         raise FileNotFoundError(
-            f"the images at {spec.source.folder} have no index for this model at {spec.folder}: the images or the "
-            "model are new or have changed; `python -m groundray.search` and `python -m groundray.serve` build it"
+            f"the images at {spec.source.folder} have no {what} for this model at {spec.folder}: the images or the "
+            "model are new or have changed; `python -m groundray.search` and `python -m groundray.serve` make it"
         )
     return dataset
 

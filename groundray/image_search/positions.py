@@ -29,7 +29,7 @@ from groundray.data.row_groups import read_group
 from groundray.data.schema import Dataset
 from groundray.data.shards import READS
 from groundray.image_search.explain import Matcher
-from groundray.image_search.index import Tell, each_decoded, made_on_either
+from groundray.image_search.index import Tell, complete, each_decoded, made_on_either
 from groundray.image_search.query_vector import finite
 from groundray.image_search.towers import PixelBatch
 from groundray.storage.block_seals import BlockSeals, SealingWriter, check_size, map_copy, map_sealed
@@ -184,7 +184,7 @@ def open_positions(spec: DerivedDataset, tell: Tell) -> Positions:
         FileNotFoundError: the features are not made.
         ValueError: they are damaged, the message names the repair; or the disk, or TMPDIR's, has no room.
     """
-    dataset = _complete(spec)
+    dataset = complete(spec, spec.title)
 
     def read() -> Positions:
         mapped = map_sealed if spec.folder.local else map_copy
@@ -199,7 +199,7 @@ def make_positions_file(spec: DerivedDataset, tell: Tell) -> None:
     Raises:
         FileNotFoundError, ValueError: as `open_positions`.
     """
-    dataset = _complete(spec)
+    dataset = complete(spec, spec.title)
     made_once(spec.folder, "positions", FILES, lambda: _check(spec, dataset), lambda: _write(spec, dataset), tell)
 
 
@@ -247,16 +247,6 @@ def size_line(spec: DerivedDataset) -> str:
 
 def _shape(spec: DerivedDataset) -> tuple[int, int]:
     return spec.provenance["positions"], spec.provenance["width"]
-
-
-def _complete(spec: DerivedDataset) -> Dataset:
-    dataset = open_derived(spec)
-    if dataset is None:
-        raise FileNotFoundError(
-            f"the images at {spec.source.folder} have no position features for this model at {spec.folder}: "
-            "`python -m groundray.search` and `python -m groundray.serve` make them"
-        )
-    return dataset
 
 
 def _check(spec: DerivedDataset, dataset: Dataset) -> BlockSeals:
