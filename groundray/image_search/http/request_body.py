@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
@@ -114,41 +113,41 @@ class BodyLimit:
 
 
 class _Body:
-    """The received messages of a body, its size in bytes, and whether it is complete."""
+    """The bytes of a body that have arrived, their number, and whether it is complete."""
 
     def __init__(self) -> None:
         self.size, self.complete = 0, False
-        self._messages: deque[Message] = deque()
+        self._content = bytearray()  # in a list, a message of a single byte takes 200
 
     def add(self, message: Message) -> int:
         """Add a message and return its size in bytes."""
-        size = len(message.get("body", b""))
-        self.size += size
+        content = message.get("body", b"")
+        self._content += content
+        self.size += len(content)
         self.complete = not message.get("more_body", False)
-        self._messages.append(message)
-        return size
+        return len(content)
 
     def holds(self, sequence: bytes) -> bool:
-        """Return whether some bytes are in the body, within a message or across several."""
-        before = b""
-        for message in self._messages:
-            content = before + message.get("body", b"")
-            if sequence in content:
-                return True
-            before = content[-len(sequence) :]
-        return False
+        """Return whether some bytes are in the body."""
+        return sequence in self._content
 
     def replay(self, receive: Receive) -> Receive:
         """Return a `receive` that yields the body, then what the server sends."""
+        given = False
 
         async def replayed() -> Message:
-            return self._messages.popleft() if self._messages else await receive()
+            nonlocal given
+            if given:
+                return await receive()
+            given, content = True, bytes(self._content)
+            self._content.clear()
+            return {"type": "http.request", "body": content, "more_body": False}
 
         return replayed
 
     def clear(self) -> None:
         self.size = 0
-        self._messages.clear()
+        self._content.clear()
 
 
 class _Refused(Exception):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from traced_memory import least_peak
 
 from groundray.image_search.http import request_body
 from groundray.image_search.http.request_body import BodyLimit, BodyLimits
@@ -156,6 +157,26 @@ def test_bodies_together_are_bounded_until_they_are_answered() -> None:
     first, second, third = asyncio.run(asyncio.wait_for(scenario(), 10))
     assert [first.status, second.status, third.status] == [200, 503, 200]
     assert int(second.headers["retry-after"]) >= 1
+
+
+def test_a_body_of_single_bytes_takes_no_more_memory_than_another() -> None:
+    """A client may send each byte in a packet of its own: kept apart, these took 10 MB."""
+    count = 50_000
+    limit = BodyLimit(application(), BodyLimits(max_bytes=count, buffer_bytes=count))
+
+    def upload() -> None:
+        exchange, sent = Exchange([]), 0
+
+        async def receive() -> Any:
+            nonlocal sent
+            await asyncio.sleep(0)
+            sent += 1
+            return {"type": "http.request", "body": bytes([sent % 256]), "more_body": sent < count}
+
+        asyncio.run(limit({**exchange.scope, "exchange": exchange}, receive, exchange.send))
+        assert (exchange.status, len(exchange.received)) == (200, count)
+
+    assert least_peak(upload, times=1) < 10 * count
 
 
 def test_failure_of_the_application_gives_the_memory_back() -> None:
