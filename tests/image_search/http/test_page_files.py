@@ -65,6 +65,13 @@ def test_plotly_is_compressed_for_browsers(files: PageFiles, client: TestClient)
         assert plain.content == response.content
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("name", ["api.js", "plotly.min.js"])
+def test_files_are_only_read(client: TestClient, method: str, name: str) -> None:
+    for headers in ({}, {"Accept-Encoding": "identity"}):
+        assert client.request(method, f"/static/{name}", headers=headers).status_code == 405
+
+
 def test_every_script_and_style_of_the_page_is_versioned() -> None:
     index = PageFiles(PAGE).index("of-a-pool")
     assert index is not None
