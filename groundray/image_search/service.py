@@ -64,13 +64,16 @@ class Service:
         return Service(search, matcher, space, calibration, suggested)
 
 
-def state_of(checkpoint: str, images: str) -> str:
+def state_of(checkpoint: str | None, images: str) -> str:
     """Return a hash that changes when another model or other images are at these paths or URLs. Reads no weights and no
     images. A model's name on a hub does not change.
+
+    Args:
+        checkpoint: path or URL of the model; None for the images alone.
 
     Raises:
         OSError: the images are not there, or something cannot be reached.
     """
-    model = Folder.at(checkpoint)
-    files = model.read_bytes(export.ABOUT) if model.exists(export.ABOUT) else model.states()
+    model = None if checkpoint is None else Folder.at(checkpoint)
+    files = model and (model.read_bytes(export.ABOUT) if model.exists(export.ABOUT) else model.states())
     return hashlib.sha256(repr((files, Folder.at(images).read_bytes(INDEX))).encode()).hexdigest()

@@ -97,13 +97,19 @@ def locate(
     """
     if not is_model_uri(str(place)):
         return Located(str(place))
-    model = find_model(str(place), tracking_uri)
+    return locate_found(find_model(str(place), tracking_uri), tell, downloads, exported)
+
+
+def locate_found(
+    model: FoundModel, tell: Callable[[str], None], downloads: Folder | None = None, exported: bool = True
+) -> Located:
+    """Return where the files of a model are that MLflow knows. Arguments and errors as of `locate`."""
     found = place_of(model, downloads or user_cache() / DOWNLOADS, tell)
     if exported:
         check_export(model, found)
     else:
         found = language_folder(model, found)
-    tell(f"model   {place} is{'' if model.uri == place else f' {model.uri},'} at {found}")
+    tell(f"model   {model.asked} is{'' if model.uri == model.asked else f' {model.uri},'} at {found}")
     return Located(found, model)
 
 
@@ -154,21 +160,28 @@ def place_of(model: FoundModel, downloads: Folder, tell: Callable[[str], None]) 
         Damaged: what was downloaded is not what groundray wrote.
         OSError: the files cannot be read or kept.
     """
-    if (local := _local_path(model.location)) is None and not is_store(model.location):
+    if (place := readable_place(model)) is None:
         return str(_downloaded(model, downloads, tell))
-    folder = Folder.connect(local or model.location)
+    folder = Folder.connect(place)
     if not folder.names():
-        machine = "" if local is None else " on this machine"
+        machine = " on this machine" if folder.local else ""
         raise FileNotFoundError(
             f"{model.asked}: expected its files in {folder}{machine}, found none: log the model again, or "
             + (
                 "restore that folder"
-                if local is None
+                if not folder.local
                 else "start the tracking server so that it serves its artifacts (--serve-artifacts), or use an "
                 "object store for them"
             )
         )
     return str(folder)
+
+
+def readable_place(model: FoundModel) -> str | None:
+    """Return the path or URL where a model's files are read as they are; None if they are downloaded first, since only
+    MLflow's client reads them."""
+    local = _local_path(model.location)
+    return model.location if local is None and is_store(model.location) else local
 
 
 def check_export(model: FoundModel, place: str) -> None:

@@ -3,7 +3,8 @@
 A thread looks every so many seconds whether what is served has changed. Then it opens the new application beside the
 one that answers: model, index, match maps and words together. When it is open, further requests go to it. A request
 that has begun is answered by the application that it began with, whose memory is free when the last one has ended. If
-the new one cannot be opened, the old one goes on, and `/healthz` and the log say why.
+the new one cannot be opened, the old one goes on, and `/healthz` and the log say why. A process that is started anew
+meanwhile, as after a crash, has no old one: it may be given an earlier one to begin with.
 """
 
 from __future__ import annotations
@@ -48,17 +49,31 @@ class RenewedApp:
         look: returns what changes when the served model or images do. It is called often.
         open: opens the application of what is there now.
         seconds: time between looks; None never looks by itself.
+        open_earlier: opens an application to begin with where the newest cannot be opened (default: there is none).
 
     Raises:
-        Exception: what `look` or `open` raises, the first time.
+        Exception: what `look` or `open` raises, the first time; if there is an earlier application, what opening that
+            raises.
     """
 
-    def __init__(self, look: Callable[[], str], open: Callable[[], ASGIApp], seconds: float | None):
+    def __init__(
+        self,
+        look: Callable[[], str],
+        open: Callable[[], ASGIApp],
+        seconds: float | None,
+        open_earlier: Callable[[], ASGIApp] | None = None,
+    ):
         self._look, self._open, self._seconds = look, open, seconds or 0.0
-        self._state, self._app = look(), open()
-        self._retired: weakref.ref[ASGIApp] | None = None
+        self._retired: list[weakref.ref[ASGIApp]] = []
         self._failure: Failure | None = None
         self._update = ""
+        try:
+            self._state, self._app = look(), open()
+        except Exception as error:
+            if open_earlier is None:
+                raise
+            self._state, self._app = "", open_earlier()
+            self._tell(f"the newest model cannot be opened, and an earlier one is served: {_one_line(error)}")
         if seconds:
             threading.Thread(target=self._watch, name="groundray-renewal", daemon=True).start()
 
@@ -91,7 +106,8 @@ class RenewedApp:
             self._failure = Failure(state, reason, wait, time.monotonic() + wait)
             self._tell(reason)
             return False
-        self._retired, self._app, self._state, self._failure = weakref.ref(self._app), app, state, None
+        self._retired.append(weakref.ref(self._app))
+        self._app, self._state, self._failure = app, state, None
         self._tell("what has changed is served")
         self._update = ""
         return True
@@ -103,16 +119,17 @@ class RenewedApp:
             self.let_go()
 
     def let_go(self) -> None:
-        """Free the memory of the earlier application, once its last request has ended."""
-        if self._retired is None:
+        """Free the memory of earlier applications, each once its last request has ended."""
+        if not self._retired:
             return
         for each in vars(dependencies).values():  # FastAPI remembers routes, and with them all that they refer to
             if clear := getattr(each, "cache_clear", None):
                 clear()
         gc.collect()  # an application refers to itself
-        if self._retired() is None:
-            self._retired = None
+        kept = [app for app in self._retired if app() is not None]
+        if len(kept) < len(self._retired):
             give_back_freed()
+        self._retired = kept
 
     def _tell(self, line: str) -> None:
         if line != self._update:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,8 +36,9 @@ from groundray.runtime import compat
 from groundray.runtime.ray_address import given_address
 from groundray.runtime.serve import proxy
 from groundray.runtime.serve.metrics import RayMetrics
+from groundray.storage.folder import Folder
 from groundray.storage.user_cache import user_cache
-from groundray.tracking.model_uris import DOWNLOADS, find_model, locate
+from groundray.tracking.model_uris import DOWNLOADS, Located, find_model, locate, locate_found, readable_place
 
 NAME = "search"
 MAX_BATCH_SIZE = 16  # queries embedded and compared together: a product of 16 takes as long as three products of one
@@ -122,17 +124,11 @@ def app(arguments: Arguments) -> serve.Application:
     def build_in_replica() -> ASGIApp:
         compat.listen_at_node_address()
         torch.set_num_threads(max(1, int(arguments.cpus)))
-        batch, metrics, served, rate = batch_queries(), RayMetrics(), located, arguments.rate_limit
+        batch, metrics, rate = batch_queries(), RayMetrics(), arguments.rate_limit
         buckets = None if rate is None else TokenBuckets(rate, replicas=arguments.replicas)  # they outlive a swap
+        model = FollowedModel(located, arguments.images, downloads, tell)
 
-        def look() -> str:
-            nonlocal served
-            # the server of the machine that has found the model: this one may have another by default
-            if served.model and find_model(arguments.checkpoint, served.model.server) != served.model:
-                served = locate(arguments.checkpoint, tell, downloads, served.model.server)
-            return state_of(served.place, arguments.images)
-
-        def open_app() -> FastAPI:
+        def open_app(served: Located) -> FastAPI:
             service = Service.open(served.place, arguments.images, index, arguments.norms, arguments.rerank)
             cached = [downloads] if served.place.startswith(f"{downloads}/") else []
             keep_marked([*service.search.folders, *cached], service)
@@ -146,7 +142,10 @@ def app(arguments: Arguments) -> serve.Application:
                 metrics=metrics,
             )
 
-        return RenewedApp(look, open_app, arguments.watch) if arguments.watch else open_app()
+        if not arguments.watch:
+            return open_app(located)
+        earlier = partial(open_app, located) if located.model else None
+        return RenewedApp(model.look, lambda: open_app(model.locate()), arguments.watch, earlier)
 
     deployment: Any = serve.deployment(
         serve.ingress(build_in_replica)(),
@@ -161,6 +160,43 @@ def app(arguments: Arguments) -> serve.Application:
         logging_config=QUIET,
     )
     return deployment.bind()
+
+
+class FollowedModel:
+    """The model and the images of a service, as they are now: what MLflow's name of the model stands for may change,
+    and so may what is at a path or URL.
+
+    Args:
+        located: where the model was when the service was deployed.
+        images: folder or URL of shards.
+        downloads: folder that keeps downloaded models.
+        tell: receives lines for the user.
+    """
+
+    def __init__(self, located: Located, images: str, downloads: Folder, tell: Callable[[str], None]):
+        self._located, self._images, self._downloads, self._tell = located, images, downloads, tell
+        self._model = located.model
+
+    def look(self) -> str:
+        """Return a text that changes when the model or the images do. Downloads nothing: a download that fails is
+        repeated later and later, unlike a look.
+
+        Raises:
+            OSError: there is no such model, there are no images, or a server or store does not answer.
+        """
+        if self._model is None:
+            return state_of(self._located.place, self._images)
+        # the server of the machine that has found the model: this one may have another by default
+        self._model = find_model(self._model.asked, self._model.server)
+        return f"{self._model.uri} {self._model.location} {state_of(readable_place(self._model), self._images)}"
+
+    def locate(self) -> Located:
+        """Return where the model is that the last look has found.
+
+        Raises:
+            OSError: its files cannot be used.
+        """
+        return locate_found(self._model, self._tell, self._downloads) if self._model else self._located
 
 
 def batch_queries() -> Batch:

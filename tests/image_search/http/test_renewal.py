@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from search_fixtures import SearchPaths, write_model
 from groundray.image_search.http import renewal
 from groundray.image_search.http.app import create_app
 from groundray.image_search.http.renewal import RenewedApp
+from groundray.image_search.query import Search
 from groundray.image_search.service import Service, state_of
 from groundray.storage.folder import Folder
 
@@ -35,6 +38,13 @@ class Served:
     root: Path
     opened: list[weakref.ref[Service]] = field(default_factory=list)
     before_opening: Callable[[], None] = lambda: None
+
+    @property
+    def search(self) -> Search:
+        """The search of the service that was opened last."""
+        service = self.opened[-1]()
+        assert service
+        return service.search
 
     @property
     def checkpoint(self) -> str:
@@ -121,6 +131,43 @@ def test_the_old_model_is_let_go(served: Served, app: RenewedApp, client: TestCl
 
 
 @pytest.mark.thorough
+def test_every_old_model_is_let_go_when_its_last_request_has_ended(
+    served: Served,
+    app: RenewedApp,
+    client: TestClient,
+    other_model: str,
+    place: SearchPaths,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, ended, answer_all = threading.Event(), threading.Event(), Search.answer_or_fail
+    first = id(served.search)
+
+    def slowly(search: Search, queries: Any) -> Any:
+        if id(search) == first:
+            begun.set()
+            assert ended.wait(60)
+        return answer_all(search, queries)
+
+    monkeypatch.setattr(Search, "answer_or_fail", slowly)
+    request = threading.Thread(target=answer, args=[client])
+    request.start()
+    assert begun.wait(60)
+    gc.disable()  # what is let go does not wait for Python's own collection, which comes late where much is in memory
+    try:
+        for model in (other_model, place.checkpoint):
+            served.put(model)
+            assert app.renew()
+            app.let_go()
+        assert [service() is None for service in served.opened] == [False, True, False]
+        ended.set()
+        request.join()
+        app.let_go()
+        assert [service() is None for service in served.opened] == [True, True, False]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.thorough
 def test_a_request_that_has_begun_ends_with_its_own_model(served: Served, app: RenewedApp, other_model: str) -> None:
     """An upload is received before the swap and answered after it."""
     first, met = app._app, list[Any]()
@@ -174,6 +221,37 @@ def test_what_cannot_be_opened_leaves_the_old_model_serving(
     assert app.renew()
     assert client.get("/healthz").json()["update"] == ""
     assert answer(client) != before
+
+
+def test_a_process_that_is_started_anew_begins_with_an_earlier_model_if_the_newest_cannot_be_opened() -> None:
+    working = False
+
+    def named(name: str) -> Any:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            met.append((name, scope["state"][renewal.UPDATE]))
+
+        return app
+
+    def open() -> Any:
+        if not working:
+            raise OSError(28, "No space left on device")
+        return named("newest")
+
+    with pytest.raises(OSError, match="No space"):
+        RenewedApp(lambda: "newest", open, None)
+    app, met = RenewedApp(lambda: "newest", open, None, lambda: named("earlier")), list[tuple[str, str]]()
+
+    def ask() -> tuple[str, str]:
+        asyncio.run(app({"type": "http"}, lambda: None, lambda _: None))  # type: ignore[arg-type]
+        return met.pop()
+
+    name, told = ask()
+    assert (name, "No space left" in told) == ("earlier", True)
+    assert not app.renew()
+    working = True
+    assert app.renew()
+    assert ask() == ("newest", "")
+    assert not app.renew()
 
 
 def test_a_failed_attempt_is_repeated_later_and_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from urllib.parse import urlencode, urlsplit
 import numpy as np
 import pytest
 from conftest import SmallWorld
+from mlflow_registry import NAME, Registry, use
 from pydantic import ValidationError
 from ray import serve
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
@@ -32,15 +33,18 @@ from search_fixtures import TOKEN, SearchPaths, write_model
 from groundray import serve as command
 from groundray.cli.command import EXIT_USAGE
 from groundray.data.row_groups import read_rows
-from groundray.data.schema import KINDS, Dataset
+from groundray.data.schema import INDEX, KINDS, Dataset
 from groundray.data.shards import write_index, write_shard_files
 from groundray.image_search.http.auth_token import VARIABLE
+from groundray.image_search.http.renewal import RenewedApp
 from groundray.image_search.query import Query
 from groundray.image_search.service import Service
 from groundray.image_search.uses import USED
 from groundray.runtime.serve import deployment
 from groundray.runtime.serve.deployment import Arguments
 from groundray.storage.folder import Folder
+from groundray.tracking import model_uris
+from groundray.tracking.model_uris import locate
 
 
 def fetched(address: str, path: str, **fields: Any) -> tuple[int, dict[str, str], bytes]:
@@ -225,6 +229,48 @@ def test_a_new_model_and_new_images_are_taken_up_without_a_failed_request(
                 client.join()
         assert {status for status, _ in met} == {200}
         assert len({found for _, found in met}) == 3  # the old model, the new one, and with new images
+
+
+@pytest.mark.thorough
+def test_a_download_that_fails_is_not_repeated_at_every_look(
+    served_registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A model of gigabytes would be fetched every minute, to a disk that is full."""
+    use(served_registry, monkeypatch, tmp_path)
+    images, told, opened = tmp_path / "images", list[str](), list[str]()
+    images.mkdir()
+    (images / INDEX).write_text("{}")
+    name = f"models:/{NAME}@moved"
+    served_registry.client.set_registered_model_alias(NAME, "moved", "1")
+    downloads = Folder.at(tmp_path / "downloads")
+    model = deployment.FollowedModel(locate(name, told.append, downloads), str(images), downloads, told.append)
+
+    def open() -> Any:
+        opened.append(model.locate().place)
+        return lambda: None
+
+    app = RenewedApp(model.look, open, 1e6)
+    assert not app.renew()
+    served_registry.client.set_registered_model_alias(NAME, "moved", "2")
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(model_uris, "_download", no_space)
+        assert not app.renew()
+        attempts = sum("downloading" in line for line in told)
+        assert not app.renew()
+        assert sum("downloading" in line for line in told) == attempts == 2  # one of them of the first version
+    served_registry.client.set_registered_model_alias(NAME, "moved", "1")
+    assert not app.renew()
+    served_registry.client.delete_registered_model_alias(NAME, "moved")
+    assert not app.renew()
+    assert "has no alias moved" in app._update
+    served_registry.client.set_registered_model_alias(NAME, "moved", "2")
+    assert app.renew()
+    assert not app.renew()
+    assert len(set(opened)) == 2
+
+
+def no_space(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
 
 
 # the command line
