@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import mlflow_registry
 import numpy as np
+import psutil
 import pytest
 from conftest import SmallWorld
 from mlflow_registry import NAME, Registry, use
@@ -229,6 +231,72 @@ def test_a_new_model_and_new_images_are_taken_up_without_a_failed_request(
                 client.join()
         assert {status for status, _ in met} == {200}
         assert len({found for _, found in met}) == 3  # the old model, the new one, and with new images
+
+
+@pytest.mark.thorough
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_alias_is_followed_without_a_failed_request_and_by_a_replica_that_was_killed(
+    uri: str, place: SearchPaths, world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = mlflow_registry.write(uri, place.checkpoint, (tmp_path / "files").as_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # of this process: replicas have another environment
+    other, broken = Path(write_model(tmp_path / "other", world, seed=1)), tmp_path / "broken"
+    shutil.copytree(other, broken)
+    next((broken / "stages" / "retrieval").glob("*.safetensors")).write_bytes(b"half of it")
+    for folder in (other, broken):  # versions 3 and 4
+        registry.client.create_model_version(NAME, folder.as_uri())
+
+    def move_to(version: str) -> None:
+        registry.client.set_registered_model_alias(NAME, "best", version)
+
+    arguments = Arguments(
+        checkpoint=f"models:/{NAME}@best", images=place.images, index=str(tmp_path / "index"), watch=0.2, rerank=0
+    )
+    with deployment.serving(arguments, "127.0.0.1", free_port()) as address:
+        ended, statuses = threading.Event(), list[int]()
+
+        def ask() -> None:
+            while not ended.is_set():
+                statuses.append(fetched(address, "/search", text="a red star", k=20)[0])
+
+        def health_when(condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+            now = None
+            for _ in range(600):
+                status, _, body = fetched(address, "/healthz")
+                if status == 200 and condition(now := json.loads(body)):
+                    return now
+                time.sleep(0.1)
+            pytest.fail(f"not so: {now}")
+
+        client = threading.Thread(target=ask)
+        client.start()
+        try:
+            deployed = json.loads(fetched(address, "/healthz")[2])["index"]
+            move_to("3")
+            newest = health_when(lambda health: health["index"] != deployed)["index"]
+            move_to("4")
+            assert health_when(lambda health: "cannot be opened" in health["update"])["index"] == newest
+        finally:
+            ended.set()
+            client.join()
+        assert set(statuses) == {200}
+        move_to("3")
+        health_when(lambda health: not health["update"])
+        move_to("4")
+        kill_replica()
+        assert health_when(lambda health: "cannot be opened" in health["update"])["index"] == deployed
+        kill_replica()
+        move_to("3")
+        health_when(lambda health: health["index"] == newest)
+
+
+def kill_replica() -> None:
+    """Kill the replica of this process's cluster with SIGKILL, and wait until it is gone."""
+    children = psutil.Process().children(recursive=True)
+    (replica,) = [child for child in children if child.cmdline()[:1] == ["ray::ServeReplica:search:search"]]
+    replica.kill()
+    replica.wait(60)
 
 
 @pytest.mark.thorough
