@@ -18,6 +18,9 @@ _LOADING = threading.RLock()
 def from_pretrained(kind: Any, path: str | None, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Return a model in float32 and the report of its loading, by `kind.from_pretrained`.
 
+    The model is independent of its files: `transformers` leaves weights in a file that is mapped into memory. A file
+    that is overwritten where it is, as by `cp`, would change them, or end the process with SIGBUS.
+
     Args:
         kind: a class of models.
         path: folder or hub name; None for weights in `state_dict`.
@@ -26,4 +29,7 @@ def from_pretrained(kind: Any, path: str | None, **options: Any) -> tuple[Any, d
         Exception: of any kind, as `transformers` has it.
     """
     with _LOADING:
-        return kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+        model, report = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model, report

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 
 from groundray import config
 from groundray.model.build import build_language
+from groundray.model.loading import from_pretrained
 from groundray.model.pretrained import load_tokenizer, read_text_model
 from groundray.model.weights import digest
 
@@ -52,3 +53,16 @@ def test_models_that_threads_load_at_once_leave_transformers_as_it_was(tmp_path:
         models = list(threads.map(lambda _: read_text_model(str(tmp_path))[0], range(24)))
     assert (PreTrainedModel.tie_weights, torch.nn.init.normal_) == before
     assert len({digest(model) for model in models}) == 1
+
+
+def test_a_loaded_model_is_independent_of_its_files(tmp_path: Path) -> None:
+    """`cp` writes over a file where it is; a service that loaded a model from it goes on with what it has loaded."""
+    tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    BertModel(tiny).save_pretrained(tmp_path)
+    model, _ = from_pretrained(BertModel, str(tmp_path))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    (file,) = tmp_path.glob("*.safetensors")
+    with file.open("r+b") as weights:
+        weights.seek(-16_384, 2)
+        weights.write(bytes(16_384))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
