@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
 
 import ray
@@ -70,6 +71,6 @@ def _exported(node: dict[str, Any]) -> str:
     address = f"[{host}]" if ":" in host else host
     try:
         with DIRECT.open(f"http://{address}:{node['MetricsExportPort']}/metrics", timeout=NODE_SECONDS) as page:
-            return page.read().decode()
-    except OSError:
+            return page.read().decode(errors="replace")
+    except (OSError, HTTPException):  # the latter if its process ends in the middle of the answer
         return ""
