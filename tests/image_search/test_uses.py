@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,15 @@ def test_each_search_marks_what_it_uses(place: SearchPaths, tmp_path: Path) -> N
             file.unlink()
         reopen()
         assert all(file.exists() for file in marked)
+
+
+def test_an_index_that_was_marked_before_the_clock_was_set_back_is_kept(tmp_path: Path) -> None:
+    for name in ("run/attempts/0000-01234567.json", f"run/index/{KEY}/compact.bin", "run/config.yaml"):
+        written_long_ago(tmp_path / name)
+    index, tomorrow = tmp_path / "run" / "index" / KEY, time.time() + 86_400
+    keep_marked([Folder.at(index)], User())
+    os.utime(index / USED, (tomorrow, tomorrow))
+    assert [item.kept for item in find_items(Folder.at(tmp_path)) if item.kind == "index"] == ["used lately"]
 
 
 def test_marks_are_renewed_while_the_user_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -257,8 +258,8 @@ def test_a_process_that_is_started_anew_begins_with_an_earlier_model_if_the_newe
 def test_a_failed_attempt_is_repeated_later_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, attempts, state = [0.0], list[float](), "first"
     asleep = threading.Event()
-    time = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda seconds: asleep.wait())
-    monkeypatch.setattr(renewal, "time", time)
+    asleep_time = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda seconds: asleep.wait())
+    monkeypatch.setattr(renewal, "time", asleep_time)
 
     def open() -> Any:
         if state == "first":
@@ -284,3 +285,22 @@ def test_the_thread_takes_up_a_model(served: Served, other_model: str) -> None:
                 break
         else:
             pytest.fail("the new model is not served")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("seconds", [-1e9, 1e9], ids=["back", "forward"])
+def test_a_model_is_taken_up_although_the_clock_was_set(
+    served: Served, other_model: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TestClient(served.renewed(seconds=0.05), "http://localhost") as client:
+        before, now = client.get("/healthz").json()["index"], time.time
+        monkeypatch.setattr(time, "time", lambda: now() + seconds)
+        served.put(other_model)
+        met = set[int]()
+        for _ in range(2000):
+            met.add(answer(client)[0])
+            if client.get("/healthz").json()["index"] != before:
+                break
+        else:
+            pytest.fail("the new model is not served")
+        assert met == {200}
