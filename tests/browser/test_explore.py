@@ -377,6 +377,24 @@ def test_a_phrase_is_placed_among_its_neighbours(tab: Any) -> None:
     assert rows.count() == len(answer(tab, "words")["words"])
 
 
+def test_words_are_drawn_as_they_are_written(tab: Any) -> None:
+    """Plotly takes text for a kind of HTML: a word of the norms could be a link."""
+    page = tab.open("#search?text=red")
+    labels, told = page.evaluate(
+        """async () => {
+            const { spread } = await import("./static/chart.js");
+            const word = { text: "<b>R&B", category: "<i>", concreteness: null, at: [[0, 0], [0, 0]] };
+            const data = { words: [word], categories: [], explained: [[0.5, 0.5], [0.5, 0.5]] };
+            const panels = [{ share: 1, name: "After" }];
+            const { traces } = spread({
+                data, panels, view: { x: 0, y: 1 }, found: null, stacked: false, size: [800, 600], rest: true,
+            });
+            return [traces[0].text, traces[0].hovertext];
+        }"""
+    )
+    assert (labels, told) == (["&lt;b>R&amp;B"], ["<b>&lt;b>R&amp;B</b><br>&lt;i>"])
+
+
 def test_plotly_is_loaded_from_the_service_on_first_use(tab: Any) -> None:
     page = tab.open("#search?text=red")
     assert not any("plotly" in url for url in tab.asked)
@@ -559,6 +577,40 @@ def test_an_unreachable_service_can_be_retried(tab: Any) -> None:
     page.get_by_role("button", name="Try again").click()
     tab.rest()
     assert order(page) == nearest(tab, text="blue")
+
+
+def test_an_answer_that_is_none_of_the_services_is_told(tab: Any) -> None:
+    """A proxy in front may ask for its own login with status 200."""
+    page = tab.open("#search?text=red")
+    page.route("**/search?*", lambda route: route.fulfill(status=200, body="<!doctype html><title>login</title>"))
+    page.locator("#search-text").fill("blue")
+    page.get_by_role("alert").get_by_text("did not arrive whole").wait_for()
+
+
+def test_a_picture_that_does_not_load_is_told_and_loaded_again(tab: Any) -> None:
+    tab.refusals = True
+    page = tab.page
+    page.route("**/images/12*", lambda route: route.fulfill(status=503))
+    tab.open("#why?image=12&text=red")
+    assert "The picture did not load" in page.get_by_role("alert").inner_text()
+    page.unroute("**/images/12*")
+    page.get_by_role("button", name="Try again").click()
+    tab.rest()
+    assert page.get_by_role("alert").count() == 0
+    assert page.locator("#why .token").count() == 1
+
+
+def test_a_busy_service_that_then_refuses_is_no_longer_waited_for(tab: Any) -> None:
+    tab.refusals, answers = True, [503, 422]
+    page = tab.open("#space?text=red")
+
+    def refuse(route: Any) -> None:
+        route.fulfill(status=answers.pop(0), headers={"Retry-After": "0"}, json={"detail": "no such word"})
+
+    page.route("**/words?text=*", refuse)
+    page.locator("#space [name=text]").fill("blue")
+    page.get_by_role("alert").get_by_text("No such word").wait_for()
+    assert page.locator("#space .status").inner_text() == ""
 
 
 def test_other_files_are_refused_with_a_reason(tab: Any) -> None:

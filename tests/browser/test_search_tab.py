@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import urllib.parse
@@ -172,6 +173,96 @@ def test_the_pool_is_paged_in_the_dialog(tab: Tab) -> None:
     assert not more.is_visible()
     labels = pool.evaluate_all("buttons => buttons.map(button => button.ariaLabel)")
     assert sorted(labels) == sorted(f"Picture {id}" for id in tab.served.scenes)
+
+
+def test_pages_of_the_pool_that_arrive_late_are_neither_repeated_nor_mixed(tab: Tab) -> None:
+    page = tab.open("#search?text=red")
+    held: list[Any] = []
+    page.route("**/pool?*", lambda route: held.append(route))
+    page.get_by_role("button", name="Picture none").click()
+    others = page.get_by_role("button", name="Show others")
+    others.click()
+    others.click()
+    while len(held) < 3:
+        page.wait_for_timeout(20)
+    for route in reversed(held):
+        with contextlib.suppress(Exception):  # one that the page has given up
+            route.continue_()
+    page.unroute("**/pool?*")
+    pool, more = page.locator("#chooser .pool button"), page.locator("#chooser").get_by_role("button", name="More pict")
+    pool.first.wait_for()
+    tab.rest()
+    page.evaluate("const more = document.querySelector('[data-part=more-pool]'); more.click(); more.click()")
+    tab.rest()
+    assert more.is_visible()
+    shown = pool.evaluate_all("buttons => buttons.map(button => button.ariaLabel)")
+    with urllib.request.urlopen(f"{tab.served.address}pool?k=48&seed=2") as response:
+        assert shown == [f"Picture {one['id']}" for one in json.load(response)["results"]]
+
+
+def test_more_is_of_the_query_that_was_answered_and_shows_no_picture_twice(tab: Tab) -> None:
+    page = tab.open("#search?text=red")
+
+    def of_another_model(route: Any) -> None:
+        response = route.fetch()
+        told = response.json()
+        told["answers"][0]["results"][0] = first
+        route.fulfill(response=response, json=told)
+
+    with urllib.request.urlopen(f"{tab.served.address}search?text=red&k=1") as response:
+        first = json.load(response)["answers"][0]["results"][0]
+    page.route("**/search?*offset=*", of_another_model)
+    page.evaluate(
+        "const text = document.getElementById('search-text'); text.value = 'blue';"
+        "text.dispatchEvent(new Event('input', { bubbles: true }));"
+        "document.querySelector('#search [data-part=more]').click()"
+    )
+    tab.until("document.querySelectorAll('#search .grid [data-key]').length > 24")
+    (asked,) = [url for url in tab.asked if "offset=25" in url]
+    assert "text=red" in asked
+    expected = nearest(tab, 72, text="red")
+    assert order(page) in ([id for id in expected if id != expected[25]], nearest(tab, text="blue"))
+
+
+def test_pasted_pictures_of_one_name_stay_apart(tab: Tab) -> None:
+    """Browsers call each of them image.png."""
+    page = tab.open("#search?text=red")
+    first = {}
+    for id in ("7", "9"):
+        page.evaluate(
+            """async (id) => {
+                const blob = await (await fetch(`images/${id}`)).blob();
+                const data = new DataTransfer();
+                data.items.add(new File([blob], "image.png", { type: blob.type }));
+                document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true }));
+            }""",
+            id,
+        )
+        tab.rest()
+        page.locator("#alpha").press("Home")
+        first[page.url] = order(page)[0]
+    assert list(first.values()) == ["7", "9"]
+    page.go_back()
+    tab.rest()
+    page.locator("#alpha").press("Home")
+    assert order(page)[0] == "7"
+
+
+def test_pictures_that_a_busy_service_refused_are_loaded_again(tab: Tab) -> None:
+    tab.refusals, refused = True, set[str]()
+
+    def busy(route: Any) -> None:
+        if route.request.url in refused:
+            route.continue_()
+        else:
+            refused.add(route.request.url)
+            route.fulfill(status=503, headers={"Retry-After": "1"})
+
+    tab.page.route("**/thumbnails/*", busy)
+    tab.open("#search?image=12&text=red&alpha=0.5")
+    assert refused
+    for place in ("#search .strip img", "#search .grid li:nth-child(-n+8) img"):
+        tab.until(f"[...document.querySelectorAll('{place}')].every(one => one.naturalWidth > 0)")
 
 
 def test_a_still_from_the_camera_is_searched_with(browser: Any, served: Any) -> None:

@@ -36,7 +36,7 @@ export async function ask(path, fields = {}, { signal, waiting } = {}) {
   const url = form || pairs.length === 0 ? path : `${path}?${new URLSearchParams(pairs)}`;
   for (let tries = 1; ; tries += 1) {
     const answer = await reach(url, form ? { method: "POST", body: form, signal } : { signal });
-    if (answer.ok) return answer.json();
+    if (answer.ok) return read(answer);
     if (!AGAIN.includes(answer.status) || tries === TRIES) throw new Failure(await said(answer), answer.status);
     const seconds = wait(answer.headers.get("Retry-After"));
     waiting?.(seconds);
@@ -50,6 +50,16 @@ async function reach(url, options) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Failure("The service does not answer. See whether it still runs where you started it, then try again.");
+  }
+}
+
+/** The content of a response. It may break off, or be that of a proxy, such as a form to log in. */
+async function read(answer) {
+  try {
+    return await answer.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("The service's answer did not arrive whole: try again.", answer.status);
   }
 }
 

@@ -146,7 +146,7 @@ function between(at, axis, share) {
 }
 
 function about(word) {
-  const tells = [word.category, word.concreteness !== null && `concreteness ${figure(word.concreteness)}`];
+  const tells = [word.category && escaped(word.category), word.concreteness !== null && `concreteness ${figure(word.concreteness)}`];
   return [`<b>${escaped(word.text)}</b>`, ...tells.filter(Boolean)].join("<br>");
 }
 
@@ -328,7 +328,7 @@ function label(traces, layout, found) {
       const free =
         box[2] < limit + 8 &&
         !taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3]);
-      trace.text[at] = free ? text : "";
+      trace.text[at] = free ? escaped(text) : "";
       if (free) taken.push(box);
     }
   }

@@ -1,10 +1,12 @@
 // Pictures of the pool, pictures of this device, and the dialog that chooses one.
 
-import { Failure, UPLOAD_LIMIT, ask } from "./api.js";
+import { Failure, UPLOAD_LIMIT, ask, latest } from "./api.js";
 import { openCamera } from "./camera.js";
 import { make, parts, trouble } from "./elements.js";
 
 const POOL = 24;
+const RELOADS = 3; // of a picture that did not load
+const RELOAD = 1000; // milliseconds until the first of them; the next take longer
 
 // the version of the pool, of which a browser keeps pictures for good; the service writes it into the page
 const version = document.querySelector('meta[name="pool"]')?.content;
@@ -45,10 +47,22 @@ export function ofFile(file) {
       `“${file.name}” has ${size} MB; the limit is ${UPLOAD_LIMIT / 1e6} MB: make it smaller first.`,
     );
   }
-  const url = URL.createObjectURL(file);
-  const picture = { id: null, file, url, thumbnail: url, name: file.name };
-  own.set(file.name, picture);
+  const name = unused(file);
+  const url = own.get(name)?.url ?? URL.createObjectURL(file);
+  const picture = { id: null, file, url, thumbnail: url, name };
+  own.set(name, picture);
   return picture;
+}
+
+/**
+ * A file's name, with a number if another file of this visit has it: browsers call each pasted picture `image.png`, and
+ * an address names a picture by this alone.
+ */
+function unused(file) {
+  const same = (other) => ["size", "type", "lastModified"].every((of) => other[of] === file[of]);
+  let name = file.name;
+  for (let number = 2; own.has(name) && !same(own.get(name).file); number += 1) name = `${file.name} (${number})`;
+  return name;
 }
 
 /** The fields of a request about a picture. */
@@ -97,10 +111,11 @@ export function openChooser() {
     }
   };
   /** Add a page of the pool, in the order of `seed`; the focus goes to its first picture if `button` had it. */
-  const fill = async (button = null) => {
+  const fill = latest(async (signal, button = null) => {
     part.pool.setAttribute("aria-busy", "true");
     try {
-      const { results, next: after } = await ask("pool", { k: POOL, seed, offset: next });
+      const { results, next: after } = await ask("pool", { k: POOL, seed, offset: next }, { signal });
+      if (signal.aborted) return;
       const buttons = results.map(({ id }) => thumbnailButton(ofPool(id), `Picture ${id}`, finish));
       if (next === 0) part.pool.replaceChildren(...buttons);
       else part.pool.append(...buttons);
@@ -109,10 +124,11 @@ export function openChooser() {
       if (button) buttons[0]?.focus();
       trouble(part.trouble, null);
     } catch (failure) {
-      trouble(part.trouble, failure, () => fill());
+      if (!signal.aborted) trouble(part.trouble, failure, () => fill());
+    } finally {
+      if (!signal.aborted) part.pool.removeAttribute("aria-busy");
     }
-    part.pool.removeAttribute("aria-busy");
-  };
+  });
 
   const closeCamera = () => {
     camera?.stop();
@@ -189,12 +205,30 @@ export function openChooser() {
   return { choose, drop };
 }
 
+/**
+ * The image, which loads again if it did not, three times at most: a busy service refuses pictures too. Then `fail()` is
+ * called.
+ */
+export function persistent(image, fail = () => {}) {
+  let tries = 0;
+  image.addEventListener("load", () => {
+    tries = 0;
+  });
+  image.addEventListener("error", () => {
+    const source = image.getAttribute("src");
+    tries += 1;
+    if (tries > RELOADS) fail();
+    else setTimeout(() => image.getAttribute("src") === source && image.setAttribute("src", source), tries * RELOAD);
+  });
+  return image;
+}
+
 /** A button that shows a picture. */
 export function thumbnailButton(picture, label, choose) {
   const image = make("img", { src: picture.thumbnail, alt: "", loading: "lazy", decoding: "async" });
   const button = make("button", { type: "button", "aria-label": label }, image);
   button.addEventListener("click", () => choose(picture));
-  image.addEventListener("error", () => button.remove());
+  persistent(image, () => button.remove());
   return button;
 }
 

@@ -5,7 +5,7 @@ import { ask, latest, paused } from "./api.js";
 import { chips, clone, counted, figure, make, parts, trouble } from "./elements.js";
 import { openFilters } from "./filters.js";
 import { arrange } from "./motion.js";
-import { asked, noted, ofPool, rankedBy, recalled } from "./pictures.js";
+import { asked, noted, ofPool, persistent, rankedBy, recalled } from "./pictures.js";
 import { saveGrid, saveStrip } from "./saving.js";
 import { ALPHAS, STEPS, openStrip } from "./strip.js";
 
@@ -20,7 +20,9 @@ const MATCH = "match with the query, in standard deviations above the mean of th
 export function openSearch(root, app) {
   const part = parts(root);
   const query = { picture: null, texts: [], without: "", step: STEPS / 2 };
-  let answers = []; // {found, shown, more}: one an alpha of the way, or a single one; the results shown are the first
+  // {asked, alpha, found, passed, shown, more}: one an alpha of the way, or a single one. `asked` are the fields of its
+  // request, `passed` is the number of results that arrived, of which `found` has each picture once; the first are shown
+  let answers = [];
   let playing = null;
 
   // ---- requests
@@ -47,8 +49,16 @@ export function openSearch(root, app) {
     try {
       const k = FIRST + 1; // the query picture is nearest to itself, and left out
       const alpha = mixed() ? ALPHAS : null;
-      const told = await ask("search", { ...fields(), k, alpha }, { signal, waiting });
-      answers = told.answers.map(({ results }) => ({ found: results, shown: FIRST, more: results.length === k }));
+      const given = fields();
+      const told = await ask("search", { ...given, k, alpha }, { signal, waiting });
+      answers = told.answers.map(({ alpha: at, results }) => ({
+        asked: given,
+        alpha: at,
+        found: results,
+        passed: results.length,
+        shown: FIRST,
+        more: results.length === k,
+      }));
       draw(told.milliseconds);
       warm();
     } catch (failure) {
@@ -67,20 +77,24 @@ export function openSearch(root, app) {
     trouble(part.trouble, null);
     part.more.setAttribute("aria-busy", "true");
     try {
-      const offset = answer.found.length;
+      const offset = answer.passed;
       const k = Math.min(PAGE, MOST - offset);
-      const wanted = { ...fields(), k, offset, alpha: mixed() ? alpha() : null };
-      const told = await ask("search", wanted, { signal, waiting });
+      // of the query that was answered: another one may be typed by now
+      const told = await ask("search", { ...answer.asked, k, offset, alpha: answer.alpha }, { signal, waiting });
       const { results } = told.answers[0];
       if (!answers.includes(answer)) return; // there is another query by now
       const first = ranked(answer).length;
-      answer.found.push(...results);
+      const known = new Set(answer.found.map(({ id }) => id)); // another model may answer by now, in another order
+      answer.found.push(...results.filter(({ id }) => !known.has(id)));
+      answer.passed += results.length;
       answer.shown += PAGE;
-      answer.more = results.length === k && answer.found.length < MOST;
+      answer.more = results.length === k && answer.passed < MOST;
       draw(told.milliseconds);
       part.grid.children[first]?.querySelector(".open").focus();
     } catch (failure) {
-      if (!signal.aborted) trouble(part.trouble, failure, () => more(answer));
+      if (signal.aborted) return;
+      say("");
+      trouble(part.trouble, failure, () => more(answer));
     } finally {
       if (!signal.aborted) part.more.removeAttribute("aria-busy");
     }
@@ -174,7 +188,7 @@ export function openSearch(root, app) {
   const result = ({ id }) => {
     const picture = ofPool(id);
     const item = clone("result");
-    item.querySelector("img").src = picture.thumbnail;
+    persistent(item.querySelector("img")).src = picture.thumbnail;
     item.querySelector(".open").addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return; // a tab or window of its own
       event.preventDefault();

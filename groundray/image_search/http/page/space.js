@@ -73,6 +73,7 @@ export function openSpace(root, app) {
     } catch (failure) {
       if (signal.aborted) return;
       found = null;
+      say("");
       drawFound();
       trouble(part.trouble, failure, look);
     } finally {

@@ -1,7 +1,7 @@
 // The strip of the Search tab: at each step from picture to word the first results, one above another.
 
 import { figure, make } from "./elements.js";
-import { ofPool } from "./pictures.js";
+import { ofPool, persistent } from "./pictures.js";
 
 export const STEPS = 20; // alpha moves by 1/20, as in the paper
 export const ALPHAS = Array.from({ length: STEPS + 1 }, (_, step) => step / STEPS);
@@ -15,7 +15,7 @@ const NARROWEST = 46; // pixels of a column
  */
 export function openStrip(path, strip, choose) {
   const column = () => {
-    const images = Array.from({ length: STACKED }, () => make("img", { alt: "", decoding: "async" }));
+    const images = Array.from({ length: STACKED }, () => persistent(make("img", { alt: "", decoding: "async" })));
     const button = make("button", { type: "button", tabindex: "-1" }, ...images, make("span", { class: "at" }));
     button.addEventListener("click", () => choose(Number(button.dataset.step)));
     return button;

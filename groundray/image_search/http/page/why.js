@@ -1,6 +1,6 @@
 // The Why tab: the match maps of a text's words on a picture.
 
-import { ask, latest, paused } from "./api.js";
+import { Failure, ask, latest, paused } from "./api.js";
 import { chips, clone, figure, parts, trouble } from "./elements.js";
 import { paint, paintRamp } from "./heat.js";
 import { tween } from "./motion.js";
@@ -38,6 +38,7 @@ export function openWhy(root, app) {
         part.picture.decode().catch(() => {}),
       ]);
       if (signal.aborted) return;
+      if (!part.picture.naturalWidth) throw new Failure("The picture did not load: try again.");
       take(found);
     } catch (failure) {
       if (signal.aborted) return;
