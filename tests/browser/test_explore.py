@@ -587,6 +587,18 @@ def test_an_answer_that_is_none_of_the_services_is_told(tab: Any) -> None:
     page.get_by_role("alert").get_by_text("did not arrive whole").wait_for()
 
 
+def test_a_long_text_of_another_script_passes_a_proxy_that_limits_addresses(tab: Any) -> None:
+    """nginx refuses addresses of 8 kB or more by itself; each letter takes nine characters of one."""
+    page = tab.page
+    page.route("**/*", lambda route: route.fulfill(status=414) if len(route.request.url) > 8000 else route.continue_())
+    tab.open("#why?image=12&text=red")
+    page.get_by_label("Text", exact=True).fill("red " + "\u732b" * 990)
+    page.wait_for_timeout(400)
+    tab.rest()
+    assert page.get_by_role("alert").count() == 0
+    assert page.locator("#why .token").first.inner_text().startswith("red")
+
+
 def test_a_picture_that_does_not_load_is_told_and_loaded_again(tab: Any) -> None:
     tab.refusals = True
     page = tab.page

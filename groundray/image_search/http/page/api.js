@@ -3,6 +3,8 @@
 const TRIES = 6;
 const AGAIN = [429, 503];
 const LONGEST_WAIT = 30; // seconds
+const LONGEST = 4000; // characters of an address: proxies refuse those of 8 kB, which 900 letters of other scripts take
+const FORMS = ["search", "match-map"]; // paths that take a form, too
 export const UPLOAD_LIMIT = 10e6; // bytes, as the service has it
 
 /** A failed request, with a message to show. `status` is 0 if there was no response. */
@@ -16,7 +18,7 @@ export class Failure extends Error {
 /**
  * Send a request and return its JSON response.
  *
- * A File among the fields makes the request a POST. List fields are repeated; null and undefined fields are omitted.
+ * A File among the fields, or long ones, make the request a POST. List fields are repeated; null and undefined fields are omitted.
  * A service that is busy (503), or that this client asks too often (429), is asked again after its Retry-After.
  *
  * @param {string} path relative to the page
@@ -31,9 +33,11 @@ export async function ask(path, fields = {}, { signal, waiting } = {}) {
       .filter((one) => one !== null && one !== undefined)
       .map((one) => [name, one]),
   );
-  const form = pairs.some(([, value]) => value instanceof File) ? new FormData() : null;
+  const query = new URLSearchParams(pairs).toString();
+  const long = query.length > LONGEST && FORMS.includes(path);
+  const form = long || pairs.some(([, value]) => value instanceof File) ? new FormData() : null;
   if (form) for (const [name, value] of pairs) form.append(name, value);
-  const url = form || pairs.length === 0 ? path : `${path}?${new URLSearchParams(pairs)}`;
+  const url = form || !query ? path : `${path}?${query}`;
   for (let tries = 1; ; tries += 1) {
     const answer = await reach(url, form ? { method: "POST", body: form, signal } : { signal });
     if (answer.ok) return read(answer);
