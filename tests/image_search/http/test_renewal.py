@@ -280,7 +280,8 @@ def test_the_thread_takes_up_a_model(served: Served, other_model: str) -> None:
     with TestClient(served.renewed(seconds=0.05), "http://localhost") as client:
         before = client.get("/healthz").json()["index"]
         served.put(other_model)
-        for _ in range(2000):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
             if client.get("/healthz").json()["index"] != before:
                 break
         else:
@@ -297,7 +298,8 @@ def test_a_model_is_taken_up_although_the_clock_was_set(
         monkeypatch.setattr(time, "time", lambda: now() + seconds)
         served.put(other_model)
         met = set[int]()
-        for _ in range(2000):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
             met.add(answer(client)[0])
             if client.get("/healthz").json()["index"] != before:
                 break
