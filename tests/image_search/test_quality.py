@@ -86,7 +86,7 @@ def test_a_named_object_is_in_the_images_that_are_found(search: Search, scenes: 
 
 
 def test_the_object_of_a_picture_and_another_colour_are_found_together(other_pool: Path) -> None:
-    """Wanted: .7. Measured: .68; .70 on the scenes on which the description's weights were chosen."""
+    """Measured: .739; .738 on the scenes on which the description's weights were chosen."""
     search, scenes, found = open_search(other_pool), scenes_of(other_pool), []
     for id, scene in scenes.items():
         if len(scene.objects) > 1:
@@ -96,10 +96,7 @@ def test_the_object_of_a_picture_and_another_colour_are_found_together(other_poo
             if colour != item.colour:
                 hits = [hit.id for hit in search.find(colour, id, alpha=0.5, k=K + 1) if hit.id != id][:K]
                 found += [item.noun in nouns(scenes[hit]) and colour in colours(scenes[hit]) for hit in hits]
-    both = np.mean(found)
-    assert both >= 0.66
-    if both < 0.7:
-        pytest.xfail(f"{both:.3f} of .7")
+    assert np.mean(found) >= 0.7
 
 
 def shares(search: Search, scenes: dict[str, Scene], wanted: bool, **query: Any) -> tuple[float, float, int]:
@@ -131,8 +128,8 @@ def shares(search: Search, scenes: dict[str, Scene], wanted: bool, **query: Any)
 
 
 def test_a_colour_is_left_out(search: Search, scenes: dict[str, Scene]) -> None:
-    """Measured: .92 show the noun and nothing of the colour, .82 without `without`; by vectors alone .86 and .75. Of
-    those left, .93 show the noun; by vectors alone .90."""
+    """Measured: .95 show the noun and nothing of the colour, .80 without `without`; by vectors alone .84 and .74. Of
+    those left, .95 show the noun; by vectors alone .89."""
     plain, _, pairs = shares(search, scenes, False, text="a {noun}")
     left_out, named, _ = shares(search, scenes, False, text="a {noun}", without="{colour}")
     assert pairs > 100
@@ -141,8 +138,8 @@ def test_a_colour_is_left_out(search: Search, scenes: dict[str, Scene]) -> None:
 
 
 def test_a_noun_and_a_colour_are_found_together(search: Search, scenes: dict[str, Scene]) -> None:
-    """Measured: .70 show both for two texts, .57 for the phrase of both words, .17 for the noun alone; by vectors alone
-    .55, .47 and .19."""
+    """Measured: .80 show both for two texts, .67 for the phrase of both words, .18 for the noun alone; by vectors alone
+    .60, .54 and .20."""
     together, _, pairs = shares(search, scenes, True, text=("a {noun}", "{colour}"))
     phrase, *_ = shares(search, scenes, True, text="a {colour} {noun}")
     alone, *_ = shares(search, scenes, True, text="a {noun}")
@@ -154,8 +151,8 @@ def test_a_noun_and_a_colour_are_found_together(search: Search, scenes: dict[str
 def test_words_are_said_to_be_present_and_absent_rightly(search: Search, scenes: dict[str, Scene]) -> None:
     """Nouns and colours, one word each, on 400 scenes of the pool, of which 256 others calibrate at most.
 
-    Measured on 244 scenes beside 256 that calibrate: of words in a scene .07 are said to be absent and .48 present; of
-    words that are not, .61 and .05. The rest is unclear. The best single threshold errs on one word of five.
+    Measured on 244 scenes beside 256 that calibrate: of words in a scene .05 are said to be absent and .62 present; of
+    words that are not, .62 and .06. The rest is unclear. The best single threshold errs on one word of five.
     """
     matcher = GroundingMatcher.load(str(MODEL))
     assert matcher is not None
@@ -176,4 +173,4 @@ def test_words_are_said_to_be_present_and_absent_rightly(search: Search, scenes:
     assert (told[~there] == "absent").mean() >= 0.52
     assert (told[~there] == "present").mean() <= 0.09
     assert unlit[told == "absent"].mean() >= 0.97  # what is said to be absent stays dark
-    assert unlit[there].mean() <= 0.4  # measured: .27
+    assert unlit[there].mean() <= 0.4  # measured: .25
