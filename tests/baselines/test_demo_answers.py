@@ -48,9 +48,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float
 
 
 def test_pictures_and_the_grounded_model_find_what_a_phrase_looks_like(found: dict[str, dict[str, float]]) -> None:
-    """`striped circle` is a zebrine: no caption and no scene graph says so. All 6 are
-    among the first three words by Picturebook, the bag of visual words and the grounded model, none by ViCo, GloVe and
-    the text-only model."""
+    """`striped circle` is a zebrine: no caption and no scene graph says so. All 6 are among the first three words by
+    Picturebook, the bag of visual words and the grounded model, none by ViCo, GloVe and the text-only model."""
     of = found["composition/rank/within_3"]
     assert min(of["picturebook"], of["bovw"], of["grounded"]) >= 0.8
     assert max(of["vico"], of["glove"], of["text-only"]) <= 0.2
@@ -62,8 +61,12 @@ def test_pictures_and_the_grounded_model_tell_categories_of_looks(
 ) -> None:
     """.05 and .50 by Picturebook, .12 and .34 by the grounded model; at most .03 by ViCo, GloVe and text alone."""
     of = found[f"categories/{name}/silhouette/rest/median"]
-    assert min(of["picturebook"], of["grounded"]) > max(of["vico"], of["glove"], of["text-only"]) + 0.04
-    assert max(of["vico"], of["glove"], of["text-only"]) < 0.05
+    seen_nothing = max(of["vico"], of["glove"], of["text-only"])
+    assert seen_nothing < 0.05
+    assert of["grounded"] > 0.06
+    assert of["picturebook"] > seen_nothing + 0.04
+    if of["picturebook"] <= 0.06:
+        pytest.xfail(f"{of['picturebook']:.3f} by Picturebook, wanted .06")
 
 
 def test_scene_graphs_and_the_grounded_model_tell_attributes_from_things(found: dict[str, dict[str, float]]) -> None:

@@ -233,6 +233,9 @@ def test_a_process_that_is_started_anew_begins_with_an_earlier_model_if_the_newe
 
         return app
 
+    async def unused(*_: Any) -> Any:
+        raise AssertionError("the applications neither receive nor send")
+
     def open() -> Any:
         if not working:
             raise OSError(28, "No space left on device")
@@ -243,7 +246,7 @@ def test_a_process_that_is_started_anew_begins_with_an_earlier_model_if_the_newe
     app, met = RenewedApp(lambda: "newest", open, None, lambda: named("earlier")), list[tuple[str, str]]()
 
     def ask() -> tuple[str, str]:
-        asyncio.run(app({"type": "http"}, lambda: None, lambda _: None))  # type: ignore[arg-type]
+        asyncio.run(app({"type": "http"}, unused, unused))
         return met.pop()
 
     name, told = ask()
